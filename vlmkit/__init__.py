@@ -1,0 +1,3 @@
+"""Composable Unix commands for pictures and language."""
+
+__version__ = "0.1.0"

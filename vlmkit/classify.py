@@ -1,0 +1,67 @@
+"""classify: which of some labels fits a picture best (zero-shot, Radford et al. 2021)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models import Embedder
+from vlmkit.records import Failed, Record, batched
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+def read_labels(listed: str | None, file: str | None) -> list[str]:
+    """The labels of `--labels a,b,c` or of a file with one a line, each once. Raises VlmkitError if there is none."""
+    if (listed is None) == (file is None):
+        raise VlmkitError("no labels" if file is None else "labels given twice", "use --labels A,B or --labels-file F")
+    if file is not None:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise VlmkitError(f"{file}: {error}", "name a text file with one label a line") from None
+    else:
+        lines = listed.split(",") if listed else []
+    labels = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not labels:
+        raise VlmkitError("no labels", "use --labels A,B or --labels-file F")
+    return labels
+
+
+def label_vectors(embedder: Embedder, labels: Sequence[str], templates: Sequence[str]) -> "np.ndarray":
+    """L labels -> L x D unit vectors: the mean over the templates, normalised. `{}` in a template is the label."""
+    import numpy as np
+
+    for template in templates:
+        if "{}" not in template:
+            raise VlmkitError(f"the template {template!r} has no {{}}", "write {} where the label goes")
+    prompts = [template.replace("{}", label) for label in labels for template in templates]
+    vectors = np.concatenate([embedder.embed_texts(batch) for batch in batched(prompts, 256)])
+    means = vectors.reshape(len(labels), len(templates), -1).mean(axis=1)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def classify(
+    embedded: "Iterable[tuple[Record, np.ndarray] | Failed]",
+    labels: Sequence[str],
+    vectors: "np.ndarray",
+    logit_scale: float,
+    k: int,
+) -> Iterator[Record | Failed]:
+    """Each record with `label` and `labels`, the k best with their probabilities among all labels."""
+    import numpy as np
+
+    for found in embedded:
+        if isinstance(found, Failed):
+            yield found
+            continue
+        record, vector = found
+        logits = logit_scale * (vectors @ vector)  # (L,)
+        odds = np.exp(logits - logits.max())
+        chances = odds / odds.sum()
+        order = np.argsort(-chances, kind="stable")[:k]
+        best = [{"label": labels[i], "score": round(float(chances[i]), 6)} for i in order]
+        yield record | {"label": best[0]["label"], "labels": best}

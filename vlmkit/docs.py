@@ -1,0 +1,276 @@
+"""Man pages, shell completions and the README's command reference, all from the command table.
+
+`python -m vlmkit.docs` writes them, `python -m vlmkit.docs --check` tells what has drifted (exit code 1).
+"""
+
+import enum
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import typer
+
+from vlmkit import __version__
+from vlmkit.cli import PROGRAM, TAGLINE, app
+from vlmkit.examples import EXAMPLES, Example
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- generated: commands -->\n).*?(<!-- end -->)", re.DOTALL)
+
+EXIT_CODES = [
+    ("0", "All went well; also when the reader of standard output went away."),
+    ("1", "Nothing was found."),
+    ("2", "Wrong usage or a fatal error: no file was changed."),
+    ("3", "Finished, but some records failed; each is named on standard error."),
+    ("130, 143", "Stopped by SIGINT or SIGTERM; no temporary file is left."),
+]
+ENVIRONMENT = [
+    ("VLMKIT_EMBED_MODEL", "Default of -m for embed and classify."),
+    ("VLMKIT_INDEX", "Default of -i."),
+    ("XDG_DATA_HOME", "Indexes given by name stand in its folder vlmkit (default ~/.local/share)."),
+    ("XDG_CACHE_HOME", "Model identities are remembered in its folder vlmkit (default ~/.cache)."),
+    ("NO_COLOR", "No colours in tables."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option of a command."""
+
+    names: list[str]
+    value: str  # what stands for the value, empty for a switch
+    choices: list[str]
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command as the documents need it."""
+
+    name: str
+    summary: str
+    text: list[str]  # paragraphs
+    argument: str  # as in a usage line, may be empty
+    argument_help: str
+    flags: list[Flag]
+    examples: list[Example]
+
+    @property
+    def usage(self) -> str:
+        return " ".join(filter(None, [PROGRAM, self.name, "[OPTION]...", self.argument]))
+
+
+def commands() -> list[Command]:
+    """The command table, in its order."""
+    root = typer.main.get_command(app)
+    return [_command(name, command) for name, command in root.commands.items()]  # type: ignore[attr-defined]
+
+
+def _command(name: str, command) -> Command:  # type: ignore[no-untyped-def]
+    summary, *text = [" ".join(part.split()) for part in dedent(command.help).split("\n\n")]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    return Command(
+        name,
+        summary,
+        text,
+        " ".join(f"[{p.metavar}]..." if p.nargs == -1 and not p.required else f"{p.metavar}" for p in arguments),
+        " ".join(p.help for p in arguments),
+        [*map(_flag, options), Flag(["-h", "--help"], "", [], "Print the help.")],
+        EXAMPLES[name],
+    )
+
+
+def _flag(option) -> Flag:  # type: ignore[no-untyped-def]
+    kind = option.type_descriptor.annotation
+    choices = [str(member.value) for member in kind] if isinstance(kind, enum.EnumType) else []
+    value = "" if option.is_flag else option.metavar or "|".join(choices)
+    default = "" if option.is_flag or option.default is None else f" Default: {option.default}."
+    variable = f" Environment: {option.envvar}." if option.envvar else ""
+    return Flag(option.opts, value, choices, option.help + default + variable)
+
+
+def _roff(text: str) -> str:
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("…", "\\&...")
+    return re.sub(r"^\.", "\\&.", text, flags=re.MULTILINE)
+
+
+def _pairs(title: str, rows: list[tuple[str, str]]) -> Iterator[str]:
+    yield f".SH {title}"
+    for name, text in rows:
+        yield f".TP\n.B {_roff(name)}\n{_roff(text)}"
+
+
+def _man_page(command: Command) -> str:
+    title = f"{PROGRAM}-{command.name}"
+    lines = [
+        f'.TH {title.upper()} 1 "" "vlmkit {__version__}" "vlmkit manual"',
+        f".SH NAME\n{_roff(title)} \\- {_roff(command.summary.rstrip('.'))}",
+        f".SH SYNOPSIS\n.B {_roff(command.usage)}",
+        f".SH DESCRIPTION\n{_roff(command.summary)}",
+        *(f".PP\n{_roff(paragraph)}" for paragraph in command.text),
+    ]
+    if command.argument:
+        lines.append(f".PP\n.I {_roff(command.argument)}\n{_roff(command.argument_help)}")
+    flags = [(", ".join(flag.names) + (f" {flag.value}" if flag.value else ""), flag.help) for flag in command.flags]
+    lines += _pairs("OPTIONS", flags)
+    lines.append(".SH EXAMPLES")
+    for example in command.examples:
+        printed = f"\n{_roff(example.prints)}" if example.prints else ""
+        lines.append(f".PP\n{_roff(example.what)}\n.PP\n.nf\n.RS 4\n{_roff(example.line)}{printed}\n.RE\n.fi")
+    lines += _pairs("EXIT STATUS", EXIT_CODES)
+    lines += _pairs("ENVIRONMENT", ENVIRONMENT)
+    lines.append(f".SH SEE ALSO\n.BR {PROGRAM} (1)")
+    return "\n".join(lines) + "\n"
+
+
+def _main_page(table: list[Command]) -> str:
+    lines = [
+        f'.TH {PROGRAM.upper()} 1 "" "vlmkit {__version__}" "vlmkit manual"',
+        f".SH NAME\n{PROGRAM} \\- {_roff(TAGLINE.rstrip('.').lower())}",
+        f".SH SYNOPSIS\n.B {PROGRAM}\n.I COMMAND\n[OPTION]...",
+        ".SH DESCRIPTION\nCommands read and write records, one JSON object a line, so they can be joined by pipes.",
+        *_pairs("COMMANDS", [(f"{PROGRAM}-{command.name}(1)", command.summary) for command in table]),
+        *_pairs("EXIT STATUS", EXIT_CODES),
+        *_pairs("ENVIRONMENT", ENVIRONMENT),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _bash(table: list[Command]) -> str:
+    cases = []
+    for command in table:
+        words = " ".join(name for flag in command.flags for name in flag.names)
+        cases.append(f'        {command.name}) words="{words}" ;;')
+    choices = sorted({(name, " ".join(f.choices)) for c in table for f in c.flags if f.choices for name in f.names})
+    values = "\n".join(f'        {name}) words="{listed}" ;;' for name, listed in choices)
+    return f"""# bash completion for {PROGRAM}, generated by vlmkit.docs
+_{PROGRAM}() {{
+    local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" words=""
+    COMPREPLY=()
+    case "$previous" in
+{values}
+    esac
+    if [[ -n "$words" ]]; then
+        COMPREPLY=($(compgen -W "$words" -- "$current"))
+        return
+    fi
+    if ((COMP_CWORD == 1)); then
+        COMPREPLY=($(compgen -W "{" ".join(c.name for c in table)} --help --version" -- "$current"))
+        return
+    fi
+    [[ "$current" == -* ]] || return
+    case "${{COMP_WORDS[1]}}" in
+{chr(10).join(cases)}
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o default -o bashdefault -F _{PROGRAM} {PROGRAM}
+"""
+
+
+def _zsh(table: list[Command]) -> str:
+    def quoted(text: str) -> str:
+        return re.sub(r"([\[\]:\\])", r"\\\1", text).replace("'", "'\\''")
+
+    def spec(flag: Flag) -> str:
+        names = f"'({' '.join(flag.names)})'{{{','.join(flag.names)}}}" if len(flag.names) > 1 else flag.names[0]
+        if not flag.value:
+            value = ""
+        elif flag.choices:
+            value = f":value:({' '.join(flag.choices)})"
+        else:
+            value = f":{flag.value}:{'_files -/' if flag.value == 'DIR' else '_files'}"
+        return f"            {names}'[{quoted(flag.help)}]{value}' \\"
+
+    cases = "\n".join(
+        f"        {command.name})\n        _arguments -S \\\n"
+        + "\n".join(map(spec, command.flags))
+        + "\n            '*:input:_files' ;;"
+        for command in table
+    )
+    listed = "\n".join(f"        '{c.name}:{quoted(c.summary)}'" for c in table)
+    return f"""#compdef {PROGRAM}
+# zsh completion for {PROGRAM}, generated by vlmkit.docs
+_{PROGRAM}() {{
+    local -a commands=(
+{listed}
+    )
+    if ((CURRENT == 2)); then
+        _describe command commands
+        return
+    fi
+    local name=$words[2]
+    shift words
+    ((CURRENT--))
+    case $name in
+{cases}
+    esac
+}}
+_{PROGRAM} "$@"
+"""
+
+
+def _fish(table: list[Command]) -> str:
+    def quoted(text: str) -> str:
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    lines = [f"# fish completion for {PROGRAM}, generated by vlmkit.docs"]
+    for command in table:
+        first = f"complete -c {PROGRAM} -n __fish_use_subcommand -f"
+        lines.append(f"{first} -a {command.name} -d {quoted(command.summary)}")
+        for flag in command.flags:
+            names = " ".join(f"-l {n[2:]}" if n.startswith("--") else f"-s {n[1:]}" for n in flag.names)
+            value = f" -x -a {quoted(' '.join(flag.choices))}" if flag.choices else " -r" if flag.value else ""
+            seen = f"'__fish_seen_subcommand_from {command.name}'"
+            lines.append(f"complete -c {PROGRAM} -n {seen} {names}{value} -d {quoted(flag.help)}")
+    return "\n".join(lines) + "\n"
+
+
+def _readme_block(table: list[Command]) -> str:
+    lines = ["| command | what it does |", "|---|---|"]
+    lines += [f"| `{command.usage}` | {command.summary} |" for command in table]
+    for command in table:
+        lines += ["", f"**{PROGRAM} {command.name}**", "", "```sh"]
+        for example in command.examples:
+            lines += [f"# {example.what}", example.line]
+        lines.append("```")
+    return "\n".join(lines) + "\n"
+
+
+def documents() -> dict[Path, str]:
+    """Every generated file with its text."""
+    table = commands()
+    readme = ROOT / "README.md"
+    texts = {ROOT / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command) for command in table}
+    return texts | {
+        ROOT / "man" / f"{PROGRAM}.1": _main_page(table),
+        ROOT / "completions" / f"{PROGRAM}.bash": _bash(table),
+        ROOT / "completions" / f"_{PROGRAM}": _zsh(table),
+        ROOT / "completions" / f"{PROGRAM}.fish": _fish(table),
+        readme: BLOCK.sub(lambda found: found[1] + _readme_block(table) + found[2], readme.read_text()),
+    }
+
+
+def drifted() -> list[Path]:
+    """The generated files that differ from what the command table says; also files that no command stands for."""
+    texts = documents()
+    strays = [path for folder in ("man", "completions") for path in (ROOT / folder).iterdir() if path not in texts]
+    return strays + [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["--check"]:
+        for path in drifted():
+            print(f"{path.relative_to(ROOT)} has drifted: run python -m vlmkit.docs", file=sys.stderr)
+        return 1 if drifted() else 0
+    for path, text in documents().items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,251 @@
+"""INPUT: files, folders, tar shards and records become one ordered stream of items."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import IO, Literal
+
+from vlmkit.errors import VlmkitError
+from vlmkit.images import PictureError, Source, is_picture_name, locate, tar_members
+from vlmkit.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
+from vlmkit.streams import read_head, stdin_bytes, stdin_is_terminal
+
+
+@dataclass(slots=True)
+class Item:
+    """A record on its way, with the place of its picture where that is known already."""
+
+    record: Record
+    source: Source | None = None
+
+    def locate(self) -> Source:
+        """Where the picture of this item is. Raises PictureError."""
+        if self.source is None:
+            image = self.record["image"]
+            if not isinstance(image, str):
+                raise PictureError("image is not a path")
+            if is_url(image):
+                raise PictureError("pictures by URL are not read yet, download it first")
+            self.source = locate(image)
+        return self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields."""
+
+    texts: bool = False
+    nul: bool = False
+    images: str | None = None
+
+
+def is_url(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:  # noqa: B008 (frozen)
+    """The items of INPUT in order; with none, of standard input. A missing path raises VlmkitError at once."""
+    for path in inputs:
+        if path != "-" and not is_url(path) and not os.path.lexists(path):
+            raise VlmkitError(f"{path}: no such file or folder", "check the name")
+    if not inputs and stdin_is_terminal():
+        raise VlmkitError("no input", "name files or folders, or pipe something in (see --help)")
+    return _chain(inputs or ["-"], how)
+
+
+def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
+    for path in inputs:
+        yield from _standard_input(how) if path == "-" else _expand(path, how)
+
+
+def _standard_input(how: Reading) -> Iterator[Item | Failed]:
+    head, stream = stdin_bytes()
+    form = _form(head)
+    if form is not None:
+        yield from _records(form, stream, "-", how.images or os.getcwd())
+        return
+    for line in _lines(stream, b"\0" if how.nul else b"\n"):
+        if how.texts:
+            yield _text(line)
+        else:
+            path = os.fsdecode(line)
+            if os.path.lexists(path):
+                yield from _expand(path, how)
+            else:
+                yield _failed(path, "no such file or folder")
+
+
+def _lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
+    """The non-empty lines of `stream`, read as they come."""
+    if end == b"\n":
+        yield from (line for raw in stream if (line := raw.rstrip(b"\r\n")))
+        return
+    rest = b""
+    while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+        *whole, rest = (rest + chunk).split(end)
+        yield from filter(None, whole)
+    if rest:
+        yield rest
+
+
+def _text(line: bytes) -> Item | Failed:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return Failed(line.decode(errors="backslashreplace"), None, "the text is not UTF-8")
+    return Item({"id": text, "text": text})
+
+
+def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
+    """What a stream that starts with `head` holds; None for neither records nor safetensors."""
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if is_blob(head):
+        return "blobs"
+    return {b"[": "array", b"{": "jsonl"}.get(first)  # type: ignore[return-value]
+
+
+def _records(form: str, stream: IO[bytes], name: str, folder: str) -> Iterator[Item | Failed]:
+    rows: Iterator[Record] | Iterator[Record | Failed]
+    if form == "blobs":
+        rows = read_blobs(stream, name)
+    elif form == "array" or (name.lower().endswith(".json") and not _is_jsonl(stream)):
+        rows = read_json(stream.read(), name)
+    else:
+        rows = read_jsonl(stream, name)
+    for row in rows:
+        yield row if isinstance(row, Failed) else Item(_absolute(row, folder))
+
+
+def _is_jsonl(stream: IO[bytes]) -> bool:
+    """Whether the first line is a whole JSON value: `.json` files hold one document or JSONL."""
+    try:
+        loads(stream.readline())
+    except ValueError:
+        return False
+    finally:
+        stream.seek(0)
+    return True
+
+
+def _absolute(record: Record, folder: str) -> Record:
+    """`record` with an absolute `image` and an `id` where these can be told."""
+    image = record.get("image")
+    if isinstance(image, str) and image and not is_url(image):
+        record["image"] = os.path.abspath(os.path.join(folder, image))
+    if "id" not in record and (key := record.get("image") or record.get("text")):
+        record = {"id": key} | record
+    return record
+
+
+def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
+    if is_url(path):
+        yield Item({"id": path, "image": path})
+    elif os.path.isdir(path):
+        yield from _walk(os.path.abspath(path), frozenset())
+    elif path.lower().endswith(".tar"):
+        yield from _tar(os.path.abspath(path))
+    else:
+        yield from _file(path, how)
+
+
+def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
+    """A file named by the user: records by content, lines of text with `--text`, else a picture."""
+    name = os.path.abspath(path)
+    if not os.path.isfile(name):
+        yield _failed(name, "not a regular file")
+        return
+    try:
+        form = _form(read_head(name))
+        with open(name, "rb") as stream:
+            if form is not None:
+                yield from _records(form, stream, name, how.images or os.path.dirname(name))
+            elif how.texts:
+                yield from map(_text, _lines(stream, b"\0" if how.nul else b"\n"))
+            else:
+                yield _picture(name)
+    except OSError as error:
+        yield _failed(name, error.strerror or str(error))
+
+
+def _picture(path: str) -> Item | Failed:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return _failed(path, "the file name is not UTF-8")
+    return Item({"id": path, "image": path})
+
+
+def _failed(path: str, error: str) -> Failed:
+    name = os.fsencode(path).decode(errors="backslashreplace")
+    return Failed(name, name, error)
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Failed]:
+    """Pictures and tar members under `folder` in the order of their paths; hidden ones and loops of links skipped."""
+    try:
+        here = os.stat(folder)
+        key = (here.st_dev, here.st_ino)
+        if key in above:
+            return
+        with os.scandir(folder) as entries:
+            # With its slash a folder sorts where its files stand among all sorted paths.
+            names = sorted(e.name + "/" * e.is_dir() for e in entries if not e.name.startswith("."))
+    except OSError as error:
+        yield _failed(folder, error.strerror or str(error))
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.endswith("/"):
+            yield from _walk(path[:-1], above | {key})
+        elif name.lower().endswith(".tar"):
+            yield from _tar(path)
+        elif is_picture_name(name):
+            yield _picture(path)
+
+
+def _tar(path: str) -> Iterator[Item | Failed]:
+    """The samples of a webdataset shard: members of one stem are one sample, its picture and its JSON or caption."""
+    if not os.path.isfile(path):
+        yield _failed(path, "not a regular file")
+        return
+    try:
+        for _, members in groupby(tar_members(path), lambda member: _stem(member[0])):
+            yield from _sample(path, list(members))
+    except PictureError as error:
+        yield _failed(path, str(error))
+
+
+def _stem(member: str) -> str:
+    folder, name = os.path.split(member)
+    return os.path.join(folder, name.split(".")[0])
+
+
+def _sample(tar: str, members: list[tuple[str, Source]]) -> Iterable[Item | Failed]:
+    pictures = [m for m in members if is_picture_name(m[0]) and not os.path.basename(m[0]).startswith(".")]
+    if not pictures:
+        return []
+    fields: Record = {}
+    for name, source in members:
+        try:
+            if name.lower().endswith(".json") and isinstance(found := loads(source.read()), dict):
+                fields = found | fields
+            elif name.lower().endswith(".txt"):
+                fields.setdefault("captions", [source.read().decode().strip()])
+        except (ValueError, PictureError) as error:
+            return [_failed(f"{tar}/{name}", str(error))]
+    # More pictures of one stem (`a.jpg`, `a.png`) are records of their own; the fields go with the first.
+    return [_member(tar, name, source, {} if i else fields) for i, (name, source) in enumerate(pictures)]
+
+
+def _member(tar: str, name: str, source: Source, fields: Record) -> Item | Failed:
+    item = _picture(f"{tar}/{name}")
+    if isinstance(item, Item):
+        item = Item(item.record | fields | {"image": item.record["image"]}, source)
+    return item
+
+
+def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:  # noqa: B008 (frozen)
+    """The records of INPUT alone, for commands that open no pictures."""
+    for item in read_inputs(inputs, how):
+        yield item if isinstance(item, Failed) else item.record

@@ -1,0 +1,221 @@
+"""The only file that touches standard input, output and error: atomic files, failures, progress."""
+
+import contextlib
+import errno
+import io
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.records import Failed, Record, dumps, pack, pack_file
+
+SNIFF_BYTES = 16
+
+
+class ClosedPipe(BaseException):
+    """The reader of standard output went away: the command ends quietly, with exit code 0."""
+
+
+class Output:
+    """Standard output, or a file that is written whole or not at all.
+
+    A file is a temporary one in the same folder until the `with` block ends without an exception, then renamed.
+    An existing device or FIFO (`/dev/null`) is written to directly, a symbolic link keeps pointing to its target.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.name = "standard output" if path in (None, "-") else path
+        self._target: str | None = None
+        self._temporary: str | None = None
+        if path is None or path == "-":
+            self._file: IO[bytes] | io.FileIO = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
+            return
+        target = os.path.realpath(path)
+        with _told(f"cannot write {path}", "name a file in a folder that you can write to"):
+            if os.path.exists(target) and not os.path.isfile(target):
+                self._file = open(target, "wb", buffering=0)
+                return
+            mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else 0o666 & ~_umask()
+            number, self._temporary = tempfile.mkstemp(
+                prefix=f".{os.path.basename(target)}.", suffix=".part", dir=os.path.dirname(target)
+            )
+            self._target = target
+            self._file = open(number, "w+b")
+            os.chmod(number, mode)
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines. One system call a line keeps a line whole on a pipe even when a signal arrives."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._file.write(view) or 0 :]
+        except BrokenPipeError:
+            raise ClosedPipe from None
+        except OSError as error:
+            raise _cannot_write(self.name, error) from None
+
+    def write_records(self, records: Iterable[Record], form: str = "jsonl") -> None:
+        """Write `records` as they come, in the form `jsonl` or `safetensors`."""
+        if form == "jsonl":
+            for record in records:
+                self.write(dumps(record))
+        elif self._target is None:
+            for blob in pack(records):
+                self.write(blob)
+        else:
+            with _told(f"cannot write {self.name}", "free some space"), tempfile.TemporaryFile(
+                dir=os.path.dirname(self._target)
+            ) as spool:
+                pack_file(records, self._file, spool)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if self._target is None or self._temporary is None:
+                if self._file.fileno() > 2:
+                    self._file.close()
+                return
+            with _told(f"cannot write {self.name}", "free some space"):
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                self._file.close()
+                if kind is None:
+                    os.replace(self._temporary, self._target)
+                    self._temporary = None
+        finally:
+            if self._temporary is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._temporary)
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def _cannot_write(name: str, error: OSError) -> VlmkitError:
+    remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another file"
+    return VlmkitError(f"cannot write {name}: {error.strerror}", remedy)
+
+
+@contextlib.contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VlmkitError(f"{what}: {error.strerror}", remedy) from None
+
+
+class Failures:
+    """Reports the records that failed, and decides the exit code: some failed, or the only one did."""
+
+    def __init__(self, errors: str | None = None) -> None:
+        self._output = Output(errors) if errors is not None else None
+        self._seen = 0
+        self._failed: list[Failed] = []
+        self.count = 0
+
+    def __enter__(self) -> "Failures":
+        return self
+
+    def sift(self, results: Iterable[Record | Failed]) -> Iterator[Record]:
+        """The records among `results`; the failures are reported on standard error and in the `--errors` file."""
+        for result in results:
+            self._seen += 1
+            if not isinstance(result, Failed):
+                yield result
+                continue
+            self.count += 1
+            self._failed = self._failed[:1] or [result]
+            tell(f"{result.id or result.image}: {result.error}: skipped")
+            if self._output:
+                self._output.write(dumps(result.as_record()))
+
+    def verdict(self) -> Exit:
+        """The exit code. Raises VlmkitError where the only input failed, so that no file is changed."""
+        if self._seen == self.count == 1:
+            raise AlreadyTold
+        return Exit.SOME_FAILED if self.count else Exit.OK
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._output:
+            # The list of failures is worth keeping where the failures themselves end the command.
+            self._output.__exit__(None if kind is AlreadyTold else kind, error, trace)
+
+
+class AlreadyTold(Exception):
+    """Fatal, and its line stands on standard error already."""
+
+
+def tell(text: str) -> None:
+    """One line on standard error, above a progress bar if there is one."""
+    line = one_line(f"vlmkit: {text}")
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed: nothing is left to tell it to
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def progress(results: Iterable[Record | Failed], *, quiet: bool, unit: str) -> Iterable[Record | Failed]:
+    """`results` with a bar on standard error, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        return results
+    from tqdm import tqdm
+
+    return tqdm(results, unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True)
+
+
+def stdin_is_terminal() -> bool:
+    """Whether nothing is piped in: a terminal, or a closed standard input."""
+    return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
+
+
+def stdin_bytes() -> tuple[bytes, IO[bytes]]:
+    """The first bytes of standard input, and a stream of all of it, those bytes included."""
+    raw = sys.stdin.buffer
+    head = b""
+    while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
+        more = raw.read1(SNIFF_BYTES - len(head))
+        if not more:
+            break
+        head += more
+    if raw.seekable():
+        raw.seek(-len(head), os.SEEK_CUR)
+        return head, raw
+    return head, io.BufferedReader(_Rewound(head, raw), 1 << 16)
+
+
+class _Rewound(io.RawIOBase):
+    """A pipe whose first bytes were read already."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        data = self._head[: len(buffer)] or self._rest.read1(len(buffer))  # type: ignore[attr-defined]
+        self._head = self._head[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def read_head(path: Path | str) -> bytes:
+    """The first bytes of a regular file."""
+    with open(path, "rb") as file:
+        return file.read(SNIFF_BYTES)
