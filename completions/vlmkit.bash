@@ -11,7 +11,7 @@ _vlmkit() {
         return
     fi
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W "embed index search classify demo --help --version" -- "$current"))
+        COMPREPLY=($(compgen -W "embed index search classify train demo --help --version" -- "$current"))
         return
     fi
     [[ "$current" == -* ]] || return
@@ -20,6 +20,7 @@ _vlmkit() {
         index) words="-i --index --info --verify --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         search) words="-i --index -k --image -m --model -l --paths -0 --null -o --output --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         classify) words="-o --output -m --model --labels --labels-file --template -k --images -0 --null --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        train) words="-o --output --vision --text --val --epochs --steps --images --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))

@@ -1,163 +1,43 @@
-"""The command table: every command and option stands here once, and docs are generated from it.
+"""The commands: a few lines each, that call a room below. Options and the table they enter stand in options.py.
 
-The only file that knows typer. A command is a few lines that call a room below; heavy imports stand in the commands.
+Heavy imports stand in the commands, so that starting up is quick.
 """
 
-import functools
-import inspect
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit import __version__
 from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.examples import EXAMPLES
+from vlmkit.options import (
+    PROGRAM,
+    EmbedModel,
+    Errors,
+    Format,
+    Images,
+    IndexName,
+    Inputs,
+    Json,
+    Nul,
+    OutputFile,
+    Run,
+    Stage,
+    app,
+    command,
+)
 from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, tell
 
 if TYPE_CHECKING:
-    from vlmkit.models import Model
+    from pathlib import Path
+
     from vlmkit.records import Record
 
-PROGRAM = "vlmkit"
-TAGLINE = "Composable commands for pictures and language."
-
-app = typer.Typer(
-    help=TAGLINE,
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"{PROGRAM} {__version__}")
-        raise typer.Exit
-
-
-Version = Annotated[
-    bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
-]
-
-
-@app.callback()
-def _root(version: Version = False) -> None:
-    pass
-
-
-class Device(StrEnum):
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """The options that every command has."""
-
-    device: Annotated[
-        Device, typer.Option(help="Where models run; auto takes CUDA, then MPS, then the CPU.", show_choices=True)
-    ] = Device.AUTO
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures or texts in one batch.")] = 16
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")] = 0
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still told.")] = (
-        False
-    )
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say which model and device are used.")] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False
-    version: Version = False
-
-    @property
-    def threads(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
-
-    def load(self, name: str) -> "Model":
-        """The model called `name`, on this device."""
-        from vlmkit.models import Hardware, load_embedder
-
-        model = load_embedder(name, Hardware(self.device.value))
-        if self.verbose:
-            tell(f"model {model.identity}, device {model.embedder.device}")
-        return model
-
-
-Inputs = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="INPUT",
-        help="Pictures, folders, .tar shards, .jsonl or .json records, safetensors, - for standard input.",
-        show_default=False,
-    ),
-]
-OutputFile = Annotated[
-    str | None,
-    typer.Option("-o", "--output", metavar="FILE", help="Write to FILE, whole or not at all; - is standard output."),
-]
-Errors = Annotated[
-    str | None, typer.Option("--errors", metavar="FILE", help="Write failed records to FILE: id, image, error.")
-]
-EmbedModel = Annotated[
-    str,
-    typer.Option(
-        "-m", "--model", metavar="MODEL", envvar="VLMKIT_EMBED_MODEL", help="Model that embeds: a name or a folder."
-    ),
-]
-IndexName = Annotated[
-    str,
-    typer.Option(
-        "-i",
-        "--index",
-        metavar="INDEX",
-        envvar="VLMKIT_INDEX",
-        help="Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit.",
-    ),
-]
-Images = Annotated[
-    str | None, typer.Option("--images", metavar="DIR", help="Folder of relative image fields in records.")
-]
-Nul = Annotated[bool, typer.Option("-0", "--null", help="Names on standard input end in NUL, not in a line feed.")]
-Json = Annotated[bool, typer.Option("--json", help="Records out, one JSON object a line, on a terminal too.")]
-
-
-class Format(StrEnum):
-    JSONL = "jsonl"
-    SAFETENSORS = "safetensors"
-
-
-class Stage(StrEnum):
-    CONTRASTIVE = "contrastive"
-
-
-def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:
-    """Enter `function` in the command table: its own options and those of `Run`, which it gets as `run`."""
-    common = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(Run)
-    ]
-    own = [p for p in inspect.signature(function).parameters.values() if p.name != "run"]
-
-    @functools.wraps(function)
-    def with_run(**options: Any) -> Exit | None:
-        run = Run(**{parameter.name: options.pop(parameter.name) for parameter in common})
-        return function(run=run, **options)
-
-    with_run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
-    )
-    with_run.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-    shown = "\n".join(f"  # {example.what}\n  {example.line}" for example in EXAMPLES[function.__name__])
-    return app.command(epilog=f"\b\nExamples:\n{shown}")(with_run)
+EMBED_BATCH = 16
+TRAIN_BATCH = 512
 
 
 @command
@@ -186,7 +66,7 @@ def embed(
 
     items = read_inputs(inputs or [], Reading(texts=text, nul=nul, images=images))
     with Failures(errors) as failures, Output(output) as out:
-        results = embedded(items, run.load(model), texts=text, batch_size=run.batch_size, workers=run.threads)
+        results = embedded(items, run.load(model), texts=text, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")), form.value)
         return failures.verdict()
 
@@ -339,10 +219,74 @@ def classify(
     with Failures(errors) as failures, Output(output) as out:
         loaded = run.load(model)
         targets = label_vectors(loaded.embedder, names, template or [DEFAULT_TEMPLATE])
-        embedded = vectors(items, loaded, reuse=True, batch_size=run.batch_size, workers=run.threads)
+        embedded = vectors(items, loaded, reuse=True, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
         results = classified(embedded, names, targets, loaded.embedder.logit_scale, k or len(names))
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")))
         return failures.verdict()
+
+
+@command
+def train(
+    run: Run,
+    stage: Annotated[Stage, typer.Argument(metavar="STAGE", help="What to train: contrastive.", show_default=False)],
+    data: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA", help="Shards or records with image and captions.", show_default=False),
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="Folder to make: weights, configuration, tokenizer.")
+    ],
+    vision: Annotated[str, typer.Option("--vision", metavar="M", help="Image tower, locked: a timm model or folder.")],
+    text: Annotated[str, typer.Option("--text", metavar="M", help="Text tower: a transformers encoder or folder.")],
+    val: Annotated[
+        str | None,
+        typer.Option("--val", metavar="DATA", help="Other data to measure retrieval on, or a fraction to hold out."),
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Times through the data.")] = 6,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="Stop after N steps, whatever --epochs says.")
+    ] = None,
+    images: Images = None,
+) -> Exit:
+    """Train a model from pictures with captions.
+
+    `contrastive` locks the image tower, caches its features, and trains a head for it, the top of the text tower and
+    its head with symmetric InfoNCE and a learned temperature. Logs one JSON object a line on standard output: loss and
+    rate at the steps, recall@k both ways and the alignment gap before the first step and after each epoch, if there is
+    --val. The folder is an open_clip checkpoint, which embed, search and classify open with -m DIR.
+    """
+    from pathlib import Path
+
+    from vlmkit.models.openclip import torch_device
+    from vlmkit.train.contrastive import ContrastiveConfig
+    from vlmkit.train.contrastive import train as trained
+
+    config = ContrastiveConfig(
+        data=[Path(name) for name in data],
+        out=Path(output),
+        vision=vision,
+        text=text,
+        val=_fraction_or_data(val),
+        images=images,
+        epochs=epochs,
+        steps=steps,
+        batch_size=run.batch(TRAIN_BATCH),
+        seed=run.seed,
+        device=torch_device(run.device.value),
+        workers=run.threads,
+    )
+    with Output() as out:
+        trained(config, lambda figures: out.write_records([figures]))
+    return Exit.OK
+
+
+def _fraction_or_data(val: str | None) -> "float | list[Path] | None":
+    from pathlib import Path
+
+    try:
+        return None if val is None else float(val)
+    except ValueError:
+        return [Path(str(val))]
 
 
 @command
@@ -364,7 +308,8 @@ def main(arguments: list[str]) -> int:
     root = typer.main.get_command(app)
     try:
         code = root.main(arguments, prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code or Exit.OK
     except (ClosedPipe, BrokenPipeError, SystemExit):
         # typer ends with SystemExit where the reader of its help went away.
@@ -395,4 +340,3 @@ def _explain(error: Exception) -> None:
         tell(f"{error.filename or 'input or output'}: {error.strerror or error}: check the name, the rights, the space")
     else:
         tell(f"{type(error).__name__} {error}: this is a defect of vlmkit, --debug shows where")
-

@@ -11,10 +11,11 @@ from pathlib import Path
 from vlmkit.errors import VlmkitError
 
 PHOTOGRAPHS = {
-    "skimage/data": ["astronaut.png", "brick.png", "chelsea.png", "coffee.png", "coins.png", "gravel.png"]
-    + ["grass.png", "horse.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "page.png"]
-    + ["rocket.jpg", "retina.jpg"],
-    "sklearn/datasets/images": ["china.jpg", "flower.jpg"],
+    "skimage/data": (
+        "astronaut.png brick.png chelsea.png coffee.png coins.png grass.png gravel.png horse.png hubble_deep_field.jpg"
+        " ihc.png motorcycle_left.png page.png retina.jpg rocket.jpg"
+    ),
+    "sklearn/datasets/images": "china.jpg flower.jpg",
 }
 LINES = [
     "vlmkit embed photos/ | vlmkit index -i ./demo.index",
@@ -33,7 +34,7 @@ def collect(folder: Path) -> int:
         package, _, inside = place.partition("/")
         spec = importlib.util.find_spec(package)
         for root in spec.submodule_search_locations or [] if spec else []:
-            for name in names:
+            for name in names.split():
                 source = Path(root) / inside / name
                 if source.is_file():
                     shutil.copy(source, folder / name)
@@ -56,4 +57,4 @@ def demo() -> None:
             code = subprocess.run(line, shell=True, cwd=folder, env=os.environ | {"PATH": path}).returncode
             if code:
                 raise VlmkitError(f"a line of the demo ended with exit code {code}", f"run it yourself: {line}")
-        print("\n# Now yours: vlmkit embed PHOTOS/ | vlmkit index, then vlmkit search \"what you look for\"", flush=True)
+        print('\n# Now yours: vlmkit embed PHOTOS/ | vlmkit index, then vlmkit search "what you look for"', flush=True)

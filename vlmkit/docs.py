@@ -1,6 +1,7 @@
 """Man pages, shell completions and the README's command reference, all from the command table.
 
-`python -m vlmkit.docs` writes them, `python -m vlmkit.docs --check` tells what has drifted (exit code 1).
+In the project's folder, `python -m vlmkit.docs` writes them and `python -m vlmkit.docs --check` tells what has drifted
+(exit code 1).
 """
 
 import enum
@@ -10,14 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import typer
 
 from vlmkit import __version__
-from vlmkit.cli import PROGRAM, TAGLINE, app
+from vlmkit.cli import app
 from vlmkit.examples import EXAMPLES, Example
+from vlmkit.options import PROGRAM, TAGLINE
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- generated: commands -->\n).*?(<!-- end -->)", re.DOTALL)
 
 EXIT_CODES = [
@@ -65,11 +67,11 @@ class Command:
 
 def commands() -> list[Command]:
     """The command table, in its order."""
-    root = typer.main.get_command(app)
-    return [_command(name, command) for name, command in root.commands.items()]  # type: ignore[attr-defined]
+    root: Any = typer.main.get_command(app)
+    return [_command(name, command) for name, command in root.commands.items()]
 
 
-def _command(name: str, command) -> Command:  # type: ignore[no-untyped-def]
+def _command(name: str, command) -> Command:
     summary, *text = [" ".join(part.split()) for part in dedent(command.help).split("\n\n")]
     options = [p for p in command.params if p.param_type_name == "option"]
     arguments = [p for p in command.params if p.param_type_name == "argument"]
@@ -77,16 +79,21 @@ def _command(name: str, command) -> Command:  # type: ignore[no-untyped-def]
         name,
         summary,
         text,
-        " ".join(f"[{p.metavar}]..." if p.nargs == -1 and not p.required else f"{p.metavar}" for p in arguments),
+        " ".join(map(_placeholder, arguments)),
         " ".join(p.help for p in arguments),
         [*map(_flag, options), Flag(["-h", "--help"], "", [], "Print the help.")],
         EXAMPLES[name],
     )
 
 
-def _flag(option) -> Flag:  # type: ignore[no-untyped-def]
-    kind = option.type_descriptor.annotation
-    choices = [str(member.value) for member in kind] if isinstance(kind, enum.EnumType) else []
+def _placeholder(argument: Any) -> str:
+    name = argument.metavar if argument.required else f"[{argument.metavar}]"
+    return name + "..." * (argument.nargs == -1)
+
+
+def _flag(option) -> Flag:
+    kind: Any = option.type_descriptor.annotation
+    choices = list(map(str, kind)) if isinstance(kind, enum.EnumType) else []
     value = "" if option.is_flag else option.metavar or "|".join(choices)
     default = "" if option.is_flag or option.default is None else f" Default: {option.default}."
     variable = f" Environment: {option.envvar}." if option.envvar else ""
@@ -241,33 +248,35 @@ def _readme_block(table: list[Command]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def documents() -> dict[Path, str]:
-    """Every generated file with its text."""
+def documents(root: Path) -> dict[Path, str]:
+    """Every generated file of the project at `root` with its text."""
     table = commands()
-    readme = ROOT / "README.md"
-    texts = {ROOT / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command) for command in table}
+    readme = root / "README.md"
+    texts = {root / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command) for command in table}
     return texts | {
-        ROOT / "man" / f"{PROGRAM}.1": _main_page(table),
-        ROOT / "completions" / f"{PROGRAM}.bash": _bash(table),
-        ROOT / "completions" / f"_{PROGRAM}": _zsh(table),
-        ROOT / "completions" / f"{PROGRAM}.fish": _fish(table),
+        root / "man" / f"{PROGRAM}.1": _main_page(table),
+        root / "completions" / f"{PROGRAM}.bash": _bash(table),
+        root / "completions" / f"_{PROGRAM}": _zsh(table),
+        root / "completions" / f"{PROGRAM}.fish": _fish(table),
         readme: BLOCK.sub(lambda found: found[1] + _readme_block(table) + found[2], readme.read_text()),
     }
 
 
-def drifted() -> list[Path]:
+def drifted(root: Path) -> list[Path]:
     """The generated files that differ from what the command table says; also files that no command stands for."""
-    texts = documents()
-    strays = [path for folder in ("man", "completions") for path in (ROOT / folder).iterdir() if path not in texts]
+    texts = documents(root)
+    strays = [path for folder in ("man", "completions") for path in (root / folder).iterdir() if path not in texts]
     return strays + [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
 
 
 def main(arguments: list[str]) -> int:
+    root = Path()
     if arguments == ["--check"]:
-        for path in drifted():
-            print(f"{path.relative_to(ROOT)} has drifted: run python -m vlmkit.docs", file=sys.stderr)
-        return 1 if drifted() else 0
-    for path, text in documents().items():
+        found = drifted(root)
+        for path in found:
+            print(f"{path} has drifted: run python -m vlmkit.docs", file=sys.stderr)
+        return 1 if found else 0
+    for path, text in documents(root).items():
         path.write_text(text)
     return 0
 

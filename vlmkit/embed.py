@@ -1,6 +1,6 @@
 """embed: pictures and texts become unit vectors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,22 +78,20 @@ def _text(record: Record) -> str:
 def _picture(item: Item, embedder: Embedder) -> _Ready:
     source = item.locate()
     image, width, height = open_picture(source, embedder.size)
-    facts = {"mtime": source.mtime, "bytes": source.bytes, "width": width, "height": height}
+    facts = {"mtime": source.mtime, "bytes": source.size, "width": width, "height": height}
     return _Ready(item.record | facts, picture=embedder.preprocess(image))
 
 
-def _embed_batch(
-    batch: list[_Ready | Failed], embedder: Embedder
-) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
+def _embed_batch(batch: list[_Ready | Failed], embedder: Embedder) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
     import numpy as np
 
     ready = [entry for entry in batch if isinstance(entry, _Ready)]
-    pictures = [entry for entry in ready if entry.picture is not None]
-    written = [entry for entry in ready if entry.text is not None]
+    pictures = [(entry, entry.picture) for entry in ready if entry.picture is not None]
+    texts = [(entry, entry.text) for entry in ready if entry.text is not None]
     if pictures:
-        _fill(pictures, embedder.embed_images(np.stack([entry.picture for entry in pictures])))
-    if written:
-        _fill(written, embedder.embed_texts([entry.text for entry in written if entry.text is not None]))
+        _fill(pictures, embedder.embed_images(np.stack([picture for _, picture in pictures])))
+    if texts:
+        _fill(texts, embedder.embed_texts([text for _, text in texts]))
     for entry in batch:
         if isinstance(entry, Failed):
             yield entry
@@ -102,6 +100,6 @@ def _embed_batch(
             yield entry.record, entry.vector
 
 
-def _fill(entries: list[_Ready], found: "np.ndarray") -> None:
-    for entry, vector in zip(entries, found, strict=True):
+def _fill(entries: "Sequence[tuple[_Ready, object]]", found: "np.ndarray") -> None:
+    for (entry, _), vector in zip(entries, found, strict=True):
         entry.vector = vector

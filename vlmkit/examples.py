@@ -18,27 +18,59 @@ class Example(NamedTuple):
 EXAMPLES: dict[str, list[Example]] = {
     "embed": [
         Example("Index a folder of photos.", "vlmkit embed photos/ | vlmkit index"),
-        Example("Keep the vectors of a webdataset shard in a file.", "vlmkit embed shard.tar -o vectors.safetensors --format safetensors"),
-        Example("Pictures from find, whatever their names.", "find photos -name '*.png' -print0 | vlmkit embed -0 | vlmkit index -i ./png.index"),
-        Example("Embed a text.", "echo 'a cup of coffee' | vlmkit embed --text", '{"id":"a cup of coffee","text":"a cup of coffee","model":"mini@…","embedding":"…"}'),
+        Example(
+            "Keep the vectors of a webdataset shard in a file.",
+            "vlmkit embed shard.tar -o vectors.safetensors --format safetensors",
+        ),
+        Example(
+            "Pictures from find, whatever their names.",
+            "find photos -name '*.png' -print0 | vlmkit embed -0 | vlmkit index -i ./png.index",
+        ),
+        Example(
+            "Embed a text.",
+            "echo 'a cup of coffee' | vlmkit embed --text",
+            '{"id":"a cup of coffee","text":"a cup of coffee","model":"mini@…","embedding":"…"}',
+        ),
         Example("Go on past broken files and list them.", "vlmkit embed photos/ --errors failed.jsonl -o photos.jsonl"),
     ],
     "index": [
         Example("Add records to the default index.", "vlmkit index photos.jsonl"),
         Example("An index in a folder of your choice.", "vlmkit index vectors.safetensors -i ./shard.index"),
-        Example("What is in it?", "vlmkit index --info", '{"path":"…/vlmkit/default","model":"mini@…","dim":…,"count":…,"type":"flat","bytes":…}'),
+        Example(
+            "What is in it?",
+            "vlmkit index --info",
+            '{"path":"…/vlmkit/default","model":"mini@…","dim":…,"count":…,"type":"flat","bytes":…}',
+        ),
         Example("Is it sound?", "vlmkit index --verify"),
     ],
     "search": [
         Example("Find a photo by what is on it.", 'vlmkit search "a cup of coffee" -k 1 -l', "…/photos/coffee.png"),
         Example("Find photos like another one.", "vlmkit search --image photos/chelsea.png -k 3"),
-        Example("Copy the five best into a folder.", 'mkdir -p best && vlmkit search "a rocket" -k 5 -0 | xargs -0 cp -t best'),
+        Example(
+            "Copy the five best into a folder.",
+            'mkdir -p best && vlmkit search "a rocket" -k 5 -0 | xargs -0 cp -t best',
+        ),
         Example("Scores for a script.", 'vlmkit search "a cat" -k 1 --json', '{…"query":"a cat","rank":1,"score":…}'),
     ],
     "classify": [
-        Example("Which of three is it?", "vlmkit classify photos/chelsea.png --labels cat,dog,rocket -k 1", '{…"label":"cat","labels":[{"label":"cat","score":…}]}'),
-        Example("Labels from a file, your own sentence.", "vlmkit classify photos/ --labels-file labels.txt --template 'a picture of a {}.'"),
+        Example(
+            "Which of three is it?",
+            "vlmkit classify photos/chelsea.png --labels cat,dog,rocket -k 1",
+            '{…"label":"cat","labels":[{"label":"cat","score":…}]}',
+        ),
+        Example(
+            "Labels from a file, your own sentence.",
+            "vlmkit classify photos/ --labels-file labels.txt --template 'a picture of a {}.'",
+        ),
         Example("Classify what is embedded already.", "vlmkit classify photos.jsonl --labels indoors,outdoors -k 1"),
+    ],
+    "train": [
+        Example(
+            "Train a CLIP on captioned pictures, an eighth of them held out.",
+            "vlmkit train contrastive shard.tar --vision image-tower/ --text text-tower/ --val 0.125 -o clip",
+            '{"epoch":0,"step":0,…',
+        ),
+        Example("Use it.", "vlmkit embed photos/coffee.png -m clip/", '{…"model":"…/clip@…'),
     ],
     "demo": [
         Example("See it work.", "vlmkit demo"),

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .ppm .pgm .pbm .pnm .jp2".split()
-)
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+PICTURE_SUFFIXES |= {".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"}
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -26,11 +25,11 @@ class PictureError(Exception):
 
 
 class Source(NamedTuple):
-    """Where a picture's bytes are: a file, or a stretch of a tar file. `mtime` in seconds since 1970."""
+    """Where a picture is: a file, or a stretch of a tar file. `size` in bytes, `mtime` in seconds since 1970."""
 
     path: str
     offset: int
-    bytes: int
+    size: int
     mtime: float
 
     def read(self) -> bytes:
@@ -38,10 +37,10 @@ class Source(NamedTuple):
             number = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
             with open(number, "rb") as file:
                 file.seek(self.offset)
-                data = file.read(self.bytes)
+                data = file.read(self.size)
         except OSError as error:
             raise PictureError(error.strerror or str(error)) from None
-        if len(data) < self.bytes:
+        if len(data) < self.size:
             raise PictureError("the file ends too early")
         return data
 
@@ -78,7 +77,7 @@ def _locate_member(path: str) -> Source | None:
 
 @lru_cache(maxsize=8)
 def _members(tar: str, _mtime: int) -> dict[str, Source]:
-    return {name: source for name, source in tar_members(tar)}
+    return dict(tar_members(tar))
 
 
 def tar_members(path: str) -> Iterator[tuple[str, Source]]:
@@ -90,7 +89,7 @@ def tar_members(path: str) -> Iterator[tuple[str, Source]]:
         with tarfile.open(path, "r:") as tar:
             end = os.path.getsize(path)
             while member := tar.next():
-                tar.members = []  # tarfile keeps every header otherwise  # type: ignore[misc]
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isreg() or member.sparse is not None:
                     continue
                 if member.offset_data + member.size > end:

@@ -70,12 +70,25 @@ class Index:
         if not (folder / "index.sqlite").is_file():
             raise VlmkitError(f"no index at {folder}", "make one: vlmkit embed PHOTOS | vlmkit index -i INDEX")
         with _told(folder):
-            self._db = _connect(folder, read_only=True)
-            self._db.execute("BEGIN")  # everything below is read from one snapshot
-            found = _read_state(self._db)
-        if found is None:
-            raise VlmkitError(f"the index at {folder} is empty", "pipe records into vlmkit index first")
-        self.state = found
+            self._db = _connect(folder, write=False)
+            try:
+                self.state, self.vectors = self._snapshot()
+            except FileNotFoundError:  # a writer went on to the next generation between our two steps
+                self._db.execute("COMMIT")
+                self.state, self.vectors = self._snapshot()
+
+    def _snapshot(self) -> "tuple[State, np.ndarray]":
+        """The state, and all slots as a read-only map, slots x D float16; later reads see the same moment."""
+        import numpy as np
+
+        self._db.execute("BEGIN")
+        state = _read_state(self._db)
+        if state is None:
+            raise VlmkitError(f"the index at {self.folder} is empty", "pipe records into vlmkit index first")
+        path, shape = _vectors_path(self.folder, state.generation), (state.slots, state.dim)
+        if path.stat().st_size < 2 * state.slots * state.dim:
+            raise VlmkitError(f"{path} is too short for the index", "make the index again")
+        return state, np.memmap(path, "<f2", "r", shape=shape)
 
     def __enter__(self) -> "Index":
         return self
@@ -89,20 +102,14 @@ class Index:
     def info(self) -> dict[str, Any]:
         """`path, model, dim, count, type, bytes`."""
         size = sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
-        path = os.path.abspath(self.folder)
-        state = self.state
-        return dict(path=path, model=state.model, dim=state.dim, count=len(self), type="flat", bytes=size)
-
-    def vectors(self) -> "np.ndarray":
-        """All slots as a read-only map, slots x D float16."""
-        import numpy as np
-
-        path = _vectors_path(self.folder, self.state.generation)
-        shape = (self.state.slots, self.state.dim)
-        try:
-            return np.memmap(path, "<f2", "r", shape=shape)
-        except (OSError, ValueError) as error:
-            raise VlmkitError(f"{path} is damaged ({error})", "make the index again") from None
+        return {
+            "path": os.path.abspath(self.folder),
+            "model": self.state.model,
+            "dim": self.state.dim,
+            "count": len(self),
+            "type": "flat",
+            "bytes": size,
+        }
 
     def search(self, queries: "np.ndarray", k: int) -> list[list[Hit]]:
         """The k nearest records of each query (N x D float32, L2-normalised) by cosine, best first; exact."""
@@ -125,15 +132,14 @@ class Index:
         """FAISS's exact float16 inner-product index over the mapped vectors, without a copy, and what to leave out."""
         import faiss
 
-        vectors = self.vectors()
         flat = faiss.IndexScalarQuantizer(self.state.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        start = faiss.swig_ptr(vectors.view("u1").reshape(-1))
+        start = faiss.swig_ptr(self.vectors.view("u1").reshape(-1))
         codes = flat.codes
         codes.is_owned = False
         codes.view_data = codes.c_ptr = start
-        codes.view_size = codes.c_size = vectors.nbytes
+        codes.view_size = codes.c_size = self.vectors.nbytes
         flat.ntotal = self.state.slots
-        flat.referenced_objects = [vectors]  # the map must live as long as FAISS reads it
+        flat.referenced_objects = [self.vectors]  # the map must live as long as FAISS reads it
         dead = [slot for (slot,) in self._db.execute("SELECT slot FROM dead")]
         if not dead:
             return flat, None
@@ -154,10 +160,9 @@ class Index:
             live = [slot for (slot,) in self._db.execute("SELECT slot FROM records ORDER BY slot")]
             dead = [slot for (slot,) in self._db.execute("SELECT slot FROM dead ORDER BY slot")]
             check(sorted(live + dead) == list(range(self.state.slots)), "the slots do not add up")
-            vectors = self.vectors()
             for start in range(0, len(live), COMMIT_RECORDS):
                 slots = live[start : start + COMMIT_RECORDS]
-                norms = np.linalg.norm(vectors[slots].astype(np.float32), axis=1)
+                norms = np.linalg.norm(self.vectors[slots].astype(np.float32), axis=1)
                 wrong = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
                 check(not len(wrong), f"the vector in slot {slots[wrong[0]] if len(wrong) else 0} is no unit vector")
             for slot, key, line in self._db.execute("SELECT slot, id, record FROM records"):
@@ -225,12 +230,15 @@ class Writer:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(_connect(self.folder)) as db:
                 db.execute("BEGIN IMMEDIATE")
-                self._write(db)
+                stale = self._write(db)
                 db.execute("COMMIT")
+            if stale is not None:
+                stale.unlink(missing_ok=True)
         self._waiting.clear()
         self._failed = False
 
-    def _write(self, db: sqlite3.Connection) -> None:
+    def _write(self, db: sqlite3.Connection) -> Path | None:
+        """Upsert what waits; the vectors' file that no later reader needs, if they were rewritten."""
         import numpy as np
 
         assert self._state is not None
@@ -251,26 +259,24 @@ class Writer:
         slots = state.slots + len(lines)
         db.execute("UPDATE state SET slots = ?", (slots,))
         (dead,) = db.execute("SELECT count(*) FROM dead").fetchone()
-        if 2 * dead > slots:
-            self._compact(db, State(state.model, state.dim, slots, state.generation))
+        if 2 * dead <= slots:
+            return None
+        self._compact(db, State(state.model, state.dim, slots, state.generation))
+        return _vectors_path(self.folder, state.generation)
 
     def _compact(self, db: sqlite3.Connection, state: State) -> None:
-        """Rewrite the vectors without the dead slots. The file of an older generation stays for its readers."""
+        """Rewrite the vectors without the dead slots, as the next generation."""
         import numpy as np
 
         old = np.memmap(_vectors_path(self.folder, state.generation), "<f2", "r", shape=(state.slots, state.dim))
         live = [slot for (slot,) in db.execute("SELECT slot FROM records ORDER BY slot")]
         new = _vectors_path(self.folder, state.generation + 1)
-        new.unlink(missing_ok=True)
         for start in range(0, len(live), COMMIT_RECORDS):
             _append(new, 2 * state.dim * start, old[live[start : start + COMMIT_RECORDS]])
         # In ascending order each slot moves down to one that is free already.
         db.executemany("UPDATE records SET slot = ? WHERE slot = ?", enumerate(live))
         db.execute("DELETE FROM dead")
         db.execute("UPDATE state SET slots = ?, generation = generation + 1", (len(live),))
-        for file in self.folder.glob("vectors-*.f16"):
-            if file not in (new, _vectors_path(self.folder, state.generation)):
-                file.unlink(missing_ok=True)
 
 
 def decoded(results: Iterable[Record | Failed]) -> Iterator[Record | Failed]:
@@ -300,15 +306,17 @@ def _append(path: Path, offset: int, vectors: "np.ndarray") -> None:
         os.fsync(file.fileno())
 
 
-def _connect(folder: Path, *, read_only: bool = False) -> sqlite3.Connection:
+def _connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
     path = (folder / "index.sqlite").absolute()
-    mode = "ro" if read_only else "rwc"
-    if read_only and not os.access(folder, os.W_OK):
-        mode += "&immutable=1"  # nobody writes there, and SQLite could not make its shared-memory file
+    mode = "rwc" if write else "rw"
+    if not write and not (os.access(folder, os.W_OK) and os.access(path, os.W_OK)):
+        mode = "ro&immutable=1"  # nobody writes there, and SQLite could not make its shared-memory file
     db = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=LOCK_SECONDS, isolation_level=None)
-    if not read_only:
+    if write:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+    else:
+        db.execute("PRAGMA query_only = ON")
     return db
 
 
@@ -329,4 +337,6 @@ def _told(folder: Path) -> Iterator[None]:
         raise VlmkitError(f"the index at {folder} cannot be used ({error})", "make the index again") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise VlmkitError(f"the index at {folder}: {reason}", "name another index with -i, or free some space") from None
+        raise VlmkitError(
+            f"the index at {folder}: {reason}", "name another index with -i, or free some space"
+        ) from None

@@ -44,7 +44,7 @@ def is_url(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
-def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:  # noqa: B008 (frozen)
+def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
     """The items of INPUT in order; with none, of standard input. A missing path raises VlmkitError at once."""
     for path in inputs:
         if path != "-" and not is_url(path) and not os.path.lexists(path):
@@ -156,13 +156,14 @@ def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
         yield _failed(name, "not a regular file")
         return
     try:
-        form = _form(read_head(name))
+        head = read_head(name)
+        form = _form(head)
         with open(name, "rb") as stream:
             if form is not None:
                 yield from _records(form, stream, name, how.images or os.path.dirname(name))
             elif how.texts:
                 yield from map(_text, _lines(stream, b"\0" if how.nul else b"\n"))
-            else:
+            elif head or is_picture_name(name):  # an empty list of records is a list
                 yield _picture(name)
     except OSError as error:
         yield _failed(name, error.strerror or str(error))
@@ -231,7 +232,7 @@ def _sample(tar: str, members: list[tuple[str, Source]]) -> Iterable[Item | Fail
             if name.lower().endswith(".json") and isinstance(found := loads(source.read()), dict):
                 fields = found | fields
             elif name.lower().endswith(".txt"):
-                fields.setdefault("captions", [source.read().decode().strip()])
+                fields.setdefault("captions", [str(source.read(), "utf-8").strip()])
         except (ValueError, PictureError) as error:
             return [_failed(f"{tar}/{name}", str(error))]
     # More pictures of one stem (`a.jpg`, `a.png`) are records of their own; the fields go with the first.
@@ -245,7 +246,7 @@ def _member(tar: str, name: str, source: Source, fields: Record) -> Item | Faile
     return item
 
 
-def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:  # noqa: B008 (frozen)
+def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:
     """The records of INPUT alone, for commands that open no pictures."""
     for item in read_inputs(inputs, how):
         yield item if isinstance(item, Failed) else item.record

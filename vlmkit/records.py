@@ -276,7 +276,9 @@ def _parse_header(data: bytes, name: str) -> tuple[int, int, int, str | None]:
         )
         model = meta.get("model")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VlmkitError(f"{name}: not a safetensors file of vlmkit ({error!r})", "make it with vlmkit embed") from None
+        raise VlmkitError(
+            f"{name}: not a safetensors file of vlmkit ({error!r})", "make it with vlmkit embed"
+        ) from None
     if not sound:
         raise VlmkitError(f"{name}: the safetensors header does not describe vlmkit rows", "make it with vlmkit embed")
     return dim, count, size, model

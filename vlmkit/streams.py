@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.records import Failed, Record, dumps, pack, pack_file
@@ -34,19 +34,21 @@ class Output:
         self._target: str | None = None
         self._temporary: str | None = None
         if path is None or path == "-":
-            self._file: IO[bytes] | io.FileIO = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
+            if sys.stdout is None:
+                raise VlmkitError("standard output is closed", "open it, or use -o FILE")
+            self._file: IO[bytes] | io.FileIO = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115 (closed in __exit__)
             return
         target = os.path.realpath(path)
         with _told(f"cannot write {path}", "name a file in a folder that you can write to"):
             if os.path.exists(target) and not os.path.isfile(target):
-                self._file = open(target, "wb", buffering=0)
+                self._file = open(target, "wb", buffering=0)  # noqa: SIM115
                 return
             mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else 0o666 & ~_umask()
             number, self._temporary = tempfile.mkstemp(
                 prefix=f".{os.path.basename(target)}.", suffix=".part", dir=os.path.dirname(target)
             )
             self._target = target
-            self._file = open(number, "w+b")
+            self._file = open(number, "w+b")  # noqa: SIM115
             os.chmod(number, mode)
 
     def __enter__(self) -> "Output":
@@ -72,9 +74,10 @@ class Output:
             for blob in pack(records):
                 self.write(blob)
         else:
-            with _told(f"cannot write {self.name}", "free some space"), tempfile.TemporaryFile(
-                dir=os.path.dirname(self._target)
-            ) as spool:
+            with (
+                _told(f"cannot write {self.name}", "free some space"),
+                tempfile.TemporaryFile(dir=os.path.dirname(self._target)) as spool,
+            ):
                 pack_file(records, self._file, spool)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -147,7 +150,9 @@ class Failures:
             raise AlreadyTold
         return Exit.SOME_FAILED if self.count else Exit.OK
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._output:
             # The list of failures is worth keeping where the failures themselves end the command.
             self._output.__exit__(None if kind is AlreadyTold else kind, error, trace)
@@ -159,6 +164,8 @@ class AlreadyTold(Exception):
 
 def tell(text: str) -> None:
     """One line on standard error, above a progress bar if there is one."""
+    if sys.stderr is None:
+        return
     line = one_line(f"vlmkit: {text}")
     with contextlib.suppress(OSError, ValueError):  # standard error may be closed: nothing is left to tell it to
         if "tqdm" in sys.modules:
@@ -185,7 +192,7 @@ def stdin_is_terminal() -> bool:
 
 def stdin_bytes() -> tuple[bytes, IO[bytes]]:
     """The first bytes of standard input, and a stream of all of it, those bytes included."""
-    raw = sys.stdin.buffer
+    raw: Any = sys.stdin.buffer
     head = b""
     while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
         more = raw.read1(SNIFF_BYTES - len(head))
@@ -203,13 +210,13 @@ class _Rewound(io.RawIOBase):
 
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = head
-        self._rest = rest
+        self._rest: Any = rest
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        data = self._head[: len(buffer)] or self._rest.read1(len(buffer))  # type: ignore[attr-defined]
+    def readinto(self, buffer) -> int:
+        data = self._head[: len(buffer)] or self._rest.read1(len(buffer))
         self._head = self._head[len(data) :]
         buffer[: len(data)] = data
         return len(data)

@@ -63,11 +63,15 @@ class Hardware:
     threads: int | None = None
 
 
-def load_embedder(name: str, hardware: Hardware = Hardware()) -> Model:  # noqa: B008 (frozen)
+def load_embedder(name: str, hardware: Hardware = Hardware()) -> Model:
     """The model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
-    backend, argument = _backend_of(name)
+    if name == "mini":
+        backend, folder = "mini", None
+    else:
+        backend, folder = _backend_of(name)
+        name = str(folder)  # absolute, so that an index finds its model from any folder
     module, attribute = EMBEDDERS[backend].split(":")
-    embedder: Embedder = getattr(importlib.import_module(module), attribute)(argument, hardware)
+    embedder: Embedder = getattr(importlib.import_module(module), attribute)(folder, hardware)
     return Model(f"{name}@{_digits(embedder.files())}", embedder)
 
 
@@ -81,17 +85,24 @@ def name_of(identity: str) -> str:
     return identity.rpartition("@")[0]
 
 
-def _backend_of(name: str) -> tuple[str, str]:
-    if name == "mini":
-        return "mini", ""
-    folder = Path(name.removeprefix("local-dir:"))
+def _backend_of(name: str) -> tuple[str, Path]:
+    """The backend that opens the folder `name`, and its absolute path."""
+    folder = Path(name.removeprefix("local-dir:")).absolute()
     if (folder / "open_clip_config.json").is_file():
-        return "open_clip", f"local-dir:{folder.absolute()}"
+        return "open_clip", folder
     if (folder / "mini.json").is_file():
-        return "mini", name
+        return "mini", folder
     if folder.is_dir():
         raise VlmkitError(f"{name} holds no model that can embed", "name a folder that vlmkit train contrastive made")
     raise VlmkitError(f"unknown model {name}", "use mini, or a folder that vlmkit train contrastive made")
+
+
+def hush() -> None:
+    """Keep transformers' reports and bars off standard error, which is for vlmkit's own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _digits(files: Sequence[Path]) -> str:

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from vlmkit.errors import VlmkitError
-from vlmkit.models import Hardware
+from vlmkit.models import Hardware, hush
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,23 +16,30 @@ if TYPE_CHECKING:
 class OpenClip:
     """A CLIP of open_clip (Ilharco et al. 2021); preprocessing, tokenizer and activation from its own config."""
 
-    def __init__(self, name: str, hardware: Hardware) -> None:
+    def __init__(self, folder: Path, hardware: Hardware) -> None:
         import open_clip
         import torch
 
-        self._folder = Path(name.removeprefix("local-dir:"))
-        self.device = _device(hardware.device)
+        hush()
+        self._folder = folder
+        name = f"local-dir:{folder}"
+        self.device = torch_device(hardware.device)
         try:
-            model, _, self._transform = open_clip.create_model_and_transforms(name, device=self.device)
+            model, _, self._transform = open_clip.create_model_and_transforms(name, **self._moved(), device=self.device)
             self._tokenizer = open_clip.get_tokenizer(name)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise VlmkitError(f"{name} cannot be opened ({error})", "check the folder, or make it again") from None
+            raise VlmkitError(f"{folder} cannot be opened ({error})", "check the folder, or make it again") from None
         self._model = model.eval()
         self._torch = torch
         size = model.visual.image_size
         self.size = max(size) if isinstance(size, tuple) else size
         self.logit_scale = float(model.logit_scale.exp())
         self.dim = self.embed_texts(["a"]).shape[1]
+
+    def _moved(self) -> dict[str, dict[str, object]]:
+        """The text configuration with the folder as it is named now: open_clip keeps a Hugging Face tower's path."""
+        text = orjson.loads((self._folder / "open_clip_config.json").read_bytes())["model_cfg"]["text_cfg"]
+        return {"text_cfg": text | {"hf_model_name": str(self._folder)}} if "hf_model_name" in text else {}
 
     def files(self) -> list[Path]:
         return [path for path in self._folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt")]
@@ -48,7 +57,7 @@ class OpenClip:
             return self._model.encode_text(self._tokenizer(texts).to(self.device), normalize=True).float().cpu().numpy()
 
 
-def _device(wanted: str) -> str:
+def torch_device(wanted: str) -> str:
     """The torch device for `--device`. Raises VlmkitError where a device that was asked for is not there."""
     import torch
 

@@ -1,0 +1,59 @@
+"""How quick a cold command is: ratios to plain imports, interleaved in one run, and peak memory.
+
+    python tests/benchmarks/startup.py [PICTURES]
+
+PICTURES (default: the demo's photographs) are indexed once, then searched cold.
+"""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from vlmkit.demo import collect
+
+VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
+ROUNDS = 7
+
+
+def seconds(command: list[str], folder: str) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        pictures = sys.argv[1] if len(sys.argv) > 1 else folder
+        if pictures == folder:
+            collect(Path(folder))
+        rows = subprocess.run([VLMKIT, "embed", pictures], capture_output=True, check=True).stdout
+        subprocess.run([VLMKIT, "index", "-i", f"{folder}/i"], input=rows, check=True)
+        search = [VLMKIT, "search", "-i", f"{folder}/i", "sunset over mountains", "-l"]
+        seconds(search, folder)
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        commands = {
+            "import typer": [sys.executable, "-c", "import typer"],
+            "vlmkit --help": [VLMKIT, "--help"],
+            "import open_clip": [sys.executable, "-c", "import open_clip"],
+            "vlmkit search": search,
+        }
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(ROUNDS):
+            for name, command in commands.items():
+                times[name].append(seconds(command, folder))
+        middle = {name: statistics.median(found) for name, found in times.items()}
+    for name, value in middle.items():
+        print(f"{name:18} {value:6.3f} s (median of {ROUNDS})")
+    print(f"vlmkit --help / import typer     {middle['vlmkit --help'] / middle['import typer']:.2f}")
+    print(f"vlmkit search / import open_clip {middle['vlmkit search'] / middle['import open_clip']:.3f}")
+    print(f"largest of embed, index and search in memory: {memory:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

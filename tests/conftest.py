@@ -1,0 +1,69 @@
+"""Fixtures: the installed command in a home of its own, and real photographs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vlmkit.demo import collect
+
+SCRIPT = Path(sys.executable).with_name("vlmkit")
+Vlmkit = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the photographs of scikit-image and scikit-learn."""
+    folder = tmp_path_factory.mktemp("originals") / "photos"
+    folder.mkdir()
+    collect(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data sets beside the project, or a skip that says so."""
+    folder = Path(os.environ.get("VLMKIT_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real data sets are not at {folder} (set VLMKIT_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment with data folders of its own and the installed command on the path."""
+    own = {name: str(tmp_path / "home" / name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("VLMKIT_")}
+    return kept | own | {"PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "default"}
+
+
+@pytest.fixture
+def vlmkit(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
+    """Run the installed command in `tmp_path`, on bytes; `code` is the exit code that is expected."""
+
+    def run(
+        *arguments: object, code: int = 0, stdin: bytes = b"", **options: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            [SCRIPT, *map(str, arguments)], input=stdin, capture_output=True, cwd=tmp_path, env=environment, **options
+        )
+        assert done.returncode == code, done.stderr.decode()
+        assert b"Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def shell(tmp_path: Path, environment: dict[str, str]) -> Callable[[str], subprocess.CompletedProcess[bytes]]:
+    """Run a line of bash in `tmp_path`."""
+
+    def run(line: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line], capture_output=True, cwd=tmp_path, env=environment
+        )
+
+    return run

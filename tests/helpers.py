@@ -1,0 +1,71 @@
+"""Small things that several tests need."""
+
+import base64
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def records(output: bytes) -> list[dict]:
+    """The records of JSONL output; every line must be whole."""
+    assert not output or output.endswith(b"\n")
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def vector(record: dict) -> np.ndarray:
+    """The embedding of a record, decoded as the contract says."""
+    return np.frombuffer(base64.b64decode(record["embedding"]), "<f2").astype(np.float32)
+
+
+def picture(path: Path, color: str = "red", size: tuple[int, int] = (40, 30), **options: object) -> Path:
+    """A small picture of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, **options)
+    return path
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar file with `members`."""
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    return path
+
+
+def jpeg(color: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", size, color).save(data, "JPEG")
+    return data.getvalue()
+
+
+def embedded(name: str, numbers: list[float], model: str = "toy@0123456789ab", **fields: object) -> dict:
+    """A record with an embedding given as a list of numbers."""
+    return {"id": name, "image": name, "model": model, **fields, "embedding": numbers}
+
+
+def jsonl(*rows: dict) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def tiny_towers(folder: Path, words: str) -> None:
+    """An image tower (timm) and a text tower (BERT) of random weights, in `folder`/image-tower and /text-tower."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("test_efficientnet", pretrained=False), folder / "image-tower", safe_serialization=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(words.split()))]
+    (folder / "text-tower").mkdir()
+    (folder / "text-tower/vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(str(folder / "text-tower/vocab.txt")).save_pretrained(folder / "text-tower")
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **size)
+    BertModel(config).save_pretrained(folder / "text-tower")

@@ -1,0 +1,104 @@
+"""The documents say what the command table says, and every example works."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import jpeg, jsonl, tar
+
+from vlmkit.docs import commands, documents, drifted
+from vlmkit.examples import EXAMPLES
+
+ROOT = Path(__file__).parents[1]
+TABLE = commands()
+
+
+def test_nothing_has_drifted(ROOT) -> None:
+    assert [str(path.relative_to(ROOT)) for path in drifted(ROOT)] == []
+
+
+def test_drift_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXAMPLES, "embed", EXAMPLES["embed"][:1])
+    assert {"README.md", "vlmkit-embed.1"} <= {path.name for path in drifted(ROOT)}
+
+
+@pytest.mark.parametrize("command", TABLE, ids=lambda command: command.name)
+def test_every_command_is_documented(command) -> None:
+    assert command.summary.endswith(".") and command.examples
+    assert all(flag.help.endswith(".") and any(n.startswith("-") for n in flag.names) for flag in command.flags)
+    texts = {path.name: text for path, text in documents(ROOT).items()}
+    page = texts[f"vlmkit-{command.name}.1"]
+    for flag in command.flags:
+        assert flag.names[-1].replace("-", "\\-") in page
+        assert all(flag.names[-1].lstrip("-") in texts[name] for name in ("vlmkit.bash", "_vlmkit", "vlmkit.fish"))
+
+
+def test_man_pages_have_no_mistakes() -> None:
+    groff = shutil.which("groff")
+    if groff is None:
+        pytest.skip("groff is not installed")
+    for page in sorted((ROOT / "man").glob("*.1")):
+        done = subprocess.run([groff, "-man", "-Tutf8", "-ww", "-z", page], capture_output=True)
+        assert done.returncode == 0 and done.stderr == b"", f"{page.name}: {done.stderr.decode()}"
+
+
+def test_bash_completion() -> None:
+    def complete(*words: str) -> list[str]:
+        line = f"source {ROOT}/completions/vlmkit.bash; COMP_WORDS=(vlmkit {' '.join(words)}); "
+        line += f"COMP_CWORD={len(words)}; _vlmkit; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        return subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout.decode().split()
+
+    assert complete("cl") == ["classify"]
+    assert complete("embed", "--batch") == ["--batch-size"]
+    assert complete("embed", "--format", "s") == ["safetensors"]
+    assert complete("embed", "pho") == []
+
+
+@pytest.mark.parametrize(("shell", "name"), [("zsh", "_vlmkit"), ("fish", "vlmkit.fish")])
+def test_completion_parses(shell: str, name: str) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run([program, "--no-execute", ROOT / "completions" / name], check=True)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """The folder that the examples are written for."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(photos, folder / "photos")
+    colors = ["red", "green", "blue", "black", "white", "yellow"]
+    members = {f"{i:04}{end}": data for i in range(64) for end, data in _sample(colors[i % 6], i)}
+    tar(folder / "shard.tar", members)
+    (folder / "labels.txt").write_text("cat\ncoffee\nrocket\n")
+    (folder / "records.jsonl").write_bytes(jsonl({"image": "photos/coffee.png"}))
+    return folder
+
+
+def _sample(color: str, number: int) -> list[tuple[str, bytes]]:
+    return [(".jpg", jpeg(color, (64 + number, 64))), (".txt", f"a {color} field, number {number}".encode())]
+
+
+def test_examples_work(sandbox: Path, environment: dict[str, str]) -> None:
+    """In order, as they build on each other, through a shell."""
+    environment |= {"XDG_DATA_HOME": str(sandbox / "data")}
+    for command in TABLE:
+        for example in command.examples:
+            line = ["bash", "-o", "pipefail", "-c", example.line]
+            done = subprocess.run(line, capture_output=True, cwd=sandbox, env=environment, timeout=300)
+            assert done.returncode == 0, f"{example.line}\n{done.stderr.decode()}"
+            assert done.stderr == b"", f"{example.line}\n{done.stderr.decode()}"
+            if example.prints:
+                pattern = ".*".join(map(re.escape, example.prints.split("…"))) + "\n"
+                assert re.fullmatch(pattern, done.stdout.decode()), f"{example.line}\n{done.stdout.decode()[:1000]}"
+
+
+def test_demo_prints_each_line_and_finds_the_cup(environment: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(["vlmkit", "demo"], capture_output=True, cwd=tmp_path, env=environment, timeout=300)
+    text = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    assert text.count("\n$ vlmkit ") >= 5
+    assert re.search(r'\$ vlmkit search [^\n]*"a cup of coffee"[^\n]*\n[^\n]*coffee\.png', text)
+    assert list(tmp_path.iterdir()) == [] or [p.name for p in tmp_path.iterdir()] == ["home"]

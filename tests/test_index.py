@@ -1,0 +1,239 @@
+"""index through the installed command."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import embedded, jsonl, picture, records
+
+from vlmkit.index import Index, Writer
+
+
+def info(vlmkit, index: str = "./i") -> dict:
+    (found,) = records(vlmkit("index", "-i", index, "--info").stdout)
+    return found
+
+
+def many(count: int, dim: int = 8, seed: int = 0, start: int = 0) -> list[dict]:
+    """Records with random unit vectors."""
+    numbers = np.random.default_rng(seed).standard_normal((count, dim))
+    return [embedded(f"r{start + i:06}", list(row)) for i, row in enumerate(numbers)]
+
+
+def test_info_of_a_named_index(vlmkit, tmp_path: Path) -> None:
+    vlmkit("index", stdin=jsonl(*many(3)))
+    found = info(vlmkit, "default")
+    assert list(found) == ["path", "model", "dim", "count", "type", "bytes"]
+    assert found["path"] == str(tmp_path / "home/XDG_DATA_HOME/vlmkit/default")
+    assert (found["model"], found["dim"], found["count"], found["type"]) == ("toy@0123456789ab", 8, 3, "flat")
+    assert found["bytes"] == sum(p.stat().st_size for p in Path(found["path"]).iterdir())
+
+
+def test_upsert_by_id(vlmkit) -> None:
+    vlmkit("index", "-i", "./i", stdin=jsonl(embedded("a", [1, 0]), embedded("b", [0, 1]), embedded("a", [0, -1])))
+    assert info(vlmkit)["count"] == 2
+    vlmkit("index", "-i", "./i", stdin=jsonl(embedded("b", [1, 1], note="new")))
+    assert info(vlmkit)["count"] == 2
+    with opened(vlmkit) as index:
+        hits = index.search(np.array([[2**-0.5, 2**-0.5]], np.float32), 5)[0]
+    assert [(hit.record["id"], hit.record.get("note")) for hit in hits] == [("b", "new"), ("a", None)]
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+    vlmkit("index", "-i", "./i", "--verify")
+
+
+def opened(vlmkit) -> Index:
+    """The index at ./i, opened in this process."""
+    return Index(Path(info(vlmkit)["path"]))
+
+
+def test_exact_search_equals_numpy(tmp_path: Path) -> None:
+    """Held against the definition: the inner products of the float16 vectors, sorted."""
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((5000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with Writer(tmp_path / "i") as writer:
+        for i, row in enumerate(vectors):
+            writer.add({"id": str(i), "model": "toy@0", "embedding": row})
+    queries = vectors[:7] + rng.standard_normal((7, 32)).astype(np.float32) / 10
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    cosines = queries @ vectors.astype(np.float16).astype(np.float32).T
+    best = np.argsort(-cosines, axis=1)[:, :10]
+    with Index(tmp_path / "i") as index:
+        for hits, order, row in zip(index.search(queries, 10), best, cosines, strict=True):
+            assert [int(hit.record["id"]) for hit in hits] == list(order)
+            assert np.allclose([hit.score for hit in hits], row[order], atol=1e-5)
+
+
+def test_replaced_records_are_cleared_away(vlmkit, tmp_path: Path) -> None:
+    sizes = set()
+    for seed in range(6):
+        vlmkit("index", "-i", "./i", stdin=jsonl(*many(50, seed=seed)))
+        vlmkit("index", "-i", "./i", "--verify")
+        (vectors,) = (tmp_path / "i").glob("vectors-*.f16")
+        sizes.add(vectors.stat().st_size)
+    assert max(sizes) <= 2 * 50 * 8 * 2
+    rows = {r["id"]: np.array(r["embedding"]) for r in many(50, seed=5)}
+    with opened(vlmkit) as index:
+        assert len(index) == 50
+        for key, row in rows.items():
+            query = (row / np.linalg.norm(row)).astype(np.float32)[None]
+            assert index.search(query, 1)[0][0].record["id"] == key
+
+
+def test_refuses_another_model_and_names_both(vlmkit) -> None:
+    vlmkit("index", "-i", "./i", stdin=jsonl(embedded("a", [1, 0])))
+    done = vlmkit("index", "-i", "./i", stdin=jsonl(embedded("b", [1, 0], "other@ffffffffffff")), code=2)
+    assert b"toy@0123456789ab" in done.stderr and b"other@ffffffffffff" in done.stderr
+    vlmkit("index", "-i", "./i", stdin=jsonl(embedded("c", [1, 0], "renamed@0123456789ab")))
+    vlmkit("index", "-i", "./i", stdin=jsonl(embedded("d", [1, 0, 0])), code=2)
+    assert info(vlmkit)["count"] == 2
+
+
+def test_keeps_what_came_before_the_error(vlmkit) -> None:
+    rows = [*many(5), embedded("x", [1] * 8, "other@ffffffffffff")]
+    vlmkit("index", "-i", "./i", stdin=jsonl(*rows), code=2)
+    assert info(vlmkit)["count"] == 5
+
+
+@pytest.mark.parametrize(
+    "bad", [{"embedding": "###"}, {"embedding": []}, {"embedding": [0, 0]}, {"embedding": ["x"]}, {}]
+)
+def test_records_without_a_vector_fail_alone(vlmkit, tmp_path: Path, bad: dict) -> None:
+    rows = [embedded("a", [1, 0]), {"id": "bad", "model": "toy@0123456789ab", **bad}, embedded("b", [0, 1])]
+    vlmkit("index", "-i", "./i", "--errors", "e.jsonl", stdin=jsonl(*rows), code=3)
+    assert info(vlmkit)["count"] == 2
+    assert [r["id"] for r in records((tmp_path / "e.jsonl").read_bytes())] == ["bad"]
+
+
+def test_empty_input_makes_no_index(vlmkit, tmp_path: Path) -> None:
+    vlmkit("index", "-i", "./i")
+    assert not (tmp_path / "i").exists()
+    vlmkit("index", "-i", "./i", "--info", code=2)
+    vlmkit("index", "-i", "./i", "missing.jsonl", code=2)
+
+
+def test_refuses_a_folder_of_pictures(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "photos/a.png")
+    assert b"vlmkit embed" in vlmkit("index", "photos", code=2).stderr
+    vlmkit("index", "-i", "./photos", stdin=jsonl(embedded("a", [1, 0])), code=2)
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["a.png"]
+
+
+def test_info_and_verify_never_wait_for_input(vlmkit, tmp_path: Path, environment) -> None:
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(3)))
+    reader, writer = os.pipe()
+    for flag in ("--info", "--verify"):
+        done = subprocess.run(
+            ["vlmkit", "index", "-i", "./i", flag], stdin=reader, cwd=tmp_path, env=environment, timeout=60
+        )
+        assert done.returncode == 0
+    os.close(writer)
+    os.close(reader)
+
+
+def damage_short(folder: Path) -> None:
+    file = folder / "vectors-0.f16"
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+def damage_vector(folder: Path) -> None:
+    file = folder / "vectors-0.f16"
+    file.write_bytes(bytes(16) + file.read_bytes()[16:])
+
+
+def damage_slots(folder: Path) -> None:
+    with sqlite3.connect(folder / "index.sqlite") as db:
+        db.execute("DELETE FROM records WHERE slot = 1")
+
+
+def damage_record(folder: Path) -> None:
+    with sqlite3.connect(folder / "index.sqlite") as db:
+        db.execute("UPDATE records SET record = '{}' WHERE slot = 1")
+
+
+def damage_database(folder: Path) -> None:
+    (folder / "index.sqlite").write_bytes(b"no database" * 1000)
+
+
+@pytest.mark.parametrize("damage", [damage_short, damage_vector, damage_slots, damage_record, damage_database])
+def test_verify_finds_damage(vlmkit, tmp_path: Path, damage) -> None:
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(3)))
+    vlmkit("index", "-i", "./i", "--verify")
+    damage(tmp_path / "i")
+    done = vlmkit("index", "-i", "./i", "--verify", code=2)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_read_only_index(vlmkit, tmp_path: Path) -> None:
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(3)))
+    for path in (tmp_path / "i").iterdir():
+        path.chmod(0o444)
+    (tmp_path / "i").chmod(0o555)
+    try:
+        assert info(vlmkit)["count"] == 3
+    finally:
+        (tmp_path / "i").chmod(0o755)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_commits_what_came(vlmkit, tmp_path: Path, environment, number: int, code: int) -> None:
+    process = subprocess.Popen(["vlmkit", "index", "-i", "./i"], stdin=subprocess.PIPE, cwd=tmp_path, env=environment)
+    assert process.stdin
+    process.stdin.write(jsonl(*many(100)))
+    process.stdin.flush()
+    time.sleep(2)
+    assert process.poll() is None and not (tmp_path / "i").exists()  # nothing is committed yet, more may come
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    process.stdin.close()
+    assert info(vlmkit)["count"] == 100
+    vlmkit("index", "-i", "./i", "--verify")
+
+
+def test_sigkill_between_commits_loses_no_commit(vlmkit, tmp_path: Path, environment) -> None:
+    """Killed while it waits for more, after one commit of 10,000: exactly those are there."""
+    process = subprocess.Popen(["vlmkit", "index", "-i", "./i"], stdin=subprocess.PIPE, cwd=tmp_path, env=environment)
+    assert process.stdin
+    process.stdin.write(jsonl(*many(10_500)))
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "i/index.sqlite").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    assert info(vlmkit)["count"] == 10_000
+    vlmkit("index", "-i", "./i", "--verify")
+
+
+def test_bytes_past_the_commit_mean_nothing(vlmkit, tmp_path: Path) -> None:
+    """What a writer that was killed before its commit left behind is written over."""
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(3)))
+    with (tmp_path / "i/vectors-0.f16").open("ab") as file:
+        file.write(b"torn" * 5)
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(3, seed=1, start=3)))
+    vlmkit("index", "-i", "./i", "--verify")
+    assert info(vlmkit)["count"] == 6
+
+
+def test_two_writers_at_once(vlmkit, tmp_path: Path, environment) -> None:
+    for start in (0, 3000):
+        (tmp_path / f"{start}.jsonl").write_bytes(jsonl(*many(3000, start=start)))
+    command = ["vlmkit", "index", "-i", "./i"]
+    running = [subprocess.Popen([*command, f"{s}.jsonl"], cwd=tmp_path, env=environment) for s in (0, 3000)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert info(vlmkit)["count"] == 6000
+    vlmkit("index", "-i", "./i", "--verify")
+
+
+def test_info_is_one_line(vlmkit) -> None:
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(1)))
+    out = vlmkit("index", "-i", "./i", "--info").stdout
+    assert out.count(b"\n") == 1 and json.loads(out)
