@@ -66,10 +66,10 @@ class Hardware:
 def load_embedder(name: str, hardware: Hardware = Hardware()) -> Model:
     """The model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
     if name == "mini":
-        backend, folder = "mini", None
+        backend, folder = "mini", ""
     else:
         backend, folder = _backend_of(name)
-        name = str(folder)  # absolute, so that an index finds its model from any folder
+        name = folder  # absolute, so that an index finds its model from any folder
     module, attribute = EMBEDDERS[backend].split(":")
     embedder: Embedder = getattr(importlib.import_module(module), attribute)(folder, hardware)
     return Model(f"{name}@{_digits(embedder.files())}", embedder)
@@ -85,13 +85,13 @@ def name_of(identity: str) -> str:
     return identity.rpartition("@")[0]
 
 
-def _backend_of(name: str) -> tuple[str, Path]:
+def _backend_of(name: str) -> tuple[str, str]:
     """The backend that opens the folder `name`, and its absolute path."""
     folder = Path(name.removeprefix("local-dir:")).absolute()
     if (folder / "open_clip_config.json").is_file():
-        return "open_clip", folder
+        return "open_clip", str(folder)
     if (folder / "mini.json").is_file():
-        return "mini", folder
+        return "mini", str(folder)
     if folder.is_dir():
         raise VlmkitError(f"{name} holds no model that can embed", "name a folder that vlmkit train contrastive made")
     raise VlmkitError(f"unknown model {name}", "use mini, or a folder that vlmkit train contrastive made")

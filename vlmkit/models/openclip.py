@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 class OpenClip:
     """A CLIP of open_clip (Ilharco et al. 2021); preprocessing, tokenizer and activation from its own config."""
 
-    def __init__(self, folder: Path, hardware: Hardware) -> None:
+    def __init__(self, folder: str, hardware: Hardware) -> None:
         import open_clip
         import torch
 
         hush()
-        self._folder = folder
+        self._folder = Path(folder)
         name = f"local-dir:{folder}"
         self.device = torch_device(hardware.device)
         try:
