@@ -61,7 +61,9 @@ def tiny_towers(folder: Path, words: str) -> None:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_efficientnet", pretrained=False), folder / "image-tower", safe_serialization=True)
+    save_for_hf(
+        timm.create_model("test_efficientnet", pretrained=False), folder / "image-tower", safe_serialization=True
+    )
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(words.split()))]
     (folder / "text-tower").mkdir()
     (folder / "text-tower/vocab.txt").write_text("\n".join(vocabulary) + "\n")

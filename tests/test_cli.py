@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -124,15 +125,14 @@ def test_a_signal_leaves_no_file(tmp_path: Path, environment, number: int, code:
 
 def test_sigterm_leaves_whole_lines_on_a_pipe(tmp_path: Path, environment) -> None:
     (tmp_path / "texts").write_text("".join(f"text {i}\n" for i in range(5000)))
-    process = subprocess.Popen(
-        ["vlmkit", "embed", "--text", "texts"], stdout=subprocess.PIPE, cwd=tmp_path, env=environment
-    )
-    assert process.stdout
-    first = process.stdout.readline()
-    time.sleep(1)  # the pipe is full now: the command waits inside a write
-    process.terminate()
-    rest = process.stdout.read()
-    assert process.wait(timeout=30) == 143
+    command = ["vlmkit", "embed", "--text", "texts"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, env=environment) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        time.sleep(1)  # the pipe is full now: the command waits inside a write
+        process.terminate()
+        rest = process.stdout.read()
+        assert process.wait(timeout=30) == 143
     assert 1 < len(records(first + rest)) < 5000
 
 
@@ -140,6 +140,7 @@ def test_progress_only_on_a_terminal(tmp_path: Path, environment) -> None:
     (tmp_path / "texts").write_text("a\nb\n")
     for quiet in ([], ["-q"]):
         master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 80))
         command = ["vlmkit", "embed", "--text", "texts", "-o", "out", *quiet]
         subprocess.run(command, stderr=slave, cwd=tmp_path, env=environment, check=True)
         os.write(slave, b"end")

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import jpeg, jsonl, tar
+from helpers import jpeg, tar, tiny_towers
 
 from vlmkit.docs import commands, documents, drifted
 from vlmkit.examples import EXAMPLES
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TABLE = commands()
 
 
-def test_nothing_has_drifted(ROOT) -> None:
+def test_nothing_has_drifted() -> None:
     assert [str(path.relative_to(ROOT)) for path in drifted(ROOT)] == []
 
 
@@ -61,7 +61,7 @@ def test_completion_parses(shell: str, name: str) -> None:
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"{shell} is not installed")
-    subprocess.run([program, "--no-execute", ROOT / "completions" / name], check=True)
+    subprocess.run([program, "-n", ROOT / "completions" / name], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     colors = ["red", "green", "blue", "black", "white", "yellow"]
     members = {f"{i:04}{end}": data for i in range(64) for end, data in _sample(colors[i % 6], i)}
     tar(folder / "shard.tar", members)
+    tiny_towers(folder, " ".join(["a field number", *colors, *map(str, range(64))]))
     (folder / "labels.txt").write_text("cat\ncoffee\nrocket\n")
-    (folder / "records.jsonl").write_bytes(jsonl({"image": "photos/coffee.png"}))
     return folder
 
 

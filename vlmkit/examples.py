@@ -1,7 +1,8 @@
 """Examples of every command: shown by --help and the man pages, executed by the tests.
 
-They run in order in a folder with `photos/` (a coffee cup, a cat, a rocket and other photographs), `shard.tar` and
-`records.jsonl`. Of what an example prints, `…` in `prints` stands for anything.
+They run in order in a folder with `photos/` (a coffee cup, a cat, a rocket and other photographs), `shard.tar`
+(pictures with captions), `image-tower/`, `text-tower/`, `labels.txt`. In `prints`, what a line prints, `…` stands for
+anything.
 """
 
 from typing import NamedTuple

@@ -101,7 +101,8 @@ class Index:
 
     def info(self) -> dict[str, Any]:
         """`path, model, dim, count, type, bytes`."""
-        size = sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
+        files = [entry for entry in os.scandir(self.folder) if not entry.name.endswith("-shm")]  # ours, while open
+        size = sum(entry.stat().st_size for entry in files)
         return {
             "path": os.path.abspath(self.folder),
             "model": self.state.model,

@@ -1,5 +1,6 @@
 """Models by name. A backend is one class in one file, imported only when its name is asked for."""
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -128,12 +129,10 @@ def _digits(files: Sequence[Path]) -> str:
 
 def _remember(memory: Path, entries: list[dict[str, object]]) -> None:
     temporary = memory.with_suffix(f".{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):  # only a cache: the next command computes the digits again
         memory.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(orjson.dumps(entries))
         temporary.replace(memory)
-    except OSError:  # only a cache: the next command computes the digits again
-        temporary.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
