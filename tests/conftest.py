@@ -6,9 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from vlmkit.demo import collect
+
+hypothesis.settings.register_profile("any machine", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("any machine")
 
 SCRIPT = Path(sys.executable).with_name("vlmkit")
 Vlmkit = Callable[..., subprocess.CompletedProcess[bytes]]

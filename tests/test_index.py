@@ -1,17 +1,23 @@
 """index through the installed command."""
 
+import fcntl
 import json
 import os
 import signal
 import sqlite3
 import subprocess
+import sys
+import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from helpers import embedded, jsonl, picture, records
 
+from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
 
 
@@ -181,13 +187,35 @@ def test_read_only_index(vlmkit, tmp_path: Path) -> None:
         (tmp_path / "i").chmod(0o755)
 
 
+def unread(pipe: IO[bytes]) -> int:
+    """How many bytes the reader of `pipe` has not taken yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def committed(folder: Path) -> int:
+    """The records that a reader sees."""
+    try:
+        with Index(folder) as index:
+            return len(index)
+    except VlmkitError:
+        return 0
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_commits_what_came(vlmkit, tmp_path: Path, environment, number: int, code: int) -> None:
     process = subprocess.Popen(["vlmkit", "index", "-i", "./i"], stdin=subprocess.PIPE, cwd=tmp_path, env=environment)
     assert process.stdin
     process.stdin.write(jsonl(*many(100)))
     process.stdin.flush()
-    time.sleep(2)
+    wait_for(lambda: unread(process.stdin) == 0)
+    time.sleep(0.5)
     assert process.poll() is None and not (tmp_path / "i").exists()  # nothing is committed yet, more may come
     process.send_signal(number)
     assert process.wait(timeout=30) == code
@@ -202,10 +230,8 @@ def test_sigkill_between_commits_loses_no_commit(vlmkit, tmp_path: Path, environ
     assert process.stdin
     process.stdin.write(jsonl(*many(10_500)))
     process.stdin.flush()
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "i/index.sqlite").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
+    wait_for(lambda: unread(process.stdin) == 0 and committed(tmp_path / "i") > 0)
+    assert process.poll() is None
     process.kill()
     process.wait()
     process.stdin.close()
