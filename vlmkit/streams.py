@@ -81,20 +81,19 @@ class Output:
                 pack_file(records, self._file, spool)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._target is None or self._temporary is None:
+            self._file.close()  # standard output itself stays open: closefd=False
+            return
         try:
-            if self._target is None or self._temporary is None:
-                if self._file.fileno() > 2:
-                    self._file.close()
-                return
-            with _told(f"cannot write {self.name}", "free some space"):
-                if kind is None:
+            if kind is None:
+                with _told(f"cannot write {self.name}", "free some space"):
                     self._file.flush()
                     os.fsync(self._file.fileno())
-                self._file.close()
-                if kind is None:
                     os.replace(self._temporary, self._target)
                     self._temporary = None
         finally:
+            with contextlib.suppress(OSError):  # what is given up may not fit on the disk
+                self._file.close()
             if self._temporary is not None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._temporary)
@@ -125,7 +124,6 @@ class Failures:
     def __init__(self, errors: str | None = None) -> None:
         self._output = Output(errors) if errors is not None else None
         self._seen = 0
-        self._failed: list[Failed] = []
         self.count = 0
 
     def __enter__(self) -> "Failures":
@@ -139,7 +137,6 @@ class Failures:
                 yield result
                 continue
             self.count += 1
-            self._failed = self._failed[:1] or [result]
             tell(f"{result.id or result.image}: {result.error}: skipped")
             if self._output:
                 self._output.write(dumps(result.as_record()))
