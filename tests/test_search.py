@@ -109,10 +109,10 @@ def test_table_on_a_terminal(indexed: Path, tmp_path: Path, environment) -> None
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [("chelsea.png", "cat"), ("coffee.png", "coffee"), ("rocket.jpg", "rocket"), ("horse.png", "horse")],
+    [("chelsea.png", "cat"), ("motorcycle_left.png", "motorcycle"), ("rocket.jpg", "rocket"), ("horse.png", "horse")],
 )
 def test_classify(vlmkit, photos: Path, name: str, label: str) -> None:
-    (record,) = records(vlmkit("classify", photos / name, "--labels", "cat,coffee,rocket,horse,bridge").stdout)
+    (record,) = records(vlmkit("classify", photos / name, "--labels", "cat,espresso,rocket,horse,motorcycle").stdout)
     assert record["label"] == record["labels"][0]["label"] == label
     scores = [entry["score"] for entry in record["labels"]]
     assert sum(scores) == pytest.approx(1, abs=1e-4) and scores == sorted(scores, reverse=True) and len(scores) == 5

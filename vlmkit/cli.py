@@ -236,13 +236,17 @@ def train(
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="DIR", help="Folder to make: weights, configuration, tokenizer.")
     ],
-    vision: Annotated[str, typer.Option("--vision", metavar="M", help="Image tower, locked: a timm model or folder.")],
-    text: Annotated[str, typer.Option("--text", metavar="M", help="Text tower: a transformers encoder or folder.")],
+    vision: Annotated[
+        str, typer.Option("--vision", metavar="M", help="Image tower, locked: a timm model, a folder, or the default.")
+    ] = "efficientnet-lite0",
+    text: Annotated[
+        str, typer.Option("--text", metavar="M", help="Text tower: a transformers encoder, a folder, or the default.")
+    ] = "all-minilm-l6-v2",
     val: Annotated[
         str | None,
         typer.Option("--val", metavar="DATA", help="Other data to measure retrieval on, or a fraction to hold out."),
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Times through the data.")] = 6,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Times through the data.")] = 40,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, metavar="N", help="Stop after N steps, whatever --epochs says.")
     ] = None,
@@ -250,32 +254,36 @@ def train(
 ) -> Exit:
     """Train a model from pictures with captions.
 
-    `contrastive` locks the image tower, caches its features, and trains a head for it, the top of the text tower and
-    its head with symmetric InfoNCE and a learned temperature. Logs one JSON object a line on standard output: loss and
-    rate at the steps, recall@k both ways and the alignment gap before the first step and after each epoch, if there is
-    --val. The folder is an open_clip checkpoint, which embed, search and classify open with -m DIR.
+    `contrastive` locks the image tower, caches its features, and trains a head for it, a head for the text tower and,
+    in the last epoch, the text tower's top layer, with symmetric InfoNCE and a learned temperature. The default towers
+    come with the extra `recipe`. Logs one JSON object a line on standard output: loss and rate at the steps, recall@k
+    both ways and the alignment gap before the first step and after each epoch, if there is --val. The folder is an
+    open_clip checkpoint, which embed, search and classify open with -m DIR.
     """
     from pathlib import Path
 
+    from vlmkit.models import hush
     from vlmkit.models.openclip import torch_device
     from vlmkit.train.contrastive import ContrastiveConfig
     from vlmkit.train.contrastive import train as trained
+    from vlmkit.train.registered import towers
 
-    config = ContrastiveConfig(
-        data=[Path(name) for name in data],
-        out=Path(output),
-        vision=vision,
-        text=text,
-        val=_fraction_or_data(val),
-        images=images,
-        epochs=epochs,
-        steps=steps,
-        batch_size=run.batch(TRAIN_BATCH),
-        seed=run.seed,
-        device=torch_device(run.device.value),
-        workers=run.threads,
-    )
-    with Output() as out:
+    hush()
+    with towers(vision, text) as (image_tower, text_tower), Output() as out:
+        config = ContrastiveConfig(
+            data=[Path(name) for name in data],
+            out=Path(output),
+            vision=image_tower,
+            text=text_tower,
+            val=_fraction_or_data(val),
+            images=images,
+            epochs=epochs,
+            steps=steps,
+            batch_size=run.batch(TRAIN_BATCH),
+            seed=run.seed,
+            device=torch_device(run.device.value),
+            workers=run.threads,
+        )
         trained(config, lambda figures: out.write_records([figures]))
     return Exit.OK
 

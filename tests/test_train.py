@@ -1,0 +1,260 @@
+"""`vlmkit train contrastive`, on pictures of coloured shapes and towers of random weights."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import tar, tiny_towers
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from vlmkit.errors import VlmkitError
+from vlmkit.train.batches import batches, batches_per_epoch
+from vlmkit.train.contrastive import ContrastiveConfig, train
+from vlmkit.train.data import read_samples, split
+from vlmkit.train.loop import Loop, contrastive_loss, optimizer_for, rate
+from vlmkit.train.output import whole_folder
+from vlmkit.train.retrieval import retrieval
+
+COLORS = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
+SHAPES = ["circle", "square"]
+GROUNDS = ["gray", "pink", "cyan", "brown"]
+
+
+def shards(folder: Path) -> Path:
+    """A shard of 64 pictures, 32 x 32 pixels, each with two captions that say what is on it."""
+    members: dict[str, bytes] = {}
+    for number, (color, shape, ground) in enumerate(product(COLORS, SHAPES, GROUNDS)):
+        image = Image.new("RGB", (32, 32), ground)
+        draw = ImageDraw.Draw(image)
+        (draw.ellipse if shape == "circle" else draw.rectangle)((6, 6, 26, 26), fill=color)
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        captions = [f"a {color} {shape} on {ground}", f"{ground} with a {color} {shape}"]
+        members[f"{number:03}.png"] = data.getvalue()
+        members[f"{number:03}.json"] = json.dumps({"id": f"{number:03}", "captions": captions}).encode()
+    return tar(folder / "shapes.tar", members)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shapes.tar, image-tower and text-tower."""
+    folder = tmp_path_factory.mktemp("training")
+    shards(folder)
+    tiny_towers(folder, " ".join(["a on with", *COLORS, *SHAPES, *GROUNDS]))
+    return folder
+
+
+def config(place: Path, out: Path, **changes: Any) -> ContrastiveConfig:
+    some = {"epochs": 12, "text_epochs": 6, "batch_size": 16, "captions": 2, "views": 2, "dim": 32, "lr": 5e-3}
+    some |= {"text_lr": 2e-3, "dropout": 0.0, "feature_dropout": 0.0, "weight_decay": 0.01, "log_every": 5}
+    return ContrastiveConfig(
+        data=[place / "shapes.tar"],
+        out=out,
+        vision=str(place / "image-tower"),
+        text=str(place / "text-tower"),
+        val=[place / "shapes.tar"],
+        **(some | changes),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """(output folder, log) of one run."""
+    log: list[dict[str, Any]] = []
+    return train(config(place, place / "model"), log.append), log
+
+
+def test_log_holds_first_and_last_step_and_every_epoch(run: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, log = run
+    steps = [line["step"] for line in log if "loss" in line]
+    assert steps == [1, *range(5, 48, 5), 48]
+    assert all(
+        {"epoch", "step", "loss", "lr", "text_lr", "grad_norm", "logit_scale"} == set(x) for x in log if "loss" in x
+    )
+    epochs = [line for line in log if "loss" not in line]
+    assert [line["epoch"] for line in epochs] == list(range(13))
+    assert epochs[0]["step"] == 0, "retrieval is measured before the first step"
+    assert all(f"{way}_r{k}" in epochs[0] for way in ("text_to_image", "image_to_text") for k in (1, 5, 10))
+    assert json.loads(json.dumps(log)) == log
+
+
+def test_it_learns(run: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, log = run
+    first, last = log[0], log[-1]
+    assert last["text_to_image_r10"] > first["text_to_image_r10"] + 0.3
+    assert last["image_to_text_r10"] > first["image_to_text_r10"] + 0.3
+    assert last["gap"] > first["gap"] + 0.1
+
+
+def test_the_same_seed_makes_the_same_bytes(place: Path, run: tuple[Path, list[dict[str, Any]]]) -> None:
+    short = {"epochs": 2, "text_epochs": 1, "views": 3}
+    folders = [train(config(place, place / f"same{i}", **short), lambda _: None) for i in range(2)]
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one == other
+    different = train(config(place, place / "different", seed=1, **short), lambda _: None)
+    assert (different / "model.safetensors").read_bytes() != one
+
+
+def test_locked_parts_do_not_change(place: Path, run: tuple[Path, list[dict[str, Any]]]) -> None:
+    weights = load_file(run[0] / "model.safetensors")
+    for name, value in load_file(place / "image-tower/model.safetensors").items():
+        if not name.startswith("classifier."):
+            assert torch.equal(weights[f"visual.trunk.{name}"], value), name
+    text = load_file(place / "text-tower/model.safetensors")
+    same = {n: torch.equal(weights[f"text.transformer.{n}"], v) for n, v in text.items() if not n.startswith("pooler.")}
+    assert all(same[n] for n in same if n.startswith(("embeddings.", "encoder.layer.0.")))
+    assert not all(same[n] for n in same if n.startswith("encoder.layer.1."))
+
+
+def test_open_clip_opens_the_folder_and_finds_the_same(place: Path, run: tuple[Path, list[dict[str, Any]]]) -> None:
+    import open_clip
+
+    folder, log = run
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    model.eval()
+    samples = read_samples([place / "shapes.tar"])
+    with torch.inference_mode():
+        pictures = torch.stack([preprocess(sample.picture(160)) for sample in samples])
+        images = model.encode_image(pictures, normalize=True)
+        texts = model.encode_text(tokenizer([c for sample in samples for c in sample.captions]), normalize=True)
+    found = retrieval(images, texts, torch.arange(64).repeat_interleave(2))
+    assert found["gap"] == pytest.approx(log[-1]["gap"], abs=2e-3)
+    assert found["text_to_image_r10"] == pytest.approx(log[-1]["text_to_image_r10"], abs=0.02)
+
+
+def test_a_moved_folder_opens(place: Path, run: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    from vlmkit.train.model import open_folder
+
+    moved = tmp_path / "moved"
+    shutil.copytree(run[0], moved)
+    text = json.loads((moved / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    assert text["hf_model_name"] == str(run[0])
+    model, _, tokenizer = open_folder(moved)
+    assert model.encode_text(tokenizer(["a red circle"])).shape == (1, 32)
+
+
+def test_the_output_folder_is_whole_or_not_there(place: Path, tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        if "loss" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(place, tmp_path / "model"), stop)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(VlmkitError, match="not empty"):
+        train(config(place, tmp_path / "full"), lambda _: None)
+    with pytest.raises(VlmkitError, match="does not exist"):
+        train(config(place, tmp_path / "missing/model"), lambda _: None)
+
+
+def test_an_empty_output_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with whole_folder(tmp_path / "out") as made:
+        (made / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out/file").exists()
+
+
+@pytest.mark.parametrize(("member", "message"), [("none", "no captions"), ("damaged", "001")])
+def test_unusable_data_are_named(place: Path, tmp_path: Path, member: str, message: str) -> None:
+    captions = [] if member == "none" else ["a red circle"]
+    bad = tar(tmp_path / "bad.tar", {"001.png": b"no picture", "001.json": json.dumps({"captions": captions}).encode()})
+    with pytest.raises(VlmkitError, match=message):
+        train(replace(config(place, tmp_path / "out"), data=[place / "shapes.tar", bad]), print)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_an_unknown_tower_is_an_error(place: Path, tmp_path: Path, tower: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VlmkitError, match="empty"):
+        train(replace(config(place, tmp_path / "out"), **{tower: str(tmp_path / "empty")}), print)
+
+
+def test_steps_rule_over_epochs(place: Path, tmp_path: Path) -> None:
+    log: list[dict[str, Any]] = []
+    train(replace(config(place, tmp_path / "out"), steps=6, epochs=1, val=None), log.append)
+    assert [line["step"] for line in log] == [1, 5, 6]
+    assert log[-1]["epoch"] == 2
+
+
+def test_validation_by_fraction(place: Path) -> None:
+    samples = read_samples([place / "shapes.tar"])
+    training, validation = split(samples, 0.25)
+    assert sorted(s.id for s in training + validation) == [s.id for s in samples]
+    assert 6 <= len(validation) <= 26
+    assert [s.id for s in split(samples[:40], 0.25)[1]] == [s.id for s in validation if int(s.id) < 40]
+    for wrong in (0.0, 1.0, -1.0):
+        with pytest.raises(VlmkitError, match="between 0 and 1"):
+            split(samples, wrong)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_pictures() -> None:
+    model = torch.nn.Linear(2, 2)
+    scale = torch.nn.Parameter(torch.tensor(1.0))
+    loop = Loop(optimizer_for(model, 1e-3, 1e-3, 0.1), scale, 10, 10, 0.1)
+    good = model(torch.randn(3, 2))
+    loop.update(good, torch.randn(1, 3, 2), ["a", "b", "c"])
+    with pytest.raises(VlmkitError, match="nan at step 2, pictures x, y, z"):
+        loop.update(good * float("nan"), torch.randn(1, 3, 2), ["x", "y", "z"])
+
+
+def test_logit_scale_is_clamped() -> None:
+    model = torch.nn.Linear(2, 2)
+    scale = torch.nn.Parameter(torch.tensor(9.0))
+    loop = Loop(optimizer_for(model, 1e-3, 1e-3, 0.1), scale, 10, 10, 0.1)
+    assert loop.update(model(torch.randn(3, 2)), torch.randn(1, 3, 2), [])["logit_scale"] == pytest.approx(100)
+
+
+def test_contrastive_loss_is_open_clips() -> None:
+    from open_clip.loss import ClipLoss
+    from torch.nn.functional import normalize
+
+    images, texts = (normalize(torch.randn(7, 5), dim=-1) for _ in range(2))
+    ours = contrastive_loss(images, texts[None], torch.tensor(10.0))
+    assert ours.item() == pytest.approx(ClipLoss()(images, texts, torch.tensor(10.0)).item(), abs=1e-6)
+    twice = contrastive_loss(images, torch.stack([texts, texts]), torch.tensor(10.0))
+    assert twice.item() == pytest.approx(ours.item(), abs=1e-6), "captions of one picture do not compete"
+
+
+def test_rate_rises_then_falls() -> None:
+    shares = [rate(step, 100, 0.1) for step in range(1, 101)]
+    assert shares[0] == 0.1
+    assert shares[9] == 1.0
+    assert shares[-1] == pytest.approx(0.0)
+    assert all(a > b for a, b in pairwise(shares[9:]))
+
+
+def test_each_picture_stands_once_in_an_epoch() -> None:
+    def made(epoch: int) -> Iterator[Any]:
+        return batches([1, 2, 3, 4, 5] * 5, 8, 3, 5, 0, epoch)
+
+    found = list(made(1))
+    assert len(found) == batches_per_epoch(25, 8) == 3, "a last batch of one has no negatives"
+    assert len(set(np.concatenate([b.pictures for b in found]))) == 24
+    for batch in found:
+        assert batch.captions.shape == (5, len(batch.pictures))
+        assert (batch.captions.max(0) == np.array([1, 2, 3, 4, 5] * 5)[batch.pictures] - 1).all()
+    assert [b.pictures.tolist() for b in made(1)] == [b.pictures.tolist() for b in found]
+    assert [b.pictures.tolist() for b in made(2)] != [b.pictures.tolist() for b in found]
+
+
+def test_retrieval_by_hand() -> None:
+    images = torch.eye(3)
+    texts = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]])
+    found = retrieval(images, texts, torch.tensor([0, 0, 1, 2]))  # the second caption is nearest to the wrong picture
+    assert found["text_to_image_r1"] == 0.75
+    assert found["image_to_text_r1"] == pytest.approx(2 / 3, abs=1e-5), "a tie counts against the model"
+    assert found["gap"] == pytest.approx(0.75 - 1 / 8)

@@ -1,0 +1,1 @@
+"""Training. Each file does one thing: data -> features -> batches -> model -> loop -> output folder."""

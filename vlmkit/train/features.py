@@ -1,0 +1,63 @@
+"""The locked image tower runs once over every picture; training then reads its features from memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vlmkit.images import ahead
+from vlmkit.records import batched
+from vlmkit.train.data import Sample
+
+CHUNK = 8  # pictures at once: what stays in the caches of a CPU
+
+
+def view_of(picture: Image.Image, view: int, key: Sequence[int], size: int) -> Image.Image:
+    """View 0 is the picture, view 1 its mirror image, each further one a random crop seeded by `key`."""
+    if view == 1:
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if view > 1:
+        rng = np.random.default_rng([*key, view])
+        area, ratio = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.25, 0.25))
+        width = min(1.0, float(np.sqrt(area * ratio))) * picture.width
+        height = min(1.0, float(np.sqrt(area / ratio))) * picture.height
+        left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
+        box = (left, top, left + width, top + height)
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        if rng.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return picture
+
+
+def image_features(
+    trunk: nn.Module,
+    preprocess: Callable[[Image.Image], Tensor],
+    samples: Sequence[Sample],
+    *,
+    size: int,
+    views: int = 1,
+    seed: int = 0,
+    workers: int = 2,
+    device: str = "cpu",
+) -> Tensor:
+    """Features (views, N, F) float32 of `samples`, in order, on `device`. Raises VlmkitError for a bad picture."""
+
+    def pictures(item: tuple[int, Sample]) -> Tensor:
+        number, sample = item
+        picture = sample.picture(size)
+        make = partial(view_of, picture, key=(seed, number), size=size)
+        return torch.stack([preprocess(make(view)) for view in range(views)])  # (views, 3, size, size)
+
+    def features() -> Iterator[Tensor]:
+        decoded = ahead(enumerate(samples), pictures, workers, depth=4 * CHUNK)
+        for some in batched(decoded, max(1, CHUNK // views)):
+            x = torch.stack(some).flatten(0, 1).to(device, memory_format=torch.channels_last)
+            yield trunk(x).float().unflatten(0, (len(some), views))  # (n, views, F)
+
+    trunk.eval().to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = torch.cat(list(features())).transpose(0, 1).contiguous()
+    return found.clone()  # outside of inference mode, so that autograd may save it
