@@ -103,7 +103,7 @@ def test_output_through_a_link_and_with_its_rights(vlmkit, tmp_path: Path) -> No
     assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("form", ["jsonl", "safetensors"])
 def test_a_signal_leaves_no_file(tmp_path: Path, environment, number: int, code: int, form: str) -> None:
     """Stopped in mid-run: more pictures were to come, some were written to the temporary file already."""
@@ -205,3 +205,38 @@ def test_unwritable_cache_does_not_matter(vlmkit, tmp_path: Path, environment) -
     (tmp_path / "home").mkdir()
     (tmp_path / "home/XDG_CACHE_HOME").write_text("a file stands in the way")
     assert len(records(vlmkit("embed", stdin=jsonl({"text": "a"})).stdout)) == 1
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.15, 0.2, 0.25, 0.3, 0.4])
+def test_a_signal_while_libraries_load_never_crashes(tmp_path: Path, environment, photos: Path, delay: float) -> None:
+    command = ["vlmkit", "embed", photos, "-o", "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path, env=environment)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130, -signal.SIGINT), errors.decode()  # before Python runs, the signal just kills
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_nothing_that_is_read_is_overwritten(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "in.jsonl").write_bytes(jsonl({"image": "a.png"}))
+    before = {path: path.read_bytes() for path in (tmp_path / "a.png", tmp_path / "in.jsonl")}
+    for wrong in (
+        ["a.png", "-o", "a.png"],
+        ["in.jsonl", "--errors", "in.jsonl"],
+        ["a.png", "-o", "x", "--errors", "x"],
+    ):
+        vlmkit("embed", *wrong, code=2)
+    vlmkit("index", "in.jsonl", "--errors", "in.jsonl", code=2)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_closed_standard_error(shell, tmp_path: Path) -> None:
+    done = shell("echo a | vlmkit embed --text 2>&-")
+    assert done.returncode == 0 and len(records(done.stdout)) == 1
+
+
+def test_binary_data_on_standard_input_is_one_error(vlmkit, tmp_path: Path) -> None:
+    done = vlmkit("embed", stdin=picture(tmp_path / "a.png").read_bytes(), code=2)
+    assert done.stderr.count(b"\n") == 1

@@ -92,7 +92,9 @@ def test_examples_work(sandbox: Path, environment: dict[str, str]) -> None:
             assert done.stderr == b"", f"{example.line}\n{done.stderr.decode()}"
             if example.prints:
                 pattern = ".*".join(map(re.escape, example.prints.split("…"))) + "\n"
-                assert re.fullmatch(pattern, done.stdout.decode(), re.DOTALL), f"{example.line}\n{done.stdout.decode()[:1000]}"
+                assert re.fullmatch(pattern, done.stdout.decode(), re.DOTALL), (
+                    f"{example.line}\n{done.stdout.decode()[:1000]}"
+                )
 
 
 def test_demo_prints_each_line_and_finds_the_cup(environment: dict[str, str], tmp_path: Path) -> None:

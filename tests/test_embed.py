@@ -64,6 +64,13 @@ def test_tar_member_by_path_gives_the_same_vector(vlmkit, tmp_path: Path) -> Non
     assert [r["embedding"] for r in by_path] == [r["embedding"] for r in by_tar]
 
 
+def test_tar_member_as_input(vlmkit, tmp_path: Path) -> None:
+    shard = tar(tmp_path / "s.tar", {"a.jpg": jpeg("green")})
+    (record,) = records(vlmkit("embed", "s.tar/a.jpg").stdout)
+    assert record["image"] == f"{shard}/a.jpg"
+    vlmkit("embed", "s.tar/none.jpg", code=2)
+
+
 def test_records_keep_their_fields_and_order(vlmkit, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         picture(tmp_path / f"in/{name}.png")

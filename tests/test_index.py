@@ -176,6 +176,13 @@ def test_verify_finds_damage(vlmkit, tmp_path: Path, damage) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_damaged_index_takes_no_records(vlmkit, tmp_path: Path) -> None:
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(3)))
+    damage_short(tmp_path / "i")
+    vlmkit("index", "-i", "./i", stdin=jsonl(*many(1, start=9)), code=2)
+    vlmkit("index", "-i", "./i", "--verify", code=2)
+
+
 def test_read_only_index(vlmkit, tmp_path: Path) -> None:
     vlmkit("index", "-i", "./i", stdin=jsonl(*many(3)))
     for path in (tmp_path / "i").iterdir():

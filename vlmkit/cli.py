@@ -29,7 +29,7 @@ from vlmkit.options import (
     app,
     command,
 )
-from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, tell
+from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, stderr_is_terminal, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,8 +62,11 @@ def embed(
     exit code 3.
     """
     from vlmkit.embed import embed as embedded
-    from vlmkit.inputs import Reading, read_inputs
+    from vlmkit.inputs import Reading, check_outputs, read_inputs
 
+    check_outputs(inputs or [], output, errors)
+    if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
+        raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
     items = read_inputs(inputs or [], Reading(texts=text, nul=nul, images=images))
     with Failures(errors) as failures, Output(output) as out:
         results = embedded(items, run.load(model), texts=text, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
@@ -90,9 +93,12 @@ def index(
     saved every 10,000 records or 10 seconds and at the end; each save is complete or absent.
     """
     from vlmkit.index import Index, Writer, decoded, index_folder
-    from vlmkit.inputs import records_of
+    from vlmkit.inputs import check_outputs, records_of
 
+    check_outputs(files or [], None, errors)
     folder = index_folder(index)
+    if (info or verify) and files:
+        raise VlmkitError("--info and --verify read no records", "leave the files out, or the flag")
     if info or verify:
         with Index(folder) as opened, Output() as out:
             if verify:
@@ -107,7 +113,7 @@ def index(
     with Failures(errors) as failures, Writer(folder) as writer:
         for record in failures.sift(progress(decoded(rows), quiet=run.quiet, unit="records")):
             writer.add(record)
-    if not run.quiet and sys.stderr.isatty():
+    if not run.quiet and stderr_is_terminal():
         tell(f"{writer.added} records saved in {folder}")
     return failures.verdict()
 
@@ -142,7 +148,9 @@ def search(
     from vlmkit.search import check_model, query_vector
     from vlmkit.search import search as found
 
-    if not query and not image:
+    if paths + nul + json > 1 and json:
+        raise VlmkitError("--json excludes -l and -0", "choose one of them")
+    if not any(map(str.strip, query or [])) and not image:
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
     with Index(index_folder(index)) as opened:
         loaded = run.load(model or name_of(opened.state.model or ""))
@@ -212,8 +220,9 @@ def classify(
     from vlmkit.classify import DEFAULT_TEMPLATE, label_vectors, read_labels
     from vlmkit.classify import classify as classified
     from vlmkit.embed import vectors
-    from vlmkit.inputs import Reading, read_inputs
+    from vlmkit.inputs import Reading, check_outputs, read_inputs
 
+    check_outputs(inputs or [], output, errors)
     names = read_labels(labels, labels_file)
     items = read_inputs(inputs or [], Reading(nul=nul, images=images))
     with Failures(errors) as failures, Output(output) as out:
@@ -340,10 +349,8 @@ def _explain(error: Exception) -> None:
         print(context.get_help(), file=sys.stderr)
     elif isinstance(error, typer.TyperException):
         path = context.command_path if context else PROGRAM
-        message = error.format_message().rstrip(".")
-        parameter = getattr(error, "param", None)
-        name = parameter.opts[0] if parameter is not None and parameter.opts and "for '" not in message else ""
-        tell(f"{name + ': ' if name else ''}{message}: see {path} --help")
+        message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+        tell(f"{message}: see {path} --help")
     elif isinstance(error, OSError):
         tell(f"{error.filename or 'input or output'}: {error.strerror or error}: check the name, the rights, the space")
     else:

@@ -25,9 +25,9 @@ BLOCK = re.compile(r"(<!-- generated: commands -->\n).*?(<!-- end -->)", re.DOTA
 EXIT_CODES = [
     ("0", "All went well; also when the reader of standard output went away."),
     ("1", "Nothing was found."),
-    ("2", "Wrong usage or a fatal error: no file was changed."),
+    ("2", "Wrong usage or a fatal error: no file was changed; an index keeps what it had read."),
     ("3", "Finished, but some records failed; each is named on standard error."),
-    ("130, 143", "Stopped by SIGINT or SIGTERM; no temporary file is left."),
+    ("130, 143, 129", "Stopped by SIGINT, SIGTERM or SIGHUP; no temporary file is left."),
 ]
 ENVIRONMENT = [
     ("VLMKIT_EMBED_MODEL", "Default of -m for embed and classify."),

@@ -8,6 +8,7 @@ from vlmkit.images import PictureError, ahead, open_picture
 from vlmkit.inputs import Item
 from vlmkit.models import Embedder, Model, digits_of
 from vlmkit.records import Failed, Record, batched, decode_embedding
+from vlmkit.signals import uninterrupted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,11 +59,15 @@ def vectors(
         try:
             if reuse and digits_of(str(item.record.get("model"))) == digits_of(model.identity):
                 return _Ready(item.record, vector=decode_embedding(item.record.get("embedding")))
-            if texts or "image" not in item.record:
+            if texts or item.record.get("image") is None:
                 return _Ready(item.record, text=_text(item.record))
             return _picture(item, model.embedder)
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
+
+    with uninterrupted():  # the threads below import these too
+        import numpy  # noqa: F401
+        import PIL.Image  # noqa: F401
 
     for batch in batched(ahead(items, prepare, workers, depth=2 * batch_size), batch_size):
         yield from _embed_batch(batch, model.embedder)

@@ -10,6 +10,7 @@ class Exit(IntEnum):
     NOTHING_FOUND = 1
     FATAL = 2
     SOME_FAILED = 3
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -30,7 +31,7 @@ class VlmkitError(Exception):
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not an Exception, so that only clean-up code sees it."""
+    """SIGINT, SIGTERM or SIGHUP arrived. Not an Exception, so that only clean-up code sees it."""
 
     def __init__(self, code: Exit) -> None:
         super().__init__(code)

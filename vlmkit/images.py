@@ -57,7 +57,7 @@ def locate(path: str) -> Source:
     except (OSError, ValueError) as error:
         member = _locate_member(path)
         if member is None:
-            raise PictureError(getattr(error, "strerror", None) or str(error)) from None
+            raise PictureError("no such file" if isinstance(error, OSError) else str(error)) from None
         return member
     if not stat.S_ISREG(found.st_mode):
         raise PictureError("not a regular file")
@@ -73,6 +73,11 @@ def _locate_member(path: str) -> Source | None:
         more, mark, name = name.partition(".tar/")
         head = f"{tar}/{more}"
     return None
+
+
+def is_member(path: str) -> bool:
+    """Whether `path` is that of a member of a tar file."""
+    return not os.path.lexists(path) and _locate_member(path) is not None
 
 
 @lru_cache(maxsize=8)

@@ -75,7 +75,10 @@ class Index:
                 self.state, self.vectors = self._snapshot()
             except FileNotFoundError:  # a writer went on to the next generation between our two steps
                 self._db.execute("COMMIT")
-                self.state, self.vectors = self._snapshot()
+                try:
+                    self.state, self.vectors = self._snapshot()
+                except FileNotFoundError as error:
+                    raise _damaged(folder, f"{Path(error.filename).name} is missing") from None
 
     def _snapshot(self) -> "tuple[State, np.ndarray]":
         """The state, and all slots as a read-only map, slots x D float16; later reads see the same moment."""
@@ -87,7 +90,7 @@ class Index:
             raise VlmkitError(f"the index at {self.folder} is empty", "pipe records into vlmkit index first")
         path, shape = _vectors_path(self.folder, state.generation), (state.slots, state.dim)
         if path.stat().st_size < 2 * state.slots * state.dim:
-            raise VlmkitError(f"{path} is too short for the index", "make the index again")
+            raise _damaged(self.folder, f"{path.name} is too short")
         return state, np.memmap(path, "<f2", "r", shape=shape)
 
     def __enter__(self) -> "Index":
@@ -153,7 +156,7 @@ class Index:
 
         def check(holds: bool, what: str) -> None:
             if not holds:
-                raise VlmkitError(f"the index at {self.folder} is damaged: {what}", "make it again")
+                raise _damaged(self.folder, what)
 
         with _told(self.folder):
             (answer,) = self._db.execute("PRAGMA integrity_check").fetchone()
@@ -186,6 +189,8 @@ class Writer:
         self._waiting: dict[str, tuple[bytes, np.ndarray]] = {}
         self._since = time.monotonic()
         self._failed = False
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise VlmkitError(f"{folder} is a file, not an index", "name another folder with -i")
         if folder.exists() and not (folder / "index.sqlite").exists() and any(folder.iterdir()):
             raise VlmkitError(f"{folder} is no index and not empty", "name another folder with -i")
         with _told(folder):
@@ -216,8 +221,8 @@ class Writer:
 
     def _check_fits(self, state: State, model: str | None, dim: int) -> None:
         if digits_of(model or "") != digits_of(state.model or ""):
-            what = f"the index at {self.folder} holds vectors of {state.model}, not of {model}"
-            raise VlmkitError(what, "embed with the model of the index, or name another index with -i")
+            what = f"the index at {self.folder} holds vectors of {state.model}, not of {model or 'an unnamed model'}"
+            raise VlmkitError(what, "name a new index with -i, or remove that folder and index the pictures again")
         if dim != state.dim:
             raise VlmkitError(f"a vector has {dim} numbers, the index {state.dim}", "embed with the model of the index")
 
@@ -250,12 +255,15 @@ class Writer:
                 db.execute(statement)
             db.execute("INSERT INTO state VALUES (?, ?, 0, 0)", (state.model, state.dim))
         self._check_fits(state, self._state.model, self._state.dim)  # another writer may have been first
+        path = _vectors_path(self.folder, state.generation)
+        if state.slots and (not path.exists() or path.stat().st_size < 2 * state.slots * state.dim):
+            raise _damaged(self.folder, f"{path.name} is too short")
         for key in self._waiting:
             replaced = db.execute("DELETE FROM records WHERE id = ? RETURNING slot", (key,)).fetchall()
             db.executemany("INSERT INTO dead VALUES (?)", replaced)
         lines = [(state.slots + i, key, line) for i, (key, (line, _)) in enumerate(self._waiting.items())]
         vectors = np.stack([vector for _, vector in self._waiting.values()])
-        _append(_vectors_path(self.folder, state.generation), 2 * state.dim * state.slots, vectors)
+        _append(path, 2 * state.dim * state.slots, vectors)
         db.executemany("INSERT INTO records VALUES (?, ?, ?)", lines)
         slots = state.slots + len(lines)
         db.execute("UPDATE state SET slots = ?", (slots,))
@@ -292,6 +300,10 @@ def decoded(results: Iterable[Record | Failed]) -> Iterator[Record | Failed]:
                 yield record | {"embedding": decode_embedding(record.get("embedding"))}
             except ValueError as error:
                 yield Failed.of(record, f"{error}; vlmkit embed makes one" if "embedding" not in record else error)
+
+
+def _damaged(folder: Path, what: str) -> VlmkitError:
+    return VlmkitError(f"the index at {folder} is damaged: {what}", "remove the folder and index the pictures again")
 
 
 def _vectors_path(folder: Path, generation: int) -> Path:

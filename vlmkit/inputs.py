@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
-from vlmkit.images import PictureError, Source, is_picture_name, locate, tar_members
+from vlmkit.images import PictureError, Source, is_member, is_picture_name, locate, tar_members
 from vlmkit.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.streams import read_head, stdin_bytes, stdin_is_terminal
 
@@ -47,8 +47,15 @@ def is_url(path: str) -> bool:
 def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
     """The items of INPUT in order; with none, of standard input. A missing path raises VlmkitError at once."""
     for path in inputs:
-        if path != "-" and not is_url(path) and not os.path.lexists(path):
-            raise VlmkitError(f"{path}: no such file or folder", "check the name")
+        if path != "-" and not is_url(path) and not os.path.lexists(path) and not is_member(path):
+            remedy = (
+                "check the name (texts are piped in: echo TEXT | vlmkit embed --text)"
+                if how.texts
+                else "check the name"
+            )
+            raise VlmkitError(f"{path}: no such file or folder", remedy)
+    if how.images is not None and not os.path.isdir(how.images):
+        raise VlmkitError(f"{how.images}: no such folder", "check --images")
     if not inputs and stdin_is_terminal():
         raise VlmkitError("no input", "name files or folders, or pipe something in (see --help)")
     return _chain(inputs or ["-"], how)
@@ -62,6 +69,8 @@ def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
 def _standard_input(how: Reading) -> Iterator[Item | Failed]:
     head, stream = stdin_bytes()
     form = _form(head)
+    if form is None and b"\0" in head and not how.nul:
+        raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
     if form is not None:
         yield from _records(form, stream, "-", how.images or os.getcwd())
         return
@@ -70,7 +79,7 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
             yield _text(line)
         else:
             path = os.fsdecode(line)
-            if os.path.lexists(path):
+            if os.path.lexists(path) or is_member(path):
                 yield from _expand(path, how)
             else:
                 yield _failed(path, "no such file or folder")
@@ -133,9 +142,12 @@ def _absolute(record: Record, folder: str) -> Record:
     image = record.get("image")
     if isinstance(image, str) and image and not is_url(image):
         record["image"] = os.path.abspath(os.path.join(folder, image))
-    if "id" not in record and (key := record.get("image") or record.get("text")):
-        record = {"id": key} | record
-    return record
+    if record.get("id") is not None:
+        return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
+    key = record.get("image")
+    if key is None:
+        key = record.get("text")
+    return record if key is None else {"id": key} | {name: value for name, value in record.items() if name != "id"}
 
 
 def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
@@ -152,6 +164,9 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
 def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
     """A file named by the user: records by content, lines of text with `--text`, else a picture."""
     name = os.path.abspath(path)
+    if is_member(name):
+        yield _picture(name)
+        return
     if not os.path.isfile(name):
         yield _failed(name, "not a regular file")
         return
@@ -248,5 +263,15 @@ def _member(tar: str, name: str, source: Source, fields: Record) -> Item | Faile
 
 def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:
     """The records of INPUT alone, for commands that open no pictures."""
-    for item in read_inputs(inputs, how):
-        yield item if isinstance(item, Failed) else item.record
+    return (item if isinstance(item, Failed) else item.record for item in read_inputs(inputs, how))
+
+
+def check_outputs(inputs: list[str], output: str | None, errors: str | None) -> None:
+    """Raise VlmkitError where a file to write is one to read, or both files to write are one."""
+    files = {os.path.realpath(path) for path in inputs if os.path.isfile(path)}
+    for path in {output, errors} - {None, "-"}:
+        here = os.path.realpath(str(path))
+        if here in files and (path == errors or is_picture_name(here)):
+            raise VlmkitError(f"{path} would be overwritten, it is an input", "name another file to write")
+    if errors not in (None, "-") and output not in (None, "-") and os.path.realpath(errors) == os.path.realpath(output):
+        raise VlmkitError(f"-o and --errors are both {output}", "name two files")

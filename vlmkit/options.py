@@ -62,7 +62,8 @@ class Run:
         Device, typer.Option(help="Where models run; auto takes CUDA, then MPS, then the CPU.", show_choices=True)
     ] = Device.AUTO
     batch_size: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Pictures or texts in one batch; 0 for what suits the command.")
+        int,
+        typer.Option(min=0, max=65_536, metavar="N", help="Pictures or texts in one batch; 0 for what suits."),
     ] = 0
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")] = 0
@@ -85,7 +86,7 @@ class Run:
         from vlmkit.models import Hardware, load_embedder
 
         model = load_embedder(name, Hardware(self.device.value))
-        if self.verbose:
+        if self.verbose and not self.quiet:
             tell(f"model {model.identity}, device {model.embedder.device}")
         return model
 

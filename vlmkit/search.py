@@ -38,7 +38,7 @@ def check_model(index: Index, model: Model) -> None:
     """Raise VlmkitError unless `model` made the vectors of `index`; digits decide, names may differ."""
     if digits_of(index.state.model or "") != digits_of(model.identity):
         what = f"the index at {index.folder} holds vectors of {index.state.model}, not of {model.identity}"
-        raise VlmkitError(what, "index the pictures again with this model, or name its folder with -m")
+        raise VlmkitError(what, "name its model with -m, or remove that folder and index the pictures again")
 
 
 def search(index: Index, vector: "np.ndarray", query: str, k: int) -> Iterator[Record]:

@@ -137,7 +137,7 @@ class Failures:
                 yield result
                 continue
             self.count += 1
-            tell(f"{result.id or result.image}: {result.error}: skipped")
+            tell(f"{result.image or result.id}: {result.error}: left out, check the file")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 
@@ -175,11 +175,15 @@ def tell(text: str) -> None:
 
 def progress(results: Iterable[Record | Failed], *, quiet: bool, unit: str) -> Iterable[Record | Failed]:
     """`results` with a bar on standard error, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not stderr_is_terminal():
         return results
     from tqdm import tqdm
 
     return tqdm(results, unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True)
+
+
+def stderr_is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def stdin_is_terminal() -> bool:

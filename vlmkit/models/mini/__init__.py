@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
+from vlmkit.signals import uninterrupted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ CONTEXT = 64  # tokens, first and last mark included; longer texts are cut
 IMAGE_BATCH = 16  # pictures in one call of ONNX Runtime: more is no faster and takes memory
 TEXT_BATCH = 64  # texts
 CONFIG = "mini.json"
-FILES = ("image.onnx", "text.onnx", "tokenizer.json", CONFIG)
+FILES = ("image.onnx", "text.onnx", "tokenizer.json")  # what the vectors depend on
 
 
 class Mini:
@@ -48,7 +49,6 @@ class Mini:
         self._tokenizer: tokenizers.Tokenizer | None = None
 
     def files(self) -> list[Path]:
-        """What the vectors depend on."""
         return [self.folder / name for name in FILES]
 
     def preprocess(self, image: "Image") -> "np.ndarray":
@@ -104,7 +104,8 @@ class Mini:
         return tokenizer
 
     def _open(self, name: str) -> "onnxruntime.InferenceSession":
-        import onnxruntime
+        with uninterrupted():
+            import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
