@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmkit import metrics
@@ -16,6 +16,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.metrics import captions, meteor, stats, tokens, vqa
 
 needs_java = pytest.mark.skipif(tokens.java_missing() is not None, reason=str(tokens.java_missing()))
+unhurried = settings(deadline=None)
 numbers = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=2, max_size=40)
 
 
@@ -319,12 +320,14 @@ def test_statistics_refuse(values: list[float]) -> None:
         metrics.paired_bootstrap([1, 2], [1])
 
 
+@unhurried
 @given(numbers)
 def test_interval_contains_the_mean(values: list[float]) -> None:
     low, high = metrics.bootstrap_ci(values, resamples=500)
     assert low - 1e-9 <= np.mean(values) <= high + 1e-9
 
 
+@unhurried
 @given(numbers, st.randoms(use_true_random=False))
 def test_order_of_pairs_does_not_matter(values: list[float], random) -> None:
     pairs = [(value, 1 - value / 2) for value in values]
@@ -336,6 +339,7 @@ def test_order_of_pairs_does_not_matter(values: list[float], random) -> None:
     assert ours["ci95"][0] <= ours["diff"] + 1e-9 and ours["diff"] - 1e-9 <= ours["ci95"][1]
 
 
+@unhurried
 @given(st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), min_size=80, max_size=200))
 def test_drawing_equal_items_together_changes_nothing(values: list[float]) -> None:
     """Few distinct values take the multinomial path; the interval agrees with the plain one."""
@@ -345,6 +349,7 @@ def test_drawing_equal_items_together_changes_nothing(values: list[float]) -> No
     assert quick == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.03)
 
 
+@unhurried
 @given(st.lists(st.text("ab .,", max_size=12), min_size=2, max_size=6))
 def test_caption_scores_are_in_range(texts: list[str]) -> None:
     references = [[text, "a b"] for text in reversed(texts)]
