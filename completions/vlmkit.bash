@@ -5,13 +5,15 @@ _vlmkit() {
     case "$previous" in
         --device) words="auto cpu cuda mps" ;;
         --format) words="jsonl safetensors" ;;
+        --task) words="vqa caption retrieval classify pope anls chartqa compare" ;;
+        --tokenizer) words="ptb py none" ;;
     esac
     if [[ -n "$words" ]]; then
         COMPREPLY=($(compgen -W "$words" -- "$current"))
         return
     fi
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W "embed index search classify train demo --help --version" -- "$current"))
+        COMPREPLY=($(compgen -W "embed index search classify train eval demo --help --version" -- "$current"))
         return
     fi
     [[ "$current" == -* ]] || return
@@ -21,6 +23,7 @@ _vlmkit() {
         search) words="-i --index -k --image -m --model -l --paths -0 --null -o --output --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         classify) words="-o --output -m --model --labels --labels-file --template -k --images -0 --null --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         train) words="-o --output --vision --text --val --epochs --steps --images --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        eval) words="--variant --by --metric -k --items --html -o --output --prediction --references --id --question --truth -m --model --tokenizer --cluster --confusions --task --weights --latency --images --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))

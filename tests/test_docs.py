@@ -1,12 +1,13 @@
 """The documents say what the command table says, and every example works."""
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import jpeg, tar, tiny_towers
+from helpers import jpeg, jsonl, tar, tiny_towers
 
 from vlmkit.docs import commands, documents, drifted
 from vlmkit.examples import EXAMPLES
@@ -74,7 +75,43 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     tar(folder / "shard.tar", members)
     tiny_towers(folder, " ".join(["a field number", *colors, *map(str, range(64))]))
     (folder / "labels.txt").write_text("cat\ncoffee\nrocket\n")
+    _predictions(folder)
     return folder
+
+
+def _predictions(folder: Path) -> None:
+    """What the examples of `eval` score: answers of two models, captions, and the files of the VQA benchmark."""
+    told = [("coffee", "what color is the cup", "white"), ("chelsea", "is this a cat", "yes")]
+    told += [("rocket", "what is on the launch pad", "rocket"), ("coins", "how many coins are there", "24")]
+    told += [("chelsea", "what color is the cat", "orange"), ("page", "what does the first word say", "region")]
+    rows = [
+        {"id": f"q{i}", "image": f"photos/{name}.png", "question": question, "answers": [answer] * 7 + ["nothing"] * 3}
+        for i, (name, question, answer) in enumerate(told)
+    ]
+    answers = ["white", "yes", "a rocket", "12", "brown", "Region"]
+    others = ["white", "no", "rocket", "24", "white", ""]
+    (folder / "answers.jsonl").write_bytes(jsonl(*[r | {"answer": a} for r, a in zip(rows, answers, strict=True)]))
+    (folder / "other.jsonl").write_bytes(jsonl(*[r | {"answer": a} for r, a in zip(rows, others, strict=True)]))
+    captions = [("coffee", "a cup of coffee"), ("chelsea", "a cat looks up"), ("rocket", "a rocket at night")]
+    (folder / "captions.jsonl").write_bytes(
+        jsonl(
+            *[
+                {"id": n, "image": f"photos/{n}.png", "caption": c, "captions": [c + ".", "a photo"]}
+                for n, c in captions
+            ]
+        )
+    )
+    results = [{"question_id": i, "answer": answer} for i, answer in enumerate(answers)]
+    annotations = [
+        {
+            "question_id": i,
+            "image_id": i,
+            "answers": [{"answer": a, "answer_id": n} for n, a in enumerate(r["answers"])],
+        }
+        for i, r in enumerate(rows)
+    ]
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "annotations.json").write_text(json.dumps({"annotations": annotations}))
 
 
 def _sample(color: str, number: int) -> list[tuple[str, bytes]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmkit.cli_eval import eval as evaluate
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.options import (
     PROGRAM,
@@ -304,6 +305,9 @@ def _fraction_or_data(val: str | None) -> "float | list[Path] | None":
         return None if val is None else float(val)
     except ValueError:
         return [Path(str(val))]
+
+
+command(evaluate)
 
 
 @command

@@ -73,6 +73,36 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
         Example("Use it.", "vlmkit embed photos/coffee.png -m clip/", '{…"model":"…/clip@…'),
     ],
+    "eval": [
+        Example("Score answers to questions; each figure says how sure it is.", "vlmkit eval vqa answers.jsonl"),
+        Example(
+            "One figure for a script.",
+            "vlmkit eval vqa answers.jsonl --metric exact",
+            '{"metric":"exact","value":0.66…,"n":6,"stderr":…,"ci95":[…],"signature":"exact:official|n:6|refs:10|…}',
+        ),
+        Example(
+            "Where is it weak? A page with the worst first.",
+            "vlmkit eval vqa answers.jsonl --by category --html worst.html",
+        ),
+        Example(
+            "Which of two models is better, and how surely?",
+            "vlmkit eval compare answers.jsonl other.jsonl --metric vqa_accuracy",
+            '{"metric":"vqa_accuracy","value":…,"ci95":[…],…"a":…,"b":…,"p":…',
+        ),
+        Example(
+            "Captions, without Java.",
+            "vlmkit eval caption captions.jsonl --tokenizer py --metric cider --metric bleu_4",
+        ),
+        Example(
+            "Another tool's file, as it is.",
+            "vlmkit eval vqa results.json --truth annotations.json --id question_id --prediction answer",
+        ),
+        Example(
+            "Do captions find their pictures?",
+            "vlmkit embed shard.tar | vlmkit eval retrieval --metric text_to_image_recall@5",
+            '{"metric":"text_to_image_recall@5","value":…',
+        ),
+    ],
     "demo": [
         Example("See it work.", "vlmkit demo"),
     ],

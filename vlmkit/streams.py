@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -227,3 +228,12 @@ def read_head(path: Path | str) -> bytes:
     """The first bytes of a regular file."""
     with open(path, "rb") as file:
         return file.read(SNIFF_BYTES)
+
+
+@contextlib.contextmanager
+def stdin_file() -> Iterator[str]:
+    """Standard input as a temporary file, for what is read more than once."""
+    with tempfile.NamedTemporaryFile(prefix="vlmkit-") as spool:
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+        spool.flush()
+        yield spool.name
