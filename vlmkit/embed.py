@@ -8,7 +8,6 @@ from vlmkit.images import PictureError, ahead, open_picture
 from vlmkit.inputs import Item
 from vlmkit.models import Embedder, Model, digits_of
 from vlmkit.records import Failed, Record, batched, decode_embedding
-from vlmkit.signals import uninterrupted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +63,6 @@ def vectors(
             return _picture(item, model.embedder)
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
-
-    with uninterrupted():  # the threads below import these too
-        import numpy  # noqa: F401
-        import PIL.Image  # noqa: F401
 
     for batch in batched(ahead(items, prepare, workers, depth=2 * batch_size), batch_size):
         yield from _embed_batch(batch, model.embedder)

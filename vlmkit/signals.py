@@ -1,8 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP become an exception with the exit code, but not in the middle of a heavy import."""
+"""SIGINT, SIGTERM and SIGHUP become an exception with the exit code, but never in the middle of an import."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 from vlmkit.errors import Exit, Stopped
@@ -12,35 +10,35 @@ CODES = {
     signal.SIGTERM: Exit.TERMINATED,
     signal.SIGHUP: Exit.HUNG_UP,
 }
-_held = 0
-_pending: Exit | None = None
+RETRY_SECONDS = 0.01
 
 
 def catch() -> None:
-    """From now on these signals raise Stopped; one that is ignored on purpose, as nohup does, stays ignored."""
+    """From now on these signals raise Stopped; a hang-up that is ignored on purpose, as nohup does, stays ignored."""
     for number in CODES:
-        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    global _pending
+def _stop(number: int, frame: FrameType | None) -> None:
+    code = CODES[signal.Signals(number)]
     # A second signal must not break the clean-up that the first one started.
     for other in CODES:
         signal.signal(other, signal.SIG_IGN)
-    _pending = CODES[signal.Signals(number)]
-    if not _held:
-        raise Stopped(_pending)
+
+    def stop(_number: int, frame: FrameType | None) -> None:
+        if not _importing(frame):
+            raise Stopped(code)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+
+    signal.signal(signal.SIGALRM, stop)
+    stop(number, frame)
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """A signal that arrives inside is raised at the end: an import of C code torn half-way crashes other threads."""
-    global _held
-    _held += 1
-    try:
-        yield
-    finally:
-        _held -= 1
-    if _pending is not None and not _held:
-        raise Stopped(_pending)
+def _importing(frame: FrameType | None) -> bool:
+    """Whether an import is under way below `frame`: C code torn out of its initialisation crashes later."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,9 +1,11 @@
 """The only file that touches standard input, output and error: atomic files, failures, progress."""
 
+import atexit
 import contextlib
 import errno
 import io
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -45,12 +47,13 @@ class Output:
                 self._file = open(target, "wb", buffering=0)  # noqa: SIM115
                 return
             mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else 0o666 & ~_umask()
-            number, self._temporary = tempfile.mkstemp(
-                prefix=f".{os.path.basename(target)}.", suffix=".part", dir=os.path.dirname(target)
-            )
+            folder, name = os.path.split(target)
             self._target = target
-            self._file = open(number, "w+b")  # noqa: SIM115
-            os.chmod(number, mode)
+            self._temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
+            # A signal may arrive before the `with` block is entered: the end of the process clears up as well.
+            atexit.register(_remove, self._temporary)
+            self._file = open(self._temporary, "x+b")  # noqa: SIM115
+            os.chmod(self._temporary, mode)
 
     def __enter__(self) -> "Output":
         return self
@@ -96,8 +99,12 @@ class Output:
             with contextlib.suppress(OSError):  # what is given up may not fit on the disk
                 self._file.close()
             if self._temporary is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._temporary)
+                _remove(self._temporary)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):  # gone already, renamed to what it was made for
+        os.unlink(path)
 
 
 def _umask() -> int:

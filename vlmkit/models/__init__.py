@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 import orjson
 
 from vlmkit.errors import VlmkitError
-from vlmkit.signals import uninterrupted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,8 +72,7 @@ def load_embedder(name: str, hardware: Hardware = Hardware()) -> Model:
         backend, folder = _backend_of(name)
         name = folder  # absolute, so that an index finds its model from any folder
     module, attribute = EMBEDDERS[backend].split(":")
-    with uninterrupted():
-        embedder: Embedder = getattr(importlib.import_module(module), attribute)(folder, hardware)
+    embedder: Embedder = getattr(importlib.import_module(module), attribute)(folder, hardware)
     return Model(f"{name}@{_digits(embedder.files())}", embedder)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
-from vlmkit.signals import uninterrupted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,8 +103,7 @@ class Mini:
         return tokenizer
 
     def _open(self, name: str) -> "onnxruntime.InferenceSession":
-        with uninterrupted():
-            import onnxruntime
+        import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
