@@ -44,6 +44,27 @@ QUERIES = {
     "the surface of a planet": ["Martian Terrain", "Photo by SpaceX"],
     "modern architecture": ["Brown Architecture", "Urban Dream"],
 }
+# More, by somebody who saw the photographs alone.
+QUERIES |= {
+    "lighthouse by the sea": ["william bout lighthouse.jpg"],
+    "foggy forest": ["Carmine De Fazio.jpg"],
+    "mountain peak in clouds": ["ice mountains.jpg"],
+    "wooden dock on the water": ["Sunset by the Pier.jpg", "Jonas Nilsson Lee.jpg"],
+    "red rock canyon": ["Ashim DSilva.jpg", "Horseshoe Bend Sunset.jpg"],
+    "small yellow flowers": ["Sam Henderson.jpg"],
+    "walruses on a beach": ["Jay Ruzesky.jpg"],
+    "light trails at night": ["Cheng Feng.jpg"],
+    "green leaves": ["Disco Sea Eye Ferns.jpg", "Paweł Czerwiński Leaves.jpg", "Jade Droplet.jpg"],
+    "fallen autumn leaves": ["Leaves.jpg"],
+    "water drops on a plant": ["Jade Droplet.jpg"],
+    "starry night sky": ["Wild Night.jpg"],
+    "stones on a beach": ["victor-svistunov-233897-KB.jpg"],
+    "waves on a beach": ["Rob Bye.jpg", "The Coast.jpg"],
+    "clear turquoise water": ["Lake Tahoe Colors.jpg"],
+    "leaf silhouette at sunset": ["Fabio Sussarellu.jpg"],
+    "pile of branches": ["Suluh Kalba.jpeg"],
+    "satellite above earth": ["Photo by SpaceX.jpg"],
+}
 
 
 def embed_files(model: Mini, paths: list[Path]) -> np.ndarray:

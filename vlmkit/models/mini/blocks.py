@@ -52,4 +52,4 @@ def image_vector(graph: Graph, pooled: str, trained: str, kernel: str, bias: np.
 def text_vector(graph: Graph, pooled: str, trained: str, names: Names) -> str:
     """(N, D + C) from mean-pooled text embeddings (N, W) and the trained block (N, D)."""
     centred = graph.add("Sub", pooled, graph.floats(names.mean))
-    return _joined(graph, trained, graph.add("MatMul", centred, graph.floats(names.basis)), names.weight)
+    return _joined(graph, trained, graph.add("MatMul", centred, graph.half(names.basis)), names.weight)

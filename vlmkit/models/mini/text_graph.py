@@ -24,7 +24,7 @@ def encoder(graph: Graph, weights: Weights, ids: str, store: Store, *, layers: i
     kinds = weights["embeddings.token_type_embeddings.weight"][0]
     places = weights["embeddings.position_embeddings.weight"][:context] + kinds
     length = graph.add("Shape", ids, start=1, end=2)
-    here = graph.add("Slice", graph.floats(places), graph.ints(0), length, graph.ints(0))
+    here = graph.add("Slice", graph.half(places), graph.ints(0), length, graph.ints(0))
     x = graph.add("Add", x, here)
 
     def norm(x: str, name: str) -> str:

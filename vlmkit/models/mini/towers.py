@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from english_words import get_english_words_set
 from safetensors.torch import load_file, save_file
 
 ARCHITECTURE = "tf_efficientnet_lite0"  # TensorFlow's padding and epsilon: these weights were trained with them
@@ -68,22 +69,28 @@ def text_tower(folder: Path, words: Iterable[str], size: int) -> Path:
     return folder
 
 
-def choose_pieces(vocabulary: dict[str, int], words: Iterable[str], size: int) -> list[str]:
-    """The special pieces, every Latin letter and digit, the pieces in `words`, then the most frequent up to `size`.
+def choose_pieces(vocabulary: dict[str, int], needed: Iterable[str], size: int) -> list[str]:
+    """The special pieces, every Latin letter and digit, the pieces in `needed`, then others, up to `size`.
 
-    BERT numbers its pieces by falling frequency; pieces of other scripts go first, proper names cannot be told apart.
+    First the short beginnings and the ends, of which rare words are made, then what stands in a dictionary, forms of
+    it, and the rest, mostly proper names, each by falling frequency: BERT numbers its pieces so. Other scripts go.
     """
-    wanted = {piece for word in words for piece in (word, f"##{word}") if piece in vocabulary}
+    wanted = {piece for word in needed for piece in (word, f"##{word}") if piece in vocabulary}
     order = sorted(vocabulary, key=vocabulary.__getitem__)
-
-    def plain(piece: str) -> bool:
-        return piece.isascii() and not piece.startswith("[")
-
-    single = {piece for piece in order if plain(piece) and len(piece.removeprefix("##")) == 1}
-    kept = set(SPECIAL) | single | wanted
-    for piece in order:
+    usable = [piece for piece in order if piece.isascii() and not piece.startswith("[")]
+    kept = set(SPECIAL) | {piece for piece in usable if len(piece.removeprefix("##")) == 1} | wanted
+    english = get_english_words_set(["web2"], lower=False)  # names have a capital there
+    parts = [piece for piece in usable if piece.startswith("##") or len(piece) <= 3]
+    words = [piece for piece in usable if piece in english]
+    forms = [piece for piece in usable if _is_form(piece, english)]
+    for piece in (piece for piece in parts + words + forms + usable if not piece.isdigit()):
         if len(kept) >= size:
             break
-        if plain(piece) and not piece.isdigit():
-            kept.add(piece)
+        kept.add(piece)
     return SPECIAL + [piece for piece in order if piece in kept and piece not in SPECIAL]
+
+
+def _is_form(word: str, dictionary: set[str]) -> bool:
+    """Whether `word` is an entry of `dictionary` with a common ending."""
+    stems = {word.removesuffix(ending) for ending in ("s", "es", "d", "ed", "ing", "er", "ers")} - {word}
+    return any(stem in dictionary or f"{stem}e" in dictionary for stem in stems)
