@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -91,7 +92,7 @@ def index(
 
 
 def _check_flags(
-    changes: dict[str, object], looks: dict[str, bool], *, force: bool, form: Format | None, output: str | None
+    changes: Mapping[str, object], looks: Mapping[str, bool], *, force: bool, form: Format | None, output: str | None
 ) -> None:
     """Raise VlmkitError for flags that contradict each other or do nothing."""
     given = [name for name, value in changes.items() if value is not None and value != []]
@@ -111,9 +112,7 @@ def _check_flags(
         raise VlmkitError("-o is for --dump and --info", "name the index with -i")
 
 
-def _look(
-    folder: "Path", *, info: bool, verify: bool, dump: bool, form: Format | None, output: str | None
-) -> None:
+def _look(folder: "Path", *, info: bool, verify: bool, dump: bool, form: Format | None, output: str | None) -> None:
     from vlmkit.index import Index
 
     if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():

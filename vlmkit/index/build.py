@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,16 +40,21 @@ class Trained(NamedTuple):
 def train(factory: str, index: "Index", file: Path) -> Trained:
     """Build the index that FAISS's `factory` string says over all slots, into `file`. Raises VlmkitError."""
     import faiss
+    import numpy as np
 
     vectors = index.vectors
     try:
         built = faiss.index_factory(index.state.dim, factory, faiss.METRIC_INNER_PRODUCT)
         _train(built, vectors)
         for start in range(0, len(vectors), ADD_ROWS):
-            built.add(vectors[start : start + ADD_ROWS].astype("f4"))
+            rows = vectors[start : start + ADD_ROWS].astype(np.float32)
+            if isinstance(built, faiss.IndexIDMap):
+                built.add_with_ids(rows, np.arange(start, start + len(rows)))
+            else:
+                built.add(rows)
         effort, recall = _measured(built, factory, index)
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).rpartition("failed: ")[2].strip() or "not enough memory"
+        reason = re.sub(r".* at \S+: ", "", " ".join(str(error).split())) or "not enough memory"
         what = f"{factory} cannot be built over {len(vectors)} vectors ({reason})"
         raise VlmkitError(what, "choose another --type; until then searches are exact") from None
     return Trained(file, _write(built, file), len(vectors), effort, recall)
@@ -59,9 +65,9 @@ def _train(built: "faiss.Index", vectors: "np.ndarray") -> None:
     import numpy as np
 
     ivf = faiss.try_extract_index_ivf(built)
-    parts = [part for part in (built, ivf, getattr(ivf, "pq", None), getattr(built, "pq", None)) if hasattr(part, "cp")]
-    for part in parts:
-        part.cp.min_points_per_centroid = 1  # fewer only make FAISS print warnings
+    for part in (built, ivf, getattr(ivf, "pq", None), getattr(built, "pq", None)):
+        if hasattr(part, "cp"):
+            part.cp.min_points_per_centroid = 1  # fewer only make FAISS print warnings
     count = min(len(vectors), max(TRAIN_ROWS, ROWS_A_LIST * (ivf.nlist if ivf else 0)))
     picked = np.sort(np.random.default_rng(SEED).choice(len(vectors), count, replace=False))
     rows = vectors[picked].astype(np.float32)

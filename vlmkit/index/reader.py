@@ -161,13 +161,16 @@ class Index:
     def lines(self) -> Iterator[tuple[int, str, bytes]]:
         """Every live slot with the id and the JSON line of its record, in the order of the slots."""
         with told(self.folder):
-            yield from self._db.execute("SELECT slot, id, record FROM records ORDER BY slot")
+            for slot, key, line in self._db.execute("SELECT slot, id, record FROM records ORDER BY slot"):
+                if not (0 <= slot < self.state.slots and isinstance(key, str) and isinstance(line, bytes)):
+                    raise damaged(self.folder, f"the record in slot {slot}")
+                yield slot, key, line
 
     def slot_of(self, key: str) -> int | None:
         """The slot of the record with that id."""
         with told(self.folder):
             row = self._db.execute("SELECT slot FROM records WHERE id = ?", (key,)).fetchone()
-        return row[0] if row else None
+        return row[0] if row and row[0] < self.state.slots else None
 
     def vector(self, slot: int) -> "np.ndarray":
         """The stored vector of a slot, D float32."""

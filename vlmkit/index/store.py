@@ -200,7 +200,9 @@ def told(folder: Path) -> Iterator[None]:
         raise _explained(folder, error) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise VlmkitError(f"the index at {folder}: {reason}", "name another index with -i, or free some space") from None
+        raise VlmkitError(
+            f"the index at {folder}: {reason}", "name another index with -i, or free some space"
+        ) from None
 
 
 def _explained(folder: Path, error: sqlite3.Error) -> VlmkitError:

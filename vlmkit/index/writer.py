@@ -141,7 +141,9 @@ class Writer:
             self.sweep()
 
     def remove(self, rows: Sequence[tuple[str, bytes | None]]) -> list[str]:
-        """Drop records by id, in one transaction; one with a line only if its record still is that. The ids that went.
+        """Drop records by id, in one transaction, and return the ids that went.
+
+        One that comes with a line goes only if its record still is that.
         """
         self.commit()
         with self.transaction() as (db, state):
@@ -210,7 +212,9 @@ class Writer:
         import numpy as np
 
         live = np.concatenate([read_live(db, state), np.ones(len(rows), bool)])
-        append(vectors_path(self.folder, state.generation), 2 * state.dim * state.slots, b"".join(r.vector for r in rows))
+        append(
+            vectors_path(self.folder, state.generation), 2 * state.dim * state.slots, b"".join(r.vector for r in rows)
+        )
         if state.count:
             for keys in batched((row.id for row in rows), 500):
                 marks = ",".join("?" * len(keys))
