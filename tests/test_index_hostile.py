@@ -134,8 +134,16 @@ def flipped_graph(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [other_database, absurd_state, two_states, records_of_nonsense, other_bitmap]
-    + [slots_that_are_not_there, another_graph, flipped_graph],
+    [
+        other_database,
+        absurd_state,
+        two_states,
+        records_of_nonsense,
+        other_bitmap,
+        slots_that_are_not_there,
+        another_graph,
+        flipped_graph,
+    ],
 )
 def test_hostile_folders_by_the_command(sound: Path, vlmkit, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     shutil.copytree(sound, tmp_path / "i")
