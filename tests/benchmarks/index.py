@@ -75,7 +75,7 @@ def compare(name: str, index: Index, raw: faiss.Index, queries: np.ndarray) -> N
 
 def main() -> None:
     given = sys.argv[1:]
-    count, dim = int((given + ["1000000"])[0]), int((given[1:] + ["256"])[0])
+    count, dim = (int(text) for text in [*given[:2], *["1000000", "256"][len(given[:2]) :]])
     queries = vectors(QUERIES, dim, 7)
     with tempfile.TemporaryDirectory() as name:
         folder, blobs = Path(name) / "i", Path(name) / "v.safetensors"
@@ -108,9 +108,8 @@ def main() -> None:
                 print(
                     f"{kind} ({built.factory}, effort {built.effort}): {took:.1f} s, {peak:.0f} MB, file {size:.0f} MB"
                 )
-                print(
-                    f"{kind} recall@10: {recall:.4f}; at building {built.recall:.4f}; {1000 * both(reopen, reopen)[0]:.1f} ms to open"
-                )
+                opening = 1000 * both(reopen, reopen)[0]
+                print(f"{kind} recall@10: {recall:.4f}; at building {built.recall:.4f}; {opening:.1f} ms to open")
                 raw = faiss.read_index(str(built_path(folder, built.number)), faiss.IO_FLAG_MMAP_IFC)
                 set_effort(raw, built.effort)
                 compare(kind, index, raw, queries)

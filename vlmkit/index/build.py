@@ -66,7 +66,7 @@ def _train(built: "faiss.Index", vectors: "np.ndarray") -> None:
 
     ivf = faiss.try_extract_index_ivf(built)
     for part in (built, ivf, getattr(ivf, "pq", None), getattr(built, "pq", None)):
-        if hasattr(part, "cp"):
+        if part is not None and hasattr(part, "cp"):
             part.cp.min_points_per_centroid = 1  # fewer only make FAISS print warnings
     count = min(len(vectors), max(TRAIN_ROWS, ROWS_A_LIST * (ivf.nlist if ivf else 0)))
     picked = np.sort(np.random.default_rng(SEED).choice(len(vectors), count, replace=False))
