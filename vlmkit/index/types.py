@@ -1,6 +1,6 @@
 """Types of index: their names, FAISS's factory string for each, and which one suits which size.
 
-Exact search reads every vector and needs no building: 512 MB (1,000,000 x 256) take a third of the time of FAISS's own flat
+Exact search reads every vector and needs no building: 512 MB (1,000,000 x 256) take a third of the time of FAISS's flat
 index (tests/benchmarks/RESULTS.md), so half of that is where it is still quick. Above, IVF with float16 codes is near
 exact, and costs the vectors' size again on the disk and, for what queries visit, in memory. From 4 GB on, product
 quantisation (Jegou et al. 2011) with a byte for four numbers makes that an eighth.
