@@ -35,7 +35,7 @@ def many(count: int, dim: int = 8, seed: int = 0, start: int = 0) -> list[dict]:
 def test_info_of_a_named_index(vlmkit, tmp_path: Path) -> None:
     vlmkit("index", stdin=jsonl(*many(3)))
     found = info(vlmkit, "default")
-    assert list(found) == ["path", "model", "dim", "count", "type", "bytes"]
+    assert list(found) == ["path", "model", "dim", "count", "type", "bytes", "reason"]
     assert found["path"] == str(tmp_path / "home/XDG_DATA_HOME/vlmkit/default")
     assert (found["model"], found["dim"], found["count"], found["type"]) == ("toy@0123456789ab", 8, 3, "flat")
     assert found["bytes"] == sum(p.stat().st_size for p in Path(found["path"]).iterdir())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmkit.cli_eval import eval as evaluate
+from vlmkit.cli_index import index
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.options import (
     PROGRAM,
@@ -30,7 +31,7 @@ from vlmkit.options import (
     app,
     command,
 )
-from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, stderr_is_terminal, tell
+from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,48 +76,7 @@ def embed(
         return failures.verdict()
 
 
-@command
-def index(
-    run: Run,
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE", help="Embedded records, JSONL or safetensors.", show_default=False),
-    ] = None,
-    index: IndexName = "default",
-    info: Annotated[bool, typer.Option("--info", help="Print what the index holds, as one JSON object.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the index; exit code 2 if it is damaged.")] = False,
-    errors: Errors = None,
-    json: Json = False,
-) -> Exit:
-    """Add embedded records to an index, or look after it.
-
-    A record replaces the one with the same `id`. An index holds the vectors of one model and refuses others. It is
-    saved every 10,000 records or 10 seconds and at the end; each save is complete or absent.
-    """
-    from vlmkit.index import Index, Writer, decoded, index_folder
-    from vlmkit.inputs import check_outputs, records_of
-
-    check_outputs(files or [], None, errors)
-    folder = index_folder(index)
-    if (info or verify) and files:
-        raise VlmkitError("--info and --verify read no records", "leave the files out, or the flag")
-    if info or verify:
-        with Index(folder) as opened, Output() as out:
-            if verify:
-                opened.verify()
-            if info:
-                out.write_records([opened.info()])
-        return Exit.OK
-    for name in files or []:
-        if os.path.isdir(name):
-            raise VlmkitError(f"{name} is a folder of pictures, not of records", f"vlmkit embed {name} | vlmkit index")
-    rows = records_of(files or [])
-    with Failures(errors) as failures, Writer(folder) as writer:
-        for record in failures.sift(progress(decoded(rows), quiet=run.quiet, unit="records")):
-            writer.add(record)
-    if not run.quiet and stderr_is_terminal():
-        tell(f"{writer.added} records saved in {folder}")
-    return failures.verdict()
+command(index)
 
 
 @command
@@ -146,7 +106,7 @@ def search(
     """
     from vlmkit.index import Index, index_folder
     from vlmkit.models import name_of
-    from vlmkit.search import check_model, query_vector
+    from vlmkit.search import check_model, check_named, query_vector
     from vlmkit.search import search as found
 
     if paths + nul + json > 1 and json:
@@ -154,6 +114,7 @@ def search(
     if not any(map(str.strip, query or [])) and not image:
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
     with Index(index_folder(index)) as opened:
+        check_named(opened)
         loaded = run.load(model or name_of(opened.state.model or ""))
         check_model(opened, loaded)
         vector = query_vector(loaded.embedder, query or [], image or [])

@@ -40,9 +40,14 @@ EXAMPLES: dict[str, list[Example]] = {
         Example(
             "What is in it?",
             "vlmkit index --info",
-            '{"path":"…/vlmkit/default","model":"mini@…","dim":…,"count":…,"type":"flat","bytes":…}',
+            '{"path":"…/vlmkit/default","model":"mini@…","dim":…,"count":…,"type":"flat","bytes":…,"reason":"auto: …"}',
         ),
         Example("Is it sound?", "vlmkit index --verify"),
+        Example("Forget what was deleted.", "vlmkit index --prune photos/ < /dev/null"),
+        Example("Search an index of millions quickly.", "vlmkit index -i ./shard.index --type ivf < /dev/null"),
+        Example("Add one index to another.", "vlmkit index -i ./all.index --merge ./shard.index --merge default"),
+        Example("Copy an index.", "vlmkit index --dump | vlmkit index -i ./copy.index"),
+        Example("Drop one record.", "vlmkit index -i ./copy.index --remove $PWD/photos/coffee.png"),
     ],
     "search": [
         Example("Find a photo by what is on it.", 'vlmkit search "a cup of coffee" -k 1 -l', "…/photos/coffee.png"),

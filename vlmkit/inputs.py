@@ -140,7 +140,7 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 def _absolute(record: Record, folder: str) -> Record:
     """`record` with an absolute `image` and an `id` where these can be told."""
     image = record.get("image")
-    if isinstance(image, str) and image and not is_url(image):
+    if isinstance(image, str) and image and not is_url(image) and not _is_absolute(image):
         record["image"] = os.path.abspath(os.path.join(folder, image))
     if record.get("id") is not None:
         return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
@@ -148,6 +148,11 @@ def _absolute(record: Record, folder: str) -> Record:
     if key is None:
         key = record.get("text")
     return record if key is None else {"id": key} | {name: value for name, value in record.items() if name != "id"}
+
+
+def _is_absolute(path: str) -> bool:
+    """Whether `path` is absolute and normalised for sure, told faster than os.path.abspath does it."""
+    return path[0] == "/" and "//" not in path and "/." not in path and path[-1] != "/"
 
 
 def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:

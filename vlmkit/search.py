@@ -34,6 +34,13 @@ def _open(embedder: Embedder, path: str) -> "np.ndarray":
     return embedder.preprocess(image)
 
 
+def check_named(index: Index) -> None:
+    """Raise VlmkitError for vectors of an unnamed model: nothing can embed a query for them."""
+    if index.state.model is None:
+        what = f"the records of the index at {index.folder} did not name the model that made their vectors"
+        raise VlmkitError(what, "index records with the field model, as vlmkit embed writes it")
+
+
 def check_model(index: Index, model: Model) -> None:
     """Raise VlmkitError unless `model` made the vectors of `index`; digits decide, names may differ."""
     if digits_of(index.state.model or "") != digits_of(model.identity):
