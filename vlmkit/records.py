@@ -49,20 +49,20 @@ class Failed:
 
 def dumps(record: Record) -> bytes:
     """`record` as one line with its line feed. Raises ValueError for NaN, Infinity and text that is not UTF-8."""
-    if not _finite(record):
-        raise ValueError("a number is NaN or infinite, which JSON cannot hold")
     try:
-        return orjson.dumps(record, default=encode_embedding, option=orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps(record, default=encode_embedding, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError as error:
         raise ValueError(f"cannot be written as JSON: {error}") from None
+    if b"null" in line and not _finite(record):  # orjson writes NaN and Infinity as null
+        raise ValueError("a number is NaN or infinite, which JSON cannot hold")
+    return line
 
 
 def _finite(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    # Most parts are told by their type: this runs for every record.
-    return all(type(part) in (str, int) or _finite(part) for part in parts)
+    return all(map(_finite, parts))
 
 
 def loads(line: bytes) -> Any:

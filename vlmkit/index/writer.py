@@ -103,7 +103,8 @@ class Writer:
         if self.state is None:
             check_type(self.wanted or "auto", dim)
             self.state = State(model, dim)
-        self._check_fits(self.state, model, dim)
+        if model != self.state.model or dim != self.state.dim:
+            self._check_fits(self.state, model, dim)
 
     def _take(self, row: Row) -> None:
         self._waiting[row.id] = row
@@ -112,7 +113,7 @@ class Writer:
             self.commit()
 
     def _check_fits(self, state: State, model: str | None, dim: int) -> None:
-        if model != state.model and digits_of(model or "") != digits_of(state.model or ""):
+        if digits_of(model or "") != digits_of(state.model or ""):
             what = f"the index at {self.folder} holds vectors of {state.model}, not of {model or 'an unnamed model'}"
             raise VlmkitError(what, "name a new index with -i, or remove that folder and index the pictures again")
         if dim != state.dim:
