@@ -11,7 +11,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlmkit.errors import VlmkitError
 from vlmkit.models import digits_of
 from vlmkit.records import Failed, Record, decode_embedding, dumps, loads
+from vlmkit.where import Condition, matching
 
 if TYPE_CHECKING:
     import faiss
@@ -49,10 +50,11 @@ class State:
 
 
 class Hit(NamedTuple):
-    """A record found, with its cosine."""
+    """A record found, with its cosine and its slot."""
 
     score: float
     record: Record
+    slot: int
 
 
 def index_folder(name: str) -> Path:
@@ -115,24 +117,53 @@ class Index:
             "bytes": size,
         }
 
-    def search(self, queries: "np.ndarray", k: int) -> list[list[Hit]]:
-        """The k nearest records of each query (N x D float32, L2-normalised) by cosine, best first; exact."""
-        if not len(self):
+    def search(self, queries: "np.ndarray", k: int, among: "np.ndarray | None" = None) -> list[list[Hit]]:
+        """The k nearest records of each query (N x D float32, L2-normalised) by cosine, best first; exact.
+
+        With `among` (sorted int64) only the records in these slots are looked at.
+        """
+        if not len(self) or (among is not None and not len(among)):
             return [[] for _ in queries]
-        flat, keep = self._faiss()
+        flat, keep = self._faiss(among)
         scores, slots = flat.search(queries, min(k, self.state.slots), params=keep)
         return [self._hits(row, found) for row, found in zip(scores, slots, strict=True)]
 
     def _hits(self, scores: "np.ndarray", slots: "np.ndarray") -> list[Hit]:
         found = sorted((-float(s), int(slot)) for s, slot in zip(scores, slots, strict=True) if slot >= 0)
-        return [Hit(min(-score, 1.0), self.record(slot)) for score, slot in found]
+        return [Hit(min(-score, 1.0), self.record(slot), slot) for score, slot in found]
 
     def record(self, slot: int) -> Record:
         """The record in a live slot, without its embedding."""
         (line,) = self._db.execute("SELECT record FROM records WHERE slot = ?", (slot,)).fetchone()
         return loads(line)
 
-    def _faiss(self) -> "tuple[faiss.IndexScalarQuantizer, faiss.SearchParameters | None]":
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """Each live slot with its record, in the order of the slots."""
+        for slot, line in self._db.execute("SELECT slot, record FROM records ORDER BY slot"):
+            yield slot, loads(line)
+
+    def slot_of(self, key: str) -> int | None:
+        """The slot of the record with this id."""
+        found = self._db.execute("SELECT slot FROM records WHERE id = ?", (key,)).fetchone()
+        return found and found[0]
+
+    def vector(self, slot: int) -> "np.ndarray":
+        """The vector in a slot, D float32."""
+        import numpy as np
+
+        return self.vectors[slot].astype(np.float32)
+
+    def live(self) -> "np.ndarray":
+        """The slots that hold records, ascending, int64."""
+        import numpy as np
+
+        return np.array([slot for (slot,) in self._db.execute("SELECT slot FROM records ORDER BY slot")], np.int64)
+
+    def where(self, conditions: Sequence[Condition]) -> "np.ndarray":
+        """The slots of the records that meet all `conditions`, ascending, int64."""
+        return matching(self._db, conditions)
+
+    def _faiss(self, among: "np.ndarray | None") -> "tuple[faiss.IndexScalarQuantizer, faiss.SearchParameters | None]":
         """FAISS's exact float16 inner-product index over the mapped vectors, without a copy, and what to leave out."""
         import faiss
 
@@ -144,6 +175,8 @@ class Index:
         codes.view_size = codes.c_size = self.vectors.nbytes
         flat.ntotal = self.state.slots
         flat.referenced_objects = [self.vectors]  # the map must live as long as FAISS reads it
+        if among is not None:
+            return flat, faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))
         dead = [slot for (slot,) in self._db.execute("SELECT slot FROM dead")]
         if not dead:
             return flat, None
