@@ -54,9 +54,7 @@ def search(
     ] = None,
     where: Annotated[
         list[str] | None,
-        _several(
-            "--where", "FIELD=VALUE", "Only records whose field is VALUE; also != < <= > >= and ~ for a glob."
-        ),
+        _several("--where", "FIELD=VALUE", "Only records whose field is VALUE; also != < <= > >= and ~ for a glob."),
     ] = None,
     min_score: Annotated[
         float | None,
@@ -64,9 +62,7 @@ def search(
     ] = None,
     relative: Annotated[
         bool,
-        typer.Option(
-            "--relative", help="Add relative: by how much the query beats everyday texts at this picture."
-        ),
+        typer.Option("--relative", help="Add relative: by how much the query beats everyday texts at this picture."),
     ] = False,
     queries: Annotated[
         str | None,

@@ -117,35 +117,38 @@ class Vectors:
         return min(float((self[some[i : i + ROWS]] @ right).min()) for i in range(0, len(some), ROWS))
 
 
-def linked(vectors: Vectors, threshold: float) -> Iterator[list[int]]:
+def linked(
+    vectors: Vectors, threshold: float, block: tuple[int, int] = (ROWS, COLUMNS), most: int = MOST_PAIRS
+) -> Iterator[list[int]]:
     """Groups of rows (ascending, single rows too): complete linkage of the pairs whose cosine reaches `threshold`.
 
-    Pairs are taken by descending cosine, then by row numbers. Where more than 10 million wait they are joined before
+    Pairs are taken by descending cosine, then by row numbers. Where more than `most` wait they are joined before
     the rest is looked at: memory stays bounded, and the groups keep their promise.
     """
     threshold -= SLACK
     links = _Links(vectors, threshold)
     waiting: list[np.ndarray] = []
     count = 0
-    for pairs in _pairs(vectors, threshold):
+    for pairs in _pairs(vectors, threshold, block):
         fresh = links.undecided(pairs)
         waiting.append(fresh)
         count += len(fresh)
-        if count > MOST_PAIRS:
+        if count > most:
             links.join(waiting)
             waiting, count = [], 0
     links.join(waiting)
     yield from links.groups()
 
 
-def _pairs(vectors: Vectors, threshold: float) -> "Iterator[np.ndarray]":
+def _pairs(vectors: Vectors, threshold: float, block: tuple[int, int]) -> "Iterator[np.ndarray]":
     """Pairs of rows with their cosines, a block of the upper triangle at a time: fields score, a, b; a < b."""
     import numpy as np
 
-    for top in range(0, len(vectors), ROWS):
-        rows = vectors[top : top + ROWS]
-        for left in range(top, len(vectors), COLUMNS):
-            cosines = rows @ vectors[left : left + COLUMNS].T  # (rows, columns)
+    high, wide = block
+    for top in range(0, len(vectors), high):
+        rows = vectors[top : top + high]
+        for left in range(top, len(vectors), wide):
+            cosines = rows @ vectors[left : left + wide].T  # (rows, columns)
             a, b = np.nonzero(cosines >= threshold)
             found = np.empty(len(a), [("score", "<f4"), ("a", "<i4"), ("b", "<i4")])
             found["score"], found["a"], found["b"] = cosines[a, b], a + top, b + left
