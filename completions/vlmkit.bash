@@ -5,9 +5,18 @@ _vlmkit() {
     case "$previous" in
         --device) words="auto cpu cuda mps" ;;
         --format) words="jsonl safetensors" ;;
+        --model) words="mini" ;;
         --task) words="vqa caption retrieval classify pope anls chartqa compare" ;;
         --tokenizer) words="ptb py none" ;;
+        -m) words="mini" ;;
+        -i | --index) words="$(ls "${XDG_DATA_HOME:-$HOME/.local/share}/vlmkit" 2>/dev/null)" ;;
     esac
+    if ((COMP_CWORD == 2)) && [[ "$current" != -* ]]; then
+        case "${COMP_WORDS[1]}" in
+            train) words="contrastive" ;;
+            eval) words="vqa caption retrieval classify pope anls chartqa compare" ;;
+        esac
+    fi
     if [[ -n "$words" ]]; then
         COMPREPLY=($(compgen -W "$words" -- "$current"))
         return

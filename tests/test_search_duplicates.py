@@ -61,7 +61,7 @@ def test_copies_near_copies_and_missing_files(vlmkit, photos: Path, tmp_path: Pa
     from PIL import Image
 
     with Image.open(photos / "chelsea.png") as cat:
-        cat.resize((200, 133)).save(folder / "a small cat.jpg")
+        cat.resize((400, 266)).save(folder / "a small cat.jpg")
     vlmkit("index", stdin=vlmkit("embed", folder).stdout)
     copies, cats = records(vlmkit("search", "--duplicates").stdout)
     assert copies == {"ids": copies["images"], "images": [f"{folder}/b\ncopy.png", f"{folder}/coffee.png"], "score": 1}

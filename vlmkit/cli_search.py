@@ -101,9 +101,9 @@ def search(
     pipe. A number and a colon before a part are its weight: "2:golden retriever", not "16:9 screen" (a digit follows).
 
     A cosine alone does not tell whether there is anything like the query. --relative adds `relative`, the number of
-    standard deviations by which it exceeds the cosines of the same picture with 153 everyday texts:
-    with --relative --min-score 3.3 and mini, nine of ten queries for what is not there find nothing, exit code 1, and
-    three of four for what is there find something.
+    standard deviations by which it exceeds the cosines of the same picture with 153 everyday texts. With mini and
+    --relative --min-score 3.3, nine of ten queries for what was not there found nothing, exit code 1; of those for what
+    was there, six of ten found something.
 
     --where looks at any field, nested ones as a.b, and at each element of a list; repeated conditions must all hold.
     Numbers compare as numbers; a record without the field does not match.
