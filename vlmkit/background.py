@@ -1,9 +1,9 @@
 """The background of a score: how well anything matches that picture. A hit is a find where it stands out from it.
 
 `relative` is the standard score of a hit's cosine among the cosines of the same picture with 153 everyday texts (with
-pictures of the index, where the query has no words). Unlike the standard score over the index it works in a small index,
-and unlike a cosine its scale is the same for every model. tests/benchmarks/relative.py measures how well each tells that
-there is nothing like the query.
+pictures of the index, where the query has no words). Unlike the standard score over the index it works in a small one,
+and unlike a cosine it counts in standard deviations, whatever the model's scale. tests/benchmarks/relative.py measures
+how well each tells that there is nothing like the query.
 """
 
 import contextlib
