@@ -197,16 +197,18 @@ def test_failed_queries(vlmkit, indexed: Path, tmp_path: Path) -> None:
     assert vlmkit("search", "--queries", "-", stdin=b"", code=1).stdout == b""
 
 
+RELATIVE = 3.3  # the threshold of the manual
+
+
 def test_relative_tells_what_is_not_there(vlmkit, indexed: Path) -> None:
-    """The threshold of the manual; tests/benchmarks/relative.py measured it on other pictures."""
-    ask = ("search", "--relative", "--min-score", RELATIVE, "-k", 5)
-    for there in ("a cat", "a rocket", "a cup of coffee", "a motorcycle"):
-        assert records(vlmkit(*ask, there).stdout)[0]["relative"] >= RELATIVE
-    for absent in ("a jellyfish", "a computer keyboard", "a penguin", "a football player"):
-        assert vlmkit(*ask, absent, code=1).stdout == b""
-
-
-RELATIVE = 3.3
+    """Of what is there a good part passes, of the rest hardly anything; tests/benchmarks/relative.py has the shares."""
+    ask = ("search", "--relative", "--min-score", RELATIVE, "--queries", "-")
+    assert {r["query"] for r in records(vlmkit(*ask, stdin=b"a cat\na motorcycle\n").stdout)} == {
+        "a cat",
+        "a motorcycle",
+    }
+    absent = b"a jellyfish\na penguin\na football player\na wedding cake\na bicycle\na computer keyboard\na lobster\n"
+    assert vlmkit(*ask, stdin=absent, code=1).stdout == b""
 
 
 def test_relative_is_the_standard_score_against_everyday_texts(vlmkit, indexed: Path, tmp_path: Path) -> None:

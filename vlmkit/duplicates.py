@@ -34,7 +34,7 @@ def duplicates(index: Index, threshold: float, among: "np.ndarray | None" = None
     copies = _copies(index, slots)
     first = np.array([members[0] for members in copies], np.int64)
     vectors = Vectors(index.vectors, first)
-    groups = []
+    groups: list[Record] = []
     for members in linked(vectors, threshold):
         records = [index.record(int(slot)) for node in members for slot in copies[node]]
         if len({record.get("image") or record["id"] for record in records}) > 1:
@@ -174,8 +174,10 @@ class _Links:
     def join(self, waiting: "list[np.ndarray]") -> None:
         import numpy as np
 
-        pairs = np.concatenate(waiting) if waiting else []
-        for i in np.lexsort((pairs["b"], pairs["a"], -pairs["score"])) if len(pairs) else []:
+        if not waiting:
+            return
+        pairs = np.concatenate(waiting)
+        for i in np.lexsort((pairs["b"], pairs["a"], -pairs["score"])):
             a, b = sorted((int(self._group[pairs["a"][i]]), int(self._group[pairs["b"][i]])))
             if a != b and b not in self._apart.get(a, ()):
                 self._try(a, b)

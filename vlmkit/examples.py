@@ -59,7 +59,7 @@ EXAMPLES: dict[str, list[Example]] = {
         Example("Only among wide pictures.", "vlmkit search 'the sky' --where 'width>=512' --where 'image~*.jpg'"),
         Example(
             "Is there anything like it? If not, the exit code is 1.",
-            'vlmkit search "a rocket" --relative --min-score 3.3 -k 1',
+            'vlmkit search "a cat" --relative --min-score 3.3 -k 1',
             '{…"relative":…}',
         ),
         Example("Many queries at once.", "printf 'a cat\\na rocket\\n' | vlmkit search --queries - -k 1"),
