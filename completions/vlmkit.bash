@@ -5,9 +5,18 @@ _vlmkit() {
     case "$previous" in
         --device) words="auto cpu cuda mps" ;;
         --format) words="jsonl safetensors" ;;
+        --model) words="mini" ;;
         --task) words="vqa caption retrieval classify pope anls chartqa compare" ;;
         --tokenizer) words="ptb py none" ;;
+        -m) words="mini" ;;
+        -i | --index) words="$(ls "${XDG_DATA_HOME:-$HOME/.local/share}/vlmkit" 2>/dev/null)" ;;
     esac
+    if ((COMP_CWORD == 2)) && [[ "$current" != -* ]]; then
+        case "${COMP_WORDS[1]}" in
+            train) words="contrastive" ;;
+            eval) words="vqa caption retrieval classify pope anls chartqa compare" ;;
+        esac
+    fi
     if [[ -n "$words" ]]; then
         COMPREPLY=($(compgen -W "$words" -- "$current"))
         return
@@ -20,7 +29,7 @@ _vlmkit() {
     case "${COMP_WORDS[1]}" in
         embed) words="-o --output -m --model --text --format --images -0 --null --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         index) words="-i --index --type --remove --prune --force --merge --info --verify --dump --format -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        search) words="-i --index -k --image -m --model -l --paths -0 --null -o --output --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        search) words="-i --index -k --image --minus --like --where --min-score --relative --queries --duplicates --threshold -m --model -l --paths -0 --null --html --preview -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         classify) words="-o --output -m --model --labels --labels-file --template -k --images -0 --null --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         train) words="-o --output --vision --text --val --epochs --steps --images --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --items --html -o --output --prediction --references --id --question --truth -m --model --tokenizer --cluster --confusions --task --weights --latency --images --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;

@@ -7,21 +7,20 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmkit.cli_eval import eval as evaluate
 from vlmkit.cli_index import index
-from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.cli_search import search
+from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import (
     PROGRAM,
     EmbedModel,
     Errors,
     Format,
     Images,
-    IndexName,
     Inputs,
     Json,
     Nul,
@@ -35,8 +34,6 @@ from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, 
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from vlmkit.records import Record
 
 EMBED_BATCH = 16
 TRAIN_BATCH = 512
@@ -79,73 +76,7 @@ def embed(
 command(index)
 
 
-@command
-def search(
-    run: Run,
-    query: Annotated[
-        list[str] | None, typer.Argument(metavar="QUERY", help="What to look for, in words.", show_default=False)
-    ] = None,
-    index: IndexName = "default",
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Number of results.")] = 10,
-    image: Annotated[
-        list[str] | None, typer.Option("--image", metavar="FILE", help="Look for pictures like FILE; may be repeated.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="MODEL", help="Where the model of the index is, if it was moved."),
-    ] = None,
-    paths: Annotated[bool, typer.Option("-l", "--paths", help="Print paths alone, one a line.")] = False,
-    nul: Annotated[bool, typer.Option("-0", "--null", help="Print paths alone, each ended by NUL.")] = False,
-    output: OutputFile = None,
-    json: Json = False,
-) -> Exit:
-    """Find pictures by words or by a picture.
-
-    The query is embedded with the model that made the index. Several texts and pictures add up to one query. Results
-    come best first, with `rank` from 1 and `score`, the cosine: a table on a terminal, records on a pipe.
-    """
-    from vlmkit.index import Index, index_folder
-    from vlmkit.models import name_of
-    from vlmkit.search import check_model, check_named, query_vector
-    from vlmkit.search import search as found
-
-    if paths + nul + json > 1 and json:
-        raise VlmkitError("--json excludes -l and -0", "choose one of them")
-    if not any(map(str.strip, query or [])) and not image:
-        raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
-    with Index(index_folder(index)) as opened:
-        check_named(opened)
-        loaded = run.load(model or name_of(opened.state.model or ""))
-        check_model(opened, loaded)
-        vector = query_vector(loaded.embedder, query or [], image or [])
-        hits = list(found(opened, vector, " + ".join([*(query or []), *(image or [])]), k))
-    with Output(output) as out:
-        if paths or nul:
-            out.write(b"".join(_path_of(hit) + (b"\0" if nul else b"\n") for hit in hits))
-        elif output is None and not json and sys.stdout.isatty():
-            _print_table(hits)
-        else:
-            out.write_records(hits)
-    return Exit.OK if hits else Exit.NOTHING_FOUND
-
-
-def _path_of(hit: "Record") -> bytes:
-    return os.fsencode(str(hit.get("image") or hit["id"]))
-
-
-def _print_table(hits: "Iterable[Record]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold")
-    table.add_column("rank", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("picture", overflow="fold")
-    for hit in hits:
-        name = str(hit.get("image") or hit.get("text") or hit["id"])
-        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", Text(one_line(name)))
-    Console().print(table)
+command(search)
 
 
 @command

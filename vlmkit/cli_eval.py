@@ -11,7 +11,7 @@ import typer
 
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.options import Images, Json, OutputFile, Run
-from vlmkit.streams import Output, stdin_file, stdin_is_terminal
+from vlmkit.streams import Output, console, stdin_file, stdin_is_terminal
 
 if TYPE_CHECKING:
     from vlmkit.evaluate.rows import Source
@@ -234,7 +234,6 @@ def _write_page(title: str, figures: "list[Record]", shown: "list[Record]", path
 
 
 def _print_table(figures: "Sequence[Record]") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -252,7 +251,7 @@ def _print_table(figures: "Sequence[Record]") -> None:
         chance = [number(figure["p"])] if compared else []
         cells = [*sides, number(figure["value"]), bounds(figure), *chance, str(figure["n"])]
         table.add_row(Text(one_line(name_of(figure))), *cells)
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     for signature in dict.fromkeys(str(figure["signature"]) for figure in figures if "category" not in figure):
-        console.print(Text(one_line(signature)), style="dim", soft_wrap=True)
+        terminal.print(Text(one_line(signature)), style="dim", soft_wrap=True)

@@ -57,6 +57,22 @@ EXAMPLES: dict[str, list[Example]] = {
             'mkdir -p best && vlmkit search "a rocket" -k 5 -0 | xargs -0 cp -t best',
         ),
         Example("Scores for a script.", 'vlmkit search "a cat" -k 1 --json', '{…"query":"a cat","rank":1,"score":…}'),
+        Example(
+            "More of this, less of that: parts add up, a number and a colon are a weight.",
+            'vlmkit search "2:an animal" --image photos/flower.jpg --minus "0.5:a horse"',
+        ),
+        Example("Only among wide pictures.", "vlmkit search 'the sky' --where 'width>=512' --where 'image~*.jpg'"),
+        Example(
+            "Is there anything like it? If not, the exit code is 1.",
+            'vlmkit search "a cat" --relative --min-score 3.3 -k 1',
+            '{…"relative":…}',
+        ),
+        Example("Many queries at once.", "printf 'a cat\\na rocket\\n' | vlmkit search --queries - -k 1"),
+        Example("A page to look at.", "vlmkit search 'a cup of coffee' --html coffee.html > coffee.jsonl"),
+        Example(
+            "Copies and near copies; here every group whose pictures are at least this close.",
+            "vlmkit search --duplicates --threshold 0.3 -k 5",
+        ),
     ],
     "classify": [
         Example(

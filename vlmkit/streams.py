@@ -13,12 +13,17 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.records import Failed, Record, dumps, pack, pack_file
 
 SNIFF_BYTES = 16
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class ClosedPipe(BaseException):
@@ -137,8 +142,8 @@ class Failures:
     def __enter__(self) -> "Failures":
         return self
 
-    def sift(self, results: Iterable[Record | Failed]) -> Iterator[Record]:
-        """The records among `results`; the failures are reported on standard error and in the `--errors` file."""
+    def sift(self, results: Iterable[T | Failed]) -> Iterator[T]:
+        """What is no failure among `results`; failures go to standard error and the `--errors` file."""
         for result in results:
             self._seen += 1
             if not isinstance(result, Failed):
@@ -188,6 +193,13 @@ def progress(results: Iterable[Record | Failed], *, quiet: bool, unit: str) -> I
     from tqdm import tqdm
 
     return tqdm(results, unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True)
+
+
+def console() -> "Console":
+    """Standard output for tables: without any style where NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def stderr_is_terminal() -> bool:

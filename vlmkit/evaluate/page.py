@@ -1,14 +1,10 @@
 """One self-contained HTML page of scored items: worst first, thumbnails inside, filters by category and flip."""
 
-import base64
-import html
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlmkit.images import PictureError, locate, open_picture
-from vlmkit.inputs import is_url
+from vlmkit.html import beginning, escaped, picture
 from vlmkit.records import Record
 
 MOST_ITEMS = 500
@@ -16,9 +12,7 @@ THUMBNAIL = 200  # pixels
 FILTERS = ("category", "flip")
 OUTSIDE_ROWS = ("id", "image", "question", "category", "flip", "score")
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-h1 { font-size: 1.4rem; }
+body { max-width: 70rem; }
 h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
 td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
@@ -31,7 +25,7 @@ article { display: grid; grid-template-columns: 200px 1fr; gap: 1rem; padding: 1
 article { border-bottom: 1px solid var(--line); }
 article[hidden] { display: none; }
 article img { max-width: 200px; max-height: 200px; }
-article .none { background: var(--soft); height: 6rem; display: grid; place-items: center; font-size: .8rem; }
+article .none { height: 6rem; }
 article td { overflow-wrap: anywhere; }
 article th { font-weight: 600; white-space: nowrap; }
 .tags { font-size: .85rem; opacity: .8; }
@@ -59,20 +53,15 @@ def page(title: str, figures: Sequence[Record], items: Sequence[Record]) -> Iter
     """The page in pieces, each UTF-8: the figures, then the 500 worst of `items` (those where A and B differ)."""
     shown = sorted(items, key=lambda item: -abs(item["score"]) if "flip" in item else item["score"])[:MOST_ITEMS]
     yield _e(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{_h(title)}</title><style>{STYLE}</style><h1>{_h(title)}</h1>{_figures(figures)}<nav>"
+        f"{beginning(title, STYLE)}{_figures(figures)}<nav>"
         f"{''.join(_choice(name, shown) for name in FILTERS)}"
         f'<label>Search <input type="search"></label><output></output></nav>'
     )
     for item in shown:
         yield _e(_card(item))
     rest = f"<p>The {MOST_ITEMS} worst of {len(items)} items.</p>" if len(items) > MOST_ITEMS else ""
-    signatures = "<br>".join(_h(s) for s in dict.fromkeys(str(figure["signature"]) for figure in figures))
+    signatures = "<br>".join(escaped(s) for s in dict.fromkeys(str(figure["signature"]) for figure in figures))
     yield _e(f"{rest}<footer>{signatures}</footer><script>{SCRIPT}</script></html>\n")
-
-
-def _h(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _e(text: str) -> bytes:
@@ -115,8 +104,8 @@ def _figures(figures: Sequence[Record]) -> str:
 
 
 def _table(titles: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{_h(title)}" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{_h(cell)}" for cell in row) for row in rows)
+    head = "".join(f"<th>{escaped(title)}" for title in titles)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}" for cell in row) for row in rows)
     return f'<table class="figures"><tr>{head}{body}</table>'
 
 
@@ -144,7 +133,7 @@ def _choice(name: str, items: Sequence[Record]) -> str:
     values = sorted({str(item[name]) for item in items if name in item})
     if not values:
         return ""
-    options = "".join(f'<option value="{_h(value)}">{_h(value)}</option>' for value in values)
+    options = "".join(f'<option value="{escaped(value)}">{escaped(value)}</option>' for value in values)
     return f'<label>{name.capitalize()} <select name="{name}"><option value="">all</option>{options}</select></label>'
 
 
@@ -153,32 +142,20 @@ def _card(item: Record) -> str:
     scores = {k: told.pop(k) for k, v in item.items() if k in told and isinstance(v, int | float)}
     if scores:
         told["scores"] = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
-    rows = "".join(f"<tr><th>{_h(k)}<td>{_value(v)}" for k, v in told.items())
+    rows = "".join(f"<tr><th>{escaped(k)}<td>{_value(v)}" for k, v in told.items())
     tags = [item["id"], f"score {number(item['score'])}", *(item[name] for name in FILTERS if name in item)]
-    data = "".join(f' data-{name}="{_h(item[name])}"' for name in FILTERS if name in item)
+    data = "".join(f' data-{name}="{escaped(item[name])}"' for name in FILTERS if name in item)
+    heading = escaped(item.get("question") or item["id"])
     return (
-        f"<article{data}>{_picture(item.get('image'))}<div><h2>{_h(item.get('question') or item['id'])}</h2>"
-        f'<div class="tags">{" · ".join(map(_h, tags))}</div><table>{rows}</table></div></article>'
+        f"<article{data}>{picture(item.get('image'), THUMBNAIL)}<div><h2>{heading}</h2>"
+        f'<div class="tags">{" · ".join(map(escaped, tags))}</div><table>{rows}</table></div></article>'
     )
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
         lines = Counter(str(entry) for entry in value)
-        return "<br>".join(_h(line) + (f" × {count}" if count > 1 else "") for line, count in lines.items())
+        return "<br>".join(escaped(line) + (f" × {count}" if count > 1 else "") for line, count in lines.items())
     if isinstance(value, dict):
-        return "<br>".join(f"{_h(k)}: {_value(v).replace('<br>', ', ')}" for k, v in value.items())
-    return _h(value) if value != "" else "<i>empty</i>"
-
-
-def _picture(path: object) -> str:
-    if not isinstance(path, str) or is_url(path):
-        return '<div class="none">no picture</div>'
-    try:
-        image, _, _ = open_picture(locate(path), THUMBNAIL)
-    except PictureError as error:
-        return f'<div class="none">{_h(error)}</div>'
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+        return "<br>".join(f"{escaped(k)}: {_value(v).replace('<br>', ', ')}" for k, v in value.items())
+    return escaped(value) if value != "" else "<i>empty</i>"

@@ -1,7 +1,7 @@
 """Index: an index open for reading."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ from vlmkit.index.approximate import Approximate
 from vlmkit.index.store import State, connect, damaged, read_built, read_live, read_state, told, vectors_path
 from vlmkit.index.types import choose
 from vlmkit.records import Record, loads
+from vlmkit.where import Condition, matching
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ class Hit(NamedTuple):
 
     score: float
     record: Record
-    slot: int = -1
+    slot: int
 
 
 class Index:
@@ -171,6 +172,11 @@ class Index:
         with told(self.folder):
             row = self._db.execute("SELECT slot FROM records WHERE id = ?", (key,)).fetchone()
         return row[0] if row and row[0] < self.state.slots else None
+
+    def where(self, conditions: Sequence[Condition]) -> "np.ndarray":
+        """The slots of the records that meet all `conditions`, ascending, int64."""
+        with told(self.folder):
+            return matching(self._db, conditions)
 
     def vector(self, slot: int) -> "np.ndarray":
         """The stored vector of a slot, D float32."""

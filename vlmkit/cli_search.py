@@ -1,0 +1,218 @@
+"""The command search; cli.py enters it in the command table."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmkit.errors import Exit, VlmkitError
+from vlmkit.options import Errors, IndexName, Json, OutputFile, Run
+from vlmkit.streams import Failures, Output, stdin_is_terminal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vlmkit.index import Index
+    from vlmkit.models import Model
+    from vlmkit.query import Question
+    from vlmkit.search import Choice, Found
+
+QUERY_BATCH = 16
+RESULTS = 10
+
+
+def _several(flag: str, metavar: str, text: str):
+    return typer.Option(flag, metavar=metavar, help=f"{text} May be repeated.")
+
+
+def search(
+    run: Run,
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="QUERY",
+            help='What to look for, in words; with a weight as in "2:golden retriever". All parts add up.',
+            show_default=False,
+        ),
+    ] = None,
+    index: IndexName = "default",
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, metavar="N", help="Number of results; 10, of duplicates all groups.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, _several("--image", "FILE", "Look for pictures like FILE, with a weight as in 0.5:FILE.")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, _several("--minus", "TEXT", "Subtract what these words mean; weights as in QUERY.")
+    ] = None,
+    like: Annotated[
+        list[str] | None, _several("--like", "ID", "Look for records like this one of the index, itself left out.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        _several("--where", "FIELD=VALUE", "Only records whose field is VALUE; also != < <= > >= and ~ for a glob."),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", metavar="S", help="Only results with at least this score (--relative: that one)."),
+    ] = None,
+    relative: Annotated[
+        bool,
+        typer.Option("--relative", help="Add relative: by how much the query beats everyday texts at this picture."),
+    ] = False,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            "--queries", metavar="FILE", help="One result list for each record of FILE, or line of text; - for a pipe."
+        ),
+    ] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Groups of equal and nearly equal pictures, largest picture first.")
+    ] = False,
+    threshold: Annotated[
+        float, typer.Option(min=-1, max=1, metavar="S", help="duplicates: the lowest score in a group.")
+    ] = 0.95,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", metavar="MODEL", help="Where the model of the index is, if it was moved."),
+    ] = None,
+    paths: Annotated[
+        bool, typer.Option("-l", "--paths", help="Print paths alone, one a line; ids of what is no picture.")
+    ] = False,
+    nul: Annotated[bool, typer.Option("-0", "--null", help="Print paths alone, each ended by NUL.")] = False,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a contact sheet to FILE, too: one page of HTML.")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show the pictures, in a terminal that knows kitty's, iTerm2's or sixel.")
+    ] = False,
+    output: OutputFile = None,
+    errors: Errors = None,
+    json: Json = False,
+) -> Exit:
+    """Find pictures by words, by pictures, or by both.
+
+    The query is embedded with the model that made the index. Several texts, --image, --minus and --like add up to one
+    query. Results come best first, with `rank` from 1 and `score`, the cosine: a table on a terminal, records on a
+    pipe. A number and a colon before a part are its weight: "2:golden retriever", not "16:9 screen" (a digit follows).
+
+    A cosine alone does not tell whether there is anything like the query. --relative adds `relative`, the number of
+    standard deviations by which it exceeds the cosines of the same picture with 153 everyday texts. With mini and
+    --relative --min-score 3.3, nine of ten queries for what was not there found nothing, exit code 1; of those for what
+    was there, six of ten found something, and fewer in an index of a few pictures.
+
+    --where looks at any field, nested ones as a.b, and at each element of a list; repeated conditions must all hold.
+    Numbers compare as numbers; a record without the field does not match.
+    """
+    from vlmkit.index import Index, index_folder
+    from vlmkit.query import Question
+    from vlmkit.results import Form, deliver
+    from vlmkit.where import parse_condition
+
+    question = Question(query or [], image or [], minus or [], like or [])
+    _check(question, queries, duplicates, relative or min_score is not None)
+    _check_files(queries, output, errors, html)
+    form = Form.of(output, paths=paths, nul=nul, json=json, preview=preview)
+    conditions = [parse_condition(text) for text in where or []]
+    with Index(index_folder(index)) as opened, Failures(errors) as failures, ExitStack() as files:
+        among = opened.where(conditions) if conditions else None
+        lists: Iterator[Found]
+        if duplicates:
+            lists = islice(_groups(opened, threshold, among), k)
+        else:
+            loaded = _load(run, opened, question, queries, model)
+            choice = _choice(opened, question, queries, loaded, relative)
+            choice = replace(choice, k=k or RESULTS, among=among, floor=min_score)
+            lists = _lists(run, opened, question, queries, loaded, choice, failures)
+        out = files.enter_context(Output(output))
+        page = files.enter_context(Output(html)) if html is not None else None
+        title = f"vlmkit search {'--duplicates' if duplicates else queries or question}"
+        found = deliver(lists, form, out, page, title)
+        verdict = failures.verdict()
+    return verdict or (Exit.OK if found else Exit.NOTHING_FOUND)
+
+
+def _check(question: "Question", queries: str | None, duplicates: bool, scored: bool) -> None:
+    """Raise VlmkitError unless exactly one thing is to be done."""
+    asked = [bool(question), queries is not None, duplicates]
+    if sum(asked) > 1:
+        raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
+    if duplicates and scored:
+        raise VlmkitError("--duplicates has no query to score", "use --threshold")
+    if not any(asked) or any(not text.strip() for text in (*question.texts, *question.minus)):
+        raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
+
+
+def _check_files(queries: str | None, *written: str | None) -> None:
+    """Raise VlmkitError where two of the files are one."""
+    files = [os.path.realpath(name) for name in (queries, *written) if name not in (None, "-")]
+    for name in files:
+        if files.count(name) > 1:
+            raise VlmkitError(f"{name} is named twice", "name another file to write")
+
+
+def _load(run: Run, index: "Index", question: "Question", queries: str | None, name: str | None) -> "Model | None":
+    """The model of the index, if the query needs one."""
+    from vlmkit.models import name_of
+    from vlmkit.query import check_model, check_named
+
+    if queries is None and not question.needs_model:
+        return None
+    check_named(index)
+    loaded = run.load(name or name_of(index.state.model or ""))
+    check_model(index, loaded)
+    return loaded
+
+
+def _choice(
+    index: "Index", question: "Question", queries: str | None, model: "Model | None", relative: bool
+) -> "Choice":
+    """What the query itself leaves out, and the background of its scores."""
+    from vlmkit.background import of_pictures, of_texts
+    from vlmkit.query import slots_of
+    from vlmkit.search import Choice
+
+    background = None
+    if relative:
+        words = model is not None and (queries is not None or question.texts or question.minus)
+        background = of_texts(model) if words and model is not None else of_pictures(index)
+    return Choice(without=frozenset(slots_of(index, question.like)), background=background)
+
+
+def _lists(
+    run: Run,
+    index: "Index",
+    question: "Question",
+    queries: str | None,
+    model: "Model | None",
+    choice: "Choice",
+    failures: Failures,
+) -> "Iterator[Found]":
+    from vlmkit.embed import vectors
+    from vlmkit.inputs import Reading, is_picture_name, read_inputs
+    from vlmkit.query import query_vector
+    from vlmkit.search import fitting, search_each, search_one
+
+    if queries is None:
+        vector = query_vector(question, index, None if model is None else model.embedder)
+        return iter([search_one(index, vector, str(question), choice)])
+    assert model is not None
+    if queries == "-" and stdin_is_terminal():
+        raise VlmkitError("no queries", "pipe records or lines of text in")
+    items = read_inputs([queries], Reading(texts=not is_picture_name(queries)))
+    batch = run.batch(QUERY_BATCH)
+    embedded = vectors(items, model, reuse=True, batch_size=batch, workers=run.threads)
+    return search_each(index, failures.sift(fitting(embedded, index.state.dim)), choice, batch)
+
+
+def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "Iterator[Found]":
+    from vlmkit.duplicates import duplicates
+    from vlmkit.search import Found
+
+    for group in duplicates(index, threshold, among):
+        pictures = [{"id": name, "image": name} for name in group["images"]] or [{"id": key} for key in group["ids"]]
+        yield Found(f"{len(pictures)} alike, {group['score']:.3f}", [group], pictures)
