@@ -62,13 +62,17 @@ def index_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vlmkit" / name
 
 
+class NoIndex(VlmkitError):
+    """There is no index, or nothing was ever saved in it."""
+
+
 class Index:
-    """An index open for reading, as it was at one moment. Raises VlmkitError where there is none or it is damaged."""
+    """An index open for reading, as it was at one moment. Raises NoIndex, or VlmkitError where it is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / "index.sqlite").is_file():
-            raise VlmkitError(f"no index at {folder}", "make one: vlmkit embed PHOTOS | vlmkit index -i INDEX")
+            raise NoIndex(f"no index at {folder}", "make one: vlmkit embed PHOTOS | vlmkit index -i INDEX")
         with _told(folder):
             self._db = _connect(folder, write=False)
             try:
@@ -87,7 +91,7 @@ class Index:
         self._db.execute("BEGIN")
         state = _read_state(self._db)
         if state is None:
-            raise VlmkitError(f"the index at {self.folder} is empty", "pipe records into vlmkit index first")
+            raise NoIndex(f"the index at {self.folder} is empty", "pipe records into vlmkit index first")
         path, shape = _vectors_path(self.folder, state.generation), (state.slots, state.dim)
         if path.stat().st_size < 2 * state.slots * state.dim:
             raise _damaged(self.folder, f"{path.name} is too short")
@@ -131,6 +135,12 @@ class Index:
         """The record in a live slot, without its embedding."""
         (line,) = self._db.execute("SELECT record FROM records WHERE slot = ?", (slot,)).fetchone()
         return loads(line)
+
+    def get(self, key: str) -> Record | None:
+        """The record with this id, without its embedding; None if there is none."""
+        with _told(self.folder):
+            found = self._db.execute("SELECT record FROM records WHERE id = ?", (key,)).fetchone()
+        return None if found is None else loads(found[0])
 
     def _faiss(self) -> "tuple[faiss.IndexScalarQuantizer, faiss.SearchParameters | None]":
         """FAISS's exact float16 inner-product index over the mapped vectors, without a copy, and what to leave out."""

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.images import PictureError, locate, open_picture
+from vlmkit.images import open_picture
 from vlmkit.index import Index
 from vlmkit.models import Embedder, Model, digits_of
 from vlmkit.records import Record
+from vlmkit.sources import PictureError
+from vlmkit.tars import locate
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlmkit.images import PictureError, locate, open_picture
-from vlmkit.inputs import is_url
+from vlmkit.images import open_picture
 from vlmkit.records import Record
+from vlmkit.sources import PictureError
+from vlmkit.tars import locate
+from vlmkit.urls import is_url
 
 MOST_ITEMS = 500
 THUMBNAIL = 200  # pixels
