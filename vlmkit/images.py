@@ -24,6 +24,7 @@ Out = TypeVar("Out")
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF"]  # EPS would run Ghostscript
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
+DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
 ORIENTATION = 0x0112  # the EXIF tag
 # What makes a picture with this EXIF orientation upright.
 TURNS = {
@@ -44,9 +45,9 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
     """Decode a picture wholly: (RGB image, width, height), rotated by its EXIF orientation.
 
     `width` and `height` are in pixels of the original. With `size`, a JPEG may be decoded at a fraction of its size,
-    with no side under twice `size` (Pillow's `draft`, which scales in the DCT domain). Of an animation it is the first
-    frame, of several pages the first. Embedded colour profiles are left out of account, as the models' own libraries
-    do. Pictures of more than 178,956,970 pixels, twice Pillow's limit, are refused. Raises PictureError.
+    with no side under 1.6 times `size` (Pillow's `draft`, which scales in the DCT domain). Of an animation it is the
+    first frame, of several pages the first. Embedded colour profiles are left out of account, as the models' own
+    libraries do. Pictures of more than 178,956,970 pixels, Pillow's limit, are refused. Raises PictureError.
     """
     from PIL import Image
 
@@ -58,7 +59,8 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
             width, height = image.size
             check_whole(image, data)
             if size and image.format in ("JPEG", "MPO"):
-                image.draft("RGB", (2 * size, 2 * size))
+                side = int(DRAFT_MARGIN * size)
+                image.draft("RGB", (side, side))
             with _large if width * height > LARGE else nullcontext():
                 load(image)
                 turned = _orientation(image)

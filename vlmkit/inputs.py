@@ -215,7 +215,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Fai
             return
         with os.scandir(folder) as entries:
             # With its slash a folder sorts where its files stand among all sorted paths.
-            names = sorted(e.name + "/" * e.is_dir() for e in entries if not e.name.startswith("."))
+            names = sorted(e.name + "/" * _is_folder(e) for e in entries if not e.name.startswith("."))
     except OSError as error:
         yield _failed(folder, error.strerror or str(error))
         return
@@ -227,6 +227,13 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Fai
             yield from _tar(path)
         elif is_picture_name(name):
             yield _picture(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _tar(path: str) -> Iterator[Item | Failed]:

@@ -22,9 +22,11 @@ _libtiff = threading.local()
 
 def check_whole(image: "Image", data: bytes) -> None:
     """Raise PictureError unless `data`, which Pillow opened as `image`, is a whole file of its format."""
-    check = {"PNG": _png, "GIF": _gif, "TIFF": _tiff, "JPEG": _jpeg, "MPO": _jpeg}.get(image.format or "")
+    check = {"PNG": _png, "GIF": _gif, "TIFF": _tiff}.get(image.format or "")
     if check is not None:
         check(data)
+    if image.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise PictureError(f"more than {MAX_SCANS} scans, which no camera or editor writes")
     if image.format in ("WEBP", "AVIF", "HEIF") and not any(data[-max(1024, len(data) // 8) :]):
         raise PictureError("the file ends in zeros, as an interrupted copy does")
 
@@ -34,11 +36,6 @@ def _png(data: bytes) -> None:
 
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         image.verify()  # the checksums of all chunks up to IEND
-
-
-def _jpeg(data: bytes) -> None:
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise PictureError(f"more than {MAX_SCANS} scans, which no camera or editor writes")
 
 
 def _gif(data: bytes) -> None:
