@@ -122,3 +122,17 @@ def test_heic_without_its_package_says_how_to_get_it(vlmkit, environment, tmp_pa
     environment["PYTHONPATH"] = str(tmp_path / "without")
     done = vlmkit("embed", "a.heic", code=2)
     assert b"pip install 'vlmkit[heic]'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3001), (999, 30), (64, 48)])
+def test_the_middle_of_a_long_picture_is_all_that_is_cropped_to(size: tuple[int, int]) -> None:
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    from vlmkit.images import middle
+
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    picture = Image.fromarray(noise)
+    clip = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])
+    difference = np.abs(np.asarray(clip(picture), int) - np.asarray(clip(middle(picture)), int))
+    assert difference.mean() < 2  # of 255, on noise: the scaled length is rounded to whole pixels
+    assert max(middle(Image.new("L", (65_000, 1))).size) <= 17

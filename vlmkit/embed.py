@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vlmkit.images import ahead, open_picture
 from vlmkit.inputs import Item
 from vlmkit.models import Embedder, Model, digits_of
-from vlmkit.records import Failed, Record, batched, decode_embedding, number_list
+from vlmkit.records import Failed, Record, batched, decode_embedding
 from vlmkit.sources import PictureError
 from vlmkit.urls import FETCHERS, Web, is_url
 
@@ -38,7 +38,7 @@ def embed(
 ) -> Iterator[Record | Failed]:
     """Each item's record with `model` and `embedding`, in input order; pictures also get what their file tells.
 
-    With `floats` the embedding is a list of numbers in place of an array.
+    With `floats` the embedding is a list, each number exactly the float16, in place of an array.
     """
     import numpy as np
 
@@ -48,8 +48,8 @@ def embed(
             yield found
         else:
             record, vector = found
-            embedding = number_list(vector) if floats else vector.astype(np.float16)
-            yield record | {"model": model.identity, "embedding": embedding}
+            embedding = vector.astype(np.float16)
+            yield record | {"model": model.identity, "embedding": embedding.tolist() if floats else embedding}
 
 
 def when_needed(
@@ -122,8 +122,12 @@ def _picture(item: Item, embedder: Embedder) -> _Ready:
     source = item.locate()
     image, width, height = open_picture(source, embedder.size)
     facts = {"mtime": source.mtime, "bytes": source.size, "width": width, "height": height}
+    try:
+        preprocessed = embedder.preprocess(image)
+    except MemoryError:
+        raise PictureError("not enough memory to scale it") from None
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    return _Ready(item.record | known, picture=embedder.preprocess(image))
+    return _Ready(item.record | known, picture=preprocessed)
 
 
 def _embed_batch(batch: list[_Ready | Failed], embedder: Embedder) -> "Iterator[tuple[Record, np.ndarray] | Failed]":

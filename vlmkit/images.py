@@ -146,6 +146,19 @@ def _rgb(image: "Image") -> "Image":
     return image.convert("RGB")
 
 
+def middle(image: "Image", ratio: int = 16) -> "Image":
+    """The middle of a very long picture: all that is left where the short side is scaled and the long one cropped.
+
+    Without it a picture of 65,000 x 1 pixels becomes one of 14,560,000 x 224 on the way.
+    """
+    short, long = sorted(image.size)
+    cut = (long - ratio * short) // 2
+    if cut <= 0:
+        return image
+    across = image.width == long
+    return image.crop((cut, 0, long - cut, short) if across else (0, cut, short, long - cut))
+
+
 def ahead(items: Iterable[In], work: Callable[[In], Out], workers: int, depth: int) -> Iterator[Out]:
     """`work(item)` for each item in threads, in order, with at most `depth` results waiting."""
     waiting: deque[Future[Out]] = deque()

@@ -130,11 +130,6 @@ def encode_embedding(vector: "np.ndarray") -> str:
     return base64.b64encode(vector.astype("<f2").tobytes()).decode()
 
 
-def number_list(vector: "np.ndarray") -> list[float]:
-    """A vector of D numbers as a list: of each float16 the shortest decimal number that reads back as that float16."""
-    return [float(str(number)) for number in vector.astype("<f2")]
-
-
 def decode_embedding(value: Any) -> "np.ndarray":
     """The vector (D float32) of an `embedding` field: base64 of little-endian float16, a list of numbers, an array.
 

@@ -10,6 +10,7 @@ from vlmkit.models import Embedder, Model, digits_of
 from vlmkit.records import Record
 from vlmkit.sources import PictureError
 from vlmkit.tars import locate
+from vlmkit.urls import Web, is_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,9 @@ def query_vector(embedder: Embedder, texts: Sequence[str], images: Sequence[str]
 
 def _open(embedder: Embedder, path: str) -> "np.ndarray":
     try:
-        image, _, _ = open_picture(locate(path), embedder.size)
+        with Web() as web:
+            source = web.fetch(path) if is_url(path) else locate(path)
+            image, _, _ = open_picture(source, embedder.size)
     except PictureError as error:
         raise VlmkitError(f"{path}: {error}", "name another picture") from None
     return embedder.preprocess(image)
