@@ -27,10 +27,10 @@ _vlmkit() {
     fi
     [[ "$current" == -* ]] || return
     case "${COMP_WORDS[1]}" in
-        embed) words="-o --output -m --model --text --format --images -0 --null --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        embed) words="-o --output -m --model --text --format --floats --changed --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         index) words="-i --index --type --remove --prune --force --merge --info --verify --dump --format -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         search) words="-i --index -k --image --minus --like --where --min-score --relative --queries --duplicates --threshold -m --model -l --paths -0 --null --html --preview -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        classify) words="-o --output -m --model --labels --labels-file --template -k --images -0 --null --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        classify) words="-o --output -m --model --labels --labels-file --template -k --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         train) words="-o --output --vision --text --val --epochs --steps --images --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --items --html -o --output --prediction --references --id --question --truth -m --model --tokenizer --cluster --confusions --task --weights --latency --images --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Embedder
 from vlmkit.records import Failed, Record, batched
+from vlmkit.streams import stdin_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,12 +16,16 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 def read_labels(listed: str | None, file: str | None) -> list[str]:
-    """The labels of `--labels a,b,c` or of a file with one a line, each once. Raises VlmkitError if there is none."""
+    """The labels of `--labels a,b,c` or of a file (`-`: standard input) with one a line, each once.
+
+    Raises VlmkitError if there is none.
+    """
     if (listed is None) == (file is None):
         raise VlmkitError("no labels" if file is None else "labels given twice", "use --labels A,B or --labels-file F")
     if file is not None:
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
+            text = stdin_bytes()[1].read() if file == "-" else Path(file).read_bytes()
+            lines = text.decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise VlmkitError(f"{file}: {error}", "name a text file with one label a line") from None
     else:

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ from vlmkit.cli_search import search
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import (
     PROGRAM,
+    AllowPrivate,
     EmbedModel,
     Errors,
     Format,
@@ -35,6 +37,10 @@ from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vlmkit.inputs import Item
+    from vlmkit.models import Model
+    from vlmkit.records import Failed, Record
+
 EMBED_BATCH = 16
 TRAIN_BATCH = 512
 
@@ -49,26 +55,53 @@ def embed(
     form: Annotated[
         Format, typer.Option("--format", help="JSONL, or safetensors: smaller, and quicker to read.")
     ] = Format.JSONL,
+    floats: Annotated[
+        bool, typer.Option("--floats", help="The embedding as a list of numbers, not as base64 of float16.")
+    ] = False,
+    changed: Annotated[
+        str | None,
+        typer.Option(
+            "--changed",
+            metavar="INDEX",
+            help="Only what is new, or has another time or size than in INDEX; if there is no INDEX yet, all.",
+        ),
+    ] = None,
     images: Images = None,
     nul: Nul = False,
+    allow_private: AllowPrivate = False,
     errors: Errors = None,
     json: Json = False,
 ) -> Exit:
     """Turn pictures and texts into vectors.
 
-    Reads pictures, folders, webdataset shards and records, and writes one record each with its vector in `embedding`.
-    Pictures are rotated as their EXIF orientation says. One that cannot be read is named, left out, and makes the
-    exit code 3.
+    Reads pictures, folders, webdataset shards, URLs and records, and writes one record each with its vector in
+    `embedding`. Pictures are rotated as their EXIF orientation says, transparent parts become white, and of an
+    animation it is the first frame. One that cannot be read, or is not whole, is named, left out, and makes the exit
+    code 3. A URL that is in the index of --changed is not fetched again.
     """
+    from vlmkit.changed import changed as only_changed
     from vlmkit.embed import embed as embedded
+    from vlmkit.embed import when_needed
+    from vlmkit.index import index_folder
     from vlmkit.inputs import Reading, check_outputs, read_inputs
 
     check_outputs(inputs or [], output, errors)
+    if floats and form is Format.SAFETENSORS:
+        raise VlmkitError("--floats is a form of JSONL", "leave out --floats or --format safetensors")
     if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
         raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
     items = read_inputs(inputs or [], Reading(texts=text, nul=nul, images=images))
+
+    def vectorised(items: "Iterable[Item | Failed]", loaded: "Model") -> "Iterator[Record | Failed]":
+        how = {"texts": text, "floats": floats, "allow_private": allow_private}
+        return embedded(items, loaded, **how, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
+
     with Failures(errors) as failures, Output(output) as out:
-        results = embedded(items, run.load(model), texts=text, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
+        if changed is None:
+            results = vectorised(items, run.load(model))
+        else:
+            new = only_changed(items, index_folder(changed))
+            results = when_needed(new, lambda some: vectorised(some, run.load(model)))
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")), form.value)
         return failures.verdict()
 
@@ -89,7 +122,8 @@ def classify(
         str | None, typer.Option("--labels", metavar="A,B,C", help="The labels, separated by commas.")
     ] = None,
     labels_file: Annotated[
-        str | None, typer.Option("--labels-file", metavar="FILE", help="A file with one label a line.")
+        str | None,
+        typer.Option("--labels-file", metavar="FILE", help="A file with one label a line, - for standard input."),
     ] = None,
     template: Annotated[
         list[str] | None,
@@ -102,6 +136,7 @@ def classify(
     ] = None,
     images: Images = None,
     nul: Nul = False,
+    allow_private: AllowPrivate = False,
     errors: Errors = None,
     json: Json = False,
 ) -> Exit:
@@ -116,12 +151,21 @@ def classify(
     from vlmkit.inputs import Reading, check_outputs, read_inputs
 
     check_outputs(inputs or [], output, errors)
+    if labels_file == "-" and (not inputs or "-" in inputs):
+        raise VlmkitError("labels and pictures cannot both come from standard input", "name the pictures")
     names = read_labels(labels, labels_file)
     items = read_inputs(inputs or [], Reading(nul=nul, images=images))
     with Failures(errors) as failures, Output(output) as out:
         loaded = run.load(model)
         targets = label_vectors(loaded.embedder, names, template or [DEFAULT_TEMPLATE])
-        embedded = vectors(items, loaded, reuse=True, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
+        embedded = vectors(
+            items,
+            loaded,
+            reuse=True,
+            batch_size=run.batch(EMBED_BATCH),
+            workers=run.threads,
+            allow_private=allow_private,
+        )
         results = classified(embedded, names, targets, loaded.embedder.logit_scale, k or len(names))
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")))
         return failures.verdict()

@@ -8,10 +8,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from vlmkit.images import PictureError, locate
 from vlmkit.index import Index
-from vlmkit.inputs import is_url
 from vlmkit.records import Record
+from vlmkit.sources import PictureError
+from vlmkit.tars import locate
+from vlmkit.urls import is_url
 
 if TYPE_CHECKING:
     import numpy as np

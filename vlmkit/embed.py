@@ -1,13 +1,16 @@
 """embed: pictures and texts become unit vectors."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from vlmkit.images import PictureError, ahead, open_picture
+from vlmkit.images import ahead, open_picture
 from vlmkit.inputs import Item
 from vlmkit.models import Embedder, Model, digits_of
 from vlmkit.records import Failed, Record, batched, decode_embedding
+from vlmkit.sources import PictureError
+from vlmkit.urls import FETCHERS, Web, is_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,17 +27,40 @@ class _Ready:
 
 
 def embed(
-    items: Iterable[Item | Failed], model: Model, *, texts: bool, batch_size: int, workers: int
+    items: Iterable[Item | Failed],
+    model: Model,
+    *,
+    texts: bool,
+    batch_size: int,
+    workers: int,
+    floats: bool = False,
+    allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each item's record with `model` and `embedding`, in input order; pictures also get what their file tells."""
+    """Each item's record with `model` and `embedding`, in input order; pictures also get what their file tells.
+
+    With `floats` the embedding is a list, each number exactly the float16, in place of an array.
+    """
     import numpy as np
 
-    for found in vectors(items, model, texts=texts, batch_size=batch_size, workers=workers):
+    embedded = vectors(items, model, texts=texts, batch_size=batch_size, workers=workers, allow_private=allow_private)
+    for found in embedded:
         if isinstance(found, Failed):
             yield found
         else:
             record, vector = found
-            yield record | {"model": model.identity, "embedding": vector.astype(np.float16)}
+            embedding = vector.astype(np.float16)
+            yield record | {"model": model.identity, "embedding": embedding.tolist() if floats else embedding}
+
+
+def when_needed(
+    items: Iterator[Item | Failed], embedded: Callable[[Iterable[Item | Failed]], Iterator[Record | Failed]]
+) -> Iterator[Record | Failed]:
+    """`embedded(items)`, but called when the first item comes: without one, no model is loaded."""
+    for item in items:
+        if isinstance(item, Failed):
+            yield item
+        else:
+            yield from embedded(chain([item], items))
 
 
 def vectors(
@@ -45,18 +71,32 @@ def vectors(
     reuse: bool = False,
     batch_size: int,
     workers: int,
+    allow_private: bool = False,
 ) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
     """Each item's record and its unit vector (D float32), in input order.
 
-    Pictures are decoded ahead in `workers` threads; at most two batches wait. With `texts` the field `text` is
-    embedded even where there is a picture; with `reuse` an embedding that this model made is taken as it is.
+    Pictures by URL are fetched ahead, then all are decoded ahead in threads; at most two batches wait. With `texts`
+    the field `text` is embedded even where there is a picture; with `reuse` an embedding that this model made is taken
+    as it is. Only with `allow_private` may a URL lead to an address that is not public.
     """
+
+    def reusable(record: Record) -> bool:
+        return reuse and digits_of(str(record.get("model"))) == digits_of(model.identity)
+
+    def fetch(item: Item | Failed) -> Item | Failed:
+        image = None if isinstance(item, Failed) or texts or reusable(item.record) else item.record.get("image")
+        if isinstance(item, Failed) or not isinstance(image, str) or not is_url(image):
+            return item
+        try:
+            return Item(item.record, web.fetch(image))
+        except PictureError as error:
+            return Failed.of(item.record, error)
 
     def prepare(item: Item | Failed) -> _Ready | Failed:
         if isinstance(item, Failed):
             return item
         try:
-            if reuse and digits_of(str(item.record.get("model"))) == digits_of(model.identity):
+            if reusable(item.record):
                 return _Ready(item.record, vector=decode_embedding(item.record.get("embedding")))
             if texts or item.record.get("image") is None:
                 return _Ready(item.record, text=_text(item.record))
@@ -64,8 +104,11 @@ def vectors(
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
 
-    for batch in batched(ahead(items, prepare, workers, depth=2 * batch_size), batch_size):
-        yield from _embed_batch(batch, model.embedder)
+    with Web(allow_private=allow_private) as web:
+        fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
+        prepared = ahead(fetched, prepare, workers, depth=2 * batch_size)
+        for batch in batched(prepared, batch_size):
+            yield from _embed_batch(batch, model.embedder)
 
 
 def _text(record: Record) -> str:
@@ -79,7 +122,12 @@ def _picture(item: Item, embedder: Embedder) -> _Ready:
     source = item.locate()
     image, width, height = open_picture(source, embedder.size)
     facts = {"mtime": source.mtime, "bytes": source.size, "width": width, "height": height}
-    return _Ready(item.record | facts, picture=embedder.preprocess(image))
+    try:
+        preprocessed = embedder.preprocess(image)
+    except MemoryError:
+        raise PictureError("not enough memory to scale it") from None
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return _Ready(item.record | known, picture=preprocessed)
 
 
 def _embed_batch(batch: list[_Ready | Failed], embedder: Embedder) -> "Iterator[tuple[Record, np.ndarray] | Failed]":

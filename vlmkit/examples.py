@@ -32,6 +32,9 @@ EXAMPLES: dict[str, list[Example]] = {
             "echo 'a cup of coffee' | vlmkit embed --text",
             '{"id":"a cup of coffee","text":"a cup of coffee","model":"mini@…","embedding":"…"}',
         ),
+        Example(
+            "Only what is new or changed since, for cron.", "vlmkit embed --changed default photos/ | vlmkit index"
+        ),
         Example("Go on past broken files and list them.", "vlmkit embed photos/ --errors failed.jsonl -o photos.jsonl"),
     ],
     "index": [

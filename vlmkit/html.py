@@ -4,7 +4,7 @@ import base64
 import html
 import io
 
-from vlmkit.images import PictureError
+from vlmkit.sources import PictureError
 from vlmkit.thumbnails import thumbnail
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

@@ -1,139 +1,118 @@
-"""Open pictures: from files and tar members, verified, rotated as the camera meant, decoded ahead in order."""
+"""Open pictures: whole or not at all, rotated as the camera meant, as RGB; and work ahead in order.
+
+Decoders run in threads: one that hangs in C code cannot be stopped from here, so what is known to make them slow (too
+many pixels, too many scans) is refused before.
+"""
 
 import io
-import os
-import stat
-import tarfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, TypeVar
+
+from vlmkit.sources import Bytes, PictureError
+from vlmkit.whole import check_whole, load
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-PICTURE_SUFFIXES |= {".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"}
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF"]  # EPS would run Ghostscript
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
+DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
+ORIENTATION = 0x0112  # the EXIF tag
+# What makes a picture with this EXIF orientation upright.
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+SIDEWAYS = (5, 6, 7, 8)
 
-class PictureError(Exception):
-    """This picture cannot be used; the text says why."""
-
-
-class Source(NamedTuple):
-    """Where a picture is: a file, or a stretch of a tar file. `size` in bytes, `mtime` in seconds since 1970."""
-
-    path: str
-    offset: int
-    size: int
-    mtime: float
-
-    def read(self) -> bytes:
-        try:
-            number = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
-            with open(number, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise PictureError(error.strerror or str(error)) from None
-        if len(data) < self.size:
-            raise PictureError("the file ends too early")
-        return data
+_large = threading.Lock()
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether the extension, in any case, is that of a picture."""
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-
-
-def locate(path: str) -> Source:
-    """The source of a picture by path; `/…/shard.tar/member.jpg` is a member of a tar file. Raises PictureError."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError) as error:
-        member = _locate_member(path)
-        if member is None:
-            raise PictureError("no such file" if isinstance(error, OSError) else str(error)) from None
-        return member
-    if not stat.S_ISREG(found.st_mode):
-        raise PictureError("not a regular file")
-    return Source(path, 0, found.st_size, found.st_mtime)
-
-
-def _locate_member(path: str) -> Source | None:
-    head, mark, name = path.partition(".tar/")
-    while mark:
-        tar = head + ".tar"
-        if os.path.isfile(tar):
-            return _members(tar, os.stat(tar).st_mtime_ns).get(name)
-        more, mark, name = name.partition(".tar/")
-        head = f"{tar}/{more}"
-    return None
-
-
-def is_member(path: str) -> bool:
-    """Whether `path` is that of a member of a tar file."""
-    return not os.path.lexists(path) and _locate_member(path) is not None
-
-
-@lru_cache(maxsize=8)
-def _members(tar: str, _mtime: int) -> dict[str, Source]:
-    return dict(tar_members(tar))
-
-
-def tar_members(path: str) -> Iterator[tuple[str, Source]]:
-    """Names and sources of the regular members of an uncompressed tar file, in its order, in bounded memory.
-
-    Raises PictureError at the place where the file is damaged.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            end = os.path.getsize(path)
-            while member := tar.next():
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                if not member.isreg() or member.sparse is not None:
-                    continue
-                if member.offset_data + member.size > end:
-                    raise PictureError(f"the tar file ends inside {member.name}")
-                yield member.name, Source(path, member.offset_data, member.size, float(member.mtime))
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise PictureError(f"damaged tar file ({error})") from None
-
-
-def open_picture(source: Source, size: int | None = None) -> tuple["Image", int, int]:
+def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, int]:
     """Decode a picture wholly: (RGB image, width, height), rotated by its EXIF orientation.
 
     `width` and `height` are in pixels of the original. With `size`, a JPEG may be decoded at a fraction of its size,
-    with no side under twice `size` (Pillow's `draft`, which scales in the DCT domain). Raises PictureError.
+    with no side under 1.6 times `size` (Pillow's `draft`, which scales in the DCT domain). Of an animation it is the
+    first frame, of several pages the first. Embedded colour profiles are left out of account, as the models' own
+    libraries do. Pictures of more than 178,956,970 pixels, Pillow's limit, are refused. Raises PictureError.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     data = source.read()
     if not data:
         raise PictureError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             width, height = image.size
-            if size and image.format == "JPEG":
-                image.draft("RGB", (2 * size, 2 * size))
-            upright = ImageOps.exif_transpose(_eight_bit(image))
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
-                width, height = height, width
-            return _rgb(upright), width, height
+            check_whole(image, data)
+            if size and image.format in ("JPEG", "MPO"):
+                side = int(DRAFT_MARGIN * size)
+                image.draft("RGB", (side, side))
+            with _large if width * height > LARGE else nullcontext():
+                load(image)
+                turned = _orientation(image)
+                upright = _rgb(_eight_bit(image))
+                if turned in TURNS:
+                    upright = upright.transpose(Image.Transpose[TURNS[turned]])
+            return upright, *((height, width) if turned in SIDEWAYS else (width, height))
+    except PictureError:
+        raise
     except Image.DecompressionBombError:
-        raise PictureError("the picture has too many pixels to be opened safely") from None
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, ArithmeticError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise PictureError(_reason(error)) from None
+        raise PictureError("too many pixels to be opened safely (the limit is 178,956,970)") from None
+    except Image.UnidentifiedImageError:
+        raise PictureError(_what_it_is(data)) from None
+    except MemoryError:
+        raise PictureError("not enough memory to decode it") from None
+    except Exception as error:
+        # Pillow's decoders raise exceptions of nearly every kind on damaged files.
+        raise PictureError(str(error) or repr(error)) from None
 
 
-def _reason(error: Exception) -> str:
-    text = str(error)
-    return "not a picture that can be read" if text.startswith("cannot identify image") else text or repr(error)
+def _opened(data: bytes) -> "Image":
+    from PIL import Image
+
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        _register_heif()
+    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "HEIF" or name in Image.OPEN])
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise PictureError("HEIC pictures need one more package: pip install 'vlmkit[heic]'") from None
+    register_heif_opener(thumbnails=False)
+
+
+def _what_it_is(data: bytes) -> str:
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in head:
+        return "an SVG drawing, not a picture of pixels"
+    if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "not a picture but a web page"
+    return "not a picture that can be read"
+
+
+def _orientation(image: "Image") -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or nonsense."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # corrupt EXIF makes no bad picture; it raises whatever it likes
+        return 1
+    return found if found in TURNS else 1
 
 
 def _eight_bit(image: "Image") -> "Image":
@@ -141,28 +120,43 @@ def _eight_bit(image: "Image") -> "Image":
     import numpy as np
     from PIL import Image
 
-    image.load()
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
-    levels = np.asarray(image, np.float32)
-    top = 65535.0 if image.mode != "F" else float(np.nanmax(levels, initial=1.0))
-    scaled = Image.fromarray((np.nan_to_num(levels).clip(0, top) * (255 / top)).astype(np.uint8))
-    if 0x0112 in image.getexif():
-        scaled.getexif()[0x0112] = image.getexif()[0x0112]
-    return scaled
+    levels = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+    highest = float(levels.max(initial=0))
+    top = max(highest, 1.0) if image.mode == "F" or highest > 65535 else 65535.0
+    return Image.fromarray((levels.clip(0, top) * (255 / top)).astype(np.uint8))
 
 
 def _rgb(image: "Image") -> "Image":
     """RGB; transparent parts become white, as on a page."""
-    from PIL import Image
+    from PIL import Image, ImageCms
 
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         page = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(page, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def middle(image: "Image", ratio: int = 16) -> "Image":
+    """The middle of a very long picture: all that is left where the short side is scaled and the long one cropped.
+
+    Without it a picture of 65,000 x 1 pixels becomes one of 14,560,000 x 224 on the way.
+    """
+    short, long = sorted(image.size)
+    cut = (long - ratio * short) // 2
+    if cut <= 0:
+        return image
+    across = image.width == long
+    return image.crop((cut, 0, long - cut, short) if across else (0, cut, short, long - cut))
 
 
 def ahead(items: Iterable[In], work: Callable[[In], Out], workers: int, depth: int) -> Iterator[Out]:

@@ -7,9 +7,11 @@ from itertools import groupby
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
-from vlmkit.images import PictureError, Source, is_member, is_picture_name, locate, tar_members
 from vlmkit.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
+from vlmkit.sources import Bytes, PictureError, Source, is_picture_name
 from vlmkit.streams import read_head, stdin_bytes, stdin_is_terminal
+from vlmkit.tars import MAX_DEPTH, compressed_tar, is_compressed_tar_name, is_member, is_tar_name, locate, members
+from vlmkit.urls import is_url
 
 
 @dataclass(slots=True)
@@ -17,16 +19,16 @@ class Item:
     """A record on its way, with the place of its picture where that is known already."""
 
     record: Record
-    source: Source | None = None
+    source: Bytes | None = None
 
-    def locate(self) -> Source:
-        """Where the picture of this item is. Raises PictureError."""
+    def locate(self) -> Bytes:
+        """Where the picture of this item is; one by URL must have been fetched. Raises PictureError."""
         if self.source is None:
             image = self.record["image"]
             if not isinstance(image, str):
                 raise PictureError("image is not a path")
             if is_url(image):
-                raise PictureError("pictures by URL are not read yet, download it first")
+                raise PictureError("a picture by URL, which this command does not fetch")
             self.source = locate(image)
         return self.source
 
@@ -38,10 +40,6 @@ class Reading:
     texts: bool = False
     nul: bool = False
     images: str | None = None
-
-
-def is_url(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
 
 
 def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
@@ -79,7 +77,7 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
             yield _text(line)
         else:
             path = os.fsdecode(line)
-            if os.path.lexists(path) or is_member(path):
+            if is_url(path) or os.path.lexists(path) or is_member(path):
                 yield from _expand(path, how)
             else:
                 yield _failed(path, "no such file or folder")
@@ -157,10 +155,10 @@ def _is_absolute(path: str) -> bool:
 
 def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if is_url(path):
-        yield Item({"id": path, "image": path})
+        yield _picture(path)
     elif os.path.isdir(path):
         yield from _walk(os.path.abspath(path), frozenset())
-    elif path.lower().endswith(".tar"):
+    elif is_tar_name(path):
         yield from _tar(os.path.abspath(path))
     else:
         yield from _file(path, how)
@@ -173,7 +171,10 @@ def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
         yield _picture(name)
         return
     if not os.path.isfile(name):
-        yield _failed(name, "not a regular file")
+        yield _failed(name, _not_regular(name))
+        return
+    if is_compressed_tar_name(name):
+        yield _failed(name, str(compressed_tar()))
         return
     try:
         head = read_head(name)
@@ -187,6 +188,14 @@ def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
                 yield _picture(name)
     except OSError as error:
         yield _failed(name, error.strerror or str(error))
+
+
+def _not_regular(path: str) -> str:
+    try:
+        locate(path)
+    except PictureError as error:
+        return str(error)
+    return "not a regular file"
 
 
 def _picture(path: str) -> Item | Failed:
@@ -211,7 +220,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Fai
             return
         with os.scandir(folder) as entries:
             # With its slash a folder sorts where its files stand among all sorted paths.
-            names = sorted(e.name + "/" * e.is_dir() for e in entries if not e.name.startswith("."))
+            names = sorted(e.name + "/" * _is_folder(e) for e in entries if not e.name.startswith("."))
     except OSError as error:
         yield _failed(folder, error.strerror or str(error))
         return
@@ -219,22 +228,48 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Fai
         path = os.path.join(folder, name)
         if name.endswith("/"):
             yield from _walk(path[:-1], above | {key})
-        elif name.lower().endswith(".tar"):
+        elif is_tar_name(name):
             yield from _tar(path)
         elif is_picture_name(name):
             yield _picture(path)
 
 
-def _tar(path: str) -> Iterator[Item | Failed]:
-    """The samples of a webdataset shard: members of one stem are one sample, its picture and its JSON or caption."""
-    if not os.path.isfile(path):
-        yield _failed(path, "not a regular file")
-        return
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        for _, members in groupby(tar_members(path), lambda member: _stem(member[0])):
-            yield from _sample(path, list(members))
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _tar(path: str) -> Iterator[Item | Failed]:
+    try:
+        source = locate(path)
     except PictureError as error:
         yield _failed(path, str(error))
+    else:
+        yield from _samples(path, source, 1)
+
+
+def _samples(tar: str, source: Source, depth: int) -> Iterator[Item | Failed]:
+    """The samples of a webdataset shard: members of one stem are one sample, its picture and its JSON or caption.
+
+    A tar file inside is read in its place.
+    """
+    try:
+        for _, group in groupby(members(source), lambda member: _stem(member[0])):
+            shown = [(name, found) for name, found in group if not _hidden(name)]
+            yield from _sample(tar, shown)
+            for name, found in shown:
+                if is_tar_name(name) and depth < MAX_DEPTH:
+                    yield from _samples(f"{tar}/{name}", found, depth + 1)
+                elif is_tar_name(name):
+                    yield _failed(f"{tar}/{name}", f"more than {MAX_DEPTH} tar files inside each other")
+    except PictureError as error:
+        yield _failed(tar, str(error))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
 
 
 def _stem(member: str) -> str:
@@ -242,12 +277,12 @@ def _stem(member: str) -> str:
     return os.path.join(folder, name.split(".")[0])
 
 
-def _sample(tar: str, members: list[tuple[str, Source]]) -> Iterable[Item | Failed]:
-    pictures = [m for m in members if is_picture_name(m[0]) and not os.path.basename(m[0]).startswith(".")]
+def _sample(tar: str, sample: list[tuple[str, Source]]) -> Iterable[Item | Failed]:
+    pictures = [member for member in sample if is_picture_name(member[0])]
     if not pictures:
         return []
     fields: Record = {}
-    for name, source in members:
+    for name, source in sample:
         try:
             if name.lower().endswith(".json") and isinstance(found := loads(source.read()), dict):
                 fields = found | fields

@@ -95,7 +95,10 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT",
-        help="Pictures, folders, .tar shards, .jsonl or .json records, safetensors, - for standard input.",
+        help=(
+            "Pictures, http(s) URLs, folders with all below them but what is hidden, .tar shards, .jsonl or .json "
+            "records, safetensors, - for standard input: records, or a list of names."
+        ),
         show_default=False,
     ),
 ]
@@ -125,7 +128,13 @@ IndexName = Annotated[
 Images = Annotated[
     str | None, typer.Option("--images", metavar="DIR", help="Folder of relative image fields in records.")
 ]
-Nul = Annotated[bool, typer.Option("-0", "--null", help="Names on standard input end in NUL, not in a line feed.")]
+Nul = Annotated[
+    bool, typer.Option("-0", "--null", help="Names on standard input end in NUL, as find -print0 writes them.")
+]
+AllowPrivate = Annotated[
+    bool,
+    typer.Option("--allow-private", help="Fetch from private and local addresses too, and through the proxies set."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Records out, one JSON object a line, on a terminal too.")]
 
 

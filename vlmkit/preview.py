@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.images import PictureError
+from vlmkit.sources import PictureError
 from vlmkit.thumbnails import thumbnail
 
 if TYPE_CHECKING:

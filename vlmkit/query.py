@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.images import PictureError, locate, open_picture
+from vlmkit.images import open_picture
 from vlmkit.index import Index
 from vlmkit.models import Embedder, Model, digits_of
+from vlmkit.sources import PictureError
+from vlmkit.tars import locate
+from vlmkit.urls import Web, is_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +110,8 @@ def check_named(index: Index) -> None:
 
 def _open(embedder: Embedder, name: str) -> "np.ndarray":
     try:
-        image, _, _ = open_picture(locate(name), embedder.size)
+        with Web() as web:
+            image, _, _ = open_picture(web.fetch(name) if is_url(name) else locate(name), embedder.size)
     except PictureError as error:
         raise VlmkitError(f"{name}: {error}", "name another picture") from None
     return embedder.preprocess(image)

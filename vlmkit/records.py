@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 BLOB_ROWS = 4096
 COPY_BYTES = 1 << 20
+MAX_DEPTH = 200  # of nested JSON: orjson reads 1,024 but writes 254
 
 
 @dataclass(slots=True)
@@ -68,9 +69,26 @@ def _finite(value: Any) -> bool:
 def loads(line: bytes) -> Any:
     """The JSON value of `line`. Raises ValueError, also for NaN and Infinity, which are no JSON."""
     try:
-        return orjson.loads(line)
+        value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from None
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How deeply lists and objects are nested, level by level: a recursion would end where Python's limit is."""
+    depth, level = 0, [value]
+    while level := [inner for outer in level for inner in _inside(outer)]:
+        depth += 1
+    return depth
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def read_jsonl(lines: Iterable[bytes], name: str) -> Iterator[Record | Failed]:

@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 from vlmkit.errors import one_line
 from vlmkit.html import beginning, escaped, picture
-from vlmkit.inputs import is_url
 from vlmkit.records import Record
+from vlmkit.urls import is_url
 
 PIXELS = 400  # of the longer side: shown at half of it, whole in the large view
 MOST_PICTURES = 1000  # on one page, some 30 MB

@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from vlmkit.images import PictureError, locate, open_picture
-from vlmkit.inputs import is_url
+from vlmkit.images import open_picture
+from vlmkit.sources import PictureError
+from vlmkit.tars import locate
+from vlmkit.urls import is_url
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmkit.images import ahead, locate, open_picture
+from vlmkit.images import ahead, open_picture
 from vlmkit.models.mini import SIZE, Mini
 from vlmkit.records import batched
+from vlmkit.tars import locate
 
 # What a person would type, and the beginnings of the names of the photographs that show it.
 QUERIES = {

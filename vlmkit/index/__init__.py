@@ -13,9 +13,9 @@ store: the folder, the database, its errors. reader, writer: records in and out.
 types: which type at which size. upkeep: builds the approximate index. verify, prune, rows: what their names say.
 """
 
-from vlmkit.index.reader import Hit, Index
+from vlmkit.index.reader import Hit, Index, NoIndex
 from vlmkit.index.rows import decoded
 from vlmkit.index.store import State, index_folder
 from vlmkit.index.writer import Writer
 
-__all__ = ["Hit", "Index", "State", "Writer", "decoded", "index_folder"]
+__all__ = ["Hit", "Index", "NoIndex", "State", "Writer", "decoded", "index_folder"]

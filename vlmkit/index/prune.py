@@ -3,8 +3,9 @@
 import os
 
 from vlmkit.errors import VlmkitError
-from vlmkit.images import PictureError, is_member
 from vlmkit.index.reader import Index
+from vlmkit.sources import PictureError
+from vlmkit.tars import is_member
 
 
 def check_folders(folders: list[str], *, force: bool) -> None:

@@ -26,8 +26,12 @@ class Hit(NamedTuple):
     slot: int
 
 
+class NoIndex(VlmkitError):
+    """There is no index, or nothing was ever saved in it."""
+
+
 class Index:
-    """An index open for reading, as it was at one moment. Raises VlmkitError where there is none or it is damaged.
+    """An index open for reading, as it was at one moment. Raises NoIndex, or VlmkitError where it is damaged.
 
     `state` says what it holds, `vectors` are all slots as a read-only map (S x D float16; the dead ones too).
     """
@@ -35,7 +39,7 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / "index.sqlite").is_file():
-            raise VlmkitError(f"no index at {folder}", "make one: vlmkit embed PHOTOS | vlmkit index -i INDEX")
+            raise NoIndex(f"no index at {folder}", "make one: vlmkit embed PHOTOS | vlmkit index -i INDEX")
         with told(folder):
             self._db = connect(folder, write=False)
             try:
@@ -51,7 +55,7 @@ class Index:
         self._db.execute("BEGIN")  # later reads see the same moment
         state = read_state(self._db)
         if state is None:
-            raise VlmkitError(f"the index at {self.folder} is empty", "pipe records into vlmkit index first")
+            raise NoIndex(f"the index at {self.folder} is empty", "pipe records into vlmkit index first")
         self.state, self.vectors = state, map_vectors(self.folder, state)
         built = read_built(self._db, state)
         self.approximate = Approximate(self.folder, built) if built else None
@@ -166,6 +170,11 @@ class Index:
                 if not (0 <= slot < self.state.slots and isinstance(key, str) and isinstance(line, bytes)):
                     raise damaged(self.folder, f"the record in slot {slot}")
                 yield slot, key, line
+
+    def get(self, key: str) -> Record | None:
+        """The record with that id, without its embedding."""
+        slot = self.slot_of(key)
+        return None if slot is None else self.record(slot)
 
     def slot_of(self, key: str) -> int | None:
         """The slot of the record with that id."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from vlmkit.errors import VlmkitError
+from vlmkit.images import middle
 from vlmkit.models import Hardware, hush
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class OpenClip:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise VlmkitError(f"{folder} cannot be opened ({error})", "check the folder, or make it again") from None
         self._model = model.eval()
+        self._crops = model.visual.preprocess_cfg["resize_mode"] == "shortest"
         self._torch = torch
         size = model.visual.image_size
         self.size = max(size) if isinstance(size, tuple) else size
@@ -45,7 +47,7 @@ class OpenClip:
         return [path for path in self._folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt")]
 
     def preprocess(self, image: "Image") -> "np.ndarray":
-        return self._transform(image).numpy()
+        return self._transform(middle(image) if self._crops else image).numpy()
 
     def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
         with self._torch.inference_mode():

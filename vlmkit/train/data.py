@@ -7,9 +7,10 @@ from pathlib import Path
 from PIL.Image import Image
 
 from vlmkit.errors import VlmkitError
-from vlmkit.images import PictureError, Source, open_picture
+from vlmkit.images import open_picture
 from vlmkit.inputs import Reading, read_inputs
 from vlmkit.records import Failed
+from vlmkit.sources import Bytes, PictureError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Sample:
     """A picture, still closed, and its captions (at least one)."""
 
     id: str
-    source: Source
+    source: Bytes
     captions: tuple[str, ...]
 
     def picture(self, size: int) -> Image:

@@ -1,0 +1,282 @@
+"""INPUT in its awkward forms: names, records, tar files, what an index holds already, and bytes that mean harm."""
+
+import io
+import json
+import os
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import embedded, jpeg, jsonl, picture, records, tar, vector
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vlmkit.errors import VlmkitError
+from vlmkit.inputs import Item, read_inputs
+from vlmkit.records import Failed, dumps, pack, read_blobs
+from vlmkit.sources import PictureError
+from vlmkit.tars import locate
+
+IN_A_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+
+
+def packed(members: dict[str, bytes], form: str = "w") -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode=form) as file:  # type: ignore[call-overload]
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(content), 1_000_000_000
+            file.addfile(member, io.BytesIO(content))
+    return data.getvalue()
+
+
+def test_tar_in_a_tar(vlmkit, tmp_path: Path) -> None:
+    inner = packed({"a.jpg": jpeg("green"), "a.json": b'{"captions":["green"]}', "deep.tar": packed({"b.jpg": jpeg()})})
+    outer = tar(tmp_path / "outer.tar", {"0.jpg": jpeg("blue"), "in/inner.tar": inner, "z.jpg": jpeg("white")})
+    found = records(vlmkit("embed", "outer.tar").stdout)
+    names = ["0.jpg", "in/inner.tar/a.jpg", "in/inner.tar/deep.tar/b.jpg", "z.jpg"]
+    assert [row["id"] for row in found] == [f"{outer}/{name}" for name in names]
+    assert found[1]["captions"] == ["green"] and found[1]["mtime"] == 1_000_000_000
+    again = records(vlmkit("embed", stdin=jsonl(*({"image": row["image"]} for row in found))).stdout)
+    assert [row["embedding"] for row in again] == [row["embedding"] for row in found]
+    vlmkit("index", "-i", "./i", stdin=jsonl(*found))
+    hit = vlmkit("search", "-i", "./i", "--image", f"{outer}/in/inner.tar/a.jpg", "-k", 1, "-l").stdout
+    assert hit.decode().strip() == f"{outer}/in/inner.tar/a.jpg"
+
+
+def test_members_with_a_leading_dot_and_hidden_ones(vlmkit, tmp_path: Path) -> None:
+    """`tar cf x.tar .` writes ./a.jpg; what a Mac adds is hidden."""
+    tar(tmp_path / "s.TAR", {"./a.jpg": jpeg("green"), "./._a.jpg": b"\0", ".cache/b.jpg": jpeg(), "../c.jpg": jpeg()})
+    found = records(vlmkit("embed", "s.TAR").stdout)
+    assert [row["image"] for row in found] == [f"{tmp_path}/s.TAR/a.jpg", f"{tmp_path}/s.TAR/c.jpg"]
+    again = records(vlmkit("embed", stdin=jsonl(*found)).stdout)
+    assert again == found
+
+
+def test_damaged_and_packed_tars(vlmkit, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes(packed({"a.jpg": jpeg(), "b.jpg": jpeg(size=(300, 200))})[:4000])
+    (tmp_path / "text.tar").write_bytes(b"no tar at all" * 100)
+    for name in ("x.tar.gz", "x.tgz", "renamed.tar"):
+        (tmp_path / name).write_bytes(packed({"a.jpg": jpeg()}, "w:gz"))
+    names = ["cut.tar", "text.tar", "x.tar.gz", "x.tgz", "renamed.tar"]
+    done = vlmkit("embed", *names, "--errors", "bad.jsonl", code=3)
+    assert [Path(row["image"]).name for row in records(done.stdout)] == ["a.jpg"]
+    errors = {Path(row["id"]).name: row["error"] for row in records((tmp_path / "bad.jsonl").read_bytes())}
+    assert errors.keys() == set(names)
+    assert "unexpected end" in errors["cut.tar"] and "damaged" in errors["text.tar"]
+    assert all("unpack it to .tar first" in errors[name] for name in names[2:])
+
+
+def test_tars_without_end_are_no_endless_loop(vlmkit, tmp_path: Path) -> None:
+    data = packed({"a.jpg": jpeg()})
+    for _ in range(12):
+        data = packed({"t.tar": data})
+    (tmp_path / "many.tar").write_bytes(data)
+    assert b"8 tar files inside each other" in vlmkit("embed", "many.tar", code=2).stderr
+
+
+def test_one_bad_link_does_not_hide_its_folder(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    (tmp_path / "in/circle").symlink_to("circle")
+    assert len(records(vlmkit("embed", "in").stdout)) == 1
+
+
+def test_changed_is_what_is_new_or_differs(vlmkit, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"in/{name}.png")
+    members = {"x.jpg": jpeg("green"), "y.jpg": jpeg("blue")}
+    tar(tmp_path / "in/s.tar", members)
+    first = vlmkit("embed", "--changed", "./i", "in").stdout
+    assert first == vlmkit("embed", "in").stdout
+    vlmkit("index", "-i", "./i", stdin=first)
+    assert vlmkit("embed", "--changed", "./i", "in", "-o", "none.jsonl").stdout == b""
+    assert (tmp_path / "none.jsonl").read_bytes() == b""
+    os.utime(tmp_path / "in/a.png", (1, 1))
+    before = (tmp_path / "in/b.png").stat()
+    picture(tmp_path / "in/b.png", size=(400, 300))
+    os.utime(tmp_path / "in/b.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    picture(tmp_path / "in/new.png")
+    tar(tmp_path / "in/s.tar", members | {"y.jpg": jpeg("blue", (80, 60))})
+    found = records(vlmkit("embed", "--changed", "./i", "in").stdout)
+    assert [Path(row["image"]).name for row in found] == ["a.png", "b.png", "new.png", "y.jpg"]
+
+
+def test_changed_neither_opens_what_is_unchanged_nor_loads_the_model(vlmkit, tmp_path: Path) -> None:
+    """The picture is replaced by nonsense of the same size and time, and the model by a name that nobody knows."""
+    path = picture(tmp_path / "in/a.png")
+    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "in").stdout)
+    facts = path.stat()
+    path.write_bytes(b"?" * facts.st_size)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert vlmkit("embed", "--changed", "./i", "-m", "nobody", "in").stdout == b""
+    (tmp_path / "in/dangling.png").symlink_to("nothing")
+    vlmkit("embed", "--changed", "./i", "in", code=2)
+
+
+def test_changed_texts(vlmkit) -> None:
+    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "--text", stdin=b"one\ntwo\n").stdout)
+    assert [r["id"] for r in records(vlmkit("embed", "--changed", "./i", "--text", stdin=b"two\nthree\n").stdout)] == [
+        "three"
+    ]
+
+
+def test_floats(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (packed_form,) = records(vlmkit("embed", "a.png").stdout)
+    (listed,) = records(vlmkit("embed", "a.png", "--floats").stdout)
+    assert np.array_equal(np.array(listed["embedding"]).astype(np.float16), vector(packed_form).astype(np.float16))
+    for name, record in (("one", packed_form), ("two", listed)):
+        vlmkit("index", "-i", f"./{name}", stdin=jsonl(record))
+    vectors = [next((tmp_path / name).glob("vectors*")).read_bytes() for name in ("one", "two")]
+    assert vectors[0] == vectors[1]
+    assert b"--floats" in vlmkit("embed", "a.png", "--floats", "--format", "safetensors", code=2).stderr
+
+
+def test_images_folder(vlmkit, tmp_path: Path) -> None:
+    """Relative ones are looked up from the file's folder, from the current one when piped, or from --images."""
+    for folder in (".", "data", "other"):
+        picture(tmp_path / folder / "a.png")
+        picture(tmp_path / folder / "sub/b.png")
+    rows = jsonl({"image": "a.png"}, {"image": "sub/../sub/b.png"}, {"image": str(tmp_path / "a.png")})
+    (tmp_path / "data/rows.jsonl").write_bytes(rows)
+
+    def images(*arguments: str, stdin: bytes = b"") -> list[str]:
+        found = records(vlmkit("embed", *arguments, stdin=stdin).stdout)
+        return [os.path.relpath(row["image"], tmp_path) for row in found]
+
+    assert images("data/rows.jsonl") == ["data/a.png", "data/sub/b.png", "a.png"]
+    assert images(stdin=rows) == images("-", stdin=rows) == ["a.png", "sub/b.png", "a.png"]
+    assert images("--images", "other", "data/rows.jsonl") == ["other/a.png", "other/sub/b.png", "a.png"]
+    assert images("--images", "other", stdin=rows) == ["other/a.png", "other/sub/b.png", "a.png"]
+    assert images("--images", "other", stdin=b"data/rows.jsonl\n") == ["other/a.png", "other/sub/b.png", "a.png"]
+    assert b"no such folder" in vlmkit("embed", "--images", "nowhere", stdin=rows, code=2).stderr
+
+
+def test_labels_from_standard_input(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    found = records(vlmkit("classify", "a.png", "--labels-file", "-", stdin="\ufeffred\nblue\n".encode()).stdout)
+    assert {label["label"] for label in found[0]["labels"]} == {"red", "blue"}
+    assert b"cannot both" in vlmkit("classify", "--labels-file", "-", stdin=b"red\n", code=2).stderr
+
+
+NAMES = st.binary(min_size=1, max_size=40).filter(lambda n: b"/" not in n and b"\0" not in n and n not in (b".", b".."))
+
+
+@IN_A_FOLDER
+@given(st.lists(NAMES, min_size=1, max_size=8, unique=True))
+def test_any_name_is_an_item_or_a_failure(tmp_path_factory, names: list[bytes]) -> None:
+    folder = os.fsencode(tmp_path_factory.mktemp("names"))
+    shown = [name + b".png" for name in names if not name.startswith(b".")]
+    for name in shown:
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(b"x")
+    found = list(read_inputs([os.fsdecode(folder)]))
+    assert len(found) == len(shown)
+    for item in found:
+        if isinstance(item, Item):
+            assert os.fsencode(item.record["image"]) in {os.path.join(folder, name) for name in shown}
+            assert item.locate().size == 1
+            dumps(item.record)
+        else:
+            dumps(item.as_record())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(["id", "image", "text", "captions", "embedding", "mtime", "other"])
+
+
+@IN_A_FOLDER
+@given(st.lists(st.dictionaries(KEYS, JSON, max_size=4) | JSON, max_size=4), st.binary(max_size=20))
+def test_any_json_is_items_and_failures(tmp_path_factory, values: list, noise: bytes) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [json.dumps(value).encode() for value in values]
+    path.write_bytes(b'{"text":"first"}\n' + b"\n".join([*lines, noise]) + b"\n")
+    for item in read_inputs([str(path)]):
+        if isinstance(item, Failed):
+            dumps(item.as_record())
+            continue
+        dumps(item.record)
+        try:
+            if "image" in item.record:
+                item.locate()
+        except PictureError as error:
+            assert str(error)
+
+
+@IN_A_FOLDER
+@given(st.data())
+def test_a_damaged_tar_is_items_and_failures(tmp_path_factory, data: st.DataObject) -> None:
+    whole = packed({"a.jpg": b"1" * 700, "a.json": b'{"x":1}', "in.tar": packed({"b.jpg": b"2"}), "c.txt": b"hi"})
+    start = data.draw(st.integers(0, len(whole) - 1))
+    noise = data.draw(st.binary(max_size=600))
+    damaged = (whole[:start] + noise + whole[start + len(noise) :])[: data.draw(st.integers(0, len(whole)))]
+    path = tmp_path_factory.mktemp("tars") / "t.tar"
+    path.write_bytes(damaged)
+    for item in read_inputs([str(path)]):
+        if isinstance(item, Item):
+            assert len(locate(item.record["image"]).read()) == item.locate().size
+        else:
+            dumps(item.as_record())
+
+
+def _blob() -> bytes:
+    rows = [embedded(f"n{i}", [1.0, 0.5, float(i)]) for i in range(3)]
+    rows = [row | {"embedding": np.array(row["embedding"], np.float16)} for row in rows]
+    return b"".join(pack(rows))
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_damaged_safetensors_is_an_error_in_one_line(data: st.DataObject) -> None:
+    blob = bytearray(_blob())
+    for _ in range(data.draw(st.integers(1, 4))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(blob[: data.draw(st.integers(1, len(blob)))])
+    try:
+        for record in read_blobs(io.BufferedReader(io.BytesIO(cut)), "x"):  # type: ignore[arg-type]
+            assert isinstance(record, dict)
+    except VlmkitError as error:
+        assert "\n" not in str(error)
+
+
+@given(st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets"]), JSON | st.lists(st.integers(), max_size=3)))
+@settings(max_examples=200)
+def test_safetensors_headers_that_lie(fields: dict) -> None:
+    sound = {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}
+    header = {"embedding": sound | fields, "records": {"dtype": "U8", "shape": [6], "data_offsets": [12, 18]}}
+    text = json.dumps(header).encode()
+    blob = struct.pack("<Q", len(text)) + text + bytes(12) + b"{}\n{}\n"
+    try:
+        assert len(list(read_blobs(io.BufferedReader(io.BytesIO(blob)), "x"))) == 2  # type: ignore[arg-type]
+    except VlmkitError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("depth", [150, 300, 900, 5000])
+def test_deep_json_fails_alone(vlmkit, depth: int) -> None:
+    deep = b'{"text":"a","x":' + b"[" * depth + b"]" * depth + b"}\n"
+    done = vlmkit("embed", stdin=deep + b'{"text":"b"}\n', code=0 if depth < 200 else 3)
+    assert [row["text"] for row in records(done.stdout)] == (["a", "b"] if depth < 200 else ["b"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x10\0\0\0\0\0\0\0" + b'{"embedding":1}\n',
+        b"\xff\xff\xff\xff\xff\xff\xff\x7f" + b'{"a":1}',
+        _blob()[:-5],
+        _blob().replace(b'"shape":[3,3]', b'"shape":[9,1]'),
+        b"\x93NUMPY\x01\0 binary \0\0",
+        b"[" * 100_000,
+        b"[1, 2, {]",
+    ],
+)
+def test_damaged_standard_input_is_one_line(vlmkit, data: bytes) -> None:
+    done = vlmkit("embed", stdin=data, code=2)
+    assert done.stdout == b"" and len(done.stderr.splitlines()) == 1 and b"defect" not in done.stderr

@@ -1,0 +1,138 @@
+"""embed over a folder of hostile pictures: good ones get the right vector, bad ones are named, and that is all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import hostile
+import numpy as np
+import pytest
+from helpers import records, vector
+from PIL import Image
+
+ENOUGH = 0.97  # cosine: JPEG and quantised colours move a vector a little, a wrong turn or a wrong mode far more
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, photos: Path):
+    """The cases, what `vlmkit embed` said of each, and the vectors of what they should look like."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()  # to write the HEIC files
+    folder = tmp_path_factory.mktemp("corpus")
+    with Image.open(photos / "china.jpg") as photo:
+        cases = hostile.build(folder / "in", photo)
+    (folder / "like").mkdir()
+    for number, case in enumerate(cases):
+        if case.like is not None:
+            case.like.convert("RGB").save(folder / "like" / f"{number:03}.png", compress_level=1)
+    command = [Path(sys.executable).with_name("vlmkit"), "embed"]
+    done = subprocess.run(
+        [*command, "in", "--errors", "errors.jsonl"], cwd=folder, capture_output=True, timeout=300, check=False
+    )
+    like = subprocess.run([*command, "like"], cwd=folder, capture_output=True, timeout=300, check=True)
+    rows = {Path(row["image"]).relative_to(folder / "in").as_posix(): row for row in records(done.stdout)}
+    errors = {row["image"].split("/in/")[1]: row for row in records((folder / "errors.jsonl").read_bytes())}
+    expected = {int(Path(row["image"]).stem): vector(row) for row in records(like.stdout)}
+    return cases, done, rows, errors, expected
+
+
+def test_the_corpus_is_large_and_each_file_has_one_verdict(corpus) -> None:
+    cases, done, rows, errors, _ = corpus
+    assert done.returncode == 3
+    assert len(cases) >= 60 and len({case.name for case in cases}) == len(cases)
+    assert not rows.keys() & errors.keys()
+    assert rows.keys() | errors.keys() == {case.name for case in cases}
+
+
+def test_good_ones_have_the_vector_of_what_they_show(corpus) -> None:
+    cases, _, rows, errors, expected = corpus
+    wrong = {}
+    for number, case in enumerate(cases):
+        if case.like is not None:
+            cosine = vector(rows[case.name]) @ expected[number] if case.name in rows else errors[case.name]["error"]
+            if case.name not in rows or cosine < ENOUGH:
+                wrong[case.name] = cosine
+    assert wrong == {}
+
+
+def test_bad_ones_are_named_with_a_reason(corpus) -> None:
+    cases, _, rows, errors, _ = corpus
+    bad = [case for case in cases if case.like is None]
+    assert len(bad) >= 40
+    assert [case.name for case in bad if case.name in rows] == []
+    wrong = {case.name: errors[case.name]["error"] for case in bad if case.error not in errors[case.name]["error"]}
+    assert wrong == {}
+    assert all(errors[case.name]["error"] for case in bad)
+
+
+def test_standard_error_has_one_line_for_each_bad_one(corpus) -> None:
+    """Nothing from Pillow, and nothing that libtiff prints by itself."""
+    _, done, _, errors, _ = corpus
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == len(errors) and all(line.startswith("vlmkit: ") for line in lines)
+
+
+def test_size_is_that_of_the_upright_picture(corpus) -> None:
+    _, _, rows, _, _ = corpus
+    turned = {(row["width"], row["height"]) for name, row in rows.items() if name.startswith("turned")}
+    assert turned == {(320, 240)}
+    assert (rows["huge.png"]["width"], rows["huge.png"]["height"]) == (10_000, 6_000)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "BMP", "PPM", "TIFF"])
+def test_a_file_cut_anywhere_is_bad_or_the_same(form: str, photos: Path) -> None:
+    """At 25 places: never a picture with other pixels. (What a cut takes may be padding that nobody needs.)"""
+    import pillow_heif
+
+    from vlmkit.images import PictureError, open_picture
+
+    class Bytes:
+        mtime = 0.0
+
+        def __init__(self, data: bytes) -> None:
+            self.data, self.size = data, len(data)
+
+        def read(self) -> bytes:
+            return self.data
+
+    pillow_heif.register_heif_opener()
+    with Image.open(photos / "china.jpg") as photo:
+        data = hostile.encoded(photo.convert("RGB").resize((160, 120)), form)
+    whole = np.asarray(open_picture(Bytes(data))[0])
+    opened = 0
+    for cut in {1, 2, 3, 5, 9, 30, *(len(data) * i // 20 for i in range(1, 20))}:
+        try:
+            image, _, _ = open_picture(Bytes(data[:-cut]))
+        except PictureError:
+            continue
+        opened += 1
+        assert np.array_equal(np.asarray(image), whole), cut
+    assert opened <= 4
+
+
+def test_heic_without_its_package_says_how_to_get_it(vlmkit, environment, tmp_path: Path, photos: Path) -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    with Image.open(photos / "china.jpg") as photo:
+        photo.convert("RGB").save(tmp_path / "a.heic", "HEIF")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/pillow_heif.py").write_text("raise ImportError('not installed')\n")
+    environment["PYTHONPATH"] = str(tmp_path / "without")
+    done = vlmkit("embed", "a.heic", code=2)
+    assert b"pip install 'vlmkit[heic]'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3001), (999, 30), (64, 48)])
+def test_the_middle_of_a_long_picture_is_all_that_is_cropped_to(size: tuple[int, int]) -> None:
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    from vlmkit.images import middle
+
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    picture = Image.fromarray(noise)
+    clip = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])
+    difference = np.abs(np.asarray(clip(picture), int) - np.asarray(clip(middle(picture)), int))
+    assert difference.mean() < 2  # of 255, on noise: the scaled length is rounded to whole pixels
+    assert max(middle(Image.new("L", (65_000, 1))).size) <= 17

@@ -1,0 +1,101 @@
+"""Tar files: their members, also those of tar files inside, as stretches that are opened again by path."""
+
+import contextlib
+import os
+import posixpath
+import stat
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+
+from vlmkit.sources import PictureError, Source
+
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+MAX_DEPTH = 8  # tar files in tar files
+
+
+def is_tar_name(name: str) -> bool:
+    return name.lower().endswith(".tar")
+
+
+def is_compressed_tar_name(name: str) -> bool:
+    return name.lower().endswith(COMPRESSED_SUFFIXES)
+
+
+def compressed_tar() -> PictureError:
+    return PictureError("a compressed tar, whose members cannot be opened one by one; unpack it to .tar first")
+
+
+def locate(path: str) -> Source:
+    """The source of a picture by path; `/…/shard.tar/member.jpg` is a member of a tar file. Raises PictureError."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        member = _locate_member(path)
+        if member is None:
+            raise PictureError(_missing(path, error)) from None
+        return member
+    if not stat.S_ISREG(found.st_mode):
+        raise PictureError("not a regular file")
+    return Source(path, 0, found.st_size, found.st_mtime)
+
+
+def _missing(path: str, error: OSError | ValueError) -> str:
+    if not isinstance(error, FileNotFoundError):
+        return getattr(error, "strerror", None) or str(error)
+    return "a symbolic link to nothing" if os.path.islink(path) else "no such file"
+
+
+def is_member(path: str) -> bool:
+    """Whether `path` is that of a member of a tar file."""
+    return not os.path.lexists(path) and _locate_member(path) is not None
+
+
+def _locate_member(path: str) -> Source | None:
+    parts = path.split("/")
+    for i, part in enumerate(parts[:-1], 1):
+        tar = "/".join(parts[:i])
+        if is_tar_name(part) and os.path.isfile(tar):
+            return _members(tar, os.stat(tar).st_mtime_ns).get("/".join(parts[i:]))
+    return None
+
+
+@lru_cache(maxsize=8)
+def _members(tar: str, _mtime: int) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    with contextlib.suppress(PictureError):  # what stands before the damage can be opened
+        for name, source in _flat(locate(tar), "", 1):
+            found[name] = source
+    return found
+
+
+def _flat(tar: Source, prefix: str, depth: int) -> Iterator[tuple[str, Source]]:
+    for name, source in members(tar):
+        yield prefix + name, source
+        if is_tar_name(name) and depth < MAX_DEPTH:
+            yield from _flat(source, f"{prefix}{name}/", depth + 1)
+
+
+def members(tar: Source) -> Iterator[tuple[str, Source]]:
+    """Names and sources of the regular members of an uncompressed tar, in its order, in bounded memory.
+
+    Names are relative, without `.` and `..`. Raises PictureError at the place where the tar is damaged.
+    """
+    end = tar.offset + tar.size
+    try:
+        with open(tar.path, "rb") as file:
+            file.seek(tar.offset)
+            if file.read(6).startswith(COMPRESSED):
+                raise compressed_tar()
+            file.seek(tar.offset)
+            with tarfile.open(fileobj=file, mode="r:") as opened:
+                while member := opened.next():
+                    opened.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                    if member.offset_data + (member.size if member.isreg() else 0) > end:
+                        raise PictureError(f"the tar file ends inside {member.name}")
+                    if member.isreg() and member.sparse is None:
+                        name = posixpath.normpath("/" + member.name).lstrip("/")
+                        yield name, Source(tar.path, member.offset_data, member.size, float(member.mtime))
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise PictureError(f"damaged tar file ({error})") from None
