@@ -17,6 +17,7 @@ from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.options import (
     PROGRAM,
     EmbedModel,
+    EmbedPrecision,
     Errors,
     Format,
     Images,
@@ -29,6 +30,7 @@ from vlmkit.options import (
     Stage,
     app,
     command,
+    valid_utf8,
 )
 from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, stderr_is_terminal, tell
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
     from vlmkit.records import Record
 
-EMBED_BATCH = 16
 TRAIN_BATCH = 512
 
 
@@ -47,6 +48,7 @@ def embed(
     inputs: Inputs = None,
     output: OutputFile = None,
     model: EmbedModel = "mini",
+    precision: EmbedPrecision = None,
     text: Annotated[bool, typer.Option("--text", help="Lines are texts; of records embed the field text.")] = False,
     form: Annotated[
         Format, typer.Option("--format", help="JSONL, or safetensors: smaller, and quicker to read.")
@@ -70,7 +72,9 @@ def embed(
         raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
     items = read_inputs(inputs or [], Reading(texts=text, nul=nul, images=images))
     with Failures(errors) as failures, Output(output) as out:
-        results = embedded(items, run.load(model), texts=text, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
+        results = embedded(
+            items, run.load(model, precision), texts=text, batch_size=run.batch_size, workers=run.threads
+        )
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")), form.value)
         return failures.verdict()
 
@@ -123,7 +127,8 @@ def index(
 def search(
     run: Run,
     query: Annotated[
-        list[str] | None, typer.Argument(metavar="QUERY", help="What to look for, in words.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="QUERY", help="What to look for, in words.", show_default=False, callback=valid_utf8),
     ] = None,
     index: IndexName = "default",
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Number of results.")] = 10,
@@ -134,6 +139,7 @@ def search(
         str | None,
         typer.Option("-m", "--model", metavar="MODEL", help="Where the model of the index is, if it was moved."),
     ] = None,
+    precision: EmbedPrecision = None,
     paths: Annotated[bool, typer.Option("-l", "--paths", help="Print paths alone, one a line.")] = False,
     nul: Annotated[bool, typer.Option("-0", "--null", help="Print paths alone, each ended by NUL.")] = False,
     output: OutputFile = None,
@@ -154,7 +160,7 @@ def search(
     if not any(map(str.strip, query or [])) and not image:
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
     with Index(index_folder(index)) as opened:
-        loaded = run.load(model or name_of(opened.state.model or ""))
+        loaded = run.load(model or name_of(opened.state.model or ""), precision, quick_texts=True)
         check_model(opened, loaded)
         vector = query_vector(loaded.embedder, query or [], image or [])
         hits = list(found(opened, vector, " + ".join([*(query or []), *(image or [])]), k))
@@ -193,8 +199,10 @@ def classify(
     inputs: Inputs = None,
     output: OutputFile = None,
     model: EmbedModel = "mini",
+    precision: EmbedPrecision = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", metavar="A,B,C", help="The labels, separated by commas.")
+        str | None,
+        typer.Option("--labels", metavar="A,B,C", help="The labels, separated by commas.", callback=valid_utf8),
     ] = None,
     labels_file: Annotated[
         str | None, typer.Option("--labels-file", metavar="FILE", help="A file with one label a line.")
@@ -202,7 +210,10 @@ def classify(
     template: Annotated[
         list[str] | None,
         typer.Option(
-            "--template", metavar="TEXT", help='Sentence with {} for the label, "a photo of a {}."; may be repeated.'
+            "--template",
+            metavar="TEXT",
+            callback=valid_utf8,
+            help='Sentence with {} for the label, "a photo of a {}."; may be repeated.',
         ),
     ] = None,
     k: Annotated[
@@ -227,9 +238,9 @@ def classify(
     names = read_labels(labels, labels_file)
     items = read_inputs(inputs or [], Reading(nul=nul, images=images))
     with Failures(errors) as failures, Output(output) as out:
-        loaded = run.load(model)
+        loaded = run.load(model, precision)
         targets = label_vectors(loaded.embedder, names, template or [DEFAULT_TEMPLATE])
-        embedded = vectors(items, loaded, reuse=True, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
+        embedded = vectors(items, loaded, reuse=True, batch_size=run.batch_size, workers=run.threads)
         results = classified(embedded, names, targets, loaded.embedder.logit_scale, k or len(names))
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")))
         return failures.verdict()
@@ -272,8 +283,7 @@ def train(
     """
     from pathlib import Path
 
-    from vlmkit.models import hush
-    from vlmkit.models.openclip import torch_device
+    from vlmkit.models.torch_embedder import hush, torch_device
     from vlmkit.train.contrastive import ContrastiveConfig
     from vlmkit.train.contrastive import train as trained
     from vlmkit.train.registered import towers

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from vlmkit.images import PictureError, ahead, open_picture
 from vlmkit.inputs import Item
 from vlmkit.models import Embedder, Model, digits_of
-from vlmkit.records import Failed, Record, batched, decode_embedding
+from vlmkit.models.batch import BatchSize
+from vlmkit.records import Failed, Record, decode_embedding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +50,8 @@ def vectors(
 ) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
     """Each item's record and its unit vector (D float32), in input order.
 
-    Pictures are decoded ahead in `workers` threads; at most two batches wait. With `texts` the field `text` is
+    Pictures are decoded ahead in `workers` threads; at most two batches wait. A `batch_size` of 0 is the one that suits
+    the model and its device. With `texts` the field `text` is
     embedded even where there is a picture; with `reuse` an embedding that this model made is taken as it is.
     """
 
@@ -64,7 +67,9 @@ def vectors(
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
 
-    for batch in batched(ahead(items, prepare, workers, depth=2 * batch_size), batch_size):
+    sizes = BatchSize(batch_size) if batch_size else model.embedder.batch
+    ready = ahead(items, prepare, workers, depth=2 * sizes.largest)
+    while batch := list(islice(ready, sizes.size)):
         yield from _embed_batch(batch, model.embedder)
 
 
