@@ -47,9 +47,9 @@ def letters(first: list[str]) -> PreTrainedTokenizerFast:
 
 def open_clip_quick_gelu(folder: Path) -> Path:
     """A CLIP with QuickGELU and open_clip's own tokenizer; the shortest side is resized, the middle cut out."""
-    vision = {"image_size": 48, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    return _open_clip(folder, {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}, {})
+    vision = {"image_size": 48, "layers": 2, "width": 128, "patch_size": 16, "head_width": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2}
+    return _open_clip(folder, {"embed_dim": 64, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}, {})
 
 
 def open_clip_siglip(folder: Path) -> Path:
@@ -66,7 +66,7 @@ def _open_clip(folder: Path, config: dict, preprocess: dict) -> Path:
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     torch.manual_seed(0)
-    model = open_clip.create_model(f"local-dir:{folder}")
+    model = _livelier(open_clip.create_model(f"local-dir:{folder}"))
     save_for_hf(model, letters(["<pad>", "</s>", "<unk>"]), config, str(folder), safe_serialization=True)
     return folder
 
@@ -116,10 +116,16 @@ def siglip2(folder: Path) -> Path:
     return _saved(folder, Siglip2Model(config), Siglip2Processor(images, tokenizer))
 
 
+def _livelier(model: torch.nn.Module) -> torch.nn.Module:
+    """Larger weights than random ones start with, so that activations and different inputs tell."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1:
+                value.mul_(3.0 if name.endswith(("c_fc.weight", "fc1.weight")) else 1.5)
+    return model
+
+
 def _saved(folder: Path, model: torch.nn.Module, processor: object) -> Path:
-    with torch.no_grad():  # larger than they start, so that vectors of different inputs differ
-        for value in model.parameters():
-            value.mul_(3.0)
-    model.save_pretrained(folder)
+    _livelier(model).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -40,14 +40,15 @@ class Transformers(TorchEmbedder):
         self._length = config.text_config.max_position_embeddings
         self.dim = config.vision_config.hidden_size if self._siglip else config.projection_dim
         self.logit_scale = model.logit_scale.exp().item()
-        self.size = self._side(config)
+        self.size = self._side(config.vision_config)
 
-    def _side(self, config: Any) -> int:
+    def _side(self, vision: Any) -> int:
         """The side in pixels of a square picture as the model gets it."""
-        if self._flexible:
-            images = self._processor.image_processor
-            return int(images.patch_size * images.max_num_patches**0.5)
-        return config.vision_config.image_size
+        if not self._flexible:
+            return vision.image_size
+        from PIL import Image
+
+        return int(vision.patch_size * len(self.preprocess(Image.new("RGB", (8, 8)))) ** 0.5)
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         """An RGB picture -> (3, H, W) float32; for NaFlex (patches, values of a patch + 3) float32.
@@ -57,7 +58,7 @@ class Transformers(TorchEmbedder):
         """
         import numpy as np
 
-        made = self._processor.image_processor(images=[image], return_tensors="pt")
+        made = self._processor(images=[image], return_tensors="pt")
         if not self._flexible:
             return made["pixel_values"][0].numpy()
         patches, mask, shape = (made[name][0].numpy() for name in FLEXIBLE)
