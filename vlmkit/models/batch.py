@@ -26,8 +26,7 @@ class BatchSize:
             self._best = rate
             self.size = min(2 * self.size, self.largest)
         else:
-            self.size = max(1, self.size // 2)
-            self.largest = self.size
+            self.size = self.largest = max(1, self.size // 2)
 
     def too_large(self, count: int) -> None:
         """`count` at once do not fit into memory."""
