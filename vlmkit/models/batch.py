@@ -16,7 +16,7 @@ class BatchSize:
 
     def learn(self, count: int, seconds: float) -> None:
         """A batch of `count` took `seconds`. The first one, in which the device warms up, does not count."""
-        if count < self.size or (self.size >= self.largest and self._best == 0.0):
+        if count < self.size or self.size >= self.largest:
             return
         if not self._warm:
             self._warm = True
