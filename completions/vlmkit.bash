@@ -6,6 +6,7 @@ _vlmkit() {
         --device) words="auto cpu cuda mps" ;;
         --format) words="jsonl safetensors" ;;
         --model) words="mini" ;;
+        --precision) words="fp32 bf16 fp16 int8" ;;
         --task) words="vqa caption retrieval classify pope anls chartqa compare" ;;
         --tokenizer) words="ptb py none" ;;
         -m) words="mini" ;;
@@ -27,10 +28,10 @@ _vlmkit() {
     fi
     [[ "$current" == -* ]] || return
     case "${COMP_WORDS[1]}" in
-        embed) words="-o --output -m --model --text --format --floats --changed --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        embed) words="-o --output -m --model --precision --text --format --floats --changed --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         index) words="-i --index --type --remove --prune --force --merge --info --verify --dump --format -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        search) words="-i --index -k --image --minus --like --where --min-score --relative --queries --duplicates --threshold -m --model -l --paths -0 --null --html --preview -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        classify) words="-o --output -m --model --labels --labels-file --template -k --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        search) words="-i --index -k --image --minus --like --where --min-score --relative --queries --duplicates --threshold -m --model --precision -l --paths -0 --null --html --preview -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        classify) words="-o --output -m --model --precision --labels --labels-file --template -k --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         train) words="-o --output --vision --text --val --epochs --steps --images --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --items --html -o --output --prediction --references --id --question --truth -m --model --tokenizer --cluster --confusions --task --weights --latency --images --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;

@@ -20,6 +20,7 @@ from vlmkit.options import (
     PROGRAM,
     AllowPrivate,
     EmbedModel,
+    EmbedPrecision,
     Errors,
     Format,
     Images,
@@ -31,6 +32,7 @@ from vlmkit.options import (
     Stage,
     app,
     command,
+    valid_utf8,
 )
 from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, tell
 
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from vlmkit.models import Model
     from vlmkit.records import Failed, Record
 
-EMBED_BATCH = 16
 TRAIN_BATCH = 512
 
 
@@ -51,6 +52,7 @@ def embed(
     inputs: Inputs = None,
     output: OutputFile = None,
     model: EmbedModel = "mini",
+    precision: EmbedPrecision = None,
     text: Annotated[bool, typer.Option("--text", help="Lines are texts; of records embed the field text.")] = False,
     form: Annotated[
         Format, typer.Option("--format", help="JSONL, or safetensors: smaller, and quicker to read.")
@@ -94,14 +96,14 @@ def embed(
 
     def vectorised(items: "Iterable[Item | Failed]", loaded: "Model") -> "Iterator[Record | Failed]":
         how = {"texts": text, "floats": floats, "allow_private": allow_private}
-        return embedded(items, loaded, **how, batch_size=run.batch(EMBED_BATCH), workers=run.threads)
+        return embedded(items, loaded, **how, batch_size=run.batch_size, workers=run.threads)
 
     with Failures(errors) as failures, Output(output) as out:
         if changed is None:
-            results = vectorised(items, run.load(model))
+            results = vectorised(items, run.load(model, precision))
         else:
             new = only_changed(items, index_folder(changed))
-            results = when_needed(new, lambda some: vectorised(some, run.load(model)))
+            results = when_needed(new, lambda some: vectorised(some, run.load(model, precision)))
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")), form.value)
         return failures.verdict()
 
@@ -118,8 +120,10 @@ def classify(
     inputs: Inputs = None,
     output: OutputFile = None,
     model: EmbedModel = "mini",
+    precision: EmbedPrecision = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", metavar="A,B,C", help="The labels, separated by commas.")
+        str | None,
+        typer.Option("--labels", metavar="A,B,C", help="The labels, separated by commas.", callback=valid_utf8),
     ] = None,
     labels_file: Annotated[
         str | None,
@@ -128,7 +132,10 @@ def classify(
     template: Annotated[
         list[str] | None,
         typer.Option(
-            "--template", metavar="TEXT", help='Sentence with {} for the label, "a photo of a {}."; may be repeated.'
+            "--template",
+            metavar="TEXT",
+            callback=valid_utf8,
+            help='Sentence with {} for the label, "a photo of a {}."; may be repeated.',
         ),
     ] = None,
     k: Annotated[
@@ -156,13 +163,13 @@ def classify(
     names = read_labels(labels, labels_file)
     items = read_inputs(inputs or [], Reading(nul=nul, images=images))
     with Failures(errors) as failures, Output(output) as out:
-        loaded = run.load(model)
+        loaded = run.load(model, precision)
         targets = label_vectors(loaded.embedder, names, template or [DEFAULT_TEMPLATE])
         embedded = vectors(
             items,
             loaded,
             reuse=True,
-            batch_size=run.batch(EMBED_BATCH),
+            batch_size=run.batch_size,
             workers=run.threads,
             allow_private=allow_private,
         )
@@ -208,8 +215,7 @@ def train(
     """
     from pathlib import Path
 
-    from vlmkit.models import hush
-    from vlmkit.models.openclip import torch_device
+    from vlmkit.models.torch_embedder import hush, torch_device
     from vlmkit.train.contrastive import ContrastiveConfig
     from vlmkit.train.contrastive import train as trained
     from vlmkit.train.registered import towers

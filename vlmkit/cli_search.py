@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.options import Errors, IndexName, Json, OutputFile, Run
+from vlmkit.options import EmbedPrecision, Errors, IndexName, Json, OutputFile, Run, valid_utf8
 from vlmkit.streams import Failures, Output, stdin_is_terminal
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def search(
             metavar="QUERY",
             help='What to look for, in words; with a weight as in "2:golden retriever". All parts add up.',
             show_default=False,
+            callback=valid_utf8,
         ),
     ] = None,
     index: IndexName = "default",
@@ -80,6 +81,7 @@ def search(
         str | None,
         typer.Option("-m", "--model", metavar="MODEL", help="Where the model of the index is, if it was moved."),
     ] = None,
+    precision: EmbedPrecision = None,
     paths: Annotated[
         bool, typer.Option("-l", "--paths", help="Print paths alone, one a line; ids of what is no picture.")
     ] = False,
@@ -124,7 +126,7 @@ def search(
         if duplicates:
             lists = islice(_groups(opened, threshold, among), k)
         else:
-            loaded = _load(run, opened, question, queries, model)
+            loaded = _load(run, opened, question, queries, model, precision)
             choice = _choice(opened, question, queries, loaded, relative)
             choice = replace(choice, k=k or RESULTS, among=among, floor=min_score)
             lists = _lists(run, opened, question, queries, loaded, choice, failures)
@@ -155,7 +157,14 @@ def _check_files(queries: str | None, *written: str | None) -> None:
             raise VlmkitError(f"{name} is named twice", "name another file to write")
 
 
-def _load(run: Run, index: "Index", question: "Question", queries: str | None, name: str | None) -> "Model | None":
+def _load(
+    run: Run,
+    index: "Index",
+    question: "Question",
+    queries: str | None,
+    name: str | None,
+    precision: EmbedPrecision,
+) -> "Model | None":
     """The model of the index, if the query needs one."""
     from vlmkit.models import name_of
     from vlmkit.query import check_model, check_named
@@ -163,7 +172,7 @@ def _load(run: Run, index: "Index", question: "Question", queries: str | None, n
     if queries is None and not question.needs_model:
         return None
     check_named(index)
-    loaded = run.load(name or name_of(index.state.model or ""))
+    loaded = run.load(name or name_of(index.state.model or ""), precision, quick_texts=True)
     check_model(index, loaded)
     return loaded
 
@@ -204,9 +213,8 @@ def _lists(
     if queries == "-" and stdin_is_terminal():
         raise VlmkitError("no queries", "pipe records or lines of text in")
     items = read_inputs([queries], Reading(texts=not is_picture_name(queries)))
-    batch = run.batch(QUERY_BATCH)
-    embedded = vectors(items, model, reuse=True, batch_size=batch, workers=run.threads)
-    return search_each(index, failures.sift(fitting(embedded, index.state.dim)), choice, batch)
+    embedded = vectors(items, model, reuse=True, batch_size=run.batch_size, workers=run.threads)
+    return search_each(index, failures.sift(fitting(embedded, index.state.dim)), choice, run.batch(QUERY_BATCH))
 
 
 def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "Iterator[Found]":

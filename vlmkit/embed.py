@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from vlmkit.images import ahead, open_picture
 from vlmkit.inputs import Item
 from vlmkit.models import Embedder, Model, digits_of
-from vlmkit.records import Failed, Record, batched, decode_embedding
+from vlmkit.models.batch import BatchSize
+from vlmkit.records import Failed, Record, decode_embedding
 from vlmkit.sources import PictureError
 from vlmkit.urls import FETCHERS, Web, is_url
 
@@ -77,7 +78,8 @@ def vectors(
 
     Pictures by URL are fetched ahead, then all are decoded ahead in threads; at most two batches wait. With `texts`
     the field `text` is embedded even where there is a picture; with `reuse` an embedding that this model made is taken
-    as it is. Only with `allow_private` may a URL lead to an address that is not public.
+    as it is. A `batch_size` of 0 is the one that suits the model and its device. Only with `allow_private` may a URL
+    lead to an address that is not public.
     """
 
     def reusable(record: Record) -> bool:
@@ -104,10 +106,11 @@ def vectors(
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
 
+    sizes = BatchSize(batch_size) if batch_size else model.embedder.batch
     with Web(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
-        prepared = ahead(fetched, prepare, workers, depth=2 * batch_size)
-        for batch in batched(prepared, batch_size):
+        prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
+        while batch := list(islice(prepared, sizes.size)):
             yield from _embed_batch(batch, model.embedder)
 
 

@@ -96,6 +96,11 @@ EXAMPLES: dict[str, list[Example]] = {
             '{"epoch":0,"step":0,…',
         ),
         Example("Use it.", "vlmkit embed photos/coffee.png -m clip/", '{…"model":"…/clip@…'),
+        Example(
+            "Use it with half the memory.",
+            "vlmkit embed photos/coffee.png -m clip/ --precision bf16",
+            '{…"model":"…/clip@…',
+        ),
     ],
     "eval": [
         Example("Score answers to questions; each figure says how sure it is.", "vlmkit eval vqa answers.jsonl"),

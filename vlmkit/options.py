@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmkit import __version__
-from vlmkit.errors import Exit
+from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.examples import EXAMPLES
-from vlmkit.streams import Output, tell
+from vlmkit.streams import Output, stderr_is_terminal, tell
 
 if TYPE_CHECKING:
     from vlmkit.models import Model
@@ -54,6 +54,35 @@ class Device(StrEnum):
     MPS = "mps"
 
 
+class Precision(StrEnum):
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+AUTO = 0  # the batch size that suits
+LARGEST_BATCH = 65_536
+
+
+def _batch_size(text: str | int) -> int:
+    """`auto` or a number."""
+    size = AUTO if text == "auto" else int(text)
+    if not 0 <= size <= LARGEST_BATCH:
+        raise ValueError(f"use 1 to {LARGEST_BATCH}, or auto")
+    return size
+
+
+def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
+    """`text` as it is. Raises VlmkitError where the command line holds bytes that are no text."""
+    for one in [text] if isinstance(text, str) else text or []:
+        try:
+            one.encode()
+        except UnicodeEncodeError:
+            raise VlmkitError(f"{one_line(one)} is not UTF-8", "write it in UTF-8, see locale") from None
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """The options that every command has."""
@@ -63,14 +92,18 @@ class Run:
     ] = Device.AUTO
     batch_size: Annotated[
         int,
-        typer.Option(min=0, max=65_536, metavar="N", help="Pictures or texts in one batch; 0 for what suits."),
-    ] = 0
+        typer.Option(
+            parser=_batch_size, metavar="N", help="Pictures or texts in one batch; auto or 0 for what suits the device."
+        ),
+    ] = AUTO
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")] = 0
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still told.")] = (
         False
     )
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say which model and device are used.")] = False
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Say which model, device and precision are used.")
+    ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False
     version: Version = False
 
@@ -81,13 +114,18 @@ class Run:
     def threads(self) -> int:
         return self.workers or len(os.sched_getaffinity(0))
 
-    def load(self, name: str) -> "Model":
-        """The model called `name`, on this device."""
-        from vlmkit.models import Hardware, load_embedder
+    def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Model":
+        """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""
+        from vlmkit.models import INT8, Hardware, load_embedder, name_of
 
-        model = load_embedder(name, Hardware(self.device.value))
-        if self.verbose and not self.quiet:
-            tell(f"model {model.identity}, device {model.embedder.device}")
+        hardware = Hardware(self.device.value, precision=precision.value if precision else None)
+        chatty = not self.quiet and stderr_is_terminal()
+        note = tell if self.verbose and not self.quiet else lambda _: None
+        model = load_embedder(
+            name, hardware, quick_texts=quick_texts, tell=tell if chatty else lambda _: None, note=note
+        )
+        used = "int8" if name_of(model.identity).endswith(INT8) else hardware.precision or "fp32"
+        note(f"model {model.identity}, device {model.embedder.device}, precision {used}")
         return model
 
 
@@ -113,6 +151,14 @@ EmbedModel = Annotated[
     str,
     typer.Option(
         "-m", "--model", metavar="MODEL", envvar="VLMKIT_EMBED_MODEL", help="Model that embeds: a name or a folder."
+    ),
+]
+EmbedPrecision = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision",
+        show_choices=True,
+        help="Numbers that the model computes with; fp32 if not told. The vectors of int8 count as another model's.",
     ),
 ]
 IndexName = Annotated[

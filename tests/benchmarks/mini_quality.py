@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmkit.images import ahead, open_picture
-from vlmkit.models.mini import SIZE, Mini
+from vlmkit.models.mini import FILES, SIZE, Mini
 from vlmkit.records import batched
 from vlmkit.tars import locate
 
@@ -110,7 +110,7 @@ def main() -> None:
     model.embed_images(pictures)
     speed = len(pictures) / (time.perf_counter() - started)
     found = flickr_recall(model, shared / "data/flickr8k/dev-000.tar")
-    size = sum(path.stat().st_size for path in model.files())
+    size = sum((model.folder / name).stat().st_size for name in FILES)
     figures = {"bytes": size, "first_text_s": round(cold, 3), "pictures_per_s": round(speed)}
     print(json.dumps(figures | {"query_hits": len(hits), "missed": missed} | found))
 

@@ -1,42 +1,47 @@
 """Models by name. A backend is one class in one file, imported only when its name is asked for."""
 
-import contextlib
-import hashlib
 import importlib
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-import orjson
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.identity import cache_folder, digits_of, name_of
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from vlmkit.models.batch import BatchSize
+    from vlmkit.models.find import Checkpoint
+
+__all__ = ["Embedder", "Hardware", "Model", "cache_folder", "digits_of", "load_embedder", "name_of"]
+
 EMBEDDERS = {
     "mini": "vlmkit.models.mini:Mini",
     "open_clip": "vlmkit.models.openclip:OpenClip",
+    "transformers": "vlmkit.models.huggingface:Transformers",
 }
+INT8 = "+int8"  # ends the name of a model in int8, whose vectors are not those of fp32
 
 
 class Embedder(Protocol):
     """A dual encoder: pictures and texts as unit vectors in one space.
 
     `dim` is D, `size` the side in pixels that pictures are scaled to, `logit_scale` what cosines are multiplied by
-    before a softmax gives probabilities, `device` where it runs.
+    before a softmax gives probabilities, `device` where it runs, `batch` how many go through at once.
     """
 
-    device: str
-    dim: int
-    size: int
-    logit_scale: float
-
-    def files(self) -> list[Path]:
-        """The files whose bytes define the model: weights and preprocessing."""
+    @property
+    def device(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def logit_scale(self) -> float: ...
+    @property
+    def batch(self) -> "BatchSize": ...
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         """One RGB picture as the array that `embed_images` takes a stack of. Runs in several threads."""
@@ -58,83 +63,64 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Where and how models run: `device` auto, cpu, cuda or mps; `threads` None for all cores."""
+    """Where and how models run.
+
+    `device` auto, cpu, cuda or mps; `threads` None for all cores; `precision` fp32, bf16, fp16 or int8, None for what
+    the model's name says, else fp32.
+    """
 
     device: str = "auto"
     threads: int | None = None
+    precision: str | None = None
 
 
-def load_embedder(name: str, hardware: Hardware = Hardware()) -> Model:
-    """The model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
-    if name == "mini":
-        backend, folder = "mini", ""
-    else:
-        backend, folder = _backend_of(name)
-        name = folder  # absolute, so that an index finds its model from any folder
-    module, attribute = EMBEDDERS[backend].split(":")
-    embedder: Embedder = getattr(importlib.import_module(module), attribute)(folder, hardware)
-    return Model(f"{name}@{_digits(embedder.files())}", embedder)
+def _silent(_: str) -> None:
+    pass
 
 
-def digits_of(identity: str) -> str:
-    """The part of a model identity that decides whether two models are the same."""
-    return identity.rpartition("@")[2]
+def load_embedder(
+    name: str,
+    hardware: Hardware = Hardware(),
+    *,
+    quick_texts: bool = False,
+    tell: Callable[[str], None] = _silent,
+    note: Callable[[str], None] = _silent,
+) -> Model:
+    """The model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened.
+
+    With `quick_texts` texts go through a tower that starts without PyTorch, written when first needed; `tell` and
+    `note` hear of that (see quick.py).
+    """
+    from vlmkit.models.find import find
+
+    if name.endswith(INT8):
+        name = name.removesuffix(INT8)
+        hardware = replace(hardware, precision=hardware.precision or "int8")
+    checkpoint = find(name)
+    digits = checkpoint.digits()
+    if checkpoint.backend == "mini":
+        return Model(f"{checkpoint.name}@{digits}", _open(checkpoint, hardware))
+
+    def open_model(how: Hardware) -> Any:
+        return _open(checkpoint, how)
+
+    if hardware.precision == "int8":
+        from vlmkit.models.int8 import Int8, digits_in_int8
+
+        own = digits_in_int8(digits)
+        return Model(f"{checkpoint.name}{INT8}@{own}", Int8(checkpoint.name, own, open_model, hardware))
+    if quick_texts and hardware.device in ("auto", "cpu") and hardware.precision in (None, "fp32"):
+        from vlmkit.models.quick import QuickTexts
+
+        return Model(f"{checkpoint.name}@{digits}", QuickTexts(digits, open_model, hardware, tell, note))
+    return Model(f"{checkpoint.name}@{digits}", open_model(hardware))
 
 
-def name_of(identity: str) -> str:
-    """The name that loads the model of an identity."""
-    return identity.rpartition("@")[0]
-
-
-def _backend_of(name: str) -> tuple[str, str]:
-    """The backend that opens the folder `name`, and its absolute path."""
-    folder = Path(name.removeprefix("local-dir:")).absolute()
-    if (folder / "open_clip_config.json").is_file():
-        return "open_clip", str(folder)
-    if (folder / "mini.json").is_file():
-        return "mini", str(folder)
-    if folder.is_dir():
-        raise VlmkitError(f"{name} holds no model that can embed", "name a folder that vlmkit train contrastive made")
-    raise VlmkitError(f"unknown model {name}", "use mini, or a folder that vlmkit train contrastive made")
-
-
-def hush() -> None:
-    """Keep transformers' reports and bars off standard error, which is for vlmkit's own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def _digits(files: Sequence[Path]) -> str:
-    """Twelve hex digits of a SHA-256 over `files`, remembered by path, size and time."""
-    key = [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(files)]
-    memory = cache_folder() / "identities.json"
-    try:
-        known = orjson.loads(memory.read_bytes())
-        remembered = {orjson.dumps(entry["files"]): str(entry["digits"]) for entry in known}
-    except (OSError, ValueError, TypeError, KeyError):
-        known, remembered = [], {}
-    if (digits := remembered.get(orjson.dumps(key))) is not None:
-        return digits
-    total = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.name):
-        total.update(f"{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    digits = total.hexdigest()[:12]
-    _remember(memory, [*known[-63:], {"files": key, "digits": digits}])
-    return digits
-
-
-def _remember(memory: Path, entries: list[dict[str, object]]) -> None:
-    temporary = memory.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):  # only a cache: the next command computes the digits again
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(orjson.dumps(entries))
-        temporary.replace(memory)
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/vlmkit`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmkit"
+def _open(checkpoint: "Checkpoint", hardware: Hardware) -> Embedder:
+    module, attribute = EMBEDDERS[checkpoint.backend].split(":")
+    backend = getattr(importlib.import_module(module), attribute)
+    if checkpoint.backend == "mini":
+        if hardware.precision not in (None, "fp32"):
+            raise VlmkitError(f"mini runs in fp32, not in {hardware.precision}", "leave --precision out")
+        return backend(str(checkpoint.folder), hardware)
+    return backend(checkpoint, hardware)

@@ -1,71 +1,97 @@
-"""open_clip models from a folder, such as the ones that `vlmkit train contrastive` makes."""
+"""open_clip models (Ilharco et al. 2021): preprocessing, tokenizer and activation from their own configuration."""
 
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from vlmkit.errors import VlmkitError
 from vlmkit.images import middle
-from vlmkit.models import Hardware, hush
+from vlmkit.models import Hardware
+from vlmkit.models.find import OPEN_CLIP_CONFIG, Checkpoint
+from vlmkit.models.torch_embedder import FastTokenizer, TorchEmbedder, hush
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from PIL.Image import Image
 
 
-class OpenClip:
-    """A CLIP of open_clip (Ilharco et al. 2021); preprocessing, tokenizer and activation from its own config."""
+class OpenClip(TorchEmbedder):
+    """A CLIP, CustomTextCLIP or CoCa of open_clip, from files that are all on this machine."""
 
-    def __init__(self, folder: str, hardware: Hardware) -> None:
+    def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
+        super().__init__(hardware)
         import open_clip
-        import torch
+        from open_clip.transform import PreprocessCfg, image_transform_v2
 
         hush()
-        self._folder = Path(folder)
-        name = f"local-dir:{folder}"
-        self.device = torch_device(hardware.device)
+        self._text_config = checkpoint.settings["model_cfg"]["text_cfg"]
+        self._checkpoint = checkpoint
         try:
-            model, _, self._transform = open_clip.create_model_and_transforms(name, **self._moved(), device=self.device)
-            self._tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise VlmkitError(f"{folder} cannot be opened ({error})", "check the folder, or make it again") from None
-        self._model = model.eval()
-        self._crops = model.visual.preprocess_cfg["resize_mode"] == "shortest"
-        self._torch = torch
-        size = model.visual.image_size
-        self.size = max(size) if isinstance(size, tuple) else size
-        self.logit_scale = float(model.logit_scale.exp())
-        self.dim = self.embed_texts(["a"]).shape[1]
+            with self._configured() as name:
+                model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+            open_clip.load_checkpoint(model, str(checkpoint.weights[0]))
+            self._tokenizer = self._open_tokenizer()
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            what = f"{checkpoint.name} cannot be opened ({' '.join(str(error).split())[:200]})"
+            raise VlmkitError(what, "check the model's files, or get them again") from None
+        preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+        self._transform = image_transform_v2(preprocess, is_train=False)
+        self._crops = preprocess.resize_mode == "shortest"
+        self.model: Any = self.place(model)
+        self.size = max(preprocess.size) if isinstance(preprocess.size, tuple | list) else preprocess.size
+        self.logit_scale = model.logit_scale.exp().item()
+        self.dim = checkpoint.settings["model_cfg"]["embed_dim"]
 
-    def _moved(self) -> dict[str, dict[str, object]]:
-        """The text configuration with the folder as it is named now: open_clip keeps a Hugging Face tower's path."""
-        text = orjson.loads((self._folder / "open_clip_config.json").read_bytes())["model_cfg"]["text_cfg"]
-        return {"text_cfg": text | {"hf_model_name": str(self._folder)}} if "hf_model_name" in text else {}
+    @contextlib.contextmanager
+    def _configured(self) -> Iterator[str]:
+        """A name that open_clip opens with our settings: those of a tag, or with the place of a moved text tower."""
+        settings = copy.deepcopy(self._checkpoint.settings)
+        if tower := self._checkpoint.places.get("tower"):
+            settings["model_cfg"]["text_cfg"] |= {"hf_model_name": str(tower), "hf_model_pretrained": False}
+        with tempfile.TemporaryDirectory(prefix="vlmkit-") as folder:
+            Path(folder, OPEN_CLIP_CONFIG).write_bytes(orjson.dumps(settings))
+            yield f"local-dir:{folder}"
 
-    def files(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt")]
+    def _open_tokenizer(self) -> Any:
+        """As open_clip.get_tokenizer chooses, but from the files that were found."""
+        from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+        options = self._text_config.get("tokenizer_kwargs", {})
+        self._length = self._text_config.get("context_length", 77)
+        if place := self._checkpoint.places.get("tokenizer"):
+            mode = self._text_config.get("tokenizer_mode")
+            return HFTokenizer(str(place), context_length=self._length, tokenizer_mode=mode, **options)
+        return SimpleTokenizer(context_length=self._length, **options)
 
     def preprocess(self, image: "Image") -> "np.ndarray":
+        """An RGB picture -> (3, H, W) float32."""
         return self._transform(middle(image) if self._crops else image).numpy()
 
-    def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
-        with self._torch.inference_mode():
-            batch = self._torch.from_numpy(pictures).to(self.device)
-            return self._model.encode_image(batch, normalize=True).float().cpu().numpy()
+    def encode_images(self, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":
+        return self.model.encode_image(inputs["pixel_values"])
 
-    def embed_texts(self, texts: list[str]) -> "np.ndarray":
-        with self._torch.inference_mode():
-            return self._model.encode_text(self._tokenizer(texts).to(self.device), normalize=True).float().cpu().numpy()
+    def encode_texts(self, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":
+        return self.model.encode_text(inputs["input_ids"])
 
+    def tokens(self, texts: list[str]) -> "dict[str, torch.Tensor]":
+        return {"input_ids": self._tokenizer(texts)}
 
-def torch_device(wanted: str) -> str:
-    """The torch device for `--device`. Raises VlmkitError where a device that was asked for is not there."""
-    import torch
+    def fast_tokenizer(self) -> FastTokenizer | None:
+        from open_clip.tokenizer import SimpleTokenizer
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, found in there.items() if found)
-    if not there[wanted]:
-        raise VlmkitError(f"no {wanted} device here", "use --device cpu or leave it out")
-    return wanted
+        from vlmkit.models.tokenize import bytes_pairs, of_transformers
+
+        options = self._text_config.get("tokenizer_kwargs", {})
+        if isinstance(self._tokenizer, SimpleTokenizer):
+            clean = options.get("clean", "lower")
+            return FastTokenizer(clean, bytes_pairs(self._tokenizer, self._length), self._length)
+        if self._text_config.get("tokenizer_mode") or options.get("strip_sep_token"):
+            return None
+        made = of_transformers(self._tokenizer.tokenizer, self._length)
+        return FastTokenizer(options.get("clean", "whitespace"), made, self._length) if made else None

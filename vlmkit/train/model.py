@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models import hush
+from vlmkit.models.torch_embedder import hush
 from vlmkit.train.text import layers_of
 
 CONTEXT = 64  # tokens of a caption, first and last mark included

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
+from vlmkit.models.batch import BatchSize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ class Mini:
         if hardware.device not in ("auto", "cpu"):
             raise VlmkitError(f"mini runs on the CPU, not on {hardware.device}", "leave --device out")
         self.folder = Path(folder) if folder else Path(__file__).parent
+        self.batch = BatchSize()
         self.threads = hardware.threads or len(os.sched_getaffinity(0))
         try:
             config = orjson.loads((self.folder / CONFIG).read_bytes())
@@ -46,9 +48,6 @@ class Mini:
         self._image: onnxruntime.InferenceSession | None = None
         self._text: onnxruntime.InferenceSession | None = None
         self._tokenizer: tokenizers.Tokenizer | None = None
-
-    def files(self) -> list[Path]:
-        return [self.folder / name for name in FILES]
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         """An RGB picture -> (224, 224, 3) uint8: shortest side to 224 pixels, then the middle."""

@@ -1,0 +1,55 @@
+"""Model files from the Hugging Face Hub: its own client, its own cache, nothing asked over the network twice."""
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmkit.errors import VlmkitError
+
+ANSWER_WITHIN = 5.0  # seconds
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, fresh: bool = False) -> Path:
+    """The folder of those files of `repo` that match a pattern; of the cache, if that has all `needed`.
+
+    The Hub is asked only where one is missing, or with `fresh`: a model stays the same until it is fetched again.
+
+    Raises VlmkitError, with how to get the files, where the Hub has none such or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    if sys.stderr is None or not sys.stderr.isatty():
+        disable_progress_bars()
+    if not NAME.fullmatch(repo):
+        raise VlmkitError(f"{repo} is no name of a model", "use ORG/NAME, or an existing folder")
+    if (folder := cached(repo)) and not fresh and all(any(folder.glob(p)) for p in needed):
+        return folder
+    wanted = [*needed, *optional]
+    try:
+        got = snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*"], etag_timeout=ANSWER_WITHIN)
+    except RepositoryNotFoundError:
+        raise VlmkitError(f"the Hub has no model {repo}, or not for you", "check the name, or hf auth login") from None
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        what = f"{repo} is not in the cache of the Hub, and the Hub cannot be asked ({reason})"
+        raise VlmkitError(
+            what, f"where there is a network: hf download {repo} --local-dir DIR, then name DIR"
+        ) from None
+    return Path(got)
+
+
+def cached(repo: str) -> Path | None:
+    """The folder of what the cache has of `repo`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repo, local_files_only=True))
+    except (OSError, HFValidationError):
+        return None

@@ -1,0 +1,75 @@
+"""Twelve hex digits that decide whether two models are the same: a SHA-256 over weights and preprocessing."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+REMEMBERED = 64  # models
+
+
+def digits_of(identity: str) -> str:
+    """The part of a model identity that decides whether two models are the same."""
+    return identity.rpartition("@")[2]
+
+
+def name_of(identity: str) -> str:
+    """The name that loads the model of an identity."""
+    return identity.rpartition("@")[0]
+
+
+def digits(files: Sequence[Path], settings: bytes = b"") -> str:
+    """Twelve hex digits over the names and bytes of `files`, and over `settings`, which stand in no file.
+
+    Remembered by path, size and time of the files, so that gigabytes of weights are read once.
+    """
+    total = hashlib.sha256()
+    for file, own in sorted(_digests(files).items(), key=lambda item: item[0].name):
+        total.update(f"{file.name} {file.stat().st_size}\n".encode())
+        total.update(own)
+    total.update(settings)
+    return total.hexdigest()[:12]
+
+
+def _digests(files: Sequence[Path]) -> dict[Path, bytes]:
+    """The SHA-256 of each file."""
+    key = [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(files)]
+    known = recall("identities.json")
+    if (found := known.get(name := orjson.dumps(key).decode())) is None:
+        found = {}
+        for file in files:
+            with file.open("rb") as stream:
+                found[str(file.absolute())] = hashlib.file_digest(stream, "sha256").hexdigest()
+        remember("identities.json", name, found)
+    return {file: bytes.fromhex(found[str(file.absolute())]) for file in files}
+
+
+def recall(memory: str) -> dict[str, Any]:
+    """What `remember` kept under that name; nothing where that is missing or damaged."""
+    try:
+        known = orjson.loads((cache_folder() / memory).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def remember(memory: str, key: str, value: Any) -> None:
+    """Keep `value` for later commands, the newest `REMEMBERED` of them."""
+    path = cache_folder() / memory
+    known = recall(memory)
+    known.pop(key, None)
+    newest = dict([*known.items(), (key, value)][-REMEMBERED:])
+    temporary = path.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):  # only a cache: the next command finds it out again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(orjson.dumps(newest))
+        temporary.replace(path)
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/vlmkit`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmkit"
