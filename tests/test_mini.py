@@ -149,11 +149,11 @@ def test_the_recipe_makes_a_model_that_runs_and_has_learned(made: Path) -> None:
 def test_real_photographs(mini: Mini, shared: Path) -> None:
     """Guards against getting worse. Recall keeps a margin above the targets on unseen data (0.60 and 0.64).
 
-    The queries were written before they were tried, and stay as they are: 23 of the 30 hit. The others ask for what
-    neither ImageNet's classes nor the captions teach, such as a giraffe, a satellite or the surface of a planet.
+    The queries were written before they were tried, and stay as they are: 38 of the 48 hit. The others ask for what
+    neither ImageNet's classes nor the captions teach, such as a satellite or the surface of a planet.
     """
     found = flickr_recall(mini, shared / "data/flickr8k/dev-000.tar")
     assert found["text_to_image_r10"] >= 0.62
     assert found["image_to_text_r10"] >= 0.66
     hits, missed = query_hits(mini, shared / "data/photos")
-    assert len(hits) >= 22, missed
+    assert len(hits) >= 36, missed

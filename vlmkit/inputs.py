@@ -138,7 +138,7 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 def _absolute(record: Record, folder: str) -> Record:
     """`record` with an absolute `image` and an `id` where these can be told."""
     image = record.get("image")
-    if isinstance(image, str) and image and not is_url(image) and not _is_absolute(image):
+    if isinstance(image, str) and image and not _is_absolute(image) and not is_url(image):
         record["image"] = os.path.abspath(os.path.join(folder, image))
     if record.get("id") is not None:
         return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}

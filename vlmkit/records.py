@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 BLOB_ROWS = 4096
 COPY_BYTES = 1 << 20
+CHECKED_ROWS = 1024
+ROUNDING = 2e-3  # of a squared norm: float16 keeps 11 bits of each number
+NO_VECTOR = "embedding is empty, zero or not finite"
 MAX_DEPTH = 200  # of nested JSON: orjson reads 1,024 but writes 254
 
 
@@ -72,7 +75,7 @@ def loads(line: bytes) -> Any:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from None
-    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+    if len(line) > MAX_DEPTH and line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
     return value
 
@@ -150,7 +153,7 @@ def decode_embedding(value: Any) -> "np.ndarray":
         raise ValueError("embedding is neither base64 nor a list of numbers")
     norm = float(np.linalg.norm(vector))
     if not math.isfinite(norm) or norm == 0:
-        raise ValueError("embedding is empty, zero or not finite")
+        raise ValueError(NO_VECTOR)
     return vector / norm
 
 
@@ -224,10 +227,11 @@ def _one_dim(lengths: Iterable[int]) -> int:
     return found.pop()
 
 
-def read_blobs(stream: IO[bytes], name: str) -> Iterator[Record]:
-    """Records of a sequence of safetensors blobs. Each record's `embedding` is an array of D float16 numbers.
+def read_blobs(stream: IO[bytes], name: str) -> Iterator[Record | Failed]:
+    """Records of a sequence of safetensors blobs. Each record's `embedding` is a unit vector of D float16 numbers.
 
-    A regular file is mapped, so a blob of any size is read in bounded memory; from a pipe a blob is read whole.
+    One that is a unit vector but for rounding stays as it is; one that cannot be made one fails. A regular file is
+    mapped, so a blob of any size is read in bounded memory; from a pipe a blob is read whole.
     """
     import numpy as np
 
@@ -259,7 +263,7 @@ def read_blobs(stream: IO[bytes], name: str) -> Iterator[Record]:
             vectors = np.frombuffer(exactly(2 * count * dim), "<f2")
             lines = io.BytesIO(exactly(size))
             end = 0
-        for vector in vectors.reshape(count, dim):
+        for vector in _unit_rows(vectors.reshape(count, dim)):
             try:
                 record = loads(lines.readline())
             except ValueError as error:
@@ -268,10 +272,32 @@ def read_blobs(stream: IO[bytes], name: str) -> Iterator[Record]:
                 raise VlmkitError(f"{name}: a record is not a JSON object", "make it again")
             if model is not None:
                 record.setdefault("model", model)
+            if vector is None:
+                yield Failed.of(record, NO_VECTOR)
+                continue
             record["embedding"] = vector
             yield record
         if lines.tell() != end + size:
             raise VlmkitError(f"{name}: not as many records as embeddings", "make it again")
+
+
+def _unit_rows(vectors: "np.ndarray") -> "Iterator[np.ndarray | None]":
+    """The rows of `vectors` (N x D float16), normalised where they are not yet; None for zero and for no numbers."""
+    import numpy as np
+
+    for start in range(0, len(vectors), CHECKED_ROWS):
+        rows = vectors[start : start + CHECKED_ROWS]
+        wide = rows.astype(np.float32)
+        fine = np.abs(np.einsum("nd,nd->n", wide, wide) - 1) < ROUNDING
+        for row, is_fine in zip(rows, fine.tolist(), strict=True):
+            yield row if is_fine else _normalised(row)
+
+
+def _normalised(vector: "np.ndarray") -> "np.ndarray | None":
+    try:
+        return decode_embedding(vector).astype("<f2")
+    except ValueError:
+        return None
 
 
 def _parse_header(data: bytes, name: str) -> tuple[int, int, int, str | None]:

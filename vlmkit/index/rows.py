@@ -4,12 +4,10 @@ import base64
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.records import Failed, Record, decode_embedding
+from vlmkit.records import ROUNDING, Failed, Record, decode_embedding
 
 if TYPE_CHECKING:
     import numpy as np
-
-ROUNDING = 2e-3  # of a squared norm: float16 keeps 11 bits of each number
 
 
 def decoded(results: Iterable[Record | Failed]) -> Iterator[Record | Failed]:
@@ -31,12 +29,13 @@ def _stored(value: Any) -> "np.ndarray":
     """D float16. What is a unit vector but for rounding stays as it is, so that a copy of an index is exact."""
     import numpy as np
 
+    if isinstance(value, np.ndarray):  # of a safetensors blob, which was checked when it was read
+        return value
     if isinstance(value, str):
         try:
             value = np.frombuffer(base64.b64decode(value, validate=True), "<f2")
         except ValueError:
             raise ValueError("embedding is not base64 of float16 numbers") from None
-    if isinstance(value, np.ndarray) and value.dtype == np.float16:
         wide = value.astype(np.float32)
         if abs(wide.dot(wide) - 1) < ROUNDING:
             return value

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LOCK_SECONDS = 60.0
+CACHE_KIB = 65_536  # ids come in any order, so the pages of their index are touched everywhere
 FORMAT = 2
 APPLICATION = 0x766C6D6B  # "vlmk": tells our database from others
 AGAIN = "remove the folder and index the pictures again"
@@ -100,6 +101,7 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 8000")
+        db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
     else:
         db.execute("PRAGMA query_only = ON")
     return db
@@ -113,7 +115,8 @@ def _check_ours(db: sqlite3.Connection) -> int:
     if application != APPLICATION and tables:
         raise VlmkitError("the index.sqlite there is not an index of this vlmkit", "name another folder with -i")
     if version not in (0, FORMAT):
-        raise VlmkitError(f"the index has format {version}, this vlmkit reads {FORMAT}", "upgrade vlmkit")
+        remedy = "upgrade vlmkit" if version > FORMAT else AGAIN
+        raise VlmkitError(f"the index has format {version}, this vlmkit reads {FORMAT}", remedy)
     return version if tables else 0
 
 
