@@ -50,7 +50,8 @@ def best(scores: "np.ndarray", slots: "np.ndarray", k: int) -> Found:
     import numpy as np
 
     order = np.lexsort((slots, -scores))[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(slots, order, 1)
+    rows = np.arange(len(order))[:, None]
+    return scores[rows, order], slots[rows, order]
 
 
 def _view(vectors: "np.ndarray") -> "faiss.IndexScalarQuantizer":

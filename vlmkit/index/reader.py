@@ -11,11 +11,13 @@ from vlmkit.index import exact
 from vlmkit.index.approximate import Approximate
 from vlmkit.index.store import State, connect, damaged, read_built, read_live, read_state, told, vectors_path
 from vlmkit.index.types import choose
-from vlmkit.records import Record, loads
+from vlmkit.records import Record, batched, loads
 from vlmkit.where import Condition, matching
 
 if TYPE_CHECKING:
     import numpy as np
+
+FETCHED = 500  # records in one query of SQLite
 
 
 class Hit(NamedTuple):
@@ -116,8 +118,8 @@ class Index:
         import numpy as np
 
         slots = approximate.candidates(queries, k, self._filter)
-        tail = self._search_tail(approximate.built.covered, queries, k)
-        slots = np.hstack([slots, tail])
+        if self.state.slots > approximate.built.covered:
+            slots = np.hstack([slots, self._search_tail(approximate.built.covered, queries, k)])
         scores = np.full(slots.shape, -np.inf, np.float32)
         for query, row, out in zip(queries, slots, scores, strict=True):
             there = row >= 0
@@ -139,8 +141,12 @@ class Index:
         return exact.search(self.vectors[covered:], queries, count, live)[1] + covered
 
     def _hits(self, scores: "np.ndarray", slots: "np.ndarray") -> list[Hit]:
-        found = sorted((-float(s), int(slot)) for s, slot in zip(scores, slots, strict=True))
-        return [Hit(min(-score, 1.0), self.record(slot), slot) for score, slot in found]
+        found = sorted(zip((-scores).tolist(), slots.tolist(), strict=True))
+        lines: dict[int, Any] = {}
+        for some in batched((slot for _, slot in found), FETCHED):  # one by one they take longer than the search
+            marks = ",".join("?" * len(some))
+            lines |= self._db.execute(f"SELECT slot, record FROM records WHERE slot IN ({marks})", some).fetchall()
+        return [Hit(min(-score, 1.0), self.parsed(lines.get(slot, b""), slot), slot) for score, slot in found]
 
     @cached_property
     def _filter(self) -> "np.ndarray | None":

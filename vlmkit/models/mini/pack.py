@@ -18,7 +18,7 @@ from vlmkit.train.model import open_folder
 from vlmkit.train.text import TextSide
 
 NAMES_DIM = 128
-NAMES_WEIGHT = 0.25
+NAMES_WEIGHT = 0.3
 PROMPT = "a photo of a {}."
 
 Weights = dict[str, np.ndarray]
