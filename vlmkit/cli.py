@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,14 +86,15 @@ def embed(
     from vlmkit.embed import embed as embedded
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
-    from vlmkit.inputs import Reading, check_outputs, read_inputs
+    from vlmkit.inputs import Reading, check_outputs, count_inputs, read_inputs
 
     check_outputs(inputs or [], output, errors)
     if floats and form is Format.SAFETENSORS:
         raise VlmkitError("--floats is a form of JSONL", "leave out --floats or --format safetensors")
     if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
         raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
-    items = read_inputs(inputs or [], Reading(texts=text, nul=nul, images=images))
+    reading = Reading(texts=text, nul=nul, images=images)
+    items = read_inputs(inputs or [], reading)
 
     def vectorised(items: "Iterable[Item | Failed]", loaded: "Model") -> "Iterator[Record | Failed]":
         how = {"texts": text, "floats": floats, "allow_private": allow_private}
@@ -104,7 +106,9 @@ def embed(
         else:
             new = only_changed(items, index_folder(changed))
             results = when_needed(new, lambda some: vectorised(some, run.load(model, precision)))
-        out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")), form.value)
+        count = partial(count_inputs, inputs or [], reading) if changed is None else lambda: None
+        shown = progress(results, quiet=run.quiet, unit="records", count=count)
+        out.write_records(failures.sift(shown), form.value)
         return failures.verdict()
 
 
@@ -155,13 +159,14 @@ def classify(
     from vlmkit.classify import DEFAULT_TEMPLATE, label_vectors, read_labels
     from vlmkit.classify import classify as classified
     from vlmkit.embed import vectors
-    from vlmkit.inputs import Reading, check_outputs, read_inputs
+    from vlmkit.inputs import Reading, check_outputs, count_inputs, read_inputs
 
     check_outputs(inputs or [], output, errors)
     if labels_file == "-" and (not inputs or "-" in inputs):
         raise VlmkitError("labels and pictures cannot both come from standard input", "name the pictures")
     names = read_labels(labels, labels_file)
-    items = read_inputs(inputs or [], Reading(nul=nul, images=images))
+    reading = Reading(nul=nul, images=images)
+    items = read_inputs(inputs or [], reading)
     with Failures(errors) as failures, Output(output) as out:
         loaded = run.load(model, precision)
         targets = label_vectors(loaded.embedder, names, template or [DEFAULT_TEMPLATE])
@@ -174,7 +179,8 @@ def classify(
             allow_private=allow_private,
         )
         results = classified(embedded, names, targets, loaded.embedder.logit_scale, k or len(names))
-        out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records")))
+        count = partial(count_inputs, inputs or [], reading)
+        out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records", count=count)))
         return failures.verdict()
 
 

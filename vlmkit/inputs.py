@@ -59,6 +59,11 @@ def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | 
     return _chain(inputs or ["-"], how)
 
 
+def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
+    """How many items `read_inputs` gives, without opening a picture; None for standard input, which is read once."""
+    return None if not inputs or "-" in inputs else sum(1 for _ in _chain(inputs, how))
+
+
 def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
     for path in inputs:
         yield from _standard_input(how) if path == "-" else _expand(path, how)

@@ -10,8 +10,9 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -186,13 +187,31 @@ def tell(text: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
-def progress(results: Iterable[Record | Failed], *, quiet: bool, unit: str) -> Iterable[Record | Failed]:
-    """`results` with a bar on standard error, if that is a terminal."""
+def progress(
+    results: Iterable[T | Failed], *, quiet: bool, unit: str, count: Callable[[], int | None] = lambda: None
+) -> Iterable[T | Failed]:
+    """`results` with a bar on standard error, if that is a terminal, and a line at the end that sums up.
+
+    `count` tells how many there will be; it runs beside, and the bar says when they will be done once it has ended.
+    """
     if quiet or not stderr_is_terminal():
         return results
+    return _with_bar(results, unit, count)
+
+
+def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int | None]) -> Iterator[T | Failed]:
     from tqdm import tqdm
 
-    return tqdm(results, unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True)
+    with tqdm(unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True, leave=False) as bar:
+        Thread(target=lambda: setattr(bar, "total", count()), daemon=True).start()
+        failed = 0
+        for result in results:
+            bar.update()
+            failed += isinstance(result, Failed)
+            yield result
+        seconds = bar.format_dict["elapsed"]
+    left_out = f", {failed} of them left out" if failed else ""
+    tell(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
 
 
 def console() -> "Console":

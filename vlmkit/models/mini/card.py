@@ -13,7 +13,8 @@ demonstrations off line. Made by `python -m vlmkit.models.mini.recipe`; this car
 
 1. Image tower: EfficientNet-Lite0 (Tan and others), trained on ImageNet-1k, locked. Text tower: all-MiniLM-L6-v2, six
    layers, its vocabulary cut from 30,522 to {pieces:,} pieces: Latin letters only, all words of the captions and of
-   the ImageNet class names, then the most frequent ones. Rarer words are spelled out of smaller pieces.
+   the ImageNet class names, the beginnings and ends of rare words, and what stands in Webster's dictionary of 1934
+   (PyPI `english-words`). Other words are spelled out of smaller pieces.
 2. `vlmkit train contrastive` on {pictures:,} pictures with {captions:,} captions: a two-layer head on each tower and
    the top {text_layers} layers of the text tower, symmetric InfoNCE, batches of {batch_size} pictures with all their
    captions, {epochs} epochs, AdamW, rate {lr:g} for the heads and {text_lr:g} for the text tower, seed {seed}.
