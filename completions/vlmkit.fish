@@ -62,6 +62,7 @@ complete -c vlmkit -n '__fish_seen_subcommand_from search' -s l -l paths -d 'Pri
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -s 0 -l null -d 'Print paths alone, each ended by NUL.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l html -r -d 'Write a contact sheet to FILE, too: one page of HTML.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l preview -d 'Show the pictures, in a terminal that knows kitty\'s, iTerm2\'s or sixel.'
+complete -c vlmkit -n '__fish_seen_subcommand_from search' -l allow-private -d 'Fetch from private and local addresses too, and through the proxies set.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -s o -l output -r -d 'Write to FILE, whole or not at all; - is standard output.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l errors -r -d 'Write failed records to FILE: id, image, error.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l json -d 'Records out, one JSON object a line, on a terminal too.'

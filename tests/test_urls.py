@@ -191,6 +191,16 @@ def test_arguments_and_records(vlmkit, site: str) -> None:
     assert sorted_in["label"] in ("a", "b")
 
 
+def test_search_by_a_picture_on_the_web(vlmkit, server, site: str) -> None:
+    vlmkit("index", stdin=vlmkit("embed", "--allow-private", f"{site}/good.jpg").stdout)
+    (hit,) = records(vlmkit("search", "--allow-private", "--image", f"{site}/good.jpg").stdout)
+    assert hit["image"] == f"{site}/good.jpg"
+    assert hit["score"] > 0.999
+    refused = vlmkit("search", "--image", f"{site}/good.jpg", code=2).stderr
+    assert refused.count(b"\n") == 1
+    assert b"--allow-private" in refused
+
+
 def test_a_private_address_is_never_contacted(vlmkit, server, site: str) -> None:
     port = server.server_port
     hosts = ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "0.0.0.0"]

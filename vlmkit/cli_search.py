@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.options import EmbedPrecision, Errors, IndexName, Json, OutputFile, Run, valid_utf8
+from vlmkit.options import AllowPrivate, EmbedPrecision, Errors, IndexName, Json, OutputFile, Run, valid_utf8
 from vlmkit.streams import Failures, Output, stdin_is_terminal
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def search(
     preview: Annotated[
         bool, typer.Option("--preview", help="Show the pictures, in a terminal that knows kitty's, iTerm2's or sixel.")
     ] = False,
+    allow_private: AllowPrivate = False,
     output: OutputFile = None,
     errors: Errors = None,
     json: Json = False,
@@ -115,7 +116,7 @@ def search(
     from vlmkit.results import Form, deliver
     from vlmkit.where import parse_condition
 
-    question = Question(query or [], image or [], minus or [], like or [])
+    question = Question(query or [], image or [], minus or [], like or [], allow_private)
     _check(question, queries, duplicates, relative or min_score is not None)
     _check_files(queries, output, errors, html)
     form = Form.of(output, paths=paths, nul=nul, json=json, preview=preview)
@@ -213,7 +214,14 @@ def _lists(
     if queries == "-" and stdin_is_terminal():
         raise VlmkitError("no queries", "pipe records or lines of text in")
     items = read_inputs([queries], Reading(texts=not is_picture_name(queries)))
-    embedded = vectors(items, model, reuse=True, batch_size=run.batch_size, workers=run.threads)
+    embedded = vectors(
+        items,
+        model,
+        reuse=True,
+        batch_size=run.batch_size,
+        workers=run.threads,
+        allow_private=question.allow_private,
+    )
     return search_each(index, failures.sift(fitting(embedded, index.state.dim)), choice, run.batch(QUERY_BATCH))
 
 

@@ -29,6 +29,7 @@ class Question:
     images: Sequence[str] = ()
     minus: Sequence[str] = ()
     like: Sequence[str] = ()
+    allow_private: bool = False  # for pictures by URL
 
     def __str__(self) -> str:
         wanted = " + ".join([*self.texts, *self.images, *self.like])
@@ -72,7 +73,9 @@ def query_vector(question: Question, index: Index, embedder: Embedder | None) ->
     if embedder is not None and texts:
         parts.append(embedder.embed_texts([text for _, text in texts]))
     if embedder is not None and files:
-        parts.append(embedder.embed_images(np.stack([_open(embedder, name) for _, name in files])))
+        parts.append(
+            embedder.embed_images(np.stack([_open(embedder, name, question.allow_private) for _, name in files]))
+        )
     parts += [index.vector(slot)[None] for slot in slots_of(index, question.like)]
     weights += [weight for weight, _ in files] + [1.0] * len(question.like)
     total = np.array([weights], np.float32) @ np.concatenate(parts)
@@ -108,9 +111,9 @@ def check_named(index: Index) -> None:
         raise VlmkitError(what, "look in it with --like ID, or make it again from records that name their model")
 
 
-def _open(embedder: Embedder, name: str) -> "np.ndarray":
+def _open(embedder: Embedder, name: str, allow_private: bool) -> "np.ndarray":
     try:
-        with Web() as web:
+        with Web(allow_private=allow_private) as web:
             image, _, _ = open_picture(web.fetch(name) if is_url(name) else locate(name), embedder.size)
     except PictureError as error:
         raise VlmkitError(f"{name}: {error}", "name another picture") from None
