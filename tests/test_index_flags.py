@@ -164,4 +164,4 @@ def test_names_of_indexes(vlmkit, tmp_path: Path) -> None:
 def test_records_without_a_model(vlmkit) -> None:
     vlmkit("index", "-i", "./i", stdin=jsonl({"id": "a", "embedding": [1, 0]}))
     done = vlmkit("search", "-i", "./i", "a cat", code=2)
-    assert done.stderr.count(b"\n") == 1 and b"did not name the model" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and b"does not say which model" in done.stderr

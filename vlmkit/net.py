@@ -106,7 +106,7 @@ class _Network(httpcore2.SyncBackend):
         addresses = _resolve(host, port)
         allowed = addresses if self._allow_private else [a for a in addresses if is_public(a)]
         if not allowed:
-            raise PictureError(f"{host} is at {addresses[0]}, not a public address; --allow-private lets it in")
+            raise PictureError(f"{host} is not at a public address but at {addresses[0]}; --allow-private lets it in")
         for address in allowed[:MAX_ADDRESSES]:
             try:
                 inner = super().connect_tcp(address, port, _left(timeout), local_address, socket_options)

@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.records import Failed, Record, dumps, pack, pack_file
+from vlmkit.sources import is_picture_name
+from vlmkit.tars import is_tar_name
 
 SNIFF_BYTES = 16
 
@@ -39,6 +41,8 @@ class Output:
     """
 
     def __init__(self, path: str | None = None) -> None:
+        if path is not None and os.path.isfile(path) and (is_picture_name(path) or is_tar_name(path)):
+            raise VlmkitError(f"{path} is a picture or a tar, which would be lost", "name another file to write")
         self.name = "standard output" if path in (None, "-") else path
         self._target: str | None = None
         self._temporary: str | None = None

@@ -1,6 +1,5 @@
 """Tar files: their members, also those of tar files inside, as stretches that are opened again by path."""
 
-import contextlib
 import os
 import posixpath
 import stat
@@ -52,22 +51,40 @@ def is_member(path: str) -> bool:
     return not os.path.lexists(path) and _locate_member(path) is not None
 
 
+def is_gone_member(path: str) -> bool:
+    """Whether `path` was one of a tar's members and is no more; of a tar that is damaged nobody can say."""
+    inside = _inside(path)
+    if inside is None:
+        return True
+    found, whole = inside
+    return found is None and whole
+
+
 def _locate_member(path: str) -> Source | None:
+    inside = _inside(path)
+    return inside and inside[0]
+
+
+def _inside(path: str) -> tuple[Source | None, bool] | None:
+    """The member that `path` names, and whether its tar could be read to the end; None where there is no tar."""
     parts = path.split("/")
     for i, part in enumerate(parts[:-1], 1):
         tar = "/".join(parts[:i])
         if is_tar_name(part) and os.path.isfile(tar):
-            return _members(tar, os.stat(tar).st_mtime_ns).get("/".join(parts[i:]))
+            found, whole = _members(tar, os.stat(tar).st_mtime_ns)
+            return found.get("/".join(parts[i:])), whole
     return None
 
 
 @lru_cache(maxsize=8)
-def _members(tar: str, _mtime: int) -> dict[str, Source]:
+def _members(tar: str, _mtime: int) -> tuple[dict[str, Source], bool]:
     found: dict[str, Source] = {}
-    with contextlib.suppress(PictureError):  # what stands before the damage can be opened
+    try:
         for name, source in _flat(locate(tar), "", 1):
             found[name] = source
-    return found
+    except PictureError:  # what stands before the damage can be opened
+        return found, False
+    return found, True
 
 
 def _flat(tar: Source, prefix: str, depth: int) -> Iterator[tuple[str, Source]]:

@@ -4,8 +4,7 @@ import os
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index.reader import Index
-from vlmkit.sources import PictureError
-from vlmkit.tars import is_member
+from vlmkit.tars import is_gone_member
 
 
 def check_folders(folders: list[str], *, force: bool) -> None:
@@ -46,7 +45,4 @@ def _is_gone(image: str) -> bool:
         pass
     except (OSError, ValueError):
         return False
-    try:
-        return not is_member(image)
-    except PictureError:  # a damaged tar
-        return False
+    return is_gone_member(image)

@@ -79,7 +79,9 @@ class Index:
         choice = choose(self.state.type, len(self), self.state.dim)
         built = self.approximate.built if self.approximate else None
         reason = choice.reason
-        if built:
+        if built and built.type != choice.type:
+            reason += f"; until it is built {built.type} is in use"
+        elif built:
             reason += f"; recall@10 was {built.recall:.3f} when it was built over {built.covered} slots"
         elif choice.factory:
             reason += "; exact until it is built"

@@ -14,6 +14,7 @@ from vlmkit.errors import VlmkitError
 NAMES = ("auto", "flat", "hnsw", "ivf", "ivfpq")
 EXACT_BYTES = 256 << 20
 CODED_BYTES = 4 << 30
+FEW = 4096  # vectors: training codebooks on them would take longer than it could ever save
 
 
 class Choice(NamedTuple):
@@ -43,7 +44,7 @@ def _factory(name: str, count: int, dim: int) -> str | None:
         return None
     if name == "hnsw":
         return "HNSW32,SQfp16"
-    if name == "ivf":
+    if name == "ivf" or (name == "ivfpq" and count < FEW):
         return f"IVF{lists},SQfp16"
     if name == "ivfpq":
         parts = next(m for m in range(max(1, dim // 4), 0, -1) if dim % m == 0)
