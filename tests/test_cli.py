@@ -110,7 +110,14 @@ def test_a_signal_leaves_no_file(tmp_path: Path, environment, number: int, code:
     """Stopped in mid-run: more pictures were to come, some were written to the temporary file already."""
     paths = [picture(tmp_path / f"in/{i}.png") for i in range(200)]
     command = ["vlmkit", "embed", "-o", "out", "--errors", "bad", "--format", form]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # it may be ignored around the tests
+    )
     assert process.stdin
     process.stdin.write(b"".join(b"%s\n" % bytes(path) for path in paths))
     process.stdin.flush()

@@ -71,7 +71,7 @@ class Writer:
         with told(folder):
             if (folder / "index.sqlite").exists():
                 self.state = read_state(self._connection())
-        if self.state and wanted:
+        if self.state and wanted is not None:
             check_type(wanted, self.state.dim)
 
     def __enter__(self) -> "Writer":
