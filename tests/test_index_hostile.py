@@ -53,7 +53,7 @@ def use(folder: Path) -> None:
         assert str(error)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_damaged_files(sound: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Flipped, cut, swapped and missing files, in any mixture; times stay as if nothing had happened, or do not."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TRAIN_ROWS = 65_536  # at least 64 for each list of an IVF
 ROWS_A_LIST = 64
-LEAST_ROWS = 1024  # four for each of 256 codewords: k-means of as many rows as means never ends splitting them
+CODEWORDS = 256  # of product quantisation with 8 bits, which wants more rows than that to be done soon
 ADD_ROWS = 16_384
 QUERIES = 200
 RECALL = 0.98  # measured on a sample: 0.95 holds for queries like it
@@ -71,7 +71,7 @@ def _train(built: "faiss.Index", vectors: "np.ndarray") -> None:
     count = min(len(vectors), max(TRAIN_ROWS, ROWS_A_LIST * (ivf.nlist if ivf else 0)))
     picked = np.sort(np.random.default_rng(SEED).choice(len(vectors), count, replace=False))
     rows = vectors[picked].astype(np.float32)
-    built.train(rows if len(rows) >= LEAST_ROWS else np.resize(rows, (LEAST_ROWS, rows.shape[1])))
+    built.train(rows if len(rows) >= CODEWORDS else np.resize(rows, (4 * CODEWORDS, rows.shape[1])))
 
 
 def _measured(built: "faiss.Index", factory: str, index: "Index") -> tuple[int, float]:
