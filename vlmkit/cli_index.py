@@ -57,7 +57,7 @@ def index(
     """
     from vlmkit.index import Index, Writer, index_folder
     from vlmkit.index.prune import check_folders
-    from vlmkit.index.upkeep import set_type, upkeep
+    from vlmkit.index.upkeep import change_type, upkeep
     from vlmkit.inputs import check_outputs
 
     changes = {"FILE": files, "--type": kind, "--remove": remove, "--prune": prune, "--merge": merge}
@@ -75,6 +75,7 @@ def index(
             pass
     code = Exit.OK
     with Failures(errors) as failures, Writer(folder, kind) as writer:
+        before = writer.state.type if writer.state else "auto"
         _merge(writer, merge or [])
         if reads:
             _add(run, writer, files or [], failures)
@@ -86,8 +87,9 @@ def index(
     _note(run, f"{writer.added} records saved in {folder}")
     if _exists(folder):
         if kind is not None:
-            set_type(folder, kind)
-        upkeep(folder, insist=kind is not None)
+            change_type(folder, kind, before)
+        else:
+            upkeep(folder)
     return code or failures.verdict()
 
 

@@ -1,5 +1,6 @@
 """The command search; cli.py enters it in the command table."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,6 +28,12 @@ RESULTS = 10
 
 def _several(flag: str, metavar: str, text: str):
     return typer.Option(flag, metavar=metavar, help=f"{text} May be repeated.")
+
+
+def _no_nan(score: float | None) -> float | None:
+    if score is not None and math.isnan(score):
+        raise VlmkitError("--min-score nan is no score", "give a number")
+    return score
 
 
 def search(
@@ -59,7 +66,12 @@ def search(
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option("--min-score", metavar="S", help="Only results with at least this score (--relative: that one)."),
+        typer.Option(
+            "--min-score",
+            metavar="S",
+            callback=_no_nan,
+            help="Only results with at least this score (--relative: that one).",
+        ),
     ] = None,
     relative: Annotated[
         bool,
@@ -173,7 +185,12 @@ def _load(
     if queries is None and not question.needs_model:
         return None
     check_named(index)
-    loaded = run.load(name or name_of(index.state.model or ""), precision, quick_texts=True)
+    try:
+        loaded = run.load(name or name_of(index.state.model or ""), precision, quick_texts=True)
+    except VlmkitError as error:
+        if name is not None:
+            raise
+        raise VlmkitError(f"the index needs its model, and {error.what}", "name where it is now with -m") from None
     check_model(index, loaded)
     return loaded
 

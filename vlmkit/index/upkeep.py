@@ -17,6 +17,7 @@ from vlmkit.index.reader import Index
 from vlmkit.index.store import Built, State, built_path, sync_folder, told, write_built, write_state
 from vlmkit.index.types import Choice, choose
 from vlmkit.index.writer import Writer
+from vlmkit.signals import interruptible
 
 TAIL_SLOTS = 10_000  # searched exactly in a millisecond; and a quarter of what is covered
 TAIL_SHARE = 4
@@ -27,6 +28,16 @@ def set_type(folder: Path, wanted: str) -> None:
     """Have the index be of that type from now on; `upkeep` builds it."""
     with Writer(folder, wanted) as writer, writer.transaction() as (db, state):
         write_state(db, state)
+
+
+def change_type(folder: Path, wanted: str, before: str) -> None:
+    """Have the index be of that type, and build it; where that cannot be done it keeps the one `before`."""
+    set_type(folder, wanted)
+    try:
+        upkeep(folder, insist=True)
+    except BaseException:
+        set_type(folder, before)
+        raise
 
 
 def upkeep(folder: Path, *, insist: bool = False) -> None:
@@ -43,7 +54,7 @@ def upkeep(folder: Path, *, insist: bool = False) -> None:
                 if choice is None:
                     return
                 try:
-                    trained = train(choice.factory, index, folder / "ann.part") if choice.factory else None
+                    trained = _trained(choice.factory, index) if choice.factory else None
                 except VlmkitError:
                     if insist:
                         raise
@@ -51,6 +62,15 @@ def upkeep(folder: Path, *, insist: bool = False) -> None:
                 generation = index.state.generation
             if _commit(folder, generation, choice, trained):
                 return
+
+
+def _trained(factory: str, index: Index) -> Trained:
+    part = index.folder / "ann.part"
+    try:
+        return interruptible(lambda: train(factory, index, part))
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def due(state: State, built: Built | None, *, anyway: bool = False) -> Choice | None:
