@@ -218,11 +218,11 @@ def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int 
     tell(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
 
 
-def console() -> "Console":
-    """Standard output for tables: without any style where NO_COLOR is set."""
+def console(stderr: bool = False) -> "Console":
+    """Standard output, or standard error, for tables: without any style where NO_COLOR is set."""
     from rich.console import Console
 
-    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
+    return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def stderr_is_terminal() -> bool:
