@@ -102,14 +102,20 @@ class Mini:
         return tokenizer
 
     def _open(self, name: str) -> "onnxruntime.InferenceSession":
-        import onnxruntime
+        return open_graph(self.folder / name, self.threads)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        # Weights are kept in int8 and turned into floats once, here; by default each call would do it again.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            return onnxruntime.InferenceSession(self.folder / name, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own errors have no common base
-            raise VlmkitError(f"{self.folder / name}: {error}", "install vlmkit again") from None
+
+def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.InferenceSession":
+    """The ONNX graph at `path`; `further` is what its serialized form is to be merged with. Raises VlmkitError."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Weights are kept in int8 and turned into floats once, here; by default each call would do it again.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        model = path.read_bytes() + further if further else path
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common base
+        raise VlmkitError(f"{path}: {error}", "install vlmkit again") from None
