@@ -14,7 +14,7 @@ _vlmkit() {
     esac
     if ((COMP_CWORD == 2)) && [[ "$current" != -* ]]; then
         case "${COMP_WORDS[1]}" in
-            train) words="contrastive" ;;
+            train) words="contrastive align instruct prefer" ;;
             eval) words="vqa caption retrieval classify pope anls chartqa compare" ;;
         esac
     fi
@@ -32,7 +32,7 @@ _vlmkit() {
         index) words="-i --index --type --remove --prune --force --merge --info --verify --dump --format -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         search) words="-i --index -k --image --minus --like --where --min-score --relative --queries --duplicates --threshold -m --model --precision -l --paths -0 --null --html --preview --allow-private -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         classify) words="-o --output -m --model --precision --labels --labels-file --template -k --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        train) words="-o --output --vision --text --val --epochs --steps --images --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        train) words="-o --output --preset --config --vision --llm --text --connector --from --val --resume --epochs --steps --accumulate --lr --projector-lr --lora --quantize --save-steps --keep --early-stop --report-to --fsdp --dry-run --images --errors --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --items --html -o --output --prediction --references --id --question --truth -m --model --tokenizer --cluster --confusions --task --weights --latency --images --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
     esac

@@ -189,10 +189,6 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
 
 
-class Stage(StrEnum):
-    CONTRASTIVE = "contrastive"
-
-
 def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:
     """Enter `function` in the command table: its own options and those of `Run`, which it gets as `run`."""
     common = [

@@ -1,7 +1,6 @@
 """Pictures with captions, read from INPUT as every command reads it, and split into training and validation."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL.Image import Image
 
@@ -29,14 +28,14 @@ class Sample:
             raise VlmkitError(f"{self.id}: {error}", "mend or remove the picture, then train again") from None
 
 
-def read_samples(data: list[Path], images: str | None = None, limit: int | None = None) -> list[Sample]:
+def read_samples(data: list[str], images: str | None = None, limit: int | None = None) -> list[Sample]:
     """The captioned pictures of `data` in order, at most `limit`; `images` is the folder of relative names.
 
     Training on half of what was asked for would go unnoticed, so the first record that cannot be used raises
     VlmkitError.
     """
     samples: list[Sample] = []
-    for item in read_inputs([str(path) for path in data], Reading(images=images)):
+    for item in read_inputs(data, Reading(images=images)):
         if limit is not None and len(samples) == limit:
             break
         if isinstance(item, Failed):

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+
 from vlmkit.records import Record
 
 
