@@ -37,9 +37,8 @@ def show(table: list[Counts]) -> None:
     for row in table:
         weight = f", weight {row.weight:g}" if row.weight != 1 else ""
         why = f": {row.why}" if row.dropped else ""
-        tell(
-            f"{row.name}: {row.read} rows read, {row.kept} kept ({row.samples} samples){weight}, {row.dropped} dropped{why}"
-        )
+        kept = f"{row.kept} kept ({row.samples} samples){weight}"
+        tell(f"{row.name}: {row.read} rows read, {kept}, {row.dropped} dropped{why}")
 
 
 def _draw(table: list[Counts]) -> None:
