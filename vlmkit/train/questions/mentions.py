@@ -40,10 +40,11 @@ def mentions(caption: list[str]) -> Iterator[Mention]:
         if word not in nouns():
             continue
         after = caption[at + 1] if at + 1 < len(caption) else "."
-        if after in nouns() and after not in LISTS["verbish"]:  # the dog of `dog toy`
+        before = caption[at - 1] if at else ""
+        if before in LISTS["food"] or (after in nouns() and after not in LISTS["verbish"]):  # `hot dog`, `dog toy`
             continue
         name, several = nouns()[word]
-        if word == "bike" and caption[at - 1 : at] == ["dirt"]:
+        if word == "bike" and before == "dirt":
             name = "motorcycle"
         mention = _phrase(caption, at, name, several)
         if mention is not None:
