@@ -41,7 +41,9 @@ def mentions(caption: list[str]) -> Iterator[Mention]:
             continue
         after = caption[at + 1] if at + 1 < len(caption) else "."
         before = caption[at - 1] if at else ""
-        if before in LISTS["food"] or (after in nouns() and after not in LISTS["verbish"]):  # `hot dog`, `dog toy`
+        verb = word in LISTS["verbish"] and before in nouns()  # `girls slide`
+        modifier = after in nouns() and after not in LISTS["verbish"]  # `dog toy`
+        if verb or modifier or before in LISTS["food"]:  # `hot dog`
             continue
         name, several = nouns()[word]
         if word == "bike" and before == "dirt":
@@ -58,7 +60,7 @@ def _phrase(caption: list[str], at: int, name: str, several: bool) -> Mention | 
         start -= 1
     words = set(caption[start:at])
     before = caption[start - 1] if start else ""
-    if before in LISTS["no"]:
+    if LISTS["no"] & {before, caption[max(0, start - 2)] if before in LISTS["one"] else ""}:
         return None
     number = NUMBERS.get(before) if several else 1
     if before in LISTS["one"] and start > 2 and caption[start - 2] == "and" and caption[start - 3] in HUES:
