@@ -1,5 +1,7 @@
 """What each step sees: groups of sequences in the order of the epochs, as packed rows with their pictures."""
 
+import hashlib
+import os
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
@@ -93,13 +95,31 @@ def pixels_of(vlm: Vlm) -> Callable[[Bytes, bool], Tensor]:
 
 
 class Features:
-    """What a frozen tower says of each picture (and of its mirror image), computed once, in a file of float16."""
+    """What a frozen tower says of each picture (and of its mirror image), computed once, in a file of float16.
 
-    def __init__(self, vlm: Vlm, groups: Several[Group], mirror: bool, path: Path, workers: int) -> None:
+    The file is named after the tower and the pictures, so a run that is resumed finds it again.
+    """
+
+    def __init__(self, vlm: Vlm, groups: Several[Group], mirror: bool, folder: Path, workers: int) -> None:
         keys = ((picture, turned) for group in groups for picture in group.pictures
                 for turned in ((False, True) if mirror and group.mirror else (False,)))  # fmt: skip
         self.at = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        self.values: np.ndarray | None = None
+        shape = len(self.at), vlm.image_tokens, vlm.vision.hidden_size
+        path = folder / f"features-{self._digest(vlm)}.f16"
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}")
+            self._write(vlm, np.memmap(part, np.float16, "w+", shape=shape), workers)
+            part.replace(path)
+        self.values = np.memmap(path, np.float16, "r", shape=shape)
+
+    def _digest(self, vlm: Vlm) -> str:
+        told = hashlib.sha256(vlm.vision.to_json_string().encode())
+        for weight in vlm.model.model.vision_tower.state_dict().values():
+            told.update(weight.detach().float().cpu().numpy().tobytes())
+        told.update(repr(list(self.at)).encode())
+        return told.hexdigest()[:12]
+
+    def _write(self, vlm: Vlm, values: np.ndarray, workers: int) -> None:
         see = pixels_of(vlm)
         device = next(vlm.model.model.multi_modal_projector.parameters()).device
         opened = ahead(self.at, lambda key: see(*key), workers, depth=4 * CHUNK)
@@ -107,14 +127,11 @@ class Features:
         for some in batched(opened, CHUNK):
             with torch.inference_mode():
                 found = tower_features(vlm.model, torch.stack(some).to(device)).half().cpu().numpy()
-            if self.values is None:
-                self.values = np.memmap(path, np.float16, "w+", shape=(len(self.at), *found.shape[1:]))
-            self.values[start : start + len(some)] = found
+            values[start : start + len(some)] = found
             start += len(some)
 
     def __call__(self, source: Bytes, turned: bool) -> Tensor:
         """(N, F) float16."""
-        assert self.values is not None
         return torch.from_numpy(np.array(self.values[self.at[source, turned]]))
 
 

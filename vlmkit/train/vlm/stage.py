@@ -30,7 +30,6 @@ from vlmkit.train.vlm.sequence import Chat, Encode, Plain, Sequence
 from vlmkit.train.vlm.tiny import tiny_towers
 from vlmkit.train.vlm.trainer import VlmTrainer, arguments
 
-RANK = os.environ.get("RANK", "0")
 TOO_LONG = "its pictures or its reply do not fit into --max-length"
 
 
@@ -182,6 +181,6 @@ def _feeds(config: VlmConfig, prepared: Prepared, folder: Path, device: torch.de
     if config.cache_features:
         prepared.vlm.model.to(device)  # type: ignore[arg-type]
         groups = [*prepared.training, *(replace(group, mirror=False) for group in prepared.validation)]
-        see = Features(prepared.vlm, groups, config.mirror, folder / f"features-{RANK}.f16", config.workers)
+        see = Features(prepared.vlm, groups, config.mirror, folder, config.workers)
     validation = Feed(prepared.validation, see, False, config.seed) if prepared.validation else None
     return Feed(prepared.training, see, config.mirror, config.seed), validation
