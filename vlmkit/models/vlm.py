@@ -36,7 +36,8 @@ IMAGE = "<image>"
 TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 ROWS = 64  # embedding tables grow to a multiple of it
-# A language model's template takes a message's content as a string; processors hand over a list of parts.
+# A language model's template takes a message's content as a string; processors hand over a list of parts. Pictures and
+# text stand on lines of their own, as in LLaVA's data.
 PARTS = """\
 {%- set ns = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -45,7 +46,8 @@ PARTS = """\
 {%- else -%}
 {%- set line = namespace(text='') -%}
 {%- for part in message['content'] -%}
-{%- set line.text = line.text + ('<image>' if part['type'] == 'image' else part['text']) -%}
+{%- set gap = '\\n' if line.text.endswith('<image>') else '' -%}
+{%- set line.text = line.text + gap + ('<image>' if part['type'] == 'image' else part['text']) -%}
 {%- endfor -%}
 {%- set ns.messages = ns.messages + [{'role': message['role'], 'content': line.text}] -%}
 {%- endif -%}

@@ -15,7 +15,7 @@ from pathlib import Path
 from vlmkit.datasets.easy_vqa import easy_vqa
 from vlmkit.errors import VlmkitError
 from vlmkit.inputs import records_of
-from vlmkit.records import Failed, Record, dumps
+from vlmkit.records import Failed, Record, dumps, loads
 from vlmkit.train.output import whole_folder
 from vlmkit.train.questions import questions
 from vlmkit.train.split import held_out
@@ -43,6 +43,12 @@ def write_data(train: list[Path], val: list[Path], daquar: Path, out: Path, limi
     }
     with whole_folder(out) as made:
         return {name: _write(made / f"{name}.jsonl", rows) for name, rows in files.items()}
+
+
+def rows(path: Path) -> Iterator[Record]:
+    """What `write_data` wrote into one of its files."""
+    with path.open("rb") as file:
+        yield from map(loads, file)
 
 
 def _records(paths: list[Path]) -> Iterator[Record]:
