@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +61,7 @@ def index(
     """
     from vlmkit.index import Index, Writer, index_folder
     from vlmkit.index.prune import check_folders
+    from vlmkit.index.store import silent
     from vlmkit.index.upkeep import change_type, upkeep
     from vlmkit.inputs import check_outputs
 
@@ -77,7 +79,8 @@ def index(
         with Index(folder):  # there must be one
             pass
     code = Exit.OK
-    with Failures(errors) as failures, Writer(folder, kind) as writer:
+    note = silent if run.quiet else cache(tell)  # once
+    with Failures(errors) as failures, Writer(folder, kind, note) as writer:
         before = writer.state.type if writer.state else "auto"
         _merge(writer, merge or [])
         if reads:
@@ -90,9 +93,9 @@ def index(
     _note(run, f"{writer.added} records saved in {folder}")
     if _exists(folder):
         if kind is not None:
-            change_type(folder, kind, before)
+            change_type(folder, kind, before, note)
         else:
-            upkeep(folder)
+            upkeep(folder, note=note)
     return code or failures.verdict()
 
 

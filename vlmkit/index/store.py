@@ -3,7 +3,8 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 LOCK_SECONDS = 60.0
+NOTED_SECONDS = 1.0  # of waiting
+ASKED_SECONDS = 0.2  # for a lock, in SQLite, which keeps signals waiting
 CACHE_KIB = 65_536  # ids come in any order, so the pages of their index are touched everywhere
 MAPPED = 1 << 30  # bytes of the database that readers map: a record is found in half the time
 FORMAT = 2
@@ -107,6 +110,30 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
         db.execute("PRAGMA query_only = ON")
         db.execute(f"PRAGMA mmap_size = {MAPPED}")
     return db
+
+
+def silent(_: str) -> None:
+    """For those who do not want to hear of waiting."""
+
+
+def begin(db: sqlite3.Connection, note: Callable[[str], None]) -> None:
+    """Begin a transaction that writes. While another writer is at it wait; after a second `note` hears of it."""
+    start, noted = time.monotonic(), False
+    db.execute(f"PRAGMA busy_timeout = {1000 * ASKED_SECONDS:.0f}")
+    try:
+        while True:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                waited = time.monotonic() - start
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > LOCK_SECONDS:
+                    raise
+                if not noted and waited > NOTED_SECONDS:
+                    note("another process writes this index: waiting for it")
+                    noted = True
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
 
 
 def _check_ours(db: sqlite3.Connection) -> int:
