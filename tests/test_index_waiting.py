@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,15 +91,53 @@ def test_a_writer_that_waits_says_so_once(tmp_path: Path, environment) -> None:
         assert len(index) == 11
 
 
-def test_a_signal_ends_the_waiting(tmp_path: Path, environment) -> None:
+def test_a_signal_while_a_writer_waits(tmp_path: Path, environment) -> None:
+    """What it has read is saved as soon as it can be, and the exit code is the signal's."""
     folder = write(tmp_path / "i", 10, 8)
-    with Writer(folder) as other, other.transaction(), running(folder, environment) as process:
-        assert process.stderr and b"waiting" in process.stderr.readline()
-        start = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        assert time.monotonic() - start < SOON
-    assert process.returncode is not None
+    with Writer(folder) as other, running(folder, environment) as process:
+        with other.transaction():
+            assert process.stderr and b"waiting" in process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.poll() is None
+        assert process.wait(SOON) == 143
+    with Index(folder) as index:
+        index.verify()
+        assert index.get("new") is not None
+
+
+RACE = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from vlmkit.index import Writer
+
+for turn in range(100):
+    start, children = time.time() + 0.02, []
+    for name in "ab":
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                time.sleep(max(0, start - time.time()))
+                with Writer(Path(sys.argv[1]) / str(turn)) as writer:
+                    writer.add({"id": name, "model": "toy@0", "embedding": np.ones(1, "f2")})
+                code = 0
+            except Exception as error:
+                print(error)
+            os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+"""
+
+
+def test_two_that_make_one_index_at_the_same_moment(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", RACE, tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for folder in tmp_path.iterdir():
+        with Index(folder) as index:
+            index.verify()
+            assert len(index) == 2
 
 
 def test_one_that_waits_for_a_build_says_so(tmp_path: Path, environment) -> None:

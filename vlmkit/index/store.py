@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS = 60.0
 NOTED_SECONDS = 1.0  # of waiting
-ASKED_SECONDS = 0.2  # for a lock, in SQLite, which keeps signals waiting
+ASKED_SECONDS = 0.2
+PAUSE_SECONDS = 0.01
 CACHE_KIB = 65_536  # ids come in any order, so the pages of their index are touched everywhere
 MAPPED = 1 << 30  # bytes of the database that readers map: a record is found in half the time
 FORMAT = 2
@@ -102,7 +103,7 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
     db.execute("PRAGMA trusted_schema = OFF")
     if write:
         _check_ours(db)
-        db.execute("PRAGMA journal_mode = WAL")
+        patiently(db, "PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 8000")
         db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
@@ -116,14 +117,17 @@ def silent(_: str) -> None:
     """For those who do not want to hear of waiting."""
 
 
-def begin(db: sqlite3.Connection, note: Callable[[str], None]) -> None:
-    """Begin a transaction that writes. While another writer is at it wait; after a second `note` hears of it."""
+def patiently(db: sqlite3.Connection, statement: str, note: Callable[[str], None] = silent) -> None:
+    """Execute `statement`, which needs a lock. While another writer has it wait; after a second `note` hears of it.
+
+    SQLite's own waiting keeps signals waiting as well, and it gives up at once where two switch a new index to WAL.
+    """
     start, noted = time.monotonic(), False
     db.execute(f"PRAGMA busy_timeout = {1000 * ASKED_SECONDS:.0f}")
     try:
         while True:
             try:
-                db.execute("BEGIN IMMEDIATE")
+                db.execute(statement)
                 return
             except sqlite3.OperationalError as error:
                 waited = time.monotonic() - start
@@ -132,15 +136,16 @@ def begin(db: sqlite3.Connection, note: Callable[[str], None]) -> None:
                 if not noted and waited > NOTED_SECONDS:
                     note("another process writes this index: waiting for it")
                     noted = True
+                time.sleep(PAUSE_SECONDS)
     finally:
         db.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
 
 
 def _check_ours(db: sqlite3.Connection) -> int:
     """The format of the database, 0 if nothing was ever committed. Raises VlmkitError for a stranger."""
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # first: another writer may make them now
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application != APPLICATION and tables:
         raise VlmkitError("the index.sqlite there is not an index of this vlmkit", "name another folder with -i")
     if version not in (0, FORMAT):

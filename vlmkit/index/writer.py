@@ -15,10 +15,10 @@ from vlmkit.index.reader import Index, map_vectors
 from vlmkit.index.store import (
     SCHEMA,
     State,
-    begin,
     built_path,
     connect,
     damaged,
+    patiently,
     read_built,
     read_live,
     read_state,
@@ -68,7 +68,8 @@ class Writer:
         self._db: sqlite3.Connection | None = None
         if os.path.lexists(folder) and not folder.is_dir():
             raise VlmkitError(f"{folder} is a file, not an index", "name another folder with -i")
-        if folder.exists() and not (folder / "index.sqlite").exists() and any(folder.iterdir()):
+        # In this order: another writer may make the index meanwhile.
+        if folder.exists() and any(folder.iterdir()) and not (folder / "index.sqlite").exists():
             raise VlmkitError(f"{folder} is no index and not empty", "name another folder with -i")
         self.state: State | None = None
         with told(folder):
@@ -167,7 +168,7 @@ class Writer:
         with told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             db = self._connection()
-            begin(db, self._note)
+            patiently(db, "BEGIN IMMEDIATE", self._note)
             try:
                 yield db, self._begin(db)
                 db.execute("COMMIT")
