@@ -54,7 +54,7 @@ def talker(folder: Path, seed: int = 0, **text: Any) -> LlavaForConditionalGener
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlavaConfig(
         vision_config=MiniGridConfig(),
-        text_config=LlamaConfig(vocab_size=len(words), **ids, **sizes | text),
+        text_config=LlamaConfig(**{"vocab_size": len(words)} | ids | sizes | text),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -63,9 +63,10 @@ def talker(folder: Path, seed: int = 0, **text: Any) -> LlavaForConditionalGener
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6)  # so that pictures and words make a difference
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed_tokens" not in name:
+                parameter.mul_(10)  # so that pictures and words make a difference
+        model.get_input_embeddings().weight[2] *= 2  # so that replies end
     model.save_pretrained(folder)
     LlavaProcessor(image_processor(), words, patch_size=32, vision_feature_select_strategy="full").save_pretrained(
         folder

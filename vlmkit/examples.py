@@ -89,6 +89,12 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
         Example("Classify what is embedded already.", "vlmkit classify photos.jsonl --labels indoors,outdoors -k 1"),
     ],
+    "caption": [
+        Example("Alt text for one picture.", "vlmkit caption photos/coffee.png"),
+    ],
+    "ask": [
+        Example("One question.", "vlmkit ask photos/coffee.png 'what color is the cup?'"),
+    ],
     "train": [
         Example(
             "Train a CLIP on captioned pictures, an eighth of them held out.",
