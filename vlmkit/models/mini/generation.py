@@ -49,20 +49,27 @@ def likeliest(logits: "np.ndarray", _: int) -> int:
 def at_random(
     temperature: float, top_p: float, generators: "list[np.random.Generator]"
 ) -> "Callable[[np.ndarray, int], int]":
-    """Chooses by softmax(logits / temperature), among the fewest tokens whose probabilities reach `top_p` together.
+    """Chooses by chance among the `nucleus`; row i draws from `generators[i]`."""
 
-    Nucleus sampling (Holtzman and others, 2020). Row i draws from `generators[i]`.
+    def choose(logits: "np.ndarray", i: int) -> int:
+        tokens, shares = nucleus(logits, temperature, top_p)
+        return int(generators[i].choice(tokens, p=shares))
+
+    return choose
+
+
+def nucleus(logits: "np.ndarray", temperature: float, top_p: float) -> "tuple[np.ndarray, np.ndarray]":
+    """The fewest tokens whose softmax(logits / temperature) add up to `top_p`, likeliest first, and their shares.
+
+    Holtzman and others, 2020: The Curious Case of Neural Text Degeneration.
     """
     import numpy as np
 
-    def choose(logits: "np.ndarray", i: int) -> int:
-        odds = np.exp((logits - logits.max()).astype(np.float64) / temperature)
-        order = np.argsort(-odds, kind="stable")
-        reached = (odds / odds.sum())[order].cumsum()
-        kept = order[: int(np.searchsorted(reached, top_p)) + 1]
-        return int(generators[i].choice(kept, p=odds[kept] / odds[kept].sum()))
-
-    return choose
+    odds = np.exp((logits - logits.max()).astype(np.float64) / temperature)
+    order = np.argsort(-odds, kind="stable")
+    reached = (odds[order] / odds.sum()).cumsum()
+    kept = order[: int(np.searchsorted(reached, top_p)) + 1]
+    return kept, odds[kept] / odds[kept].sum()
 
 
 class _Beam(NamedTuple):
