@@ -15,7 +15,7 @@ _vlmkit() {
     esac
     if ((COMP_CWORD == 2)) && [[ "$current" != -* ]]; then
         case "${COMP_WORDS[1]}" in
-            train) words="contrastive" ;;
+            train) words="contrastive align instruct prefer" ;;
             eval) words="vqa caption retrieval classify pope anls chartqa compare" ;;
         esac
     fi
@@ -35,7 +35,7 @@ _vlmkit() {
         classify) words="-o --output -m --model --precision --labels --labels-file --template -k --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         caption) words="-o --output -m --model --prompt --length --max-tokens --temperature --top-p --images -0 --null --allow-private --resume --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         ask) words="-o --output -m --model --system --max-tokens --temperature --top-p --images -0 --null --allow-private --resume --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        train) words="-o --output --vision --text --val --epochs --steps --images --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        train) words="-o --output --preset --config --vision --llm --text --connector --from --val --resume --epochs --steps --accumulate --lr --projector-lr --lora --quantize --save-steps --keep --early-stop --report-to --fsdp --dry-run --images --errors --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --items --html -o --output --prediction --references --id --question --truth -m --model --tokenizer --cluster --confusions --task --weights --latency --images --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
     esac

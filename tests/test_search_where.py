@@ -21,7 +21,8 @@ texts = st.text(st.sampled_from("aBé*1 .'\\\n"), max_size=3) | st.sampled_from(
     ["true", "null", "10", "9", "1e1", "-0.5"]
 )
 scalars = texts | st.integers(-3, 12) | st.sampled_from([0.5, -0.5, 10.0, 2.0**70]) | st.booleans() | st.none()
-fields = scalars | st.lists(scalars, max_size=3) | st.dictionaries(names, scalars | st.dictionaries(names, scalars))
+objects = st.dictionaries(names, scalars | st.dictionaries(names, scalars), max_size=3)
+fields = scalars | objects | st.lists(scalars | objects | st.lists(scalars, max_size=2), max_size=3)
 operators = st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "~"])
 values = scalars.map(lambda v: v if isinstance(v, str) else json.dumps(v))
 conditions = st.tuples(st.lists(names, min_size=1, max_size=3).map(".".join), operators, values)
@@ -29,15 +30,22 @@ conditions = st.tuples(st.lists(names, min_size=1, max_size=3).map(".".join), op
 
 def plain(record: dict, field: str, sign: str, value: str) -> bool:
     """What the documentation says."""
-    found: object = record
-    for name in field.split("."):
-        if not isinstance(found, dict) or name not in found:
-            return False
-        found = found[name]
-    elements = found if isinstance(found, list) else [] if isinstance(found, dict) else [found]
+    there = reached(record, field.split("."))
+    elements = [element for found in there for element in (found if isinstance(found, list) else [found])]
+    if not there:
+        return False
     if sign == "!=":
         return not any(meets(element, "=", value) for element in elements)
     return any(meets(element, sign, value) for element in elements)
+
+
+def reached(value: object, names: list[str]) -> list[object]:
+    """What stands under the names, in objects and in the objects of lists."""
+    if not names:
+        return [value]
+    parts = value if isinstance(value, list) else [value]
+    inside = [part[names[0]] for part in parts if isinstance(part, dict) and names[0] in part]
+    return [found for part in inside for found in reached(part, names[1:])]
 
 
 def meets(element: object, sign: str, value: str) -> bool:
@@ -83,6 +91,29 @@ def test_among_the_matching_records_alone(vlmkit) -> None:
     assert found("camera.maker~[A-Q]*", "sharp=true") == ["t"]
     assert found("no.such=field", code=1) == []
     assert found("tags!=even", "number<4") == ["1", "3"]
+
+
+def test_objects_in_lists(vlmkit) -> None:
+    """`labels` as classify writes them, and boxes."""
+    cat, dog = {"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.2}
+    rows = [
+        embedded("both", [1, 0], labels=[cat, dog]),
+        embedded("cat", [1, 0.1], labels=[cat]),
+        embedded("one", [1, 0.2], labels={"label": "cat", "score": 0.1}),
+        embedded("none", [1, 0.3], labels=[]),
+        embedded("texts", [1, 0.4], labels=["cat"]),
+    ]
+    vlmkit("index", stdin=jsonl(*rows))
+
+    def found(condition: str) -> list[str]:
+        return [r["id"] for r in records(vlmkit("search", "--like", "none", "--where", condition).stdout)]
+
+    assert sorted(found("labels.label=cat")) == ["both", "cat", "one"]
+    assert found("labels.label=dog") == ["both"]
+    assert sorted(found("labels.label!=dog")) == ["cat", "one"]
+    assert sorted(found("labels.score>0.5")) == ["both", "cat"]
+    assert sorted(found("labels.label~[!d]*")) == ["both", "cat", "one"]
+    assert found("labels=cat") == ["texts"]
 
 
 @pytest.mark.parametrize("wrong", ["", "field", "=x", 'a"b=1', "<3"])

@@ -17,6 +17,7 @@ from vlmkit.cli_chat import ask, caption
 from vlmkit.cli_eval import eval as evaluate
 from vlmkit.cli_index import index
 from vlmkit.cli_search import search
+from vlmkit.cli_train import train
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import (
     PROGRAM,
@@ -31,7 +32,6 @@ from vlmkit.options import (
     Nul,
     OutputFile,
     Run,
-    Stage,
     app,
     command,
     valid_utf8,
@@ -39,13 +39,9 @@ from vlmkit.options import (
 from vlmkit.streams import AlreadyTold, ClosedPipe, Failures, Output, progress, tell
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vlmkit.inputs import Item
     from vlmkit.models import Model
     from vlmkit.records import Failed, Record
-
-TRAIN_BATCH = 512
 
 
 @command
@@ -191,75 +187,7 @@ command(caption)
 command(ask)
 
 
-@command
-def train(
-    run: Run,
-    stage: Annotated[Stage, typer.Argument(metavar="STAGE", help="What to train: contrastive.", show_default=False)],
-    data: Annotated[
-        list[str],
-        typer.Argument(metavar="DATA", help="Shards or records with image and captions.", show_default=False),
-    ],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR", help="Folder to make: weights, configuration, tokenizer.")
-    ],
-    vision: Annotated[
-        str, typer.Option("--vision", metavar="M", help="Image tower, locked: a timm model, a folder, or the default.")
-    ] = "efficientnet-lite0",
-    text: Annotated[
-        str, typer.Option("--text", metavar="M", help="Text tower: a transformers encoder, a folder, or the default.")
-    ] = "all-minilm-l6-v2",
-    val: Annotated[
-        str | None,
-        typer.Option("--val", metavar="DATA", help="Other data to measure retrieval on, or a fraction to hold out."),
-    ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, metavar="N", help="Times through the data.")] = 40,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, metavar="N", help="Stop after N steps, whatever --epochs says.")
-    ] = None,
-    images: Images = None,
-) -> Exit:
-    """Train a model from pictures with captions.
-
-    `contrastive` locks the image tower, caches its features, and trains a head for it, a head for the text tower and,
-    in the last epoch, the text tower's top layer, with symmetric InfoNCE and a learned temperature. The default towers
-    come with the extra `recipe`. Logs one JSON object a line on standard output: loss and rate at the steps, recall@k
-    both ways and the alignment gap before the first step and after each epoch, if there is --val. The folder is an
-    open_clip checkpoint, which embed, search and classify open with -m DIR.
-    """
-    from pathlib import Path
-
-    from vlmkit.models.torch_embedder import hush, torch_device
-    from vlmkit.train.contrastive import ContrastiveConfig
-    from vlmkit.train.contrastive import train as trained
-    from vlmkit.train.registered import towers
-
-    hush()
-    with towers(vision, text) as (image_tower, text_tower), Output() as out:
-        config = ContrastiveConfig(
-            data=[Path(name) for name in data],
-            out=Path(output),
-            vision=image_tower,
-            text=text_tower,
-            val=_fraction_or_data(val),
-            images=images,
-            epochs=epochs,
-            steps=steps,
-            batch_size=run.batch(TRAIN_BATCH),
-            seed=run.seed,
-            device=torch_device(run.device.value),
-            workers=run.threads,
-        )
-        trained(config, lambda figures: out.write_records([figures]))
-    return Exit.OK
-
-
-def _fraction_or_data(val: str | None) -> "float | list[Path] | None":
-    from pathlib import Path
-
-    try:
-        return None if val is None else float(val)
-    except ValueError:
-        return [Path(str(val))]
+command(train)
 
 
 command(evaluate)

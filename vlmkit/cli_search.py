@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -26,8 +26,8 @@ QUERY_BATCH = 16
 RESULTS = 10
 
 
-def _several(flag: str, metavar: str, text: str):
-    return typer.Option(flag, metavar=metavar, help=f"{text} May be repeated.")
+def _several(flag: str, metavar: str, text: str, callback: Callable[..., object] | None = None):
+    return typer.Option(flag, metavar=metavar, help=f"{text} May be repeated.", callback=callback)
 
 
 def _no_nan(score: float | None) -> float | None:
@@ -62,7 +62,12 @@ def search(
     ] = None,
     where: Annotated[
         list[str] | None,
-        _several("--where", "FIELD=VALUE", "Only records whose field is VALUE; also != < <= > >= and ~ for a glob."),
+        _several(
+            "--where",
+            "FIELD=VALUE",
+            "Only records whose field is VALUE; also != < <= > >= and ~ for a glob.",
+            valid_utf8,
+        ),
     ] = None,
     min_score: Annotated[
         float | None,
@@ -120,7 +125,8 @@ def search(
     --relative --min-score 3.3, nine of ten queries for what was not there found nothing, exit code 1; of those for what
     was there, six of ten found something, and fewer in an index of a few pictures.
 
-    --where looks at any field, nested ones as a.b, and at each element of a list; repeated conditions must all hold.
+    --where looks at any field, nested ones as a.b, and at each element of a list, as in labels.label=cat; repeated
+    conditions must all hold.
     Numbers compare as numbers; a record without the field does not match.
     """
     from vlmkit.index import Index, index_folder
@@ -148,7 +154,8 @@ def search(
         title = f"vlmkit search {'--duplicates' if duplicates else queries or question}"
         found = deliver(lists, form, out, page, title)
         verdict = failures.verdict()
-    return verdict or (Exit.OK if found else Exit.NOTHING_FOUND)
+        nothing_asked = queries is not None and not failures.seen
+    return verdict or (Exit.OK if found or nothing_asked else Exit.NOTHING_FOUND)
 
 
 def _check(question: "Question", queries: str | None, duplicates: bool, scored: bool) -> None:

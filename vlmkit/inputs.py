@@ -1,6 +1,7 @@
 """INPUT: files, folders, tar shards and records become one ordered stream of items."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -55,7 +56,7 @@ def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | 
                 if how.texts
                 else "check the name"
             )
-            raise VlmkitError(f"{path}: no such file or folder", remedy)
+            raise VlmkitError(f"{path}: {_missing(path)}", remedy)
     if how.images is not None and not os.path.isdir(how.images):
         raise VlmkitError(f"{how.images}: no such folder", "check --images")
     if not inputs and stdin_is_terminal():
@@ -92,7 +93,12 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
             if is_url(path) or os.path.lexists(path) or is_member(path):
                 yield from _expand(path, how)
             else:
-                yield _failed(path, "no such file or folder")
+                yield _failed(path, _missing(path))
+
+
+def _missing(path: str) -> str:
+    other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
+    return "only http and https URLs are fetched" if other else "no such file or folder"
 
 
 def _piped(stream: IO[bytes]) -> Item | Failed:
@@ -180,6 +186,8 @@ def _is_absolute(path: str) -> bool:
 
 
 def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
+    if path == os.devnull:  # the usual name of an empty input
+        return
     if is_url(path):
         yield _picture(path)
     elif os.path.isdir(path):

@@ -1,5 +1,6 @@
 """Options, each declared once, and the decorator that enters a command into the command table."""
 
+import contextlib
 import functools
 import inspect
 import os
@@ -68,10 +69,10 @@ LARGEST_BATCH = 65_536
 
 def _batch_size(text: str | int) -> int:
     """`auto` or a number."""
-    size = AUTO if text == "auto" else int(text)
-    if not 0 <= size <= LARGEST_BATCH:
-        raise ValueError(f"use 1 to {LARGEST_BATCH}, or auto")
-    return size
+    with contextlib.suppress(ValueError):
+        if 0 <= (size := AUTO if text == "auto" else int(text)) <= LARGEST_BATCH:
+            return size
+    raise ValueError(f"{text!r} is neither 1 to {LARGEST_BATCH} nor auto")
 
 
 def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
@@ -204,10 +205,6 @@ Json = Annotated[bool, typer.Option("--json", help="Records out, one JSON object
 class Format(StrEnum):
     JSONL = "jsonl"
     SAFETENSORS = "safetensors"
-
-
-class Stage(StrEnum):
-    CONTRASTIVE = "contrastive"
 
 
 def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:

@@ -141,7 +141,7 @@ class Failures:
 
     def __init__(self, errors: str | None = None) -> None:
         self._output = Output(errors) if errors is not None else None
-        self._seen = 0
+        self.seen = 0
         self.count = 0
 
     def __enter__(self) -> "Failures":
@@ -150,18 +150,20 @@ class Failures:
     def sift(self, results: Iterable[T | Failed]) -> Iterator[T]:
         """What is no failure among `results`; failures go to standard error and the `--errors` file."""
         for result in results:
-            self._seen += 1
+            self.seen += 1
             if not isinstance(result, Failed):
                 yield result
                 continue
             self.count += 1
+            if result.id is None:
+                result.id = f"record {self.seen}"
             tell(f"{result.image or result.id}: {result.error}: left out, check the file")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 
     def verdict(self) -> Exit:
         """The exit code. Raises VlmkitError where the only input failed, so that no file is changed."""
-        if self._seen == self.count == 1:
+        if self.seen == self.count == 1:
             raise AlreadyTold
         return Exit.SOME_FAILED if self.count else Exit.OK
 
@@ -218,11 +220,11 @@ def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int 
     tell(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
 
 
-def console() -> "Console":
-    """Standard output for tables: without any style where NO_COLOR is set."""
+def console(stderr: bool = False) -> "Console":
+    """Standard output, or standard error, for tables: without any style where NO_COLOR is set."""
     from rich.console import Console
 
-    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
+    return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def stderr_is_terminal() -> bool:

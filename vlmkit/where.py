@@ -1,19 +1,28 @@
-"""Conditions on the fields of records, `FIELD=VALUE` and the like, answered by SQLite's JSON functions."""
+"""Conditions on the fields of records, `FIELD=VALUE` and the like."""
 
+import fnmatch
+import operator
 import re
 import sqlite3
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
-from vlmkit.records import dumps, loads
+from vlmkit.records import Record, dumps, loads
 
 if TYPE_CHECKING:
     import numpy as np
 
 FORM = re.compile(r"([^=!<>~]+)(!=|>=|<=|=|>|<|~)(.*)", re.DOTALL)
-LITERALS = ("true", "false", "null")
-LARGEST = 2**63  # of SQLite's integers
+LITERALS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.eq,  # of none of the elements
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 class Condition(NamedTuple):
@@ -35,56 +44,72 @@ def parse_condition(text: str) -> Condition:
 def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> "np.ndarray":
     """The slots (ascending, int64) of the rows of table `records` that meet all `conditions`.
 
-    A text compares as text, a number as a number, `true`, `false` and `null` equal themselves; `~` is SQLite's GLOB on
-    texts. Of a list any element may meet the condition; for `!=` none may equal the value. A record without the field
-    meets none.
+    A text compares as text, a number as a number, `true`, `false` and `null` equal themselves; `~` is a glob on texts,
+    as a shell's. Of a list, also one on the way to a nested field, any element may meet the condition; for `!=` none
+    may equal the value. A record without the field meets none.
     """
     import numpy as np
 
-    tests, values = [], []
-    for condition in conditions:
-        test, bound = _sql(condition)
-        tests.append(test)
-        values += bound
-    sql = f"SELECT slot FROM records WHERE {' AND '.join(tests) or '1'} ORDER BY slot"
-    return np.fromiter((slot for (slot,) in db.execute(sql, values)), np.int64)
+    # Names and texts stand in the record as our own writer spells them: looking for these bytes first is quicker.
+    spelled = [dumps({name: 0})[1:-3] for condition in conditions for name in condition.field.split(".")]
+    spelled += [dumps({"": c.value})[4:-2] for c in conditions if c.operator == "=" and _is_text_alone(c.value)]
+    quick = " AND ".join(["instr(record, ?)"] * len(spelled)) or "1"
+    tests = [(c.field.split("."), c.operator == "!=", _test(c)) for c in conditions]
+
+    def slots() -> Iterator[int]:
+        for slot, line in db.execute(f"SELECT slot, record FROM records WHERE {quick} ORDER BY slot", spelled):
+            record = _parsed(line, slot)
+            if all(_meets(record, names, negated, test) for names, negated, test in tests):
+                yield slot
+
+    return np.fromiter(slots(), np.int64)
 
 
-def _sql(condition: Condition) -> tuple[str, list[object]]:
-    """A condition as an SQL expression and the values of its question marks."""
-    path = "$" + "".join(f'."{name}"' for name in condition.field.split("."))
-    test, bound = _element(condition)
-    kind = "json_type(CAST(record AS TEXT), ?)"
-    found = f"EXISTS (SELECT 1 FROM json_each(CAST(record AS TEXT), ?) AS element WHERE {test}) AND {kind} != 'object'"
-    values: list[object] = [path, *bound, path]
-    if condition.operator == "!=":
-        return f"({kind} IS NOT NULL AND NOT ({found}))", [path, *values]
-    if condition.operator == "=" and len(bound) == 1 and condition.value not in LITERALS:
-        # Text stands in the record as our own writer spells it: looking for these bytes first is several times quicker.
-        return f"(instr(record, ?) AND {found})", [dumps({"": condition.value})[4:-2], *values]
-    return f"({found})", values
+def _parsed(line: Any, slot: int) -> Record:
+    try:
+        record = loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise sqlite3.DatabaseError(f"the record in slot {slot}")
+    return record
 
 
-def _element(condition: Condition) -> tuple[str, list[object]]:
-    """The test of one element of a field; that of `!=` is the one of `=`."""
+def _meets(record: Record, names: list[str], negated: bool, test: Callable[[Any], bool]) -> bool:
+    elements: list[Any] = [record]
+    for name in names:
+        found = [element[name] for element in elements if isinstance(element, dict) and name in element]
+        elements = [element for value in found for element in (value if isinstance(value, list) else (value,))]
+    return bool(found) and any(map(test, elements)) != negated
+
+
+def _test(condition: Condition) -> Callable[[Any], bool]:
+    """Whether one element of a field meets `condition`; for `!=`, whether it equals the value."""
     value = condition.value
     if condition.operator == "~":
-        return "element.type = 'text' AND element.atom GLOB ?", [value]
-    operator = "=" if condition.operator == "!=" else condition.operator
-    test = f"element.type = 'text' AND element.atom {operator} ?"
-    if (number := _number(value)) is not None:
-        return f"{test} OR element.type IN ('integer', 'real') AND element.atom {operator} ?", [value, number]
-    if operator == "=" and value in LITERALS:
-        return f"{test} OR element.type = ?", [value, value]
-    return test, [value]
+        glob = re.compile(fnmatch.translate(value))
+        return lambda element: isinstance(element, str) and glob.match(element) is not None
+    compare, number = COMPARE[condition.operator], _number(value)
+    literal = value in LITERALS and condition.operator in ("=", "!=")
+
+    def test(element: Any) -> bool:
+        if isinstance(element, str):
+            return compare(element, value)
+        if isinstance(element, bool) or element is None:
+            return literal and element is LITERALS[value]
+        return number is not None and isinstance(element, int | float) and compare(element, number)
+
+    return test
 
 
-def _number(text: str) -> int | float | None:
-    """The JSON number that `text` is."""
+def _is_text_alone(value: str) -> bool:
+    return value not in LITERALS and _number(value) is None
+
+
+def _number(value: str) -> int | float | None:
+    """The JSON number that `value` is."""
     try:
-        value = loads(text.encode())
+        found = loads(value.encode())
     except ValueError:
         return None
-    if type(value) not in (int, float):
-        return None
-    return value if isinstance(value, float) or -LARGEST <= value < LARGEST else float(value)
+    return found if type(found) in (int, float) else None

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmkit.index.exact import Found
 from vlmkit.index.store import Built, built_path, damaged
 from vlmkit.index.types import is_lossless
 
@@ -30,6 +31,7 @@ class Approximate:
         self._folder = folder
         self._file = built_path(folder, built.number).open("rb")
         self._index: faiss.Index | None = None
+        self.scores_are_cosines = False
 
     def close(self) -> None:
         self._index = None
@@ -59,20 +61,32 @@ class Approximate:
             if (index.d, index.ntotal) != (dim, self.built.covered):
                 raise damaged(self._folder, f"ann-{self.built.number}.faiss is of other vectors", REBUILD)
             set_effort(index, self.built.effort)
-            self._index = index
+            self._index, self.scores_are_cosines = index, _holds_vectors(index)
         return self._index
 
-    def candidates(self, queries: "np.ndarray", k: int, live: "np.ndarray | None") -> "np.ndarray":
-        """Slots (N x C int64) near each query (N x D float32), -1 where there are fewer than C; none that is dead."""
+    def candidates(self, queries: "np.ndarray", k: int, live: "np.ndarray | None") -> Found:
+        """FAISS's scores and slots (N x C) near each query (N x D float32), -1 in place of dead ones."""
         import numpy as np
 
         index = self.opened(queries.shape[1])
         covered = self.built.covered
-        alive = covered if live is None else int(live[:covered].sum())
+        alive = covered if live is None else int(np.count_nonzero(live[:covered]))
         share = RESERVE * k if not is_lossless(self.built.factory) else k
         count = min(covered, -(-share * covered // max(alive, 1)) + (0 if live is None else k))
-        _, slots = index.search(queries, count)
-        return slots if live is None else np.where(live[slots] & (slots >= 0), slots, -1)
+        scores, slots = index.search(queries, count)
+        if live is None:
+            return scores, slots
+        there = live[slots] & (slots >= 0)
+        return np.where(there, scores, -np.inf), np.where(there, slots, -1)
+
+
+def _holds_vectors(index: "faiss.Index") -> bool:
+    """Whether the codes are the stored numbers themselves, so that scores by them are the cosines."""
+    import faiss
+
+    codes = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
+    quantizer = getattr(codes, "sq", None)
+    return quantizer is not None and quantizer.qtype == quantizer.QT_fp16 and not getattr(codes, "by_residual", False)
 
 
 def effort_of(index: "faiss.Index") -> str | None:

@@ -65,6 +65,8 @@ def _train(built: "faiss.Index", vectors: "np.ndarray") -> None:
     import numpy as np
 
     ivf = faiss.try_extract_index_ivf(built)
+    if isinstance(built, faiss.IndexIVFScalarQuantizer) and built.sq.qtype == built.sq.QT_fp16:
+        built.by_residual = False  # so that the codes are the stored numbers
     for part in (built, ivf, getattr(ivf, "pq", None), getattr(built, "pq", None)):
         if part is not None and hasattr(part, "cp"):
             part.cp.min_points_per_centroid = 1  # fewer only make FAISS print warnings

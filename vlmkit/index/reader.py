@@ -119,28 +119,39 @@ class Index:
     def _search_approximately(self, approximate: Approximate, queries: "np.ndarray", k: int) -> exact.Found:
         import numpy as np
 
-        slots = approximate.candidates(queries, k, self._filter)
+        scores, slots = approximate.candidates(queries, k, self._filter)
+        if not approximate.scores_are_cosines:
+            scores = self._cosines(queries, slots)
         if self.state.slots > approximate.built.covered:
-            slots = np.hstack([slots, self._search_tail(approximate.built.covered, queries, k)])
-        scores = np.full(slots.shape, -np.inf, np.float32)
-        for query, row, out in zip(queries, slots, scores, strict=True):
-            there = row >= 0
-            out[there] = self.vectors[row[there]].astype(np.float32) @ query
-        scores, slots = exact.best(scores, slots, k)
-        short = np.flatnonzero(slots[:, -1] < 0)  # too few candidates were live: look everywhere
+            near, tail = self._search_tail(approximate.built.covered, queries, k)
+            scores, slots = np.hstack([scores, near]), np.hstack([slots, tail])
+        if slots.shape[1] > k:
+            scores, slots = exact.best(scores, slots, k)
+        short = np.flatnonzero((slots < 0).any(1))  # too few candidates were live: look everywhere
         if len(short):
             scores[short], slots[short] = exact.search(self.vectors, queries[short], k, self._filter)
         return scores, slots
 
-    def _search_tail(self, covered: int, queries: "np.ndarray", k: int) -> "np.ndarray":
+    def _cosines(self, queries: "np.ndarray", slots: "np.ndarray") -> "np.ndarray":
+        """The cosine of each query (N x D) with the stored vectors in its slots (N x C); -inf for slot -1."""
+        import numpy as np
+
+        scores = np.full(slots.shape, -np.inf, np.float32)
+        for query, row, out in zip(queries, slots, scores, strict=True):
+            there = row >= 0
+            out[there] = self.vectors[row[there]].astype(np.float32) @ query
+        return scores
+
+    def _search_tail(self, covered: int, queries: "np.ndarray", k: int) -> exact.Found:
         """The nearest slots that came after the approximate index was built."""
         import numpy as np
 
         live = None if self._filter is None else self._filter[covered:]
-        count = min(k, self.state.slots - covered if live is None else int(live.sum()))
+        count = min(k, self.state.slots - covered if live is None else int(np.count_nonzero(live)))
         if count < 1:
-            return np.empty((len(queries), 0), np.int64)
-        return exact.search(self.vectors[covered:], queries, count, live)[1] + covered
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        scores, slots = exact.search(self.vectors[covered:], queries, count, live)
+        return scores, slots + covered
 
     def _hits(self, scores: "np.ndarray", slots: "np.ndarray") -> list[Hit]:
         found = sorted(zip((-scores).tolist(), slots.tolist(), strict=True))

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 LOCK_SECONDS = 60.0
+NOTED_SECONDS = 1.0  # of waiting
+ASKED_SECONDS = 0.2
+PAUSE_SECONDS = 0.01
 CACHE_KIB = 65_536  # ids come in any order, so the pages of their index are touched everywhere
+MAPPED = 1 << 30  # bytes of the database that readers map: a record is found in half the time
 FORMAT = 2
 APPLICATION = 0x766C6D6B  # "vlmk": tells our database from others
 AGAIN = "remove the folder and index the pictures again"
@@ -98,20 +103,49 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
     db.execute("PRAGMA trusted_schema = OFF")
     if write:
         _check_ours(db)
-        db.execute("PRAGMA journal_mode = WAL")
+        patiently(db, "PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 8000")
         db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
     else:
         db.execute("PRAGMA query_only = ON")
+        db.execute(f"PRAGMA mmap_size = {MAPPED}")
     return db
+
+
+def silent(_: str) -> None:
+    """For those who do not want to hear of waiting."""
+
+
+def patiently(db: sqlite3.Connection, statement: str, note: Callable[[str], None] = silent) -> None:
+    """Execute `statement`, which needs a lock. While another writer has it wait; after a second `note` hears of it.
+
+    SQLite's own waiting keeps signals waiting as well, and it gives up at once where two switch a new index to WAL.
+    """
+    start, noted = time.monotonic(), False
+    db.execute(f"PRAGMA busy_timeout = {1000 * ASKED_SECONDS:.0f}")
+    try:
+        while True:
+            try:
+                db.execute(statement)
+                return
+            except sqlite3.OperationalError as error:
+                waited = time.monotonic() - start
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > LOCK_SECONDS:
+                    raise
+                if not noted and waited > NOTED_SECONDS:
+                    note("another process writes this index: waiting for it")
+                    noted = True
+                time.sleep(PAUSE_SECONDS)
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
 
 
 def _check_ours(db: sqlite3.Connection) -> int:
     """The format of the database, 0 if nothing was ever committed. Raises VlmkitError for a stranger."""
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # first: another writer may make them now
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application != APPLICATION and tables:
         raise VlmkitError("the index.sqlite there is not an index of this vlmkit", "name another folder with -i")
     if version not in (0, FORMAT):

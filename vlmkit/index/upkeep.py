@@ -7,14 +7,25 @@ process builds at a time. Committed it is like records: the file is renamed and 
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index.build import Trained, train
 from vlmkit.index.reader import Index
-from vlmkit.index.store import Built, State, built_path, sync_folder, told, write_built, write_state
+from vlmkit.index.store import (
+    NOTED_SECONDS,
+    Built,
+    State,
+    built_path,
+    silent,
+    sync_folder,
+    told,
+    write_built,
+    write_state,
+)
 from vlmkit.index.types import Choice, choose
 from vlmkit.index.writer import Writer
 from vlmkit.signals import interruptible
@@ -24,29 +35,29 @@ TAIL_SHARE = 4
 TRIES = 3
 
 
-def set_type(folder: Path, wanted: str) -> None:
+def set_type(folder: Path, wanted: str, note: Callable[[str], None] = silent) -> None:
     """Have the index be of that type from now on; `upkeep` builds it."""
-    with Writer(folder, wanted) as writer, writer.transaction() as (db, state):
+    with Writer(folder, wanted, note) as writer, writer.transaction() as (db, state):
         write_state(db, state)
 
 
-def change_type(folder: Path, wanted: str, before: str) -> None:
+def change_type(folder: Path, wanted: str, before: str, note: Callable[[str], None] = silent) -> None:
     """Have the index be of that type, and build it; where that cannot be done it keeps the one `before`."""
-    set_type(folder, wanted)
+    set_type(folder, wanted, note)
     try:
-        upkeep(folder, insist=True)
+        upkeep(folder, insist=True, note=note)
     except BaseException:
         set_type(folder, before)
         raise
 
 
-def upkeep(folder: Path, *, insist: bool = False) -> None:
+def upkeep(folder: Path, *, insist: bool = False, note: Callable[[str], None] = silent) -> None:
     """Build the approximate index, or drop it, if that is due.
 
     Raises VlmkitError where it cannot be built; unless you `insist`, that only means that searches stay exact, as
-    does another process that is at it already.
+    does another process that is at it already; `note` hears of waiting for that.
     """
-    with told(folder), _alone(folder, wait=insist) as alone:
+    with told(folder), _alone(folder, insist, note) as alone:
         for _ in range(TRIES if alone else 0):
             with Index(folder) as index:
                 built = index.approximate.built if index.approximate else None
@@ -127,13 +138,18 @@ def _described(path: Path, number: int, choice: Choice, trained: Trained) -> Bui
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, *, wait: bool) -> Iterator[bool]:
+def _alone(folder: Path, wait: bool, note: Callable[[str], None]) -> Iterator[bool]:
     """Whether this process is the one that builds; the lock goes with the process."""
     number = os.open(folder, os.O_RDONLY)
+    slow = Timer(NOTED_SECONDS, note, ["another process builds this index: waiting for it"])
     try:
+        if wait:
+            slow.start()
         fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        slow.cancel()
         yield True
     except BlockingIOError:
         yield False
     finally:
+        slow.cancel()
         os.close(number)

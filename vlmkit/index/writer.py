@@ -4,7 +4,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +18,11 @@ from vlmkit.index.store import (
     built_path,
     connect,
     damaged,
+    patiently,
     read_built,
     read_live,
     read_state,
+    silent,
     sync_folder,
     told,
     vectors_path,
@@ -52,12 +54,13 @@ class Writer:
     """Upserts records by id. A commit is made every 10,000 records or 10 seconds, and of all that came on leaving.
 
     That holds for leaving by an exception too: what was read before a signal or an error is kept. `wanted` is the
-    type to give the index, None to keep the one it has.
+    type to give the index, None to keep the one it has; `note` hears of waiting for another writer.
     """
 
-    def __init__(self, folder: Path, wanted: str | None = None) -> None:
+    def __init__(self, folder: Path, wanted: str | None = None, note: Callable[[str], None] = silent) -> None:
         self.folder = folder
         self.wanted = wanted
+        self._note = note
         self.added = 0
         self._waiting: dict[str, Row] = {}
         self._since = time.monotonic()
@@ -65,7 +68,8 @@ class Writer:
         self._db: sqlite3.Connection | None = None
         if os.path.lexists(folder) and not folder.is_dir():
             raise VlmkitError(f"{folder} is a file, not an index", "name another folder with -i")
-        if folder.exists() and not (folder / "index.sqlite").exists() and any(folder.iterdir()):
+        # In this order: another writer may make the index meanwhile.
+        if folder.exists() and any(folder.iterdir()) and not (folder / "index.sqlite").exists():
             raise VlmkitError(f"{folder} is no index and not empty", "name another folder with -i")
         self.state: State | None = None
         with told(folder):
@@ -164,7 +168,7 @@ class Writer:
         with told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             db = self._connection()
-            db.execute("BEGIN IMMEDIATE")
+            patiently(db, "BEGIN IMMEDIATE", self._note)
             try:
                 yield db, self._begin(db)
                 db.execute("COMMIT")

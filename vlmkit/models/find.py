@@ -53,6 +53,8 @@ def find(name: str) -> Checkpoint:
     """The model called `name`. Raises VlmkitError where the name is unknown or files are missing."""
     from vlmkit.models import openclip_files
 
+    if not name.strip():
+        raise VlmkitError("the model has no name", "give -m mini, or another model")
     if name == "mini":
         return _mini(name, Path(__file__).parent / "mini")
     if name.startswith("hf-hub:"):

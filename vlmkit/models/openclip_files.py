@@ -42,7 +42,9 @@ def by_tag(architecture: str, tag: str) -> Checkpoint:
     name = f"{architecture}:{tag}"
     if architecture not in _architectures():
         raise unknown(name)
-    listed = _listed(architecture, tag)
+    listed = _tags().get(f"{architecture}:{tag.lower().replace('-', '_')}", {})  # as open_clip looks tags up
+    if not listed.get("hf_hub"):
+        raise unknown(name)
     repo, _, file = listed["hf_hub"].rpartition("/")
     names = [str(Path(file).with_suffix(".safetensors"))] if file else list(OPEN_CLIP_WEIGHTS[:2])
     folder = snapshot(repo, ["open_clip*.safetensors" if not file else names[0]])
@@ -77,17 +79,15 @@ def _checkpoint(
     return Checkpoint(name, "open_clip", folder, weights, files, settings, places)
 
 
-def _listed(architecture: str, tag: str) -> dict[str, Any]:
-    """What open_clip's table says of a tag, remembered: to read the table, open_clip has to be imported."""
-    key = f"{importlib.metadata.version('open_clip_torch')} {architecture}:{tag}"
-    if (listed := identity.recall("open_clip_tags.json").get(key)) is None:
+def _tags() -> dict[str, dict[str, Any]]:
+    """open_clip's table of ARCH:TAG, remembered: to read it, open_clip and with it PyTorch have to be imported."""
+    version = importlib.metadata.version("open_clip_torch")
+    if (tags := identity.recall("open_clip_tags.json").get(version)) is None:
         import open_clip
 
-        listed = open_clip.get_pretrained_cfg(architecture, tag)
-        if not listed.get("hf_hub"):
-            raise unknown(f"{architecture}:{tag}")
-        identity.remember("open_clip_tags.json", key, listed)
-    return listed
+        tags = {":".join(pair): open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained()}
+        identity.remember("open_clip_tags.json", version, tags)
+    return tags
 
 
 def _architectures() -> dict[str, Path]:
@@ -102,9 +102,7 @@ def unknown(name: str) -> VlmkitError:
     architecture, colon, _ = name.partition(":")
     near = [*difflib.get_close_matches(architecture, _architectures(), n=3)]
     if colon or near:
-        import open_clip
-
-        listed = open_clip.list_pretrained(as_str=True)
+        listed = list(_tags())
         near = difflib.get_close_matches(name, listed, n=3) or [
             x for a in near for x in listed if x.startswith(f"{a}:")
         ]

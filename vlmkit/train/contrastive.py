@@ -29,14 +29,14 @@ from vlmkit.train.text import Texts, TextSide
 class ContrastiveConfig:
     """What one run does; the same configuration on the same machine makes the same bytes."""
 
-    data: list[Path]
+    data: list[str]
     out: Path
     vision: str  # a timm model, or a folder in timm's form
     text: str  # a Hugging Face text encoder, or a folder of one
-    val: list[Path] | float | None = None  # other data, or the share of `data` to hold out
+    val: str | float | None = None  # other data, or the share of `data` to hold out
     images: str | None = None  # folder of relative picture names
     limit: int | None = None  # at most so many pictures of `data`, and of `val`
-    epochs: int = 40
+    epochs: float = 40
     steps: int | None = None  # so many, whatever `epochs` says
     text_epochs: int = 1  # in how many of the last epochs the text tower is trained too; before, the heads alone
     batch_size: int = 512  # pictures
@@ -83,7 +83,7 @@ def train(config: ContrastiveConfig, log: Log) -> Path:
     if isinstance(config.val, float):
         samples, held_out = split(samples, config.val)
     elif config.val:
-        held_out = read_samples(config.val, config.images, config.limit)
+        held_out = read_samples([config.val], config.images, config.limit)
     if len(samples) < 2:
         raise VlmkitError("one picture alone has nothing to be told from", "give more data")
     model, description = build(config.vision, config.text, config.dim, config.dropout)
@@ -137,7 +137,7 @@ def _run(
     A text tower that starts beside untrained heads is pulled about for nothing (Kumar and others, 2022).
     """
     per_epoch = batches_per_epoch(len(training.ids), config.batch_size)
-    steps = config.steps or config.epochs * per_epoch
+    steps = config.steps or round(config.epochs * per_epoch)
     text_steps = min(steps, config.text_epochs * per_epoch) if config.text_layers else 0
     heads_alone = steps - text_steps
     optimizer = optimizer_for(model, config.lr, config.text_lr, config.weight_decay)

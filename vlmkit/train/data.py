@@ -1,8 +1,6 @@
 """Pictures with captions, read from INPUT as every command reads it, and split into training and validation."""
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL.Image import Image
 
@@ -11,6 +9,7 @@ from vlmkit.images import open_picture
 from vlmkit.inputs import Reading, read_inputs
 from vlmkit.records import Failed
 from vlmkit.sources import Bytes, PictureError
+from vlmkit.train.split import held_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +28,14 @@ class Sample:
             raise VlmkitError(f"{self.id}: {error}", "mend or remove the picture, then train again") from None
 
 
-def read_samples(data: list[Path], images: str | None = None, limit: int | None = None) -> list[Sample]:
+def read_samples(data: list[str], images: str | None = None, limit: int | None = None) -> list[Sample]:
     """The captioned pictures of `data` in order, at most `limit`; `images` is the folder of relative names.
 
     Training on half of what was asked for would go unnoticed, so the first record that cannot be used raises
     VlmkitError.
     """
     samples: list[Sample] = []
-    for item in read_inputs([str(path) for path in data], Reading(images=images)):
+    for item in read_inputs(data, Reading(images=images)):
         if limit is not None and len(samples) == limit:
             break
         if isinstance(item, Failed):
@@ -61,12 +60,8 @@ def split(samples: list[Sample], fraction: float) -> tuple[list[Sample], list[Sa
     if not 0 < fraction < 1:
         raise VlmkitError(f"validation fraction {fraction} is not between 0 and 1", "give for example 0.1")
 
-    def held_out(sample: Sample) -> bool:
-        digest = hashlib.sha256(sample.id.encode()).digest()
-        return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-    training = [sample for sample in samples if not held_out(sample)]
-    validation = [sample for sample in samples if held_out(sample)]
+    training = [sample for sample in samples if not held_out(sample.id, fraction)]
+    validation = [sample for sample in samples if held_out(sample.id, fraction)]
     if not training or not validation:
         raise VlmkitError("too few pictures to hold some out for validation", "give more data, or --val DATA")
     return training, validation

@@ -78,7 +78,7 @@ def likeness(model: Mini, trained: Path, samples: list[Sample]) -> float:
     return float((exact * packed).sum(1).mean())
 
 
-def make(data: list[Path], val: list[Path], out: Path, *, limit: int | None, epochs: int, seed: int) -> None:
+def make(data: list[str], val: str, out: Path, *, limit: int | None, epochs: int, seed: int) -> None:
     """The whole recipe. Raises VlmkitError; then `out` is not there."""
     check_free(out)
 
@@ -86,7 +86,7 @@ def make(data: list[Path], val: list[Path], out: Path, *, limit: int | None, epo
         sys.stderr.write(json.dumps(figures) + "\n")
         sys.stderr.flush()
 
-    validation = read_samples(val, limit=limit)
+    validation = read_samples([val], limit=limit)
     training = read_samples(data, limit=limit)
     words = words_of(caption for sample in training for caption in sample.captions) | words_of(IMAGENET_CLASSNAMES)
     with tempfile.TemporaryDirectory(prefix="mini-") as temporary, whole_folder(out) as made:
@@ -153,8 +153,8 @@ def _write(path: Path, description: dict[str, Any]) -> None:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m vlmkit.models.mini.recipe", description="Make the model mini.")
-    parser.add_argument("data", nargs="+", type=Path, metavar="TRAIN", help="shards or records with captions")
-    parser.add_argument("--val", nargs="+", type=Path, required=True, metavar="DEV", help="other ones, to measure on")
+    parser.add_argument("data", nargs="+", metavar="TRAIN", help="shards or records with captions")
+    parser.add_argument("--val", required=True, metavar="DEV", help="other ones, to measure on")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the model")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of TRAIN and of DEV")
     parser.add_argument(

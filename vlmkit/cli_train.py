@@ -1,0 +1,188 @@
+"""The command train; cli.py enters it in the command table."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmkit.errors import Exit
+from vlmkit.options import Device, Errors, Images, Run
+from vlmkit.streams import Failures, Output, tell
+
+if TYPE_CHECKING:
+    from vlmkit.train.vlm.config import VlmConfig
+
+TOWERS = "efficientnet-lite0", "all-minilm-l6-v2"
+
+
+class Stage(StrEnum):
+    CONTRASTIVE = "contrastive"
+    ALIGN = "align"
+    INSTRUCT = "instruct"
+    PREFER = "prefer"
+
+
+def _option(flag: str, metavar: str, help: str, **rest: Any) -> Any:
+    return typer.Option(flag, metavar=metavar, help=help, **rest)
+
+
+def train(
+    run: Run,
+    stage: Annotated[
+        Stage, typer.Argument(metavar="STAGE", help="contrastive, align, instruct or prefer.", show_default=False)
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA",
+            help="Records, LLaVA or COCO JSON, .tar shards, - for standard input; 2:DATA counts twice.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder to make; the model stands there at the end."),
+    ] = None,
+    preset: Annotated[
+        str | None, _option("--preset", "NAME", "A recipe: debug (tiny, from nothing), small, full.")
+    ] = None,
+    config: Annotated[
+        str | None, _option("--config", "FILE", "TOML with any of these flags by name; flags on the command line win.")
+    ] = None,
+    vision: Annotated[
+        str | None, _option("--vision", "M", "Vision tower: a CLIP or SigLIP model, mini, patches (none), or tiny.")
+    ] = None,
+    llm: Annotated[
+        str | None, _option("--llm", "M", "Causal language model of transformers, by name or folder.")
+    ] = None,
+    text: Annotated[str | None, _option("--text", "M", "Text tower of contrastive training.")] = None,
+    connector: Annotated[
+        str | None, _option("--connector", "C", "mlp (LLaVA's), linear, qformer, cross-attention, adaptive.")
+    ] = None,
+    start: Annotated[str | None, _option("--from", "DIR", "Go on from the folder that an earlier stage made.")] = None,
+    val: Annotated[
+        str | None, _option("--val", "DATA", "Data to validate on, or a fraction of DATA to hold out, by its ids.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a killed run.")] = False,
+    epochs: Annotated[float | None, _option("--epochs", "N", "Times through the data.")] = None,
+    steps: Annotated[int | None, _option("--steps", "N", "So many steps, whatever --epochs says.", min=1)] = None,
+    accumulate: Annotated[
+        int | None, _option("--accumulate", "N", "Parts that a batch is computed in, to save memory.", min=1)
+    ] = None,
+    lr: Annotated[float | None, _option("--lr", "RATE", "Peak learning rate.")] = None,
+    projector_lr: Annotated[
+        float | None, _option("--projector-lr", "RATE", "Peak learning rate of the projector.")
+    ] = None,
+    lora: Annotated[
+        int | None, _option("--lora", "R", "Train adapters of rank R in the place of the language model.", min=1)
+    ] = None,
+    quantize: Annotated[
+        str | None, _option("--quantize", "4bit", "Hold the frozen language model in 4 bits (QLoRA; CUDA only).")
+    ] = None,
+    save_steps: Annotated[
+        int | None, _option("--save-steps", "N", "Checkpoint and validate every N steps.", min=1)
+    ] = None,
+    keep: Annotated[int | None, _option("--keep", "N", "Checkpoints to keep, beside the best.", min=1)] = None,
+    early_stop: Annotated[
+        int | None, _option("--early-stop", "N", "Stop after N validations without improvement.", min=1)
+    ] = None,
+    report_to: Annotated[str | None, _option("--report-to", "WHERE", "Also log to wandb or tensorboard.")] = None,
+    fsdp: Annotated[
+        bool | None, typer.Option("--fsdp", help="Under torchrun: shard the model over the GPUs (FSDP2), not copies.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print parameters, tokens a step, memory and time; train nothing.")
+    ] = False,
+    images: Images = None,
+    errors: Errors = None,
+) -> Exit:
+    """Train a dual encoder or a vision-language model, stage by stage.
+
+    `contrastive` trains a dual encoder from pictures with captions. `align` trains the projector between a vision tower
+    and a language model on captions, `instruct` the projector and the language model on questions and conversations,
+    `prefer` on pairs of a chosen and a rejected answer (DPO). `--from` carries one stage into the next.
+
+    Data are checked before the first step: what cannot be used is counted, named and left out. Logs one JSON object a
+    line on standard output. The folder holds a standard checkpoint at the end, that the other commands and
+    transformers open; until then there are only checkpoints in it, from which --resume goes on after a kill.
+    """
+    from vlmkit.models.torch_embedder import hush, torch_device
+
+    hush()
+    flags = {
+        "data": data,
+        "out": Path(output) if output else None,
+        "vision": vision,
+        "llm": llm,
+        "text": text,
+        "connector": connector,
+        "start": start,
+        "val": _fraction(val),
+        "epochs": epochs,
+        "steps": steps,
+        "accumulate": accumulate,
+        "lr": lr,
+        "projector_lr": projector_lr,
+        "lora": lora,
+        "quantize": quantize,
+        "save_steps": save_steps,
+        "keep": keep,
+        "patience": early_stop,
+        "report_to": report_to,
+        "fsdp": fsdp,
+        "images": images,
+        "batch_size": run.batch_size or None,
+        "seed": run.seed or None,
+        "workers": run.workers or None,
+        "device": torch_device(run.device.value) if run.device is not Device.AUTO or not config else None,
+    }
+    file = Path(config) if config else None
+    with Failures(errors) as failures, Output() as out:
+
+        def emit(figures: dict[str, Any]) -> None:
+            out.write_records([figures])
+
+        if stage is Stage.CONTRASTIVE:
+            _contrastive(flags, emit)
+            return Exit.OK
+        settled = _settled(stage, flags, preset, file)
+        if dry_run:
+            from vlmkit.train.vlm.estimate import estimate
+
+            emit(estimate(settled, failures))
+            return failures.verdict()
+        from vlmkit.train.vlm.stage import train as trained
+
+        first = os.environ.get("RANK", "0") == "0"
+        trained(settled, emit, failures, lambda text: None if run.quiet or not first else tell(text), resume)
+        return failures.verdict()
+
+
+def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path | None) -> "VlmConfig":
+    from vlmkit.train.settings import read, resolve
+    from vlmkit.train.vlm.config import VlmConfig
+    from vlmkit.train.vlm.presets import preset_of
+
+    told = read(VlmConfig, file) if file else {}
+    begun = bool(flags["start"] or told.get("start"))
+    recipe = preset_of(stage.value, preset, begun, bool(flags["lora"] or told.get("lora")))
+    return resolve(VlmConfig, recipe, told, flags)
+
+
+def _contrastive(flags: dict[str, Any], emit: Any) -> None:
+    from vlmkit.train.contrastive import ContrastiveConfig
+    from vlmkit.train.contrastive import train as trained
+    from vlmkit.train.registered import towers
+    from vlmkit.train.settings import resolve
+
+    with towers(flags["vision"] or TOWERS[0], flags["text"] or TOWERS[1]) as (vision, text):
+        trained(resolve(ContrastiveConfig, {}, {}, flags | {"vision": vision, "text": text}), emit)
+
+
+def _fraction(val: str | None) -> float | str | None:
+    try:
+        return None if val is None else float(val)
+    except ValueError:
+        return val

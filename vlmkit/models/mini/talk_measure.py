@@ -1,0 +1,64 @@
+# ruff: noqa: TID253 - this file only measures; what runs the model stands in talk.py
+"""How well what `mini` talks with does on what was held out, with the right pictures and with shuffled ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmkit.images import ahead, open_picture
+from vlmkit.metrics import bleu, cider, vqa_normalize
+from vlmkit.models import Hardware
+from vlmkit.models.chat import Answer, Request, Sampling, load_talker
+from vlmkit.models.mini.data import rows
+from vlmkit.records import Record, batched
+from vlmkit.tars import locate
+
+TOGETHER = 32
+
+
+def measure(folder: Path, data: Path) -> dict[str, Any]:
+    """Captions of Flickr8k dev (CIDEr, BLEU-4; beam 3), and answers to easy-VQA's test and DAQUAR's dev questions.
+
+    Exact: equal to a reference after VQA's normalisation. Shuffled: each question with the picture of another one.
+    """
+    captioned = list(rows(data / "flickr-dev-captions.jsonl"))
+    said = _answers(folder, captioned, [""] * len(captioned), captions=True)
+    references = [row["captions"] for row in captioned]
+    found: dict[str, Any] = {
+        "captions": len(captioned),
+        "cider": round(cider(said, references, tokenize="py")["corpus"], 4),
+        "bleu4": round(bleu(said, references, tokenize="py")["corpus"][3], 4),
+    }
+    for name, file in (("easy_vqa", "easy-test"), ("daquar", "daquar-dev")):
+        asked = list(rows(data / f"{file}.jsonl"))
+        found[f"{name}_questions"] = len(asked)
+        found[f"{name}_exact"] = _exact(folder, asked, asked)
+        order = np.random.default_rng(0).permutation(len(asked))
+        found[f"{name}_shuffled"] = _exact(folder, asked, [asked[i] for i in order])
+    return found
+
+
+def _exact(folder: Path, asked: list[Record], shown: list[Record]) -> float:
+    said = _answers(folder, shown, [row["question"] for row in asked])
+    right = [
+        vqa_normalize(answer) in {vqa_normalize(each) for each in row["answers"]}
+        for answer, row in zip(said, asked, strict=True)
+    ]
+    return round(float(np.mean(right)), 4)
+
+
+def _answers(folder: Path, shown: Sequence[Record], questions: list[str], captions: bool = False) -> list[str]:
+    model = load_talker(str(folder), Hardware()).model
+    style = model.captions["normal"]
+    sampling = Sampling(style.max_tokens, beams=style.beams, length_penalty=style.length_penalty)
+    sampling = sampling if captions else Sampling(max_tokens=8)
+    opened = ahead(shown, lambda row: model.preprocess(open_picture(locate(row["image"]), model.size)[0]), 2, 64)
+    pairs = zip(opened, questions, strict=True)
+    said: list[str] = []
+    for some in batched(pairs, TOGETHER):
+        for answer in model.answer([Request(question, [picture]) for picture, question in some], sampling):
+            assert isinstance(answer, Answer)
+            said.append(answer.text)
+    return said

@@ -1,0 +1,118 @@
+"""Make what `mini` talks with, from captioned pictures and questions:
+
+    python -m vlmkit.models.mini.talk_recipe TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
+
+Writes the data, trains as `vlmkit train instruct --vision mini` does, packs, measures the packed model on what was held
+out, with the right pictures and with shuffled ones, and writes DIR. The same command on the same machine makes the same
+bytes. One JSON object a line on standard error tells how it goes.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.mini.data import rows, write_data
+from vlmkit.models.mini.talk_measure import measure
+from vlmkit.models.mini.talk_pack import pack_talk
+from vlmkit.models.mini.words import language_model
+from vlmkit.streams import Failures
+from vlmkit.train.output import check_free, whole_folder
+from vlmkit.train.vlm.config import VlmConfig
+from vlmkit.train.vlm.stage import train
+
+PIECES, WIDTH, LAYERS = 6000, 256, 6
+EPOCHS = 8
+# How often each file counts an epoch.
+MIXTURE = {"train-captions": 1, "train-questions": 0.5, "easy-train": 0.35, "daquar-train": 1}
+TRAINING: dict[str, Any] = {
+    "stage": "instruct",
+    "vision": "mini",
+    "cache_features": True,
+    "mirror": True,
+    "batch_size": 32,
+    "lr": 1e-3,
+    "projector_lr": 1e-3,
+    "weight_decay": 0.05,
+    "beta2": 0.98,
+    "warmup": 0.05,
+    "dropout": 0.1,
+    "smoothing": 0.1,
+    "pack_length": 256,
+    "log_every": 50,
+}
+
+
+def make(
+    tars: list[str], val: str, daquar: str, out: Path, *, limit: int | None, epochs: float, work: Path, seed: int = 0
+) -> None:
+    """The whole recipe; what lies between stands in `work`, from which a run that was cut off goes on."""
+    check_free(out)
+
+    def log(figures: dict[str, Any]) -> None:
+        sys.stderr.write(json.dumps(figures) + "\n")
+        sys.stderr.flush()
+
+    data = work / "data"
+    if not data.exists():
+        log({"data": write_data([Path(tar) for tar in tars], [Path(val)], Path(daquar), data, limit)})
+    llm = language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)
+    config = VlmConfig(
+        data=[f"{weight}:{data / name}.jsonl" for name, weight in MIXTURE.items()],
+        out=work / "trained",
+        llm=str(llm),
+        val=str(data / "flickr-dev-captions.jsonl"),
+        epochs=epochs,
+        seed=seed,
+        **TRAINING,
+    )
+    with Failures() as failures:
+        trained = train(config, log, failures, note=lambda _: None, resume=True)
+    with whole_folder(out) as made:
+        pack_talk(trained, made)
+        figures = measure(made, data)
+        log(figures)
+        settings = json.loads((made / "talk.json").read_text())
+        settings |= {"figures": figures, "recipe": {"epochs": epochs, "mixture": MIXTURE, "seed": seed} | TRAINING}
+        (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def texts(data: Path) -> Iterator[str]:
+    """All that is said in the training files."""
+    for name in MIXTURE:
+        for row in rows(data / f"{name}.jsonl"):
+            yield from row.get("captions") or [row["question"], *row["answers"]]
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vlmkit.models.mini.talk_recipe", description="Make what mini talks with."
+    )
+    parser.add_argument("data", nargs="+", metavar="TRAIN", help="shards with captions")
+    parser.add_argument("--val", required=True, metavar="DEV", help="another one, to measure on")
+    parser.add_argument("--daquar", required=True, metavar="FILE", help="DAQUAR's questions as records")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the model")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what lies between, to go on from")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each source")
+    parser.add_argument(
+        "--epochs", type=float, default=EPOCHS, metavar="N", help=f"times through, {EPOCHS} unless told"
+    )
+    a = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory(prefix="mini-talk-") as temporary:
+            work = a.work or Path(temporary)
+            work.mkdir(parents=True, exist_ok=True)
+            make(a.data, a.val, a.daquar, a.out, limit=a.limit, epochs=a.epochs, work=work)
+    except VlmkitError as error:
+        sys.stderr.write(f"talk_recipe: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

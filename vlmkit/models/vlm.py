@@ -1,0 +1,233 @@
+# ruff: noqa: TID253 - imported only where such a model is trained or opened
+"""Vision-language models of the LLaVA form: put together from two towers, or opened from a folder.
+
+`LlavaForConditionalGeneration` takes any CLIP or SigLIP vision tower and any causal language model (Liu and others,
+2023), so what is saved opens in transformers alone, but for the connectors and towers that say they are not native.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipVisionModel,
+)
+from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.connectors import CONNECTORS, QUERIES, ConnectorConfig, ConnectorLlava
+from vlmkit.models.mini.grid import MiniGridConfig, MiniGridModel, image_processor
+from vlmkit.models.patches import PatchesConfig, PatchesModel
+
+IMAGE = "<image>"
+TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+ROWS = 64  # embedding tables grow to a multiple of it
+# A language model's template takes a message's content as a string; processors hand over a list of parts. Pictures and
+# text stand on lines of their own, as in LLaVA's data.
+PARTS = """\
+{%- set ns = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message['content'] is string -%}
+{%- set ns.messages = ns.messages + [message] -%}
+{%- else -%}
+{%- set line = namespace(text='') -%}
+{%- for part in message['content'] -%}
+{%- set gap = '\\n' if line.text.endswith('<image>') else '' -%}
+{%- set line.text = line.text + gap + ('<image>' if part['type'] == 'image' else part['text']) -%}
+{%- endfor -%}
+{%- set ns.messages = ns.messages + [{'role': message['role'], 'content': line.text}] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = ns.messages -%}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Vlm:
+    """A model and its processor; `image_tokens` is how many stand for one picture."""
+
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+
+    @property
+    def image_tokens(self) -> int:
+        return self.processor._get_num_multimodal_tokens([[1, 1]])["num_image_tokens"][0]
+
+    @property
+    def vision(self) -> Any:
+        """The configuration of the vision tower."""
+        return self.model.config.vision_config
+
+    @property
+    def connector(self) -> str:
+        return getattr(self.model.config, "connector", "mlp")
+
+
+def open_vlm(folder: str) -> Vlm:
+    """A folder that `build` and training made. Raises VlmkitError where it is none."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, LlavaConfig):
+            raise VlmkitError(f"{folder}: a {config.model_type} model, not one of the LLaVA form", "name another one")
+        opened: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = opened
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise VlmkitError(f"{folder}: {_first_line(error)}", "name a folder that vlmkit train made") from None
+    if wrong := sorted(report["missing_keys"]) or sorted(report["unexpected_keys"]):
+        raise VlmkitError(f"{folder}: its weights do not fit its configuration ({wrong[0]})", "train it again")
+    return Vlm(model, processor)
+
+
+def build(vision: str, llm: str, connector: str, seed: int = 0) -> Vlm:
+    """A new model from a vision tower and a language model; the connector is fresh, by `seed`.
+
+    `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model. A folder
+    that holds a configuration and no weights gives fresh ones. Raises VlmkitError.
+    """
+    torch.manual_seed(seed)
+    tower, pictures = _tower(vision)
+    language, tokenizer = _language(llm)
+    image_token = _add_image_token(language, tokenizer)
+    kind = tower.config.model_type
+    config: Any = {
+        "vision_config": tower.config.to_dict(),
+        "text_config": language.config.to_dict(),
+        "image_token_index": image_token,
+        "vision_feature_layer": -2 if kind == "clip_vision_model" else -1,
+        "vision_feature_select_strategy": "default" if kind == "clip_vision_model" else "full",
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "tie_word_embeddings": bool(language.config.tie_word_embeddings),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    widths = tower.config.hidden_size, language.config.hidden_size
+    if connector == "mlp":
+        made: Any = LlavaConfig(**config)
+        model_class: Any = LlavaForConditionalGeneration
+        projector: nn.Module = LlavaMultiModalProjector(made)
+    elif connector in CONNECTORS:
+        made, model_class = ConnectorConfig(**config, connector=connector), ConnectorLlava
+        projector = CONNECTORS[connector](*widths)
+    else:
+        raise VlmkitError(f"unknown connector {connector}", f"use mlp, {', '.join(CONNECTORS)}")
+    with torch.device("meta"):
+        model = model_class(made)
+    model.model.vision_tower, model.model.language_model = tower, language.base_model
+    model.model.multi_modal_projector = projector
+    model.lm_head = language.get_output_embeddings()
+    model.tie_weights()
+    model.generation_config = language.generation_config
+    side, patch = tower.config.image_size, tower.config.patch_size
+    processor = LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=side // int(QUERIES**0.5) if connector == "qformer" else patch,
+        vision_feature_select_strategy="full" if connector == "qformer" else made.vision_feature_select_strategy,
+        num_additional_image_tokens=int(kind == "clip_vision_model" and connector != "qformer"),
+        chat_template=PARTS + tokenizer.chat_template if tokenizer.chat_template else None,
+    )
+    found = Vlm(model, processor)
+    made.image_seq_length = found.image_tokens
+    return found
+
+
+def pad_to_square(vlm: Vlm) -> None:
+    """Have pictures padded to a square with the mean colour instead of cropped, as LLaVA-1.5 does in stage 2."""
+    crop = vlm.processor.image_processor
+    if vlm.vision.model_type != "clip_vision_model":
+        return
+    side = vlm.vision.image_size
+    vlm.processor.image_processor = LlavaImageProcessor(
+        do_pad=True,
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=crop.image_mean,
+        image_std=crop.image_std,
+    )
+
+
+def _tower(name: str) -> tuple[Any, Any]:
+    if name == "mini":
+        return MiniGridModel(MiniGridConfig()), image_processor()
+    if name == "patches":
+        config = PatchesConfig()
+        half = [0.5, 0.5, 0.5]
+        return PatchesModel(config), _square(config.image_size, half, half)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        config = getattr(config, "vision_config", config)
+        if config.model_type not in TOWERS:
+            raise VlmkitError(f"{name}: {config.model_type} is no CLIP or SigLIP tower", "name another --vision")
+        kind = TOWERS[config.model_type]
+        tower = kind.from_pretrained(name, dtype=torch.float32) if _has_weights(name) else kind(config)
+    except (OSError, ValueError) as error:
+        raise VlmkitError(f"{name}: {_first_line(error)}", "name a CLIP or SigLIP model, or a folder") from None
+    try:
+        return tower, AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+        return tower, _square(config.image_size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+
+
+def _square(side: int, mean: list[float], std: list[float]) -> LlavaImageProcessor:
+    crop = {"height": side, "width": side}
+    return LlavaImageProcessor(size={"shortest_edge": side}, crop_size=crop, image_mean=mean, image_std=std)
+
+
+def _language(name: str) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if _has_weights(name):
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise VlmkitError(f"{name}: {_first_line(error)}", "name a causal language model, or a folder") from None
+    if tokenizer.eos_token_id is None:
+        raise VlmkitError(f"{name}: its tokenizer has no end token", "name another --llm")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def _has_weights(name: str) -> bool:
+    folder = Path(name)
+    return not folder.is_dir() or any(found for pattern in WEIGHTS for found in folder.glob(pattern))
+
+
+def _add_image_token(language: Any, tokenizer: Any) -> int:
+    """The id of `<image>`. Tables with spare rows keep their size: other ones would be cut."""
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
+    token = tokenizer.convert_tokens_to_ids(IMAGE)
+    rows = language.get_input_embeddings().weight.shape[0]
+    if token >= rows:
+        language.resize_token_embeddings(-(-(token + 1) // ROWS) * ROWS, mean_resizing=False)
+        with torch.no_grad():
+            for table in {language.get_input_embeddings().weight, language.get_output_embeddings().weight}:
+                table[rows:] = 0
+    # These rows belong to no text; the language model never said them, and must not begin to.
+    silent = range(min(token, rows), language.get_input_embeddings().weight.shape[0])
+    language.generation_config.suppress_tokens = [token, *(i for i in silent if i != token and i >= len(tokenizer))]
+    return token
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]

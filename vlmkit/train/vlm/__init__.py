@@ -1,0 +1,1 @@
+"""Stages of vision-language models: dialogues -> sequences -> packed rows -> model and loss -> trainer -> folder."""

@@ -1,0 +1,69 @@
+"""`--dry-run`: what a run trains, and about what it costs."""
+
+import time
+from typing import Any
+
+import torch
+
+from vlmkit.streams import Failures
+from vlmkit.train.vlm.adapt import check_device, freeze
+from vlmkit.train.vlm.config import VlmConfig
+from vlmkit.train.vlm.feed import Draw, Feed, collate
+from vlmkit.train.vlm.stage import prepare
+
+SIDE = 2048  # of the matrices whose product tells how quick the machine is
+EFFICIENCY = 0.4  # of what it does there, training reaches about so much
+ACTIVATIONS = 34  # bytes a token, layer and channel at 16 bits (Korthikanti and others, 2022, equation 1)
+
+
+def estimate(config: VlmConfig, failures: Failures) -> dict[str, Any]:
+    """Parameters, steps, tokens a step, and memory and seconds, which are rough: within a factor of two or so."""
+    check_device(config)
+    prepared = prepare(config, failures)
+    freeze(prepared.vlm, config)
+    model: Any = prepared.vlm.model
+    counts = {True: 0, False: 0}
+    size = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+        size[parameter.requires_grad] += parameter.numel() * parameter.element_size()
+    micro = config.batch_size // config.accumulate
+    draws = prepared.draws[: min(micro, 64)]
+    blank = torch.zeros(3, prepared.vlm.vision.image_size, prepared.vlm.vision.image_size)
+    feed = Feed(prepared.training, lambda source, turned: blank, False, 0)
+    batch = collate(prepared.packer, [feed[Draw(*draw)] for draw in draws])
+    tokens = batch["tokens"] * config.batch_size / len(draws)
+    text = model.config.text_config
+    wide = 1 if config.device == "cuda" else 2
+    activations = ACTIVATIONS * wide * text.hidden_size * text.num_hidden_layers * tokens / config.accumulate
+    activations += 8 * text.vocab_size * len(batch["labels"]) * micro / len(draws)
+    if config.checkpointing:
+        activations /= text.num_hidden_layers**0.5
+    memory = size[False] + size[True] * 4 + activations  # weights, gradient, AdamW's two moments
+    language = sum(p.numel() for p in model.model.language_model.parameters())
+    tower = sum(p.numel() for p in model.model.vision_tower.parameters())
+    pictures = 0 if batch["seen"] is None else len(batch["seen"]) / len(draws) * config.batch_size
+    # Forward and backward through the language model, weights' gradients where they are trained; the tower forward.
+    flops = tokens * (4 * language + 2 * counts[True]) + 2 * pictures * prepared.vlm.image_tokens * tower
+    return {
+        "stage": config.stage,
+        "trainable_parameters": counts[True],
+        "total_parameters": counts[True] + counts[False],
+        "samples": sum(len(group.sequences) for group in prepared.training),
+        "steps": prepared.steps,
+        "tokens_per_step": round(tokens),
+        "memory_gb": round(memory / 2**30, 2),
+        "seconds": round(prepared.steps * flops / (EFFICIENCY * speed(config.device)), 1),
+    }
+
+
+def speed(device: str) -> float:
+    """Floating-point operations a second of a large matrix product on `device`, in the type that training uses."""
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    a = torch.randn(SIDE, SIDE, device=device, dtype=kind)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        times.append(time.perf_counter() - start)
+    return 2 * SIDE**3 / min(times)

@@ -1,0 +1,140 @@
+"""What each step sees: groups of sequences in the order of the epochs, as packed rows with their pictures."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vlmkit.errors import VlmkitError
+from vlmkit.images import ahead, open_picture
+from vlmkit.models.connectors import tower_features
+from vlmkit.models.vlm import Vlm
+from vlmkit.records import batched
+from vlmkit.sources import Bytes, PictureError
+from vlmkit.train.vlm.pack import Packer
+from vlmkit.train.vlm.sequence import Sequence
+
+CHUNK = 16  # pictures that the tower sees at once while features are cached
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences about the same pictures."""
+
+    name: str  # the id of the first sample
+    pictures: tuple[Bytes, ...]
+    sequences: list[Sequence]
+    mirror: bool  # whether the pictures may be mirrored
+
+
+class Draw(NamedTuple):
+    """One group in one epoch."""
+
+    group: int
+    epoch: int
+
+
+class Feed(Dataset[tuple[Group, list[Tensor]]]):
+    """Groups by `Draw`, with their pictures as the model takes them."""
+
+    def __init__(self, groups: Several[Group], see: Callable[[Bytes, bool], Tensor], mirror: bool, seed: int) -> None:
+        self.groups, self.see, self.mirror, self.seed = groups, see, mirror, seed
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, draw: Draw) -> tuple[Group, list[Tensor]]:
+        group = self.groups[draw.group]
+        turned = self.mirror and group.mirror
+        turned = turned and np.random.default_rng([self.seed, draw.epoch, draw.group]).random() < 0.5
+        return group, [self.see(picture, turned) for picture in group.pictures]
+
+
+def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]]) -> dict[str, Any]:
+    """Groups with their pictures as what `Learner` takes, with `names`, and `tokens` without padding.
+
+    Raises VlmkitError where there is nothing to learn.
+    """
+    seen = [tensor for _, tensors in items for tensor in tensors]
+    start = np.cumsum([0, *(len(tensors) for _, tensors in items)])
+    rows = packer.pack(
+        [(group.sequences, list(range(start[i], start[i] + len(tensors)))) for i, (group, tensors) in enumerate(items)]
+    )
+    names = tuple(group.name for group, _ in items)
+    if not len(rows.labels):
+        raise VlmkitError(f"nothing to learn in the batch of {', '.join(names)}", "give replies that are not empty")
+    arrays = (rows.ids, rows.position, rows.unit, rows.branch, rows.places, rows.labels.astype(np.int64))
+    pixels = torch.stack([seen[i] for i in rows.pictures]) if rows.pictures else None
+    tensors = zip(("ids", "position", "unit", "branch", "places", "labels"), map(torch.from_numpy, arrays), strict=True)
+    return dict(tensors) | {"seen": pixels, "names": names, "tokens": int((rows.unit >= 0).sum())}
+
+
+def pixels_of(vlm: Vlm) -> Callable[[Bytes, bool], Tensor]:
+    """How a picture becomes the tower's pixels (3, H, W): by the model's own image processor."""
+    side = vlm.vision.image_size
+
+    def see(source: Bytes, turned: bool) -> Tensor:
+        try:
+            picture: Image.Image = open_picture(source, side)[0]
+        except PictureError as error:
+            raise VlmkitError(f"{source}: {error}", "mend or remove the picture, then train again") from None
+        picture = ImageOps.mirror(picture) if turned else picture
+        return vlm.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+
+    return see
+
+
+class Features:
+    """What a frozen tower says of each picture (and of its mirror image), computed once, in a file of float16.
+
+    The file is named after the tower and the pictures, so a run that is resumed finds it again.
+    """
+
+    def __init__(self, vlm: Vlm, groups: Several[Group], mirror: bool, folder: Path, workers: int) -> None:
+        keys = ((picture, turned) for group in groups for picture in group.pictures
+                for turned in ((False, True) if mirror and group.mirror else (False,)))  # fmt: skip
+        self.at = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        shape = len(self.at), vlm.image_tokens, vlm.vision.hidden_size
+        path = folder / f"features-{self._digest(vlm)}.f16"
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}")
+            self._write(vlm, np.memmap(part, np.float16, "w+", shape=shape), workers)
+            part.replace(path)
+        self.values = np.memmap(path, np.float16, "r", shape=shape)
+
+    def _digest(self, vlm: Vlm) -> str:
+        told = hashlib.sha256(vlm.vision.to_json_string().encode())
+        for weight in vlm.model.model.vision_tower.state_dict().values():
+            told.update(weight.detach().float().cpu().numpy().tobytes())
+        told.update(repr(list(self.at)).encode())
+        return told.hexdigest()[:12]
+
+    def _write(self, vlm: Vlm, values: np.ndarray, workers: int) -> None:
+        see = pixels_of(vlm)
+        device = next(vlm.model.model.multi_modal_projector.parameters()).device
+        opened = ahead(self.at, lambda key: see(*key), workers, depth=4 * CHUNK)
+        start = 0
+        for some in batched(opened, CHUNK):
+            with torch.inference_mode():
+                found = tower_features(vlm.model, torch.stack(some).to(device)).half().cpu().numpy()
+            values[start : start + len(some)] = found
+            start += len(some)
+
+    def __call__(self, source: Bytes, turned: bool) -> Tensor:
+        """(N, F) float16."""
+        return torch.from_numpy(np.array(self.values[self.at[source, turned]]))
+
+
+def collator(packer: Packer) -> Callable[[list[tuple[Group, list[Tensor]]]], dict[str, Any]]:
+    """`collate` with its packer, as a DataLoader wants it."""
+    return partial(collate, packer)

@@ -1,0 +1,44 @@
+"""The output folder of a run: whose it is, whether it is done, and where a killed run goes on."""
+
+from pathlib import Path
+
+from vlmkit.errors import VlmkitError
+from vlmkit.train.settings import as_toml
+from vlmkit.train.vlm.config import VlmConfig
+from vlmkit.train.vlm.steady import last_checkpoint
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SETTINGS = "train.toml"
+FINISHED = Path("finished")
+
+
+def begin(config: VlmConfig, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None to begin, or FINISHED.
+
+    Raises VlmkitError where the folder holds something else, another run, or one that nobody asked to resume.
+    """
+    out, folder = config.out, config.out / "checkpoints"
+    if out.exists() and not out.is_dir():
+        raise VlmkitError(f"{out} is no folder", "name a new folder with -o")
+    if not out.absolute().parent.is_dir():
+        raise VlmkitError(f"{out.absolute().parent} does not exist", "make that folder first")
+    checkpoint = last_checkpoint(folder)
+    done = any((out / name).exists() for name in WEIGHTS)
+    other = out.exists() and any(path.name not in ("checkpoints", SETTINGS) for path in out.iterdir())
+    if (done or checkpoint) and not resume:
+        held = "a finished run" if done else "an unfinished run"
+        raise VlmkitError(f"{out} holds {held}", "use --resume for that one, or name a new folder with -o")
+    if other and not done:
+        raise VlmkitError(f"{out} is not empty", "name a new folder with -o")
+    told = (out if done else folder) / SETTINGS
+    if (done or checkpoint) and told.is_file() and told.read_text() != as_toml(config):
+        raise VlmkitError(f"{out} holds a run with other settings", f"compare {told}, or name a new folder with -o")
+    return FINISHED if done else checkpoint
+
+
+def open_run(config: VlmConfig) -> Path:
+    """The folder for checkpoints, with the settings in it."""
+    folder = config.out / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text(as_toml(config))
+    return folder

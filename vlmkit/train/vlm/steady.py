@@ -1,0 +1,180 @@
+"""What a transformers `Trainer` lacks for runs that may be killed at any moment: see `Steady`."""
+
+import math
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from vlmkit.errors import VlmkitError
+from vlmkit.train.loop import Log
+
+CHECKPOINT = "checkpoint-"
+PARTIAL = ".partial"
+WEIGHTS = "trained.safetensors"
+
+
+class Steady(Trainer):
+    """A `Trainer` whose checkpoints are complete or absent and whose log is one JSON object a step.
+
+    A checkpoint holds what is trained, and is loaded strictly: `Trainer` itself loads with strict=False, and so loses
+    a LLaVA's projector (transformers issues 43701, 48805). A loss that is not finite stops the run and names the batch.
+    """
+
+    model: nn.Module
+
+    def __init__(self, *args: Any, emit: Log, keep: int, patience: int | None, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_LastStep())
+        self.emit, self.keep, self.patience = emit, keep, patience
+        self.folder = Path(self.args.output_dir or ".")
+        self.seen = {"tokens": 0, "samples": 0}
+        self.since = time.perf_counter()
+
+    def watch(self, loss: Tensor, names: tuple[str, ...], tokens: int) -> None:
+        """Count a micro-batch. Raises VlmkitError if its loss is not finite."""
+        if not math.isfinite(value := float(loss.detach())):
+            step = self.state.global_step + 1
+            raise VlmkitError(f"the loss is {value} at step {step}, samples {', '.join(names)}", "try a lower rate")
+        self.seen["tokens"] += tokens
+        self.seen["samples"] += len(names)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One JSON object: step, epoch, loss, lr, grad_norm and the rates since the one before."""
+        record: dict[str, Any] = {"step": self.state.global_step}
+        names = {"learning_rate": "lr", "eval_loss": "val_loss"}
+        record |= {names.get(name, name): value for name, value in logs.items() if not name.startswith("train_")}
+        if "loss" in logs:
+            seconds = max(time.perf_counter() - self.since, 1e-9)
+            world = self.args.world_size
+            record |= {f"{name}_per_s": round(count * world / seconds, 1) for name, count in self.seen.items()}
+            record["memory_gb"] = round(memory_gb(), 3)
+            self.seen, self.since = {"tokens": 0, "samples": 0}, time.perf_counter()
+        super().log(logs, start_time)
+        if "total_flos" not in record and self.is_world_process_zero():
+            self.emit(record)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        better = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= better
+        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        if self.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+            self.control.should_training_stop = True
+        return better
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.folder / PARTIAL)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"{CHECKPOINT}{self.state.global_step}"
+        partial, done = self.folder / PARTIAL, self.folder / name
+        if done.exists():
+            return
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+        _wait()
+        try:
+            super()._save_checkpoint(model, trial)
+            _wait()
+            if self.args.should_save:
+                (partial / name).replace(done)
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and "write" not in str(error):
+                raise
+            last = last_checkpoint(self.folder)
+            kept = f"{last.name} is whole" if last else "there is none before it"
+            what = f"the checkpoint of step {self.state.global_step} cannot be written ({error}), {kept}"
+            raise VlmkitError(what, "free some space, then use --resume") from None
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(partial, ignore_errors=True)
+        if self.args.should_save:
+            self._drop_old()
+        _wait()
+
+    def _drop_old(self) -> None:
+        best = self.state.best_global_step
+        for old in checkpoints(self.folder)[: -self.keep]:
+            if old.name != f"{CHECKPOINT}{best}":
+                shutil.rmtree(old)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What is trained, whole, also where processes hold shards of it."""
+        weights = {name: _whole(value) for name, value in trained(self.model).items()}
+        if self.args.should_save:
+            folder = Path(output_dir or self.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained(model or self.model, Path(resume_from_checkpoint))
+
+    def load_best(self) -> None:
+        """Go back to the weights with the least validation loss, if there was a validation."""
+        if self.state.best_global_step:
+            load_trained(self.model, self.folder / f"{CHECKPOINT}{self.state.best_global_step}")
+
+
+class _LastStep(TrainerCallback):
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of `model` that are trained, each once."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def load_trained(model: nn.Module, checkpoint: Path) -> None:
+    """Load into `model` what `save_model` wrote, all of it. Raises VlmkitError where the names differ."""
+    weights, places = load_file(checkpoint / WEIGHTS), trained(model)
+    if weights.keys() != places.keys():
+        odd = min(weights.keys() ^ places.keys())
+        raise VlmkitError(f"{checkpoint} is of another run ({odd})", "resume with the options it was begun with")
+    with torch.no_grad():
+        for name, place in places.items():
+            value = weights[name].to(place.device)
+            if isinstance(place, DTensor):
+                from torch.distributed.tensor import distribute_tensor
+
+                place.copy_(distribute_tensor(value, place.device_mesh, place.placements))
+            else:
+                place.copy_(value)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def memory_gb() -> float:
+    """The most memory used so far, on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _whole(value: Tensor) -> Tensor:
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().cpu().contiguous()
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
