@@ -123,7 +123,12 @@ def _predictions(folder: Path) -> None:
     told += [("rocket", "what is on the launch pad", "rocket"), ("coins", "how many coins are there", "24")]
     told += [("chelsea", "what color is the cat", "orange"), ("page", "what does the first word say", "region")]
     rows = [
-        {"id": f"q{i}", "image": f"photos/{_file(folder, name)}", "question": question, "answers": [answer] * 7 + ["nothing"] * 3}
+        {
+            "id": f"q{i}",
+            "image": f"photos/{_file(folder, name)}",
+            "question": question,
+            "answers": [answer] * 7 + ["nothing"] * 3,
+        }
         for i, (name, question, answer) in enumerate(told)
     ]
     answers = ["white", "yes", "a rocket", "12", "brown", "Region"]

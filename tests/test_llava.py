@@ -1,24 +1,15 @@
 """Folders of transformers against the call that its documentation shows; random weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import records
 from PIL import Image
-from talkers import TEMPLATE, tokenizer
+from talkers import clip_tower, talker
 from test_mini import noise
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.chat import Answer, Request, Sampling, load_talker
@@ -30,47 +21,25 @@ OF_A_LANGUAGE_MODEL = (
 QUESTIONS = ["what color is it?", "a dog", "is it red", "x"]
 
 
-def clip_llava(folder: Path, template: str) -> Path:
-    """A LLaVA on a CLIP tower, as `vlmkit train` and the Hub have them."""
-    words = tokenizer()
-    words.chat_template = template
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=48, patch_size=16
-    )
-    text = LlamaConfig(
-        vocab_size=len(words), hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=words.convert_tokens_to_ids("<image>"),
-            image_seq_length=9,
-        )
-    )
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim > 1 and "vision_tower" not in name:
-                value.mul_(8)
-    model.save_pretrained(folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
-    kwargs = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    LlavaProcessor(images, words, **kwargs).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clip_llava(tmp_path_factory.mktemp("models") / "llava", TEMPLATE)
+    """A LLaVA on a CLIP tower."""
+    folder = tmp_path_factory.mktemp("models")
+    talker(folder / "llava", vision=clip_tower(folder / "clip"))
+    return folder / "llava"
+
+
+@pytest.fixture
+def copied(llava: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(llava, tmp_path / "copied"))
 
 
 def documented(folder: Path, pictures: list[Image.Image], prompt: str, **how: object) -> str:
     """processor(images, text), generate, decode what is new."""
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     inputs = processor(images=pictures or None, text=prompt, return_tensors="pt")
-    made = model.generate(**inputs, **{"max_new_tokens": 10, "do_sample": False} | how)
+    made = model.generate(**inputs, **{"max_new_tokens": 10, "do_sample": False, "renormalize_logits": True} | how)
     return processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -95,13 +64,28 @@ def test_answers_are_those_of_the_documented_call(llava: Path, beams: int) -> No
     assert all(answer.tokens == 10 if answer.finish == "length" else answer.tokens <= 10 for answer in answers)
 
 
-def test_the_template_of_a_language_model_gets_strings(tmp_path: Path) -> None:
-    folder = clip_llava(tmp_path / "plain", OF_A_LANGUAGE_MODEL)
+def test_the_template_of_a_language_model_gets_strings(copied: Path) -> None:
+    (copied / "chat_template.jinja").write_text(OF_A_LANGUAGE_MODEL)
     (picture,) = pictures(1)
-    model = load_talker(str(folder)).model
+    model = load_talker(str(copied)).model
     (answer,) = model.answer([Request("a dog", [picture], system="be kind")], Sampling(10))
     assert isinstance(answer, Answer)
-    assert answer.text == documented(folder, [picture], "system be kind\n<user><image>\na dog\n<reply>")
+    assert answer.text == documented(copied, [picture], "system be kind\n<user><image>\na dog\n<reply>")
+
+
+def test_after_alignment_alone_there_is_no_conversation(copied: Path) -> None:
+    (picture,) = pictures(1)
+    (copied / "train.toml").write_text('stage = "align"\n')
+    (copied / "chat_template.jinja").unlink()
+    model = load_talker(str(copied)).model
+    described, continued, asked = model.answer(
+        [Request(model.captions["normal"].prompt, [picture]), Request("a cat is"), Request("what is it", [picture])],
+        Sampling(10),
+    )
+    expected = [
+        documented(copied, *of) for of in [([picture], "<image>"), ([], "a cat is"), ([picture], "<image>\nwhat is it")]
+    ]
+    assert [described.text, continued.text, asked.text] == expected
 
 
 def test_a_start_a_system_text_and_marks_in_the_question(llava: Path) -> None:
@@ -129,33 +113,25 @@ def test_on_the_tower_of_mini_both_ways_agree(talking: Path, photos: Path, vlmki
     assert trained[0]["caption_model"].startswith(f"{talking / 'trained'}@")
 
 
-def test_no_code_of_a_folder_is_run(llava: Path, tmp_path: Path, vlmkit, photos: Path) -> None:
-    folder = tmp_path / "evil"
-    folder.mkdir()
-    for file in llava.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
+def test_no_code_of_a_folder_is_run(copied: Path, vlmkit, photos: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
     config["model_type"] = "evil"
     config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForImageTextToText": "evil.Evil"}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "evil.py").write_text("print('owned')\n")
-    done = vlmkit("ask", "-m", folder, photos / "coffee.png", "what?", code=2, stdin=b"y\n")
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "evil.py").write_text("print('owned')\n")
+    done = vlmkit("ask", "-m", copied, photos / "coffee.png", "what?", code=2, stdin=b"y\n")
     assert done.stdout == b"" and done.stderr.count(b"\n") == 1 and b"cannot be opened" in done.stderr
 
 
-def test_folders_that_cannot_talk_are_told(llava: Path, tmp_path: Path, vlmkit, photos: Path) -> None:
+def test_folders_that_cannot_talk_are_told(copied: Path, tmp_path: Path, vlmkit, photos: Path) -> None:
     picture = photos / "coffee.png"
     (tmp_path / "empty").mkdir()
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
     for name, reason in {"empty": b"holds no model that answers", "clip": b"but one of type clip"}.items():
         assert reason in vlmkit("ask", "-m", tmp_path / name, picture, "what?", code=2).stderr
-    mute = tmp_path / "mute"
-    mute.mkdir()
-    for file in llava.iterdir():
-        if file.name != "chat_template.jinja":
-            (mute / file.name).write_bytes(file.read_bytes())
+    (copied / "chat_template.jinja").unlink()
     with pytest.raises(VlmkitError, match="no chat template"):
-        load_talker(str(mute))
-    (mute / "model.safetensors").unlink()
-    assert b"holds no weights" in vlmkit("caption", "-m", mute, picture, code=2).stderr
+        load_talker(str(copied))
+    (copied / "model.safetensors").unlink()
+    assert b"holds no weights" in vlmkit("caption", "-m", copied, picture, code=2).stderr

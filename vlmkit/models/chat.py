@@ -29,7 +29,14 @@ TALKERS = {
     "mini": "vlmkit.models.mini.talk:Talk",
     "transformers": "vlmkit.models.llava:ImageTextToText",
 }
-PROCESSING = (*PROCESSOR_FILES, *TOKENIZER_FILES, "chat_template.jinja", "chat_template.json", "generation_config.json")
+PROCESSING = (
+    *PROCESSOR_FILES,
+    *TOKENIZER_FILES,
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "train.toml",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """Image-text-to-text models of transformers, such as LLaVA: their own processor, chat template and `generate`."""
 
 import importlib
+import tomllib
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
@@ -17,7 +19,7 @@ from vlmkit.models.torch_embedder import hush, torch_device
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TOWERS = {"vlmkit_mini_grid": "vlmkit.models.mini.grid"}  # modules that register a vision model of our own
+OURS = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
 CAPTIONS = {
     "short": CaptionStyle("Describe this picture in a few words.", 24),
     "normal": CaptionStyle("Describe this picture in one sentence.", 64),
@@ -33,16 +35,16 @@ class ImageTextToText:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         hush()
-        vision = read_json(checkpoint.folder / "config.json").get("vision_config")
-        tower = vision.get("model_type") if isinstance(vision, dict) else None
-        if tower in TOWERS:
-            importlib.import_module(TOWERS[tower])
+        config = read_json(checkpoint.folder / "config.json")
+        tower = str((config.get("vision_config") or {}).get("model_type"))
+        if str(config.get("model_type")).startswith(OURS) or tower.startswith(OURS):
+            importlib.import_module("vlmkit.models.vlm")  # registers them
+        self._stage = _stage(checkpoint.folder)
         self._torch = torch
         self.device = torch_device(hardware.device)
         self.batch = BatchSize(CUDA_FIRST if self.device == "cuda" else CPU)
-        own = tower in TOWERS  # trained on pictures as mini sees them
-        self.size = SIZE if own else None
-        self.captions = Talk.captions if own else CAPTIONS
+        self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
+        self.captions = Talk.captions if self._stage else CAPTIONS
         kind = torch.bfloat16 if self.device == "cuda" else torch.float32
         try:
             model = AutoModelForImageTextToText.from_pretrained(
@@ -54,13 +56,15 @@ class ImageTextToText:
             raise VlmkitError(f"{checkpoint.name} cannot be opened ({reason})", "get the whole model again") from None
         tokenizer: Any = getattr(self._processor, "tokenizer", None)
         template = tokenizer and (self._processor.chat_template or tokenizer.chat_template)
-        if not template:
+        if not template and self._stage != "align":
             raise VlmkitError(f"{checkpoint.name} has no chat template", "name a model that was made for conversations")
         self._by_parts = "image" in str(template)  # that of a language model alone knows strings only
         self._mark = getattr(self._processor, "image_token", "<image>")
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self._tokenizer = tokenizer
+        added = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._marks = {*tokenizer.all_special_tokens, *added, self._mark}
         self._model: Any = model.eval()
         self._model.to(self.device)
         ends = model.generation_config.eos_token_id
@@ -82,12 +86,13 @@ class ImageTextToText:
     def _generated(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
         torch = self._torch
         texts = [self._text(request) + request.start for request in requests]
-        begun = self._tokenizer.bos_token is not None and texts[0].startswith(self._tokenizer.bos_token)
+        begins = self._tokenizer.bos_token
+        whole = self._stage is not None or (begins is not None and texts[0].startswith(begins))
         inputs = self._processor(
             text=texts,
             images=[list(request.pictures) for request in requests] if requests[0].pictures else None,
             padding=True,
-            add_special_tokens=not begun,
+            add_special_tokens=not whole,
             return_tensors="pt",
         ).to(self.device, self._model.dtype)
         torch.manual_seed(sampling.seed + requests[0].number)
@@ -97,20 +102,24 @@ class ImageTextToText:
         return [self._answer(row, request.start) for row, request in zip(rows, requests, strict=True)]
 
     def _text(self, request: Request) -> str:
-        """The conversation in the model's own form."""
-        said = [("system", self._plain(request.system), 0)] if request.system else []
-        said.append(("user", self._plain(request.prompt), len(request.pictures)))
-        turns = [{"role": role, "content": self._content(text, pictures)} for role, text, pictures in said]
+        """The conversation in the model's own form; after `train align` alone, as it was trained, without one."""
+        prompt, count = self._plain(request.prompt), len(request.pictures)
+        if self._stage == "align":
+            said = "\n".join(filter(None, [self._plain(request.system), *[self._mark] * count, prompt]))
+            return (self._tokenizer.bos_token or "") + said
+        turns = [{"role": "user", "content": self._content(prompt, count)}]
+        if request.system:
+            turns.insert(0, {"role": "system", "content": self._content(self._plain(request.system), 0)})
         return self._processor.apply_chat_template(turns, add_generation_prompt=True)
 
-    def _content(self, text: str, pictures: int) -> str | list[dict[str, str]]:
-        if not self._by_parts:
-            return f"{self._mark}\n" * pictures + text
-        return [{"type": "image"}] * pictures + [{"type": "text", "text": text}] * bool(text)
+    def _content(self, text: str, pictures: int) -> Any:
+        if self._by_parts:
+            return [{"type": "image"}] * pictures + [{"type": "text", "text": text}] * bool(text)
+        return "\n".join([self._mark] * pictures + [text] * bool(text))
 
     def _plain(self, text: str) -> str:
         """`text` without what the tokenizer would take for marks of the conversation or of pictures."""
-        for mark in {*self._tokenizer.all_special_tokens, self._mark}:
+        for mark in self._marks:
             text = text.replace(mark, " ")
         return text.strip()
 
@@ -121,12 +130,25 @@ class ImageTextToText:
         return Answer((start + text).strip(), "length" if end is None else "stop", made)
 
 
+def _stage(folder: Path) -> str | None:
+    """The stage of `vlmkit train` that made the model, if it was that."""
+    try:
+        return str(tomllib.loads((folder / "train.toml").read_text()).get("stage"))
+    except (OSError, ValueError):
+        return None
+
+
 def _settings(sampling: Sampling) -> dict[str, Any]:
     """The arguments of `generate` that decide how words are chosen; none is left to the model's own files."""
     how: dict[str, Any] = {"max_new_tokens": sampling.max_tokens}
     if sampling.temperature > 0:
         return how | {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     how |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return how | (
-        {"num_beams": sampling.beams, "length_penalty": sampling.length_penalty} if sampling.beams > 1 else {}
-    )
+    if sampling.beams == 1:
+        return how
+    # Without the last one, what suppressed tokens would have had counts against a beam.
+    return how | {
+        "num_beams": sampling.beams,
+        "length_penalty": sampling.length_penalty,
+        "renormalize_logits": True,
+    }

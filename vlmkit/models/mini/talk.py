@@ -31,7 +31,7 @@ BATCH = 16  # requests
 
 
 class Prompts:
-    """What is said to the model: `<user>`, 49 `<image>` a picture, the question in lower case, `<reply>`."""
+    """What is said to the model: `<user>`, 49 places a picture, the question in lower case, `<reply>`."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
@@ -49,8 +49,10 @@ class Prompts:
             raise VlmkitError(f"{path} has no token {mark}", "install vlmkit again")
         return found
 
-    def head(self, pictures: int) -> list[int]:
-        return [self.user] + [PLACE] * (PLACES * pictures)
+    def head(self, pictures: int, system: str = "") -> list[int]:
+        """What several questions have in common."""
+        before = [self.user, *self._ids(system)] if system else []
+        return [*before, self.user] + [PLACE] * (PLACES * pictures)
 
     def tail(self, question: str, start: str = "") -> list[int]:
         return [*self._ids(question), self.reply, *self._ids(start)]
@@ -100,9 +102,9 @@ class Talk:
         return preprocess(image)
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
-        tails = [self._prompts.tail(f"{r.system} {r.prompt}".strip(), r.start) for r in requests]
+        tails = [self._prompts.tail(request.prompt, request.start) for request in requests]
         rooms = [
-            self._context - len(self._prompts.head(len(request.pictures))) - len(tail)
+            self._context - len(self._prompts.head(len(request.pictures), request.system)) - len(tail)
             for request, tail in zip(requests, tails, strict=True)
         ]
         answers: list[Answer | Unanswerable] = [
@@ -143,14 +145,15 @@ class Talk:
         """The beginnings of all prompts, each distinct one once, and which of them each request has."""
         import numpy as np
 
-        keys = [tuple(picture.tobytes() for picture in request.pictures) for request in requests]
-        pictures = {key: request.pictures for key, request in zip(keys, requests, strict=True)}
-        order = {key: row for row, key in enumerate(pictures)}
-        stack = [picture for head in pictures.values() for picture in head]
+        keys = [(request.system, *(picture.tobytes() for picture in request.pictures)) for request in requests]
+        distinct = dict(zip(keys, requests, strict=True))
+        order = {key: row for row, key in enumerate(distinct)}
+        stack = [picture for request in distinct.values() for picture in request.pictures]
         if stack and self._features is None:
             self._features = Features(self._folder, self._threads)
         grid = self._features(np.stack(stack)) if stack and self._features else None  # (M, 49, 1280)
-        _, past = self._decoder(_padded([self._prompts.head(len(key)) for key in pictures]), grid=grid)
+        heads = [self._prompts.head(len(request.pictures), request.system) for request in distinct.values()]
+        _, past = self._decoder(_padded(heads), grid=grid)
         return past, np.array([order[key] for key in keys])
 
 

@@ -22,12 +22,15 @@ STORES: dict[str, Store] = {
     "float16": lambda graph, value, axis: graph.half(value),
     "float32": lambda graph, value, axis: graph.floats(value),
 }
+NEVER = -1e9  # a logit
 LANGUAGE = "model.language_model."
 PROJECTOR = "model.multi_modal_projector."
 
 
-def talk_side(weights: Weights, config: Any, store: Store) -> bytes:
+def talk_side(weights: Weights, config: Any, store: Store, suppressed: list[int]) -> bytes:
     """The graph of a LlavaForConditionalGeneration; `weights` and `config` under transformers' names.
+
+    The tokens `suppressed`, such as that of pictures, are never said.
 
     `ids` (N, L) int64, `positions` (N, L) int64, `mask` (N, L, S) float32 that is added to the scores, `rows` (N,)
     int64, `grid` (M, 49, 1280) float32 whose places stand in order where `ids` is -1, and for each layer `key`
@@ -42,7 +45,8 @@ def talk_side(weights: Weights, config: Any, store: Store) -> bytes:
     for number in range(text.num_hidden_layers):
         x = layers.add(x, number)
     last = graph.add("Squeeze", graph.add("Gather", x, graph.ints(-1), axis=1), graph.ints(1))  # (N, W)
-    graph.add("Gemm", layers.norm(last, f"{LANGUAGE}norm.weight"), head, out="logits", transB=1)
+    never = np.where(np.isin(np.arange(text.vocab_size), suppressed), NEVER, 0)
+    graph.add("Gemm", layers.norm(last, f"{LANGUAGE}norm.weight"), head, graph.floats(never), out="logits", transB=1)
 
     inputs: dict[str, tuple[int, Shape]] = {
         "ids": (TensorProto.INT64, ["N", "L"]),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def pack_talk(folder: Path, out: Path, weights: str = "int8") -> None:
     _check_model(folder, model.config)
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
-    (out / GRAPH).write_bytes(talk_side(arrays, model.config, STORES[weights]))
+    (out / GRAPH).write_bytes(
+        talk_side(arrays, model.config, STORES[weights], model.generation_config.suppress_tokens or [])
+    )
     processor.tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
     settings = {
         "context": model.config.text_config.max_position_embeddings,
@@ -58,14 +61,14 @@ def _check_model(folder: Path, config: Any) -> None:
 def _check_prompts(folder: Path, processor: Any, prompts: Prompts, end: int) -> None:
     """Raise VlmkitError unless the chat template makes the tokens that talk.py makes."""
     image = processor.image_token_id
-    for pictures in range(3):
-        for question in SAMPLES:
-            content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}] * bool(question)
-            text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-            text = text.replace(processor.image_token, processor.image_token * PLACES)
-            expected = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if prompts.head(pictures) + prompts.tail(question) != [PLACE if i == image else i for i in expected]:
-                what = f"{folder}: the chat template or the tokenizer are not those that mini talks with"
-                raise VlmkitError(what, "use <user>, <image>, <reply> as tests/talkers.py does")
+    for pictures, question, system in product(range(3), SAMPLES, ["", "be brief"]):
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}] * bool(question)
+        turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(turns, add_generation_prompt=True)
+        text = text.replace(processor.image_token, processor.image_token * PLACES)
+        expected = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if prompts.head(pictures, system) + prompts.tail(question) != [PLACE if i == image else i for i in expected]:
+            what = f"{folder}: the chat template or the tokenizer are not those that mini talks with"
+            raise VlmkitError(what, "train from what vlmkit.models.mini.words makes")
     if prompts.end != end:
         raise VlmkitError(f"{folder}: replies end in token {end}, not in </s>", "train it with </s>")
