@@ -127,8 +127,8 @@ class Index:
             scores, slots = np.hstack([scores, near]), np.hstack([slots, tail])
         if slots.shape[1] > k:
             scores, slots = exact.best(scores, slots, k)
-        short = np.flatnonzero((slots < 0).any(1))  # too few candidates were live: look everywhere
-        if len(short):
+        if slots.min() < 0:  # too few candidates were live: look everywhere
+            short = np.flatnonzero((slots < 0).any(1))
             scores[short], slots[short] = exact.search(self.vectors, queries[short], k, self._filter)
         return scores, slots
 
