@@ -33,7 +33,7 @@ def talker(folder: Path, seed: int = 0, vision: str = "mini", **text: Any) -> Vl
             if parameter.ndim > 1 and "embed_tokens" not in name and "vision_tower" not in name:
                 parameter.mul_(10)  # so that pictures and words make a difference
         table, end = model.get_output_embeddings().weight, model.generation_config.eos_token_id
-        table[end] = torch.randn_like(table[end]) / 20  # fresh it is zero, being the padding too; so that replies end
+        table[end] = torch.randn_like(table[end]) / 30  # fresh it is zero, being the padding too; so that replies end
     save(vlm, folder)
     (folder / "train.toml").write_text('stage = "instruct"\n')
     return vlm

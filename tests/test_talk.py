@@ -117,7 +117,7 @@ def test_replies_end_where_the_model_ends_them(talk: Talk) -> None:
     requests = [Request(question, [array]) for question, array in zip(QUESTIONS * 4, noise(24), strict=True)]
     answers = talk.answer(requests, Sampling(30))
     assert {answer.finish for answer in answers} == {"stop", "length"}
-    assert all((answer.tokens == 30) == (answer.finish == "length") or answer.tokens < 30 for answer in answers)
+    assert all(answer.tokens == 30 if answer.finish == "length" else answer.tokens <= 30 for answer in answers)
     short = talk.answer(requests, Sampling(1))
     assert all(answer.tokens == 1 for answer in short)
 
