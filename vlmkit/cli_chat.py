@@ -120,7 +120,7 @@ def ask(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGE|QUESTION",
+            metavar="IMAGE_OR_QUESTION",
             help=(
                 "Pictures, then the question about all of them. Also folders, .tar shards and records, with one "
                 "question each; - for standard input. Without any picture the question is one of text."

@@ -33,11 +33,8 @@ def pack_talk(folder: Path, out: Path, weights: str = "int8") -> None:
         talk_side(arrays, model.config, STORES[weights], model.generation_config.suppress_tokens or [])
     )
     processor.tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
-    settings = {
-        "context": model.config.text_config.max_position_embeddings,
-        "tower": model.config.vision_config.identity,
-    }
-    (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    settings = {"context": model.config.text_config.max_position_embeddings}
+    (out / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
     if not (out / IMAGE).exists():
         shutil.copyfile(FOLDER / IMAGE, out / IMAGE)
     _check_prompts(folder, processor, Prompts(out / TOKENIZER), model.generation_config.eos_token_id)
