@@ -36,6 +36,19 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `trained`, a small vision-language model of random weights, and `packed`, what mini makes of it."""
+    from talkers import talker
+
+    from vlmkit.models.mini.talk_pack import pack_talk
+
+    folder = tmp_path_factory.mktemp("talking")
+    talker(folder / "trained")
+    pack_talk(folder / "trained", folder / "packed", "float32")
+    return folder
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment with data folders of its own and the installed command on the path."""

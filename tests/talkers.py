@@ -1,73 +1,46 @@
-"""Small vision-language models with random weights, saved as `vlmkit train` saves them, on the image tower of mini."""
+"""Small vision-language models with random weights, put together and saved as `vlmkit train` does it."""
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from tokenizers import decoders as decode
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers import PreTrainedTokenizerFast as FastTokenizer
+from transformers import CLIPVisionConfig
 
-from vlmkit.models.mini.grid import MiniGridConfig, image_processor
+from vlmkit.models.mini.words import language_model
+from vlmkit.models.vlm import Vlm, build
+from vlmkit.train.vlm.finish import save
 
-MARKS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<reply>"]
-MERGED = [" a", " t", "he", " the", " o", " of", "in", "ing", "er", "on", "at", "do", "dog", "re", "red"]
-PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789?.,' ", *MERGED]
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}<user>{% elif m['role'] == 'assistant' %}<reply>{% endif %}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
-    "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
-)
+SAID = """the red dog and the blue man are on the boat in the water
+what color is the car? how many people are there, 2 or 3? is it red? yes, no
+a child's hat, two men at the shop. this is what changed with it
+"""
+TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+TEXT |= {"num_key_value_heads": 2}
 
 
-def tokenizer() -> FastTokenizer:
-    """Letters and a few pieces, lower case; the marks of the chat are tokens of their own."""
-    vocabulary = {token: number for number, token in enumerate([*MARKS, *PIECES])}
-    merges = [(piece[:i], piece[i:]) for piece in PIECES for i in range(1, len(piece)) if _both(piece, i, vocabulary)]
-    made = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
-    made.decoder = decode.Fuse()
-    return FastTokenizer(
-        tokenizer_object=made,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>", "<user>", "<reply>"],
-        chat_template=TEMPLATE,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def _both(piece: str, at: int, vocabulary: dict[str, int]) -> bool:
-    return piece[:at] in vocabulary and piece[at:] in vocabulary
-
-
-def talker(folder: Path, seed: int = 0, **text: Any) -> LlavaForConditionalGeneration:
-    """A LLaVA on mini's image tower, its folder written. `text` are settings of its LlamaConfig."""
-    words = tokenizer()
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 512}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = LlavaConfig(
-        vision_config=MiniGridConfig(),
-        text_config=LlamaConfig(vocab_size=len(words), **ids, **sizes | text),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        image_seq_length=49,
-    )
-    torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config).eval()
+def talker(folder: Path, seed: int = 0, vision: str = "mini", **text: Any) -> Vlm:
+    """A LLaVA on mini's image tower or another one, its folder written. `text` are settings of its LlamaConfig."""
+    with tempfile.TemporaryDirectory() as temporary:
+        llm = language_model(Path(temporary), SAID.splitlines() * 3, 90, 64, 3)
+        settings = json.loads((llm / "config.json").read_text())
+        (llm / "config.json").write_text(json.dumps(settings | TEXT | text))
+        vlm = build(vision, str(llm), "mlp", seed)
+    model = vlm.model.eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6)  # so that pictures and words make a difference
-    model.save_pretrained(folder)
-    LlavaProcessor(image_processor(), words, patch_size=32, vision_feature_select_strategy="full").save_pretrained(
-        folder
-    )
-    return model
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed_tokens" not in name and "vision_tower" not in name:
+                parameter.mul_(10)  # so that pictures and words make a difference
+        table, end = model.get_output_embeddings().weight, model.generation_config.eos_token_id
+        table[end] = torch.randn_like(table[end]) / 30  # fresh it is zero, being the padding too; so that replies end
+    save(vlm, folder)
+    (folder / "train.toml").write_text('stage = "instruct"\n')
+    return vlm
+
+
+def clip_tower(folder: Path) -> str:
+    """A CLIP vision tower with 9 places a picture, its configuration alone."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionConfig(**sizes, image_size=48, patch_size=16).save_pretrained(folder)
+    return str(folder)

@@ -66,10 +66,10 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_llava_on_it_trains_its_other_parts_and_reloads(tmp_path: Path) -> None:
-    model = talker(tmp_path)
+    model = talker(tmp_path).model
     processor = AutoProcessor.from_pretrained(tmp_path)
     pictures = [Image.fromarray(array) for array in noise(2)]
-    inputs = processor(images=pictures, text=["<user><image>a dog<reply>at</s>"] * 2, return_tensors="pt")
+    inputs = processor(images=pictures, text=["<user><image>a dog<reply>at the shop</s>"] * 2, return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2 * PLACES
     out = model(**inputs, labels=inputs["input_ids"])
     out.loss.backward()

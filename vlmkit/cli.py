@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmkit.cli_chat import ask, caption
 from vlmkit.cli_eval import eval as evaluate
 from vlmkit.cli_index import index
 from vlmkit.cli_search import search
@@ -178,6 +179,12 @@ def classify(
         count = partial(count_inputs, inputs or [], reading)
         out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records", count=count)))
         return failures.verdict()
+
+
+command(caption)
+
+
+command(ask)
 
 
 command(train)

@@ -33,6 +33,7 @@ EXIT_CODES = [
 ]
 ENVIRONMENT = [
     ("VLMKIT_EMBED_MODEL", "Default of -m for embed and classify."),
+    ("VLMKIT_CHAT_MODEL", "Default of -m for caption and ask."),
     ("VLMKIT_INDEX", "Default of -i."),
     ("XDG_DATA_HOME", "Indexes given by name stand in its folder vlmkit (default ~/.local/share)."),
     ("XDG_CACHE_HOME", "Model identities are remembered in its folder vlmkit (default ~/.cache)."),

@@ -89,6 +89,35 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
         Example("Classify what is embedded already.", "vlmkit classify photos.jsonl --labels indoors,outdoors -k 1"),
     ],
+    "caption": [
+        Example("Alt text for one picture.", "vlmkit caption photos/coffee.png", "…."),
+        Example(
+            "A folder: one record each, and what was done already is not done again.",
+            "vlmkit caption photos/ --resume captioned.jsonl",
+        ),
+        Example(
+            "Begin as you like.", 'vlmkit caption photos/chelsea.png --prompt "This image shows"', "This image shows…."
+        ),
+        Example(
+            "A table of names and short captions.",
+            "vlmkit caption photos/ --length short | jq -r '.image + \"\\t\" + .caption'",
+            "…/photos/astronaut.png\t…",
+        ),
+        Example("What a page sends.", "cat photos/rocket.jpg | vlmkit caption"),
+    ],
+    "ask": [
+        Example("One question, one line.", "vlmkit ask photos/coffee.png 'what color is the cup?'"),
+        Example(
+            "Two pictures in one question.", "vlmkit ask photos/coffee.png photos/chelsea.png 'what is different?'"
+        ),
+        Example(
+            "The same question about a folder.",
+            "vlmkit ask photos/ 'is there a person?'",
+            '{"id":"…/photos/astronaut.png",…"question":"is there a person?","answer":"…","answer_model":"…@…"}\n…',
+        ),
+        Example("About what a search finds.", "vlmkit search 'a cat' -k 3 | vlmkit ask 'what color is it?'"),
+        Example("Questions in records, scored.", "vlmkit ask answers.jsonl | vlmkit eval vqa --metric exact"),
+    ],
     "train": [
         Example(
             "Train a CLIP on captioned pictures, an eighth of them held out.",

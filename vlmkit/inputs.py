@@ -9,7 +9,7 @@ from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
 from vlmkit.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
-from vlmkit.sources import Bytes, PictureError, Source, is_picture_name
+from vlmkit.sources import MAX_BYTES, Bytes, Memory, PictureError, Source, is_picture, is_picture_name
 from vlmkit.streams import read_head, stdin_bytes, stdin_is_terminal
 from vlmkit.tars import MAX_DEPTH, compressed_tar, is_compressed_tar_name, is_member, is_tar_name, locate, members
 from vlmkit.urls import is_url
@@ -36,11 +36,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How to read INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields."""
+    """How to read INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
+
+    With `piped_picture` standard input may also be the bytes of one picture, the record `-`.
+    """
 
     texts: bool = False
     nul: bool = False
     images: str | None = None
+    piped_picture: bool = False
 
 
 def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
@@ -73,6 +77,9 @@ def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
 def _standard_input(how: Reading) -> Iterator[Item | Failed]:
     head, stream = stdin_bytes()
     form = _form(head)
+    if how.piped_picture and is_picture(head):
+        yield _piped(stream)
+        return
     if form is None and b"\0" in head and not how.nul:
         raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
     if form is not None:
@@ -92,6 +99,13 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
     return "only http and https URLs are fetched" if other else "no such file or folder"
+
+
+def _piped(stream: IO[bytes]) -> Item | Failed:
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        return Failed("-", None, "more than a picture has (the limit is 1 GiB)")
+    return Item({"id": "-"}, Memory(data))
 
 
 def _lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
@@ -147,16 +161,23 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 
 
 def _absolute(record: Record, folder: str) -> Record:
-    """`record` with an absolute `image` and an `id` where these can be told."""
-    image = record.get("image")
-    if isinstance(image, str) and image and not _is_absolute(image) and not is_url(image):
-        record["image"] = os.path.abspath(os.path.join(folder, image))
+    """`record` with absolute `image` and `images` and an `id` where these can be told."""
+    image, images = record.get("image"), record.get("images")
+    if isinstance(image, str):
+        record["image"] = _absolute_path(image, folder)
+    if isinstance(images, list):
+        record["images"] = [_absolute_path(one, folder) if isinstance(one, str) else one for one in images]
     if record.get("id") is not None:
         return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
     key = record.get("image")
     if key is None:
         key = record.get("text")
     return record if key is None else {"id": key} | {name: value for name, value in record.items() if name != "id"}
+
+
+def _absolute_path(image: str, folder: str) -> str:
+    known = not image or _is_absolute(image) or is_url(image)
+    return image if known else os.path.abspath(os.path.join(folder, image))
 
 
 def _is_absolute(path: str) -> bool:
@@ -175,6 +196,19 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
         yield from _tar(os.path.abspath(path))
     else:
         yield from _file(path, how)
+
+
+def is_one_picture(path: str) -> bool:
+    """Whether INPUT `path` stands for one picture, not for a folder, a tar file, records or standard input."""
+    if is_url(path) or is_member(path):
+        return True
+    if path == "-" or os.path.isdir(path) or is_tar_name(path):
+        return False
+    try:
+        head = read_head(path) if os.path.isfile(path) else b""
+    except OSError:
+        return True
+    return _form(head) is None and (bool(head) or is_picture_name(path) or not os.path.isfile(path))
 
 
 def _file(path: str, how: Reading) -> Iterator[Item | Failed]:

@@ -18,6 +18,7 @@ from vlmkit.streams import Output, stderr_is_terminal, tell
 
 if TYPE_CHECKING:
     from vlmkit.models import Model
+    from vlmkit.models.chat import Talker
 
 PROGRAM = "vlmkit"
 TAGLINE = "Composable commands for pictures and language."
@@ -129,6 +130,16 @@ class Run:
         note(f"model {model.identity}, device {model.embedder.device}, precision {used}")
         return model
 
+    def load_talker(self, name: str) -> "Talker":
+        """The chat model called `name`, on this device."""
+        from vlmkit.models import Hardware
+        from vlmkit.models.chat import load_talker
+
+        talker = load_talker(name, Hardware(self.device.value))
+        if self.verbose and not self.quiet:
+            tell(f"model {talker.identity}, device {talker.model.device}")
+        return talker
+
 
 Inputs = Annotated[
     list[str] | None,
@@ -152,6 +163,12 @@ EmbedModel = Annotated[
     str,
     typer.Option(
         "-m", "--model", metavar="MODEL", envvar="VLMKIT_EMBED_MODEL", help="Model that embeds: a name or a folder."
+    ),
+]
+ChatModel = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", metavar="MODEL", envvar="VLMKIT_CHAT_MODEL", help="Model that answers: a name or a folder."
     ),
 ]
 EmbedPrecision = Annotated[

@@ -2,12 +2,15 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 PICTURE_SUFFIXES |= {".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx"}
 
 MAX_BYTES = 1 << 30  # of one picture: it is read whole
+# How files of pictures begin; of WebP and of HEIC and AVIF what stands first in the container.
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 
 
 class PictureError(Exception):
@@ -50,6 +53,30 @@ class Source(NamedTuple):
         if len(data) < self.size:
             raise PictureError("the file ends too early")
         return data
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A picture that came through a pipe."""
+
+    data: bytes
+    mtime: float | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self) -> bytes:
+        return self.data
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a stream that starts with `head` is a picture, by its magic number."""
+    return (
+        head.startswith(MAGIC)
+        or head[4:8] == b"ftyp"
+        or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace())
+    )
 
 
 def is_picture_name(name: str) -> bool:

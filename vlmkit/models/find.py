@@ -111,10 +111,15 @@ def _transformers(name: str, folder: Path) -> Checkpoint:
         raise VlmkitError(
             what, "name a CLIP, SigLIP or SigLIP 2 of transformers or open_clip, or what vlmkit train made"
         )
+    processing = present(folder, [*PROCESSOR_FILES, *TOKENIZER_FILES])
+    return Checkpoint(name, "transformers", folder, transformers_weights(name, folder), processing)
+
+
+def transformers_weights(name: str, folder: Path) -> list[Path]:
+    """The weights, in one file or several, of a model of transformers. Raises VlmkitError where one is missing."""
     index = folder / f"{TRANSFORMERS_WEIGHTS}.index.json"
     names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [TRANSFORMERS_WEIGHTS]
-    processing = present(folder, [*PROCESSOR_FILES, *TOKENIZER_FILES])
-    return Checkpoint(name, "transformers", folder, weights_in(name, folder, names), processing)
+    return weights_in(name, folder, names)
 
 
 def weights_in(name: str, folder: Path, names: Sequence[str]) -> list[Path]:

@@ -50,16 +50,7 @@ class Mini:
         self._tokenizer: tokenizers.Tokenizer | None = None
 
     def preprocess(self, image: "Image") -> "np.ndarray":
-        """An RGB picture -> (224, 224, 3) uint8: shortest side to 224 pixels, then the middle."""
-        import numpy as np
-        from PIL.Image import Resampling
-
-        if image.size != (SIZE, SIZE):
-            side = min(image.size)
-            left, top = (image.width - side) / 2, (image.height - side) / 2
-            box = (left, top, left + side, top + side)
-            image = image.resize((SIZE, SIZE), Resampling.BICUBIC, box=box, reducing_gap=3.0)
-        return np.asarray(image, np.uint8)
+        return preprocess(image)
 
     def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
         """(N, 224, 224, 3) uint8 -> (N, D) float32, L2-normalised."""
@@ -103,6 +94,19 @@ class Mini:
 
     def _open(self, name: str) -> "onnxruntime.InferenceSession":
         return open_graph(self.folder / name, self.threads)
+
+
+def preprocess(image: "Image") -> "np.ndarray":
+    """An RGB picture -> (224, 224, 3) uint8: shortest side to 224 pixels, then the middle."""
+    import numpy as np
+    from PIL.Image import Resampling
+
+    if image.size != (SIZE, SIZE):
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((SIZE, SIZE), Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return np.asarray(image, np.uint8)
 
 
 def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.InferenceSession":

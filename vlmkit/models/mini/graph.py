@@ -9,6 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 20
 
+Shape = list[str | int]
+
 
 class Graph:
     """Collects nodes and weights; every method that adds a node returns the name of its output."""
@@ -71,13 +73,13 @@ class Graph:
         """Rows of (N, D) scaled to length 1."""
         return self.add("LpNormalization", name, axis=1, p=2)
 
-    def model(self, inputs: dict[str, tuple[int, list[str | int]]], out: str, dim: int) -> bytes:
-        """The serialized model: `inputs` maps a name to (element type, shape); the output is (N, dim) float32."""
+    def model(self, inputs: dict[str, tuple[int, Shape]], outputs: dict[str, Shape]) -> bytes:
+        """The serialized model: `inputs` maps a name to (element type, shape); the outputs are float32."""
         graph = helper.make_graph(
             self.nodes,
             "mini",
             [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-            [helper.make_tensor_value_info(out, TensorProto.FLOAT, ["N", dim])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
             self.weights,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)

@@ -52,7 +52,7 @@ def image_side(weights: Weights, classifier: tuple[np.ndarray, np.ndarray], name
     kernel, bias = classifier
     out = image_vector(graph, pooled, trained, graph.int8(kernel.T, 1), bias, names)
     dim = len(head["fc2.weight"]) + names.basis.shape[1]
-    return graph.model({"pictures": (TensorProto.UINT8, ["N", SIZE, SIZE, 3])}, out, dim)
+    return graph.model({"pictures": (TensorProto.UINT8, ["N", SIZE, SIZE, 3])}, {out: ["N", dim]})
 
 
 def text_side(weights: Weights, config: dict[str, int], names: Names) -> bytes:
@@ -65,7 +65,7 @@ def text_side(weights: Weights, config: dict[str, int], names: Names) -> bytes:
     trained = graph.add("MatMul", inner, graph.int8(weights["text.proj.2.weight"].T, 1))
     out = text_vector(graph, pooled, trained, names)
     dim = len(weights["text.proj.2.weight"]) + names.basis.shape[1]
-    return graph.model({"ids": (TensorProto.INT64, ["N", "L"])}, out, dim)
+    return graph.model({"ids": (TensorProto.INT64, ["N", "L"])}, {out: ["N", dim]})
 
 
 def pack(trained: Path, vision: Path, out: Path, *, weight: float = NAMES_WEIGHT, dim: int = NAMES_DIM) -> None:

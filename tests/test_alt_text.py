@@ -1,0 +1,53 @@
+"""Captions as alt text."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmkit.alt_text import alt_text
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("a dog runs across the grass .", "A dog runs across the grass."),
+        ("a dog runs", "A dog runs."),
+        ("a picture of a dog", "A dog."),
+        ("An image of two men", "Two men."),
+        ("This image shows a red car parked outside.", "A red car parked outside."),
+        ("the photo shows a cat", "A cat."),
+        ("there is a boat on the lake", "A boat on the lake."),
+        ("In this picture, a child smiles", "A child smiles."),
+        ("a picture frame on a wall", "A picture frame on a wall."),
+        ("a black and white photo of a man", "A black and white photo of a man."),
+        ("a man holds a photo of a dog", "A man holds a photo of a dog."),
+        ("a man . he wears a hat .", "A man."),
+        ("A man on St. Mark's Square. He wears a hat.", "A man on St. Mark's Square."),
+        ("the dog 's ball , red", "The dog's ball, red."),
+        ("is it a bird?", "Is it a bird?"),
+        ("a dog,", "A dog."),
+        ("  a\n dog ", "A dog."),
+        ("", ""),
+        (" . ", "."),
+    ],
+)
+def test_one_sentence(said: str, expected: str) -> None:
+    assert alt_text(said) == expected
+
+
+def test_long_ones_keep_their_whole_sentences() -> None:
+    said = "A man sits. He wears a hat. He looks at"
+    assert alt_text(said, sentences=None) == "A man sits. He wears a hat. He looks at."
+    assert alt_text(said, sentences=None, cut=True) == "A man sits. He wears a hat."
+    assert alt_text("a man looks at", sentences=None, cut=True) == "A man looks at."
+
+
+def test_what_was_asked_for_stays() -> None:
+    assert alt_text("this image shows a dog", guided=True) == "This image shows a dog."
+
+
+@given(st.text(max_size=60))
+def test_any_text_becomes_one_line(text: str) -> None:
+    made = alt_text(text)
+    assert "\n" not in made and made == " ".join(made.split())
+    assert made == "" or made[-1] in ".!?"

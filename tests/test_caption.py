@@ -1,0 +1,193 @@
+"""caption and --resume, through the installed command, with a small model of random weights."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SCRIPT
+from helpers import jsonl, picture, records, tar
+from PIL import Image
+from test_mini import noise
+
+ONE_BY_ONE = ("--batch-size", "1", "--max-tokens", "8")
+ALT = re.compile(r"[^a-z].*[.!?]")
+
+
+@pytest.fixture(autouse=True)
+def model(environment: dict[str, str], talking: Path) -> str:
+    environment["VLMKIT_CHAT_MODEL"] = str(talking / "packed")
+    return environment["VLMKIT_CHAT_MODEL"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder `some` with three pictures of noise."""
+    (tmp_path / "some").mkdir()
+    for name, array in zip("abc", noise(3), strict=True):
+        Image.fromarray(array).save(tmp_path / f"some/{name}.png")
+    return tmp_path / "some"
+
+
+def test_one_picture_one_sentence(vlmkit, folder: Path) -> None:
+    done = vlmkit("caption", folder / "a.png")
+    assert done.stdout.count(b"\n") == 1 and done.stderr == b""
+    assert ALT.fullmatch(done.stdout.decode().strip())
+    assert vlmkit("caption", stdin=(folder / "a.png").read_bytes()).stdout == done.stdout
+    (row,) = records(vlmkit("caption", "some/a.png", "--json").stdout)
+    assert row["caption"] == done.stdout.decode().strip() and row["image"] == str(folder / "a.png")
+
+
+def test_several_give_records(vlmkit, folder: Path, tmp_path: Path, model: str) -> None:
+    rows = records(vlmkit("caption", folder).stdout)
+    assert [row["id"] for row in rows] == [str(folder / f"{n}.png") for n in "abc"]
+    assert all(row["caption_model"].startswith(f"{model}@") and row.keys() == rows[0].keys() for row in rows)
+    assert len({row["caption"] for row in rows}) == 3
+    two = records(vlmkit("caption", folder / "b.png", folder / "a.png").stdout)
+    assert two == [rows[1], rows[0]]
+    listed = jsonl({"id": "1", "image": str(folder / "a.png"), "captions": ["a"], "question": "what?"})
+    (kept,) = records(vlmkit("caption", stdin=listed).stdout)
+    assert kept["captions"] == ["a"] and kept["question"] == "what?" and kept["caption"] == rows[0]["caption"]
+    shard = tar(tmp_path / "one.tar", {"a.png": (folder / "a.png").read_bytes()})
+    (member,) = records(vlmkit("caption", shard).stdout)
+    assert member["caption"] == rows[0]["caption"] and member["image"] == f"{shard}/a.png"
+
+
+def test_how_it_begins_and_how_long_it_is(vlmkit, folder: Path) -> None:
+    plain = vlmkit("caption", folder / "a.png").stdout.decode()
+    guided = vlmkit("caption", folder / "a.png", "--prompt", "This image shows").stdout.decode()
+    assert guided.startswith("This image shows") and len(guided) > len("This image shows.\n")
+    by_length = {n: vlmkit("caption", folder, "--length", n, "--json").stdout for n in ("short", "normal", "long")}
+    sizes = {n: sum(len(row["caption"]) for row in records(found)) for n, found in by_length.items()}
+    assert sizes["short"] < sizes["normal"] <= sizes["long"]
+    assert len(vlmkit("caption", folder / "a.png", "--max-tokens", 3).stdout) < len(plain)
+    chance = [vlmkit("caption", folder / "a.png", "--temperature", 1, "--seed", s).stdout for s in (1, 2, 1)]
+    assert chance[0] == chance[2] != chance[1]
+
+
+def test_what_cannot_be_described(vlmkit, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no picture")
+    assert b"broken.png" in vlmkit("caption", folder / "broken.png", code=2).stderr
+    done = vlmkit("caption", folder, "--errors", "errors.jsonl", code=3)
+    assert len(records(done.stdout)) == 3
+    (failed,) = records((folder.parent / "errors.jsonl").read_bytes())
+    assert failed["image"] == str(folder / "broken.png")
+    rows = jsonl(
+        {"id": "1", "text": "no picture"},
+        {"id": "2", "images": [str(folder / "a.png"), str(folder / "b.png")]},
+        {"id": "3", "image": str(folder / "a.png")},
+    )
+    done = vlmkit("caption", stdin=rows, code=3)
+    assert [row["id"] for row in records(done.stdout)] == ["3"]
+    assert b"1: no picture" in done.stderr and b"several pictures" in done.stderr
+    assert vlmkit("caption", stdin=b"").stdout == b""
+    assert b"no such file" in vlmkit("caption", "nothing.jpg", code=2).stderr
+
+
+def test_resume_leaves_out_what_is_there(vlmkit, folder: Path, tmp_path: Path) -> None:
+    whole = vlmkit("caption", folder).stdout
+    file = tmp_path / "captions.jsonl"
+    assert vlmkit("caption", folder / "a.png", "--resume", file).stdout == b""
+    assert file.read_bytes() == whole.splitlines(keepends=True)[0]
+    vlmkit("caption", folder, "--resume", file)
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:-30])  # torn
+    vlmkit("caption", folder, "--resume", file)
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:-1])  # whole but for its line feed
+    before = file.stat().st_ino
+    vlmkit("caption", folder, "--resume", file)
+    assert file.read_bytes() == whole and file.stat().st_ino == before
+    vlmkit("caption", folder, "-m", "./nothing", "--resume", tmp_path / "new.jsonl", code=2)
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_resume_tells_questions_apart(vlmkit, folder: Path, tmp_path: Path) -> None:
+    """By id, and by question where several are about one picture."""
+    file, image = tmp_path / "answers.jsonl", str(folder / "a.png")
+    rows = [{"image": image, "question": "a dog"}, {"image": image, "question": "x"}, {"id": "9", "question": "red"}]
+    vlmkit("ask", "--resume", file, stdin=jsonl(*rows[:1]))
+    vlmkit("ask", "--resume", file, stdin=jsonl(*rows))
+    vlmkit("ask", "--resume", file, stdin=jsonl(*rows))
+    assert [row["question"] for row in records(file.read_bytes())] == ["a dog", "x", "red"]
+    file.write_bytes(jsonl({"id": "9"}, {"id": image, "question": "x"}))
+    vlmkit("ask", "--resume", file, stdin=jsonl(*rows))
+    assert [row.get("question") for row in records(file.read_bytes())] == [None, "x", "a dog"]
+
+
+def test_resume_keeps_what_is_not_its_own(vlmkit, folder: Path, tmp_path: Path) -> None:
+    for name, data in {
+        "a.txt": b"dear diary\n",
+        "b.txt": b"dear diary",
+        "c.jsonl": b'{"id":"1"}\n[1]\n{"id":"2"}\n',
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        assert b"is no record" in vlmkit("caption", folder, "--resume", tmp_path / name, code=2).stderr
+        assert (tmp_path / name).read_bytes() == data
+    assert b"is no record" in vlmkit("caption", folder, "--resume", folder / "a.png", code=2).stderr
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(jsonl({"id": "1", "image": str(folder / "a.png")}))
+    assert b"is an input" in vlmkit("caption", rows, "--resume", rows, code=2).stderr
+    assert b"excludes -o" in vlmkit("caption", folder, "--resume", "x", "-o", "y", code=2).stderr
+    assert b"no regular file" in vlmkit("caption", folder, "--resume", "/dev/null", code=2).stderr
+    assert b"cannot write" in vlmkit("caption", folder, "--resume", "no/such/folder", code=2).stderr
+
+
+def test_a_file_piped_in_is_not_resumed(shell, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"id": "1", "image": str(folder / "a.png")}))
+    done = shell("vlmkit caption --resume rows.jsonl < rows.jsonl")
+    assert done.returncode == 2 and b"is an input" in done.stderr
+
+
+def many(folder: Path) -> list[str]:
+    return [str(picture(folder / f"{n:03}.jpg", (n, 255 - n, 90), (90, 80))) for n in range(80)]
+
+
+def started(environment: dict[str, str], *arguments: object, **options: object) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [SCRIPT, "caption", *ONE_BY_ONE, *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_a_killed_run_goes_on(vlmkit, environment: dict[str, str], tmp_path: Path) -> None:
+    names, file = many(tmp_path / "many"), tmp_path / "captions.jsonl"
+    run = started(environment, *names, "--resume", file)
+    while not file.exists() or file.read_bytes().count(b"\n") < 10:
+        assert run.poll() is None
+        time.sleep(0.01)
+    busy = vlmkit("caption", names[0], "--resume", file, code=2)
+    assert b"another run writes" in busy.stderr
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    done = file.read_bytes().count(b"\n")
+    assert 10 <= done < len(names)
+    vlmkit("caption", *ONE_BY_ONE, *names, "--resume", file)
+    found = records(file.read_bytes())
+    assert [row["image"] for row in found] == names
+    assert [row["caption"] for row in found] == [
+        row["caption"] for row in records(vlmkit("caption", "--max-tokens", 8, *names).stdout)
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_whole_lines(environment: dict[str, str], tmp_path: Path, number: int) -> None:
+    names = many(tmp_path / "many")
+    with started(environment, *names, "--errors", tmp_path / "errors.jsonl", stdout=subprocess.PIPE) as run:
+        first = run.stdout.readline()
+        run.send_signal(number)
+        rest, told = run.communicate()
+    assert run.returncode == 128 + number and told == b""
+    assert 0 < len(records(first + rest)) < len(names)
+    assert sorted(os.listdir(tmp_path)) == ["home", "many"]
+
+
+def test_a_reader_that_goes_away(shell, tmp_path: Path) -> None:
+    many(tmp_path / "many")
+    done = shell("vlmkit caption --batch-size 1 many/ | head -n 1")
+    assert done.returncode == 0 and done.stderr == b"" and len(records(done.stdout)) == 1

@@ -1,0 +1,170 @@
+"""Models that answer questions about pictures, by name. A backend is one class in one file, imported when asked for."""
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models import Hardware
+from vlmkit.models.find import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    TRANSFORMERS_TYPES,
+    Checkpoint,
+    MissingFile,
+    present,
+    read_json,
+    transformers_weights,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vlmkit.models.batch import BatchSize
+
+TALKERS = {
+    "mini": "vlmkit.models.mini.talk:Talk",
+    "transformers": "vlmkit.models.llava:ImageTextToText",
+}
+PROCESSING = (
+    *PROCESSOR_FILES,
+    *TOKENIZER_FILES,
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "train.toml",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How words are chosen: greedily at temperature 0, with beams, or at random.
+
+    `top_p`: only among the likeliest words that have this probability together (Holtzman and others, 2020). `beams`
+    above 1 at temperature 0: beam search; scores are divided by length ** `length_penalty`.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question about `pictures` (as the model's `preprocess` makes them; none for text alone).
+
+    `start` is how the reply begins; it is part of the answer. `number` tells requests of one run apart, so that what
+    is random does not depend on batches.
+    """
+
+    prompt: str = ""
+    pictures: Sequence[Any] = ()
+    system: str = ""
+    start: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply without its end mark; `finish` is stop, or length where --max-tokens cut it; `tokens` are those made."""
+
+    text: str
+    finish: str
+    tokens: int
+
+
+class Unanswerable(Exception):
+    """This one request cannot be answered; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionStyle:
+    """How a model is asked for a caption of some length, and how it is told to choose words."""
+
+    prompt: str
+    max_tokens: int
+    beams: int = 1
+    length_penalty: float = 1.0
+
+
+class ChatModel(Protocol):
+    """Answers requests. `size` is the side in pixels below which a picture needs no detail, None for all of it.
+
+    `captions` holds a style for each of short, normal, long.
+    """
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def batch(self) -> "BatchSize": ...
+    @property
+    def captions(self) -> Mapping[str, CaptionStyle]: ...
+
+    def preprocess(self, image: "Image") -> Any:
+        """One RGB picture in the form that `Request.pictures` holds. Runs in several threads."""
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
+        """One answer for each request, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Talker:
+    """A chat model with its identity, `name@` and twelve hex digits."""
+
+    identity: str
+    model: ChatModel
+
+
+def load_talker(name: str, hardware: Hardware = Hardware()) -> Talker:  # noqa: B008 (frozen)
+    """The chat model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
+    checkpoint = find_talker(name)
+    module, attribute = TALKERS[checkpoint.backend].split(":")
+    backend = getattr(importlib.import_module(module), attribute)
+    return Talker(f"{checkpoint.name}@{checkpoint.digits()}", backend(checkpoint, hardware))
+
+
+def find_talker(name: str) -> Checkpoint:
+    """The chat model called `name`, not opened yet. Raises VlmkitError."""
+    if name == "mini":
+        return _mini(name, Path(__file__).parent / "mini")
+    folder = Path(name)
+    if folder.is_dir():
+        folder = folder.absolute()
+        known = (folder / "talk.json").is_file()
+        return _mini(str(folder), folder) if known else _transformers(str(folder), folder)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        from vlmkit.models.hub import snapshot
+
+        needed = ["config.json", "model*.safetensors*", "tokenizer*", "*processor_config.json"]
+        try:
+            return _transformers(name, snapshot(name, needed, PROCESSING))
+        except MissingFile:  # a download that was cut off
+            return _transformers(name, snapshot(name, needed, PROCESSING, fresh=True))
+    raise VlmkitError(f"{name}: no such model", "use mini, ORG/NAME of the Hub, or a folder of a trained model")
+
+
+def _mini(name: str, folder: Path) -> Checkpoint:
+    from vlmkit.models.mini.talk import FILES
+
+    missing = next((file for file in FILES if not (folder / file).is_file()), None)
+    if missing is not None:
+        what = "this build of mini cannot talk" if name == "mini" else f"{name} is no whole model"
+        raise VlmkitError(f"{what}, it has no {missing}", "name another model with -m")
+    return Checkpoint(name, "mini", folder, [folder / file for file in FILES])
+
+
+def _transformers(name: str, folder: Path) -> Checkpoint:
+    config = folder / "config.json"
+    kind = read_json(config).get("model_type") if config.is_file() else None
+    if kind is None or kind in TRANSFORMERS_TYPES:
+        what = f"{name} holds no model that answers" + (f", but one of type {kind}" if kind else "")
+        raise VlmkitError(what, "name an image-text-to-text model of transformers, or what vlmkit train made")
+    return Checkpoint(name, "transformers", folder, transformers_weights(name, folder), present(folder, PROCESSING))

@@ -1,0 +1,165 @@
+"""`mini` answers questions and describes pictures, by ONNX Runtime alone.
+
+Its image tower sees 7 x 7 places, which stand in the text as so many words before the question. Pictures that several
+requests share are read once. How it was made and what it is good for stands in MODEL_CARD.md.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models import Hardware
+from vlmkit.models.batch import BatchSize
+from vlmkit.models.chat import Answer, CaptionStyle, Request, Sampling, Unanswerable
+from vlmkit.models.find import Checkpoint
+from vlmkit.models.mini import SIZE, preprocess
+from vlmkit.models.mini.decoder import PADDING, PLACE, Decoder, Past
+from vlmkit.models.mini.features import IMAGE, PLACES, Features
+from vlmkit.models.mini.generation import Reply, at_random, beam_search, likeliest, one_by_one
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+GRAPH = "talk.onnx"
+TOKENIZER = "talk-tokenizer.json"
+CONFIG = "talk.json"
+FILES = (IMAGE, GRAPH, TOKENIZER, CONFIG)  # what the answers depend on
+BATCH = 16  # requests
+
+
+class Prompts:
+    """What is said to the model: `<user>`, 49 places a picture, the question in lower case, `<reply>`."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library knows no other
+            raise VlmkitError(f"{path}: {error}", "install vlmkit again") from None
+        self._tokenizer.encode_special_tokens = True  # marks that a question spells out are plain letters
+        self.user, self.reply, self.end = (self._mark(path, mark) for mark in ("<user>", "<reply>", "</s>"))
+
+    def _mark(self, path: Path, mark: str) -> int:
+        found = self._tokenizer.token_to_id(mark)
+        if found is None:
+            raise VlmkitError(f"{path} has no token {mark}", "install vlmkit again")
+        return found
+
+    def head(self, pictures: int, system: str = "") -> list[int]:
+        """What several questions have in common."""
+        before = [self.user, *self._ids(system)] if system else []
+        return [*before, self.user] + [PLACE] * (PLACES * pictures)
+
+    def tail(self, question: str, start: str = "") -> list[int]:
+        return [*self._ids(question), self.reply, *self._ids(start)]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text.lower(), add_special_tokens=False).ids
+
+    def text(self, tokens: list[int], start: str = "") -> str:
+        """The reply: `start` as it was given, then what the model made of it."""
+        if not start:
+            return self._tokenizer.decode(tokens).strip()
+        before = self._ids(start)
+        known = self._tokenizer.decode(before)
+        return start + self._tokenizer.decode(before + tokens).removeprefix(known)
+
+
+class Talk:
+    """The small vision-language model of `mini`, or one that pack_talk made."""
+
+    device = "cpu"
+    size = SIZE
+    captions: ClassVar = {
+        "short": CaptionStyle("", 20, beams=3, length_penalty=0.0),
+        "normal": CaptionStyle("", 40, beams=3),
+        "long": CaptionStyle("", 60, beams=3, length_penalty=2.0),
+    }
+
+    def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
+        import orjson
+
+        folder = checkpoint.folder
+        if hardware.device not in ("auto", "cpu"):
+            raise VlmkitError(f"mini runs on the CPU, not on {hardware.device}", "leave --device out")
+        threads = hardware.threads or len(os.sched_getaffinity(0))
+        try:
+            config = orjson.loads((folder / CONFIG).read_bytes())
+            self._context = int(config["context"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise VlmkitError(f"{folder}: not a whole model ({error})", "make or install it again") from None
+        self.batch = BatchSize(BATCH)
+        self._prompts = Prompts(folder / TOKENIZER)
+        self._decoder = Decoder(folder / GRAPH, threads)
+        self._folder, self._threads = folder, threads
+        self._features: Features | None = None  # opened for the first picture
+
+    def preprocess(self, image: "Image") -> "np.ndarray":
+        return preprocess(image)
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
+        tails = [self._prompts.tail(request.prompt, request.start) for request in requests]
+        rooms = [
+            self._context - len(self._prompts.head(len(request.pictures), request.system)) - len(tail)
+            for request, tail in zip(requests, tails, strict=True)
+        ]
+        answers: list[Answer | Unanswerable] = [
+            Unanswerable(f"{self._context - room} tokens with its pictures, more than the {self._context} of the model")
+            for room in rooms
+        ]
+        fit = [i for i, room in enumerate(rooms) if room > 0]
+        if fit:
+            limits = [min(rooms[i], sampling.max_tokens) for i in fit]
+            replies = self._replies([requests[i] for i in fit], [tails[i] for i in fit], limits, sampling)
+            for i, (tokens, ended) in zip(fit, replies, strict=True):
+                text = self._prompts.text(tokens, requests[i].start)
+                answers[i] = Answer(text, "stop" if ended else "length", len(tokens) + ended)
+        return answers
+
+    def _replies(
+        self, requests: list[Request], tails: list[list[int]], limits: list[int], sampling: Sampling
+    ) -> list[Reply]:
+        import numpy as np
+
+        past, rows = self._heads(requests)
+        logits, past = self._decoder(_padded(tails), past, rows)
+
+        def step(tokens: "np.ndarray", rows: "np.ndarray") -> "np.ndarray":
+            nonlocal past
+            logits, past = self._decoder(tokens[:, None], past, rows)
+            return logits
+
+        end = self._prompts.end
+        if sampling.temperature > 0:
+            generators = [np.random.default_rng([sampling.seed, request.number]) for request in requests]
+            return one_by_one(step, logits, at_random(sampling.temperature, sampling.top_p, generators), end, limits)
+        if sampling.beams > 1:
+            return beam_search(step, logits, end, limits, beams=sampling.beams, length_penalty=sampling.length_penalty)
+        return one_by_one(step, logits, likeliest, end, limits)
+
+    def _heads(self, requests: list[Request]) -> "tuple[Past, np.ndarray]":
+        """The beginnings of all prompts, each distinct one once, and which of them each request has."""
+        import numpy as np
+
+        keys = [(request.system, *(picture.tobytes() for picture in request.pictures)) for request in requests]
+        distinct = dict(zip(keys, requests, strict=True))
+        order = {key: row for row, key in enumerate(distinct)}
+        stack = [picture for request in distinct.values() for picture in request.pictures]
+        if stack and self._features is None:
+            self._features = Features(self._folder, self._threads)
+        grid = self._features(np.stack(stack)) if stack and self._features else None  # (M, 49, 1280)
+        heads = [self._prompts.head(len(request.pictures), request.system) for request in distinct.values()]
+        _, past = self._decoder(_padded(heads), grid=grid)
+        return past, np.array([order[key] for key in keys])
+
+
+def _padded(rows: list[list[int]]) -> "np.ndarray":
+    """(N, L) int64, padding on the left."""
+    import numpy as np
+
+    length = max(map(len, rows))
+    return np.array([[PADDING] * (length - len(row)) + row for row in rows], np.int64)
