@@ -5,11 +5,13 @@
 2023), so what is saved opens in transformers alone, but for the connectors and towers that say they are not native.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,6 +20,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -75,31 +78,32 @@ class Vlm:
         return getattr(self.model.config, "connector", "mlp")
 
 
-def open_vlm(folder: str) -> Vlm:
-    """A folder that `build` and training made. Raises VlmkitError where it is none."""
+def open_vlm(folder: str, four_bit: bool = False) -> Vlm:
+    """A folder that training made, with `four_bit` its language model in 4 bits. Raises VlmkitError if it is none."""
+    how = _four_bit(["vision_tower", "multi_modal_projector", "lm_head"]) if four_bit else {}
     try:
         config = AutoConfig.from_pretrained(folder)
         if not isinstance(config, LlavaConfig):
             raise VlmkitError(f"{folder}: a {config.model_type} model, not one of the LLaVA form", "name another one")
-        opened: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        load = AutoModelForImageTextToText.from_pretrained
+        opened: Any = load(folder, dtype=torch.float32, output_loading_info=True, **how)
         model, report = opened
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise VlmkitError(f"{folder}: {_first_line(error)}", "name a folder that vlmkit train made") from None
     if wrong := sorted(report["missing_keys"]) or sorted(report["unexpected_keys"]):
         raise VlmkitError(f"{folder}: its weights do not fit its configuration ({wrong[0]})", "train it again")
     return Vlm(model, processor)
 
 
-def build(vision: str, llm: str, connector: str, seed: int = 0) -> Vlm:
-    """A new model from a vision tower and a language model; the connector is fresh, by `seed`.
+def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
+    """A new model from a vision tower and a language model; what is fresh comes from PyTorch's generator as it is.
 
-    `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model. A folder
-    that holds a configuration and no weights gives fresh ones. Raises VlmkitError.
+    `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model, taken in
+    4 bits with `four_bit`. A folder that holds a configuration and no weights gives fresh ones. Raises VlmkitError.
     """
-    torch.manual_seed(seed)
     tower, pictures = _tower(vision)
-    language, tokenizer = _language(llm)
+    language, tokenizer = _language(llm, four_bit)
     image_token = _add_image_token(language, tokenizer)
     kind = tower.config.model_type
     config: Any = {
@@ -175,7 +179,7 @@ def _tower(name: str) -> tuple[Any, Any]:
             raise VlmkitError(f"{name}: {config.model_type} is no CLIP or SigLIP tower", "name another --vision")
         kind = TOWERS[config.model_type]
         tower = kind.from_pretrained(name, dtype=torch.float32) if _has_weights(name) else kind(config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise VlmkitError(f"{name}: {_first_line(error)}", "name a CLIP or SigLIP model, or a folder") from None
     try:
         return tower, AutoImageProcessor.from_pretrained(name)
@@ -190,20 +194,33 @@ def _square(side: int, mean: list[float], std: list[float]) -> LlavaImageProcess
     return LlavaImageProcessor(size={"shortest_edge": side}, crop_size=crop, image_mean=mean, image_std=std)
 
 
-def _language(name: str) -> tuple[Any, Any]:
+def _language(name: str, four_bit: bool) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         if _has_weights(name):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+            how = _four_bit(["lm_head"]) if four_bit else {}
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **how)
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise VlmkitError(f"{name}: {_first_line(error)}", "name a causal language model, or a folder") from None
     if tokenizer.eos_token_id is None:
         raise VlmkitError(f"{name}: its tokenizer has no end token", "name another --llm")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _four_bit(but: list[str]) -> dict[str, Any]:
+    """How QLoRA (Dettmers and others, 2023) loads a model on the process's GPU, all but the modules named."""
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=but,
+    )
+    return {"quantization_config": how, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
 
 
 def _has_weights(name: str) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +49,10 @@ class Feed(Dataset[tuple[Group, list[Tensor]]]):
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def all(self) -> list[Draw]:
+        """Each group once, in order."""
+        return [Draw(group, 0) for group in range(len(self))]
 
     def __getitem__(self, draw: Draw) -> tuple[Group, list[Tensor]]:
         group = self.groups[draw.group]
@@ -106,7 +109,7 @@ class Features:
         start = 0
         for some in batched(opened, CHUNK):
             with torch.inference_mode():
-                found = tower_features(vlm.model, torch.stack(some).to(device)).half().cpu().numpy()
+                found = tower_features(vlm.model.model, torch.stack(some).to(device)).half().cpu().numpy()
             if self.values is None:
                 self.values = np.memmap(path, np.float16, "w+", shape=(len(self.at), *found.shape[1:]))
             self.values[start : start + len(some)] = found
@@ -116,8 +119,3 @@ class Features:
         """(N, F) float16."""
         assert self.values is not None
         return torch.from_numpy(np.array(self.values[self.at[source, turned]]))
-
-
-def collator(packer: Packer) -> Callable[[list[tuple[Group, list[Tensor]]]], dict[str, Any]]:
-    """`collate` with its packer, as a DataLoader wants it."""
-    return partial(collate, packer)
