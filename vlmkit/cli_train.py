@@ -48,7 +48,7 @@ def train(
         str | None, _option("--preset", "NAME", "A recipe: debug (tiny, from nothing), small, full.")
     ] = None,
     config: Annotated[
-        str | None, _option("--config", "FILE", "TOML: settings by the names of these flags; flags on the command line win.")
+        str | None, _option("--config", "FILE", "TOML with settings by the names of these flags; a flag given wins.")
     ] = None,
     vision: Annotated[
         str | None, _option("--vision", "M", "Vision tower: a CLIP or SigLIP model, mini, patches (none), or tiny.")

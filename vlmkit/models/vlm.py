@@ -66,7 +66,10 @@ class Vlm:
 
     @property
     def image_tokens(self) -> int:
-        return self.processor._get_num_multimodal_tokens([[1, 1]])["num_image_tokens"][0]
+        """As LlavaProcessor counts them; its own method for that knows no SigLIP, whose pictures are not cropped."""
+        rule: Any = self.processor
+        patches = (self.vision.image_size // rule.patch_size) ** 2
+        return patches + rule.num_additional_image_tokens - (rule.vision_feature_select_strategy == "default")
 
     @property
     def vision(self) -> Any:

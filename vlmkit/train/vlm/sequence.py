@@ -85,7 +85,7 @@ class Chat:
             ended = replied.rstrip()
             found.add(self.tokens.of(asked), learned=False)
             found.add(self.tokens.of(ended), learned=True)
-            if ended.strip() == turn.reply.strip():  # this template writes no end token
+            if ended.endswith(turn.reply.strip()):  # this template writes no end token
                 found.add([self.tokens.tokenizer.eos_token_id], learned=True)
             found.add(self.tokens.of(replied[len(ended) :]), learned=False)
             done += asked + replied
