@@ -110,8 +110,8 @@ def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
     image_token = _add_image_token(language, tokenizer)
     kind = tower.config.model_type
     config: Any = {
-        "vision_config": tower.config.to_dict(),
-        "text_config": language.config.to_dict(),
+        "vision_config": _settings(tower),
+        "text_config": _settings(language),
         "image_token_index": image_token,
         "vision_feature_layer": -2 if kind == "clip_vision_model" else -1,
         "vision_feature_select_strategy": "default" if kind == "clip_vision_model" else "full",
@@ -229,6 +229,12 @@ def _four_bit(but: list[str]) -> dict[str, Any]:
 def _has_weights(name: str) -> bool:
     folder = Path(name)
     return not folder.is_dir() or any(found for pattern in WEIGHTS for found in folder.glob(pattern))
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """The configuration of a part; where it was loaded from, and how, is no part of the whole's."""
+    found = model.config.to_dict()
+    return {name: value for name, value in found.items() if name not in ("_name_or_path", "quantization_config")}
 
 
 def _add_image_token(language: Any, tokenizer: Any) -> int:
