@@ -1,6 +1,7 @@
-"""A run that is killed, or has no disk left, leaves nothing half and goes on to the same end; one that fails says why."""
+"""A run that is killed, or fills the disk, leaves nothing half and goes on to the same end; one that fails says why."""
 
 import hashlib
+import json
 import random
 import resource
 import shutil

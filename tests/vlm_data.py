@@ -106,6 +106,20 @@ def siglip(folder: Path) -> Path:
     return _saved(folder, SiglipVisionModel(config), SiglipImageProcessor(size={"height": 32, "width": 32}))
 
 
+def write_towers(folder: Path) -> Path:
+    """Towers in `folder`; "mute" has no chat template."""
+    clip(folder / "clip"), siglip(folder / "siglip"), llama(folder / "llama"), qwen2(folder / "qwen2")
+    llama(folder / "mute", None)
+    return folder
+
+
+def line(data: Path, stage: str, name: str, out: str, *flags: object, towers: bool = True) -> list[str]:
+    """A short run on real, small towers."""
+    own = ["--vision", data / "clip", "--llm", data / "llama"] if towers else []
+    words = ["train", stage, data / f"{name}.jsonl", "-o", out, "--preset", "debug", "--steps", "3", "-q", *own, *flags]
+    return [str(word) for word in words]
+
+
 def _saved(folder: Path, model: Any, beside: Any) -> Path:
     torch.manual_seed(1)
     for value in model.parameters():

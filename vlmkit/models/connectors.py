@@ -184,6 +184,10 @@ class ConnectorLlava(LlavaForConditionalGeneration):
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Whether `generate` may take the pictures through the connector by themselves."""
+        return not reads_text(self.model)
+
 
 def tower_features(model: LlavaModel, pixels: Tensor) -> Tensor:
     """What the vision tower of `model` gives its projector: (P, 3, H, W) -> (P, N, F)."""

@@ -247,9 +247,9 @@ def _add_image_token(language: Any, tokenizer: Any) -> int:
         with torch.no_grad():
             for table in {language.get_input_embeddings().weight, language.get_output_embeddings().weight}:
                 table[rows:] = 0
-    # These rows belong to no text; the language model never said them, and must not begin to.
-    silent = range(min(token, rows), language.get_input_embeddings().weight.shape[0])
-    language.generation_config.suppress_tokens = [token, *(i for i in silent if i != token and i >= len(tokenizer))]
+    # The language model never said what it is given here, and must not begin to.
+    new = range(rows, language.get_input_embeddings().weight.shape[0])
+    language.generation_config.suppress_tokens = [token] if token < rows else list(new)
     return token
 
 

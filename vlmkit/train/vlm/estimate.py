@@ -55,9 +55,14 @@ def estimate(config: VlmConfig, failures: Failures, quiet: bool = False) -> dict
         "samples": sum(len(group.sequences) for group in prepared.training),
         "steps": prepared.steps,
         "tokens_per_step": round(tokens),
-        "memory_gb": round(memory / 2**30, 2),
-        "seconds": round(prepared.steps * flops / (EFFICIENCY * speed(config.device)), 1),
+        "memory_gb": _rough(memory / 2**30),
+        "seconds": _rough(prepared.steps * flops / (EFFICIENCY * speed(config.device))),
     }
+
+
+def _rough(value: float) -> float:
+    """Three digits of it."""
+    return float(f"{value:.3g}")
 
 
 def speed(device: str) -> float:

@@ -1,5 +1,6 @@
 """The end of a run: a standard folder that transformers 5 and 4.57 open."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -49,6 +50,18 @@ def save(vlm: Vlm, folder: Path) -> None:
         weights = {_old(name): value for name, value in weights.items()}
     model.save_pretrained(folder, state_dict=weights, save_original_format=False)
     vlm.processor.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = {"model_input_names": vlm.processor.tokenizer.model_input_names} | json.loads(path.read_text())
+    path.write_text(json.dumps(_readable(settings), indent=2, ensure_ascii=False) + "\n")
+
+
+def _readable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a tokenizer under names that 4.57 reads as well."""
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    return settings
 
 
 def _old(name: str) -> str:
