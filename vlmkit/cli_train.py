@@ -1,13 +1,12 @@
 """The command train; cli.py enters it in the command table."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmkit.errors import Exit
+from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import Device, Errors, Images, Run
 from vlmkit.streams import Failures, Output, tell
 
@@ -49,7 +48,7 @@ def train(
         str | None, _option("--preset", "NAME", "A recipe: debug (tiny, from nothing), small, full.")
     ] = None,
     config: Annotated[
-        str | None, _option("--config", "FILE", "TOML with any of these flags by name; flags on the command line win.")
+        str | None, _option("--config", "FILE", "TOML with settings by the names of these flags; a flag given wins.")
     ] = None,
     vision: Annotated[
         str | None, _option("--vision", "M", "Vision tower: a CLIP or SigLIP model, mini, patches (none), or tiny.")
@@ -136,7 +135,7 @@ def train(
         "batch_size": run.batch_size or None,
         "seed": run.seed or None,
         "workers": run.workers or None,
-        "device": torch_device(run.device.value) if run.device is not Device.AUTO or not config else None,
+        "device": None if run.device is Device.AUTO else torch_device(run.device.value),
     }
     file = Path(config) if config else None
     with Failures(errors) as failures, Output() as out:
@@ -147,28 +146,35 @@ def train(
         if stage is Stage.CONTRASTIVE:
             _contrastive(flags, emit)
             return Exit.OK
-        settled = _settled(stage, flags, preset, file)
+        from vlmkit.train.ranks import first_speaks
+
+        with first_speaks():
+            settled = _settled(stage, flags, preset, file)
         if dry_run:
             from vlmkit.train.vlm.estimate import estimate
 
-            emit(estimate(settled, failures))
+            emit(estimate(settled, failures, run.quiet))
             return failures.verdict()
         from vlmkit.train.vlm.stage import train as trained
 
-        first = os.environ.get("RANK", "0") == "0"
-        trained(settled, emit, failures, lambda text: None if run.quiet or not first else tell(text), resume)
+        trained(settled, emit, failures, lambda text: None if run.quiet else tell(text), resume, run.quiet)
         return failures.verdict()
 
 
 def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path | None) -> "VlmConfig":
+    from vlmkit.models.torch_embedder import torch_device
     from vlmkit.train.settings import read, resolve
     from vlmkit.train.vlm.config import VlmConfig
     from vlmkit.train.vlm.presets import preset_of
 
-    told = read(VlmConfig, file) if file else {}
+    told = read(VlmConfig, file, preset=str) if file else {}
+    of_file = told.pop("preset", None)
+    preset = preset or of_file
+    if told.get("stage", stage) != stage:
+        raise VlmkitError(f"{file} is for {told['stage']}, not for {stage}", "name its stage, or another --config")
     begun = bool(flags["start"] or told.get("start"))
     recipe = preset_of(stage.value, preset, begun, bool(flags["lora"] or told.get("lora")))
-    return resolve(VlmConfig, recipe, told, flags)
+    return resolve(VlmConfig, recipe | {"device": torch_device("auto")}, told, flags)
 
 
 def _contrastive(flags: dict[str, Any], emit: Any) -> None:

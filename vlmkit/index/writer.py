@@ -91,7 +91,10 @@ class Writer:
                     self._db.close()
 
     def add(self, record: Record) -> None:
-        """Take a record whose `embedding` is a unit vector (D float16, little-endian). Raises VlmkitError if it does not fit the index."""
+        """Take a record whose `embedding` is a unit vector (D float16, little-endian).
+
+        Raises VlmkitError if it does not fit the index.
+        """
         vector: np.ndarray = record.pop("embedding")
         self.expect(record.get("model"), len(vector))
         self._take(Row(str(record["id"]), dumps(record), vector.tobytes()))

@@ -26,6 +26,10 @@ class Sequence:
         """Its first `length` tokens."""
         return Sequence(self.ids[:length], self.learned[:length])
 
+    def after(self, length: int) -> "Sequence":
+        """What follows its first `length` tokens."""
+        return Sequence(self.ids[length:], self.learned[length:])
+
 
 Encode = Callable[[Dialogue], Sequence]
 
@@ -81,7 +85,7 @@ class Chat:
             ended = replied.rstrip()
             found.add(self.tokens.of(asked), learned=False)
             found.add(self.tokens.of(ended), learned=True)
-            if ended == turn.reply.strip():  # this template writes no end token
+            if ended.endswith(turn.reply.strip()):  # this template writes no end token
                 found.add([self.tokens.tokenizer.eos_token_id], learned=True)
             found.add(self.tokens.of(replied[len(ended) :]), learned=False)
             done += asked + replied
