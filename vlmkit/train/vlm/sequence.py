@@ -55,8 +55,7 @@ class Plain:
 
     def __call__(self, dialogue: Dialogue) -> Sequence:
         found = _Building()
-        start = self.tokens.tokenizer.bos_token_id
-        found.add([] if start is None else [start], learned=False)
+        found.add(self.tokens.start(), learned=False)
         for turn in dialogue.turns:
             found.add(self.tokens.of(turn.user), learned=False)
             found.add([*self.tokens.of(turn.reply), self.tokens.tokenizer.eos_token_id], learned=True)
@@ -102,6 +101,11 @@ class _Tokens:
     def __init__(self, vlm: Vlm) -> None:
         self.tokenizer: Any = vlm.processor.tokenizer
         self.image = vlm.model.config.image_token_index
+
+    def start(self) -> list[int]:
+        """What the tokenizer itself puts before a text."""
+        mark = self.tokenizer.bos_token_id
+        return [mark] if self.tokenizer.encode("")[:1] == [mark] else []
 
     def of(self, text: str) -> list[int]:
         """Token ids of `text`, one image token at each mark."""
