@@ -146,7 +146,7 @@ complete -c vlmkit -n __fish_use_subcommand -f -a train -d 'Train a dual encoder
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -a 'contrastive align instruct prefer'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -s o -l output -r -d 'Folder to make; the model stands there at the end.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l preset -r -d 'A recipe: debug (tiny, from nothing), small, full.'
-complete -c vlmkit -n '__fish_seen_subcommand_from train' -l config -r -d 'TOML with any of these flags by name; flags on the command line win.'
+complete -c vlmkit -n '__fish_seen_subcommand_from train' -l config -r -d 'TOML with settings by the names of these flags; a flag given wins.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l vision -r -d 'Vision tower: a CLIP or SigLIP model, mini, patches (none), or tiny.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l llm -r -d 'Causal language model of transformers, by name or folder.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l text -r -d 'Text tower of contrastive training.'

@@ -49,6 +49,7 @@ def write_data(folder: Path, count: int = 24) -> Path:
         mixed.append(about | {"conversations": [said for turn in turns for said in _said(*turn)]})
     pair = {"id": "pair", "images": ["pictures/0.png", "pictures/1.png"]}
     mixed.append(pair | {"question": "<image> and <image>: the same?", "answer": "no"})
+    preferences.append({"id": "text", "question": "are you there?", "chosen": "yes", "rejected": "no"})
     mixed.append({"id": "text", "question": "what is two and two?", "answer": "four"})
     for name, rows in (
         ("captions", captions),

@@ -232,22 +232,27 @@ def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int 
 
 @contextlib.contextmanager
 def steps_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """What to tell how many of `total` steps are done: a bar if standard error is a terminal, and a line at the end."""
+    """What to tell how many of `total` steps are done, first of all how many were done before.
+
+    A bar if standard error is a terminal, and a line at the end.
+    """
     if quiet or not stderr_is_terminal():
         yield lambda done: None
         return
     from tqdm import tqdm
 
     with tqdm(total=total, unit="steps", dynamic_ncols=True, leave=False) as bar:
+        before: int | None = None
 
         def show(done: int) -> None:
-            if bar.n == 0:
-                bar.initial = done  # steps of an earlier process do not count as quick
+            nonlocal before
+            if before is None:
+                before = bar.initial = bar.n = done
             bar.update(done - bar.n)
 
         yield show
         seconds = bar.format_dict["elapsed"]
-        count = bar.n - bar.initial
+    count = bar.n - (before or 0)
     tell(f"{count} steps in {seconds:.1f} s, {count / max(seconds, 1e-3):.2g} a second")
 
 

@@ -16,11 +16,12 @@ from trl import DPOConfig, DPOTrainer
 
 from vlmkit.models.connectors import reads_text
 from vlmkit.models.vlm import Vlm
-from vlmkit.train.vlm.adapt import adapters
+from vlmkit.train.vlm.adapt import PROJECTOR, adapters
 from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.feed import Feed, Group
 from vlmkit.train.vlm.pack import Packer
 from vlmkit.train.vlm.sequence import Sequence
+from vlmkit.train.vlm.steady import trained
 from vlmkit.train.vlm.trainer import Drawing
 
 
@@ -59,9 +60,11 @@ class Preferring(Drawing, DPOTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's."""
+        """TRL's, the mean over the pairs of `inputs`."""
         names, tokens = inputs.pop("names"), inputs.pop("tokens")
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "pixel_values" not in inputs:  # as in `Learner`, for the other processes
+            loss = loss + 0 * sum(value.sum() for name, value in trained(self.core).items() if PROJECTOR in name)
         if model.training:
             self.watch(loss, names, tokens)
         return loss

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vlmkit.train.ranks import world
+from vlmkit.train.vlm.adapt import PROJECTOR
 from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.feed import Draw, Feed
 from vlmkit.train.vlm.learner import Learner
@@ -41,7 +42,7 @@ class Drawing(Steady):
         """AdamW: the projector at its own rate, no decay for biases and norms."""
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in trained(model or self.model).items():
-            rate = self.config.projector_lr if "multi_modal_projector" in name else self.config.lr
+            rate = self.config.projector_lr if PROJECTOR in name else self.config.lr
             decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
         listed = [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()]
@@ -118,6 +119,8 @@ def arguments(config: VlmConfig, out: str, steps: int, validates: bool) -> dict[
         "bf16": config.device == "cuda",
         "disable_tqdm": True,
         "log_level": "error",
+        "log_level_replica": "error",
+        "ddp_find_unused_parameters": False,
         "fsdp": "full_shard" if config.fsdp else None,
         "fsdp_config": {"version": 2} if config.fsdp else None,
         "remove_unused_columns": False,
