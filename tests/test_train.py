@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.batches import batches, batches_per_epoch
-from vlmkit.train.contrastive import ContrastiveConfig, train
-from vlmkit.train.data import read_samples, split
-from vlmkit.train.loop import Loop, contrastive_loss, optimizer_for, rate
+from vlmkit.train.contrastive.batches import batches, batches_per_epoch
+from vlmkit.train.contrastive.data import read_samples, split
+from vlmkit.train.contrastive.loop import Loop, contrastive_loss, optimizer_for, rate
+from vlmkit.train.contrastive.retrieval import retrieval
+from vlmkit.train.contrastive.stage import ContrastiveConfig, train
 from vlmkit.train.output import whole_folder
-from vlmkit.train.retrieval import retrieval
 
 COLORS = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
 SHAPES = ["circle", "square"]
@@ -133,7 +133,7 @@ def test_open_clip_opens_the_folder_and_finds_the_same(place: Path, run: tuple[P
 
 
 def test_a_moved_folder_opens(place: Path, run: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    from vlmkit.train.model import open_folder
+    from vlmkit.train.contrastive.towers import open_folder
 
     moved = tmp_path / "moved"
     shutil.copytree(run[0], moved)

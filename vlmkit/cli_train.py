@@ -172,8 +172,8 @@ def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path
 
 
 def _contrastive(flags: dict[str, Any], emit: Any) -> None:
-    from vlmkit.train.contrastive import ContrastiveConfig
-    from vlmkit.train.contrastive import train as trained
+    from vlmkit.train.contrastive.stage import ContrastiveConfig
+    from vlmkit.train.contrastive.stage import train as trained
     from vlmkit.train.registered import towers
     from vlmkit.train.settings import resolve
 

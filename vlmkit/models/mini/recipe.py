@@ -28,10 +28,10 @@ from vlmkit.models.mini.card import model_card
 from vlmkit.models.mini.pack import NAMES_WEIGHT, pack
 from vlmkit.models.mini.towers import text_tower, vision_tower
 from vlmkit.records import batched
-from vlmkit.train.contrastive import ContrastiveConfig, train
-from vlmkit.train.data import Sample, read_samples
+from vlmkit.train.contrastive.data import Sample, read_samples
+from vlmkit.train.contrastive.retrieval import retrieval
+from vlmkit.train.contrastive.stage import ContrastiveConfig, train
 from vlmkit.train.output import check_free, whole_folder
-from vlmkit.train.retrieval import retrieval
 
 PIECES = 21_500  # of the vocabulary's 30,522; captions, class names and a dictionary keep theirs
 EPOCHS = 40
@@ -66,7 +66,7 @@ def fit_scale(pictures: np.ndarray, captions: np.ndarray, owner: np.ndarray) -> 
 
 def likeness(model: Mini, trained: Path, samples: list[Sample]) -> float:
     """Mean cosine between the packed model's trained block of captions and what open_clip computes from `trained`."""
-    from vlmkit.train.model import open_folder
+    from vlmkit.train.contrastive.towers import open_folder
 
     captions = [sample.captions[0] for sample in samples[:64]]
     clip, _, tokenizer = open_folder(trained)

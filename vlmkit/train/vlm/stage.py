@@ -17,7 +17,7 @@ from vlmkit.models.vlm import Vlm, build, open_vlm, pad_to_square
 from vlmkit.records import Failed
 from vlmkit.streams import Failures
 from vlmkit.train.dialogues import Dialogue, Reading, read_dialogues
-from vlmkit.train.loop import Log
+from vlmkit.train.log import Log
 from vlmkit.train.table import show
 from vlmkit.train.vlm.adapt import check_device, freeze, merged
 from vlmkit.train.vlm.config import VlmConfig

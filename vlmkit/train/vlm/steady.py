@@ -1,7 +1,6 @@
 """What a transformers `Trainer` lacks for runs that may be killed at any moment: see `Steady`."""
 
 import math
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.loop import Log
+from vlmkit.train.log import Log, memory_gb
 
 CHECKPOINT = "checkpoint-"
 PARTIAL = ".partial"
@@ -161,13 +160,6 @@ def checkpoints(folder: Path) -> list[Path]:
 def last_checkpoint(folder: Path) -> Path | None:
     found = checkpoints(folder)
     return found[-1] if found else None
-
-
-def memory_gb() -> float:
-    """The most memory used so far, on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _whole(value: Tensor) -> Tensor:

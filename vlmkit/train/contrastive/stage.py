@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn.functional import dropout, normalize
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.batches import Batch, batches, batches_per_epoch
-from vlmkit.train.data import Sample, read_samples, split
-from vlmkit.train.features import image_features
-from vlmkit.train.loop import Log, Loop, optimizer_for
-from vlmkit.train.model import CONTEXT, build, lock, save
+from vlmkit.train.contrastive.batches import Batch, batches, batches_per_epoch
+from vlmkit.train.contrastive.data import Sample, read_samples, split
+from vlmkit.train.contrastive.features import image_features
+from vlmkit.train.contrastive.loop import Loop, optimizer_for
+from vlmkit.train.contrastive.retrieval import retrieval
+from vlmkit.train.contrastive.text import Texts, TextSide
+from vlmkit.train.contrastive.towers import CONTEXT, build, lock, save
+from vlmkit.train.log import Log
 from vlmkit.train.output import check_free, whole_folder
-from vlmkit.train.retrieval import retrieval
-from vlmkit.train.text import Texts, TextSide
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlmkit.images import ahead
 from vlmkit.records import batched
-from vlmkit.train.data import Sample
+from vlmkit.train.contrastive.data import Sample
 
 CHUNK = 8  # pictures at once: what stays in the caches of a CPU
 

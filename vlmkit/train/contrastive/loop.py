@@ -1,8 +1,6 @@
 """The training loop: symmetric InfoNCE over cached image features, AdamW, cosine rate with warm-up."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +8,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 from vlmkit.errors import VlmkitError
 
-Log = Callable[[dict[str, Any]], None]
 MAX_LOGIT_SCALE = math.log(100)  # CLIP (Radford and others, 2021), section 2.5
 
 
