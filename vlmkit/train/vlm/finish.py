@@ -1,29 +1,21 @@
 """The end of a run: a standard folder that transformers 5 and 4.57 open."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from vlmkit.models.vlm import Vlm
+from vlmkit.train.folder import finishing
+from vlmkit.train.plot import plot_losses
 from vlmkit.train.vlm.card import model_card
 from vlmkit.train.vlm.config import VlmConfig
-from vlmkit.train.vlm.plot import plot_losses
-
-MARKERS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def finish(vlm: Vlm, config: VlmConfig, history: list[dict[str, Any]]) -> None:
     """Write the model into `config.out`: all but its weights first, which say that the run is done."""
-    with tempfile.TemporaryDirectory(prefix=".finish-", dir=config.out) as name:
-        made = Path(name)
+    with finishing(config.out) as made:
         save(vlm, made)
         plot_losses(history, made / "loss.png")
         (made / "README.md").write_text(model_card(vlm, config, history))
-        shutil.copyfile(config.out / "checkpoints" / "train.toml", made / "train.toml")
-        for path in sorted(made.iterdir(), key=lambda path: (path.name in MARKERS, path.name)):
-            os.replace(path, config.out / path.name)
 
 
 def save(vlm: Vlm, folder: Path) -> None:

@@ -17,13 +17,13 @@ from vlmkit.models.vlm import Vlm, build, open_vlm, pad_to_square
 from vlmkit.records import Failed
 from vlmkit.streams import Failures
 from vlmkit.train.dialogues import Dialogue, Reading, read_dialogues
+from vlmkit.train.folder import FINISHED, begin, open_run
 from vlmkit.train.log import Log
 from vlmkit.train.table import show
 from vlmkit.train.vlm.adapt import check_device, freeze, merged
 from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.feed import Draw, Features, Feed, Group, collator, pixels_of
 from vlmkit.train.vlm.finish import finish
-from vlmkit.train.vlm.folder import FINISHED, begin, open_run
 from vlmkit.train.vlm.learner import Learner
 from vlmkit.train.vlm.pack import Packer
 from vlmkit.train.vlm.sequence import Chat, Encode, Plain, Sequence

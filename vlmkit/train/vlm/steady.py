@@ -1,13 +1,11 @@
 """What a transformers `Trainer` lacks for runs that may be killed at any moment: see `Steady`."""
 
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -15,10 +13,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from vlmkit.errors import VlmkitError
+from vlmkit.train.checkpoints import PARTIAL, checkpoint_of, drop_old, staged
 from vlmkit.train.log import Log, memory_gb
 
-CHECKPOINT = "checkpoint-"
-PARTIAL = ".partial"
 WEIGHTS = "trained.safetensors"
 
 
@@ -75,37 +72,13 @@ class Steady(Trainer):
         return str(self.folder / PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        name = f"{CHECKPOINT}{self.state.global_step}"
-        partial, done = self.folder / PARTIAL, self.folder / name
-        if done.exists():
+        step = self.state.global_step
+        if checkpoint_of(self.folder, step).exists():
             return
-        if self.args.should_save:
-            shutil.rmtree(partial, ignore_errors=True)
-        _wait()
-        try:
+        with staged(self.folder, step, self.args.should_save):
             super()._save_checkpoint(model, trial)
-            _wait()
-            if self.args.should_save:
-                (partial / name).replace(done)
-        except (OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and "write" not in str(error):
-                raise
-            last = last_checkpoint(self.folder)
-            kept = f"{last.name} is whole" if last else "there is none before it"
-            what = f"the checkpoint of step {self.state.global_step} cannot be written ({error}), {kept}"
-            raise VlmkitError(what, "free some space, then use --resume") from None
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(partial, ignore_errors=True)
         if self.args.should_save:
-            self._drop_old()
-        _wait()
-
-    def _drop_old(self) -> None:
-        best = self.state.best_global_step
-        for old in checkpoints(self.folder)[: -self.keep]:
-            if old.name != f"{CHECKPOINT}{best}":
-                shutil.rmtree(old)
+            drop_old(self.folder, self.keep, self.state.best_global_step)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What is trained, whole, also where processes hold shards of it."""
@@ -121,7 +94,7 @@ class Steady(Trainer):
     def load_best(self) -> None:
         """Go back to the weights with the least validation loss, if there was a validation."""
         if self.state.best_global_step:
-            load_trained(self.model, self.folder / f"{CHECKPOINT}{self.state.best_global_step}")
+            load_trained(self.model, checkpoint_of(self.folder, self.state.best_global_step))
 
 
 class _LastStep(TrainerCallback):
@@ -152,21 +125,6 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
                 place.copy_(value)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    found = checkpoints(folder)
-    return found[-1] if found else None
-
-
 def _whole(value: Tensor) -> Tensor:
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().cpu().contiguous()
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()
