@@ -2,6 +2,7 @@
 
 import os
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,8 @@ from vlmkit.options import Device, Errors, Images, Run
 from vlmkit.streams import Failures, Output, tell
 
 if TYPE_CHECKING:
+    from vlmkit.train.contrastive.config import ContrastiveConfig
     from vlmkit.train.vlm.config import VlmConfig
-
-TOWERS = "efficientnet-lite0", "all-minilm-l6-v2"
 
 
 class Stage(StrEnum):
@@ -61,7 +61,17 @@ def train(
     connector: Annotated[
         str | None, _option("--connector", "C", "mlp (LLaVA's), linear, qformer, cross-attention, adaptive.")
     ] = None,
-    start: Annotated[str | None, _option("--from", "DIR", "Go on from the folder that an earlier stage made.")] = None,
+    start: Annotated[
+        str | None,
+        _option("--from", "M", "Go on from what an earlier stage made; contrastive: from any dual encoder."),
+    ] = None,
+    loss: Annotated[str | None, _option("--loss", "LOSS", "Contrastive loss: infonce (CLIP's) or siglip.")] = None,
+    lock: Annotated[
+        str | None, _option("--lock", "SIDE", "Tower of contrastive training that is not trained: image, text, none.")
+    ] = None,
+    captions: Annotated[
+        int | None, _option("--captions", "N", "Captions of each picture in a contrastive batch.", min=1)
+    ] = None,
     val: Annotated[
         str | None, _option("--val", "DATA", "Data to validate on, or a fraction of DATA to hold out, by its ids.")
     ] = None,
@@ -119,6 +129,9 @@ def train(
         "text": text,
         "connector": connector,
         "start": start,
+        "loss": loss,
+        "lock": lock,
+        "captions": captions,
         "val": _fraction(val),
         "epochs": epochs,
         "steps": steps,
@@ -144,19 +157,15 @@ def train(
         def emit(figures: dict[str, Any]) -> None:
             out.write_records([figures])
 
-        if stage is Stage.CONTRASTIVE:
-            _contrastive(flags, emit)
-            return Exit.OK
-        settled = _settled(stage, flags, preset, file)
+        contrastive = stage is Stage.CONTRASTIVE
+        settled = _contrastive(flags, preset, file) if contrastive else _settled(stage, flags, preset, file)
+        package = f"vlmkit.train.{'contrastive' if contrastive else 'vlm'}"
         if dry_run:
-            from vlmkit.train.vlm.estimate import estimate
-
-            emit(estimate(settled, failures))
+            emit(import_module(f"{package}.estimate").estimate(settled, failures))
             return failures.verdict()
-        from vlmkit.train.vlm.stage import train as trained
-
         first = os.environ.get("RANK", "0") == "0"
-        trained(settled, emit, failures, lambda text: None if run.quiet or not first else tell(text), resume)
+        note = tell if first and not run.quiet else lambda text: None
+        import_module(f"{package}.stage").train(settled, emit, failures, note, resume)
         return failures.verdict()
 
 
@@ -171,14 +180,14 @@ def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path
     return resolve(VlmConfig, recipe, told, flags)
 
 
-def _contrastive(flags: dict[str, Any], emit: Any) -> None:
-    from vlmkit.train.contrastive.stage import ContrastiveConfig
-    from vlmkit.train.contrastive.stage import train as trained
-    from vlmkit.train.registered import towers
-    from vlmkit.train.settings import resolve
+def _contrastive(flags: dict[str, Any], preset: str | None, file: Path | None) -> "ContrastiveConfig":
+    from vlmkit.train.contrastive.config import LitConfig
+    from vlmkit.train.contrastive.presets import recipe_of
+    from vlmkit.train.settings import read, resolve
 
-    with towers(flags["vision"] or TOWERS[0], flags["text"] or TOWERS[1]) as (vision, text):
-        trained(resolve(ContrastiveConfig, {}, {}, flags | {"vision": vision, "text": text}), emit)
+    told = read(LitConfig, file) if file else {}
+    kind, recipe = recipe_of(preset, told | {name: value for name, value in flags.items() if value is not None})
+    return resolve(kind, recipe, read(kind, file) if file else {}, flags)
 
 
 def _fraction(val: str | None) -> float | str | None:

@@ -59,5 +59,7 @@ def finishing(out: Path) -> Iterator[Path]:
         made = Path(name)
         yield made
         shutil.copyfile(out / "checkpoints" / SETTINGS, made / SETTINGS)
+        mode = (made / SETTINGS).stat().st_mode
         for path in sorted(made.iterdir(), key=lambda path: (path.name in WEIGHTS, path.name)):
+            path.chmod(mode)  # safetensors makes files that only their owner reads
             os.replace(path, out / path.name)

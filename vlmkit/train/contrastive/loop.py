@@ -1,25 +1,23 @@
-"""The training loop: symmetric InfoNCE over cached image features, AdamW, cosine rate with warm-up."""
+"""One optimisation step at a time: AdamW, cosine rate with warm-up."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch import nn
 
 from vlmkit.errors import VlmkitError
+from vlmkit.train.contrastive.gradcache import Embed, full_batch_gradient
+from vlmkit.train.contrastive.losses import Objective
 
-MAX_LOGIT_SCALE = math.log(100)  # CLIP (Radford and others, 2021), section 2.5
 
+class Peak(NamedTuple):
+    """The highest rate of some parameters, by what it is called in the log; they rest for the first `start` steps."""
 
-def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of `images` (B, D) and C captions of each, `texts` (C, B, D), both L2-normalised.
-
-    Each of the C sets is contrasted with the pictures by itself, so captions of one picture never compete.
-    """
-    logits = logit_scale * images @ texts.transpose(1, 2)  # (C, B pictures, B captions)
-    target = torch.arange(len(images), device=images.device).expand(len(texts), -1)  # (C, B)
-    both = cross_entropy(logits.transpose(1, 2), target) + cross_entropy(logits.transpose(1, 2).mT, target)
-    return both / 2
+    name: str
+    rate: float
+    start: int = 0
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
@@ -30,52 +28,50 @@ def rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def optimizer_for(model: nn.Module, lr: float, text_lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what is not locked: the text tower at its own rate, no decay for biases, norms and the scale."""
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+def optimizer_for(model: nn.Module, peak: Callable[[str], Peak], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what is not locked, each parameter at the rate of its name; no decay for biases, norms, the scale.
+
+    Betas and epsilon are CLIP's for its vision transformers (Radford and others, 2021, table 20).
+    """
+    groups: dict[tuple[Peak, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((name.startswith("text.transformer."), decay), []).append(parameter)
+            groups.setdefault((peak(name), decay), []).append(parameter)
     listed = [
-        {"params": some, "lr": 0.0, "peak": text_lr if tower else lr, "tower": tower, "weight_decay": decay}
-        for (tower, decay), some in groups.items()
+        {"params": some, "lr": 0.0, "weight_decay": decay} | {"peak": p.rate, "start": p.start, "rate": p.name}
+        for (p, decay), some in groups.items()
     ]
     return torch.optim.AdamW(listed, betas=(0.9, 0.98), eps=1e-6)
 
 
 class Loop:
-    """One optimisation step at a time; `step` counts them from 1."""
+    """`step` counts the steps done, of `steps`."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, logit_scale: nn.Parameter, steps: int, heads_alone: int, warmup: float
+        self, optimizer: torch.optim.Optimizer, objective: Objective, steps: int, warmup: float, clip: float = 1.0
     ) -> None:
-        self.optimizer, self.logit_scale, self.step = optimizer, logit_scale, 0
-        self.steps, self.heads_alone, self.warmup = steps, heads_alone, warmup
+        self.optimizer, self.objective, self.step = optimizer, objective, 0
+        self.steps, self.warmup, self.clip = steps, warmup, clip
 
-    def update(self, images: Tensor, texts: Tensor, ids: list[str]) -> dict[str, float]:
-        """One step on unnormalised `images` (B, D) and `texts` (C, B, D): its figures.
+    def update(self, embed: Embed, parts: Sequence[Any], ids: Callable[[], list[str]]) -> dict[str, float]:
+        """One step on this process's `parts` of a batch (see `full_batch_gradient`): its figures.
 
         Raises VlmkitError naming the pictures (`ids`) of the batch when the loss is not finite.
         """
         self.step += 1
         for group in self.optimizer.param_groups:
-            start = self.heads_alone if group["tower"] else 0
+            start = group["start"]
             share = rate(self.step - start, self.steps - start, self.warmup) if self.step > start else 0.0
             group["lr"] = group["peak"] * share
-        loss = contrastive_loss(normalize(images, dim=-1), normalize(texts, dim=-1), self.logit_scale.exp())
-        if not math.isfinite(value := loss.item()):
-            raise VlmkitError(f"the loss is {value} at step {self.step}, pictures {', '.join(ids)}", "try a lower rate")
-        self.optimizer.zero_grad()
-        loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=False).item()
+        self.optimizer.zero_grad()
+        loss = full_batch_gradient(embed, parts, self.objective, parameters)
+        if not math.isfinite(loss):
+            what = f"the loss is {loss} at step {self.step}, pictures {', '.join(ids())}"
+            raise VlmkitError(what, "try a lower rate")
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False).item()
         self.optimizer.step()
-        with torch.no_grad():
-            self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        rates = {"text_lr" if g["tower"] else "lr": g["lr"] for g in self.optimizer.param_groups}
-        return (
-            {"step": self.step, "loss": value}
-            | rates
-            | {"grad_norm": norm, "logit_scale": self.logit_scale.exp().item()}
-        )
+        self.objective.clamp()
+        rates = {group["rate"]: group["lr"] for group in self.optimizer.param_groups}
+        return {"step": self.step, "loss": loss} | rates | {"grad_norm": norm} | self.objective.figures()
