@@ -11,6 +11,7 @@ from typing import Any
 import open_clip
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from vlmkit.errors import VlmkitError
@@ -73,14 +74,19 @@ def _fill(folder: Path) -> None:
     """Add first weights to a folder that has a configuration alone."""
     file = folder / OPEN_CLIP_CONFIG
     if not file.is_file():
-        AutoModel.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+        _write(AutoModel.from_config(AutoConfig.from_pretrained(folder)), folder)
         return
     settings = json.loads(file.read_text())
     if (folder / "config.json").is_file():
         settings["model_cfg"]["text_cfg"] |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
         file.write_text(json.dumps(settings))
-    model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    _write(open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False), folder)
+
+
+def _write(model: nn.Module, folder: Path) -> None:
+    """Add the weights of `model`; `save_pretrained` of transformers writes in the first process alone."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _tiny(folder: Path, samples: Sequence[Captioned]) -> None:
@@ -90,7 +96,9 @@ def _tiny(folder: Path, samples: Sequence[Captioned]) -> None:
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, **layers}
     text |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
     vision = {"image_size": SIDE, "patch_size": 16, **layers}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).save_pretrained(folder)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
+    config.save_pretrained(folder)
+    _write(CLIPModel(config), folder)
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
 

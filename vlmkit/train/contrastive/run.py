@@ -60,8 +60,8 @@ class Run:
             self._epoch([batch for batch in made if batch.step > self.state.step], made[-1].step if made else step)
             step += len(made)
         if self.config.best and self.state.best_step:
-            wait()
             load_weights(checkpoint_of(self.folder, self.state.best_step), self.learner.model)
+            wait()  # the first process removes the checkpoints
 
     def _enough(self) -> bool:
         return self.config.patience is not None and self.state.waited >= self.config.patience
