@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PRELOAD = ["vlmkit.cli", "vlmkit.train.vlm.stage", "vlmkit.train.vlm.prefer", "vlmkit.train.vlm.plot", "peft"]
+PRELOAD = ["vlmkit.cli", "vlmkit.train.vlm.stage", "vlmkit.train.vlm.prefer", "vlmkit.train.plot", "peft"]
 PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "tomli_w", "PIL.Image"]
 SECONDS = 120
 

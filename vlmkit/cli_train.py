@@ -1,6 +1,7 @@
 """The command train; cli.py enters it in the command table."""
 
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,8 @@ from vlmkit.options import Device, Errors, Images, Run
 from vlmkit.streams import Failures, Output, tell
 
 if TYPE_CHECKING:
+    from vlmkit.train.contrastive.config import ContrastiveConfig
     from vlmkit.train.vlm.config import VlmConfig
-
-TOWERS = "efficientnet-lite0", "all-minilm-l6-v2"
 
 
 class Stage(StrEnum):
@@ -60,7 +60,17 @@ def train(
     connector: Annotated[
         str | None, _option("--connector", "C", "mlp (LLaVA's), linear, qformer, cross-attention, adaptive.")
     ] = None,
-    start: Annotated[str | None, _option("--from", "DIR", "Go on from the folder that an earlier stage made.")] = None,
+    start: Annotated[
+        str | None,
+        _option("--from", "M", "Go on from what an earlier stage made; contrastive: from any dual encoder."),
+    ] = None,
+    loss: Annotated[str | None, _option("--loss", "LOSS", "Contrastive loss: infonce (CLIP's) or siglip.")] = None,
+    lock: Annotated[
+        str | None, _option("--lock", "SIDE", "Tower of contrastive training that is not trained: image, text, none.")
+    ] = None,
+    captions: Annotated[
+        int | None, _option("--captions", "N", "Captions of each picture in a contrastive batch.", min=1)
+    ] = None,
     val: Annotated[
         str | None, _option("--val", "DATA", "Data to validate on, or a fraction of DATA to hold out, by its ids.")
     ] = None,
@@ -118,6 +128,9 @@ def train(
         "text": text,
         "connector": connector,
         "start": start,
+        "loss": loss,
+        "lock": lock,
+        "captions": captions,
         "val": _fraction(val),
         "epochs": epochs,
         "steps": steps,
@@ -143,21 +156,17 @@ def train(
         def emit(figures: dict[str, Any]) -> None:
             out.write_records([figures])
 
-        if stage is Stage.CONTRASTIVE:
-            _contrastive(flags, emit)
-            return Exit.OK
         from vlmkit.train.ranks import first_speaks
 
+        contrastive = stage is Stage.CONTRASTIVE
+        package = f"vlmkit.train.{'contrastive' if contrastive else 'vlm'}"
         with first_speaks():
-            settled = _settled(stage, flags, preset, file)
+            settled = _contrastive(flags, preset, file) if contrastive else _settled(stage, flags, preset, file)
         if dry_run:
-            from vlmkit.train.vlm.estimate import estimate
-
-            emit(estimate(settled, failures, run.quiet))
+            emit(import_module(f"{package}.estimate").estimate(settled, failures, run.quiet))
             return failures.verdict()
-        from vlmkit.train.vlm.stage import train as trained
-
-        trained(settled, emit, failures, lambda text: None if run.quiet else tell(text), resume, run.quiet)
+        note = tell if not run.quiet else lambda text: None
+        import_module(f"{package}.stage").train(settled, emit, failures, note, resume, run.quiet)
         return failures.verdict()
 
 
@@ -177,14 +186,14 @@ def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path
     return resolve(VlmConfig, recipe | {"device": torch_device("auto")}, told, flags)
 
 
-def _contrastive(flags: dict[str, Any], emit: Any) -> None:
-    from vlmkit.train.contrastive import ContrastiveConfig
-    from vlmkit.train.contrastive import train as trained
-    from vlmkit.train.registered import towers
-    from vlmkit.train.settings import resolve
+def _contrastive(flags: dict[str, Any], preset: str | None, file: Path | None) -> "ContrastiveConfig":
+    from vlmkit.train.contrastive.config import LitConfig
+    from vlmkit.train.contrastive.presets import recipe_of
+    from vlmkit.train.settings import read, resolve
 
-    with towers(flags["vision"] or TOWERS[0], flags["text"] or TOWERS[1]) as (vision, text):
-        trained(resolve(ContrastiveConfig, {}, {}, flags | {"vision": vision, "text": text}), emit)
+    told = read(LitConfig, file) if file else {}
+    kind, recipe = recipe_of(preset, told | {name: value for name, value in flags.items() if value is not None})
+    return resolve(kind, recipe, read(kind, file) if file else {}, flags)
 
 
 def _fraction(val: str | None) -> float | str | None:

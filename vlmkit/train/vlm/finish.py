@@ -1,39 +1,22 @@
 """The end of a run: a standard folder that transformers 5 and 4.57 open."""
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from vlmkit.models.vlm import TOWERS, Vlm
+from vlmkit.train.folder import finishing
+from vlmkit.train.plot import plot_losses
 from vlmkit.train.vlm.card import model_card
 from vlmkit.train.vlm.config import VlmConfig
-from vlmkit.train.vlm.folder import FINISHING, MARKERS, SETTINGS, checkpoint_folder
-from vlmkit.train.vlm.plot import plot_losses
-from vlmkit.train.vlm.steady import whole_or_told
 
 
 def finish(vlm: Vlm, config: VlmConfig, history: list[dict[str, Any]]) -> None:
-    """Write the model into `config.out`: all but its weights first, which say that the run is done.
-
-    Raises VlmkitError where there is no room for it.
-    """
-    folder = checkpoint_folder(config)
-    with (
-        whole_or_told("the model", folder),
-        tempfile.TemporaryDirectory(prefix=FINISHING, dir=config.out) as name,
-    ):
-        made = Path(name)
+    """Write the model into `config.out`. Raises VlmkitError where there is no room for it."""
+    with finishing(config) as made:
         save(vlm, made)
         plot_losses(history, made / "loss.png")
         (made / "README.md").write_text(model_card(vlm, config, history))
-        shutil.copyfile(folder / SETTINGS, made / SETTINGS)
-        mode = (made / SETTINGS).stat().st_mode
-        for path in sorted(made.iterdir(), key=lambda path: (path.name in MARKERS, path.name)):
-            path.chmod(mode)  # safetensors makes its files for the owner alone
-            os.replace(path, config.out / path.name)
 
 
 def save(vlm: Vlm, folder: Path) -> None:

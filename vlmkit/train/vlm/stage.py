@@ -11,14 +11,14 @@ from transformers import TrainingArguments
 
 from vlmkit.models.vlm import Vlm
 from vlmkit.streams import Failures, steps_bar
-from vlmkit.train.loop import Log
+from vlmkit.train.folder import begin, open_run
+from vlmkit.train.log import Log
 from vlmkit.train.ranks import first_speaks, rank
 from vlmkit.train.vlm.adapt import adapted, freeze
 from vlmkit.train.vlm.checks import check
 from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.feed import Features, Feed, collate, pixels_of
 from vlmkit.train.vlm.finish import finish
-from vlmkit.train.vlm.folder import begin, open_run
 from vlmkit.train.vlm.learner import Learner
 from vlmkit.train.vlm.prepare import Prepared, prepare
 from vlmkit.train.vlm.steady import EachStep, Steady, load_trained

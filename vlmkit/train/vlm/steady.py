@@ -1,18 +1,12 @@
 """What a transformers `Trainer` lacks for runs that may be killed at any moment: see `Steady`."""
 
-import contextlib
-import errno
 import math
-import resource
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -22,13 +16,11 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.loop import Log
+from vlmkit.train.checkpoints import PARTIAL, checkpoint_of, drop_old, staged
+from vlmkit.train.log import Log, memory_gb
 from vlmkit.train.ranks import rank
 
-CHECKPOINT = "checkpoint-"
-PARTIAL = ".partial"
 WEIGHTS = "trained.safetensors"
-FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 class Steady(Trainer):
@@ -106,37 +98,19 @@ class Steady(Trainer):
     @property
     def chosen(self) -> Path:
         """The checkpoint whose weights are the run's result."""
-        return self.folder / f"{CHECKPOINT}{self.state.best_global_step or self.state.global_step}"
+        return checkpoint_of(self.folder, self.state.best_global_step or self.state.global_step)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        name = f"{CHECKPOINT}{self.state.global_step}"
-        partial, done = self.folder / PARTIAL, self.folder / name
-        if done.exists():
+        step = self.state.global_step
+        if checkpoint_of(self.folder, step).exists():
             return
+        with staged(self.folder, step, self.args.should_save):
+            super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            shutil.rmtree(partial, ignore_errors=True)
-        _wait()
-        try:
-            with whole_or_told(f"the checkpoint of step {self.state.global_step}", self.folder):
-                super()._save_checkpoint(model, trial)
-            _wait()
-            if self.args.should_save:
-                (partial / name).replace(done)
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(partial, ignore_errors=True)
-        if self.args.should_save:
-            self._drop_old()
-        _wait()
-
-    def _drop_old(self) -> None:
-        best = self.state.best_global_step
-        for old in checkpoints(self.folder)[: -self.keep]:
-            if old.name != f"{CHECKPOINT}{best}":
-                shutil.rmtree(old)
+            drop_old(self.folder, self.keep, self.state.best_global_step)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What is trained, whole, also where processes hold shards of it."""
@@ -170,22 +144,6 @@ class _LastStep(TrainerCallback):
             control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
 
 
-@contextlib.contextmanager
-def whole_or_told(what: str, folder: Path) -> Iterator[None]:
-    """Raises VlmkitError where `what` does not fit on the disk, saying which checkpoint in `folder` there is."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
-            raise
-        if type(error) is RuntimeError and "write" not in str(error):  # of torch.save
-            raise
-        last = last_checkpoint(folder)
-        kept = f"{last.name} is whole" if last else "there is no checkpoint before it"
-        told = f"{what} cannot be written ({str(error).splitlines()[0]}), {kept}"
-        raise VlmkitError(told, "free some space, then use --resume") from None
-
-
 def _shown(name: str) -> str:
     """What a figure of `Trainer` is called in the log."""
     if name == "learning_rate":
@@ -215,28 +173,6 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
                 place.copy_(value)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    found = checkpoints(folder)
-    return found[-1] if found else None
-
-
-def memory_gb() -> float:
-    """The most memory used so far, on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def _whole(value: Tensor) -> Tensor:
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().cpu().contiguous()
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -1,13 +1,16 @@
 """The output folder of a run: whose it is, whether it is done, and where a killed run goes on."""
 
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
+from vlmkit.train.checkpoints import last_checkpoint, whole_or_told
 from vlmkit.train.settings import as_toml
-from vlmkit.train.vlm.config import VlmConfig
-from vlmkit.train.vlm.steady import last_checkpoint
 
 MARKERS = "model.safetensors", "model.safetensors.index.json"  # a folder with one of them is finished
 SETTINGS = "train.toml"
@@ -21,7 +24,7 @@ class Start(NamedTuple):
     checkpoint: Path | None
 
 
-def begin(config: VlmConfig, resume: bool) -> Start:
+def begin(config: Any, resume: bool) -> Start:
     """Where the run in `config.out` stands.
 
     Raises VlmkitError where the folder holds something else, another run, or one that nobody asked to resume.
@@ -46,7 +49,7 @@ def begin(config: VlmConfig, resume: bool) -> Start:
     return Start(finished, checkpoint)
 
 
-def open_run(config: VlmConfig) -> Path:
+def open_run(config: Any) -> Path:
     """The folder for checkpoints, with the settings in it."""
     folder = checkpoint_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,5 +59,26 @@ def open_run(config: VlmConfig) -> Path:
     return folder
 
 
-def checkpoint_folder(config: VlmConfig) -> Path:
+def checkpoint_folder(config: Any) -> Path:
     return config.out / "checkpoints"
+
+
+@contextmanager
+def finishing(config: Any) -> Iterator[Path]:
+    """A folder for the finished model, which moves into `config.out` when the block ends: weights, which say so, last.
+
+    Then the checkpoints go. Raises VlmkitError where there is no room for the model.
+    """
+    checkpoints = checkpoint_folder(config)
+    with (
+        whole_or_told("the model", checkpoints),
+        tempfile.TemporaryDirectory(prefix=FINISHING, dir=config.out) as name,
+    ):
+        made = Path(name)
+        yield made
+        shutil.copyfile(checkpoints / SETTINGS, made / SETTINGS)
+        mode = (made / SETTINGS).stat().st_mode
+        for path in sorted(made.iterdir(), key=lambda path: (path.name in MARKERS, path.name)):
+            path.chmod(mode)  # safetensors makes files that only their owner reads
+            os.replace(path, config.out / path.name)
+    shutil.rmtree(checkpoints)
