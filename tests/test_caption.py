@@ -105,6 +105,15 @@ def test_resume_leaves_out_what_is_there(vlmkit, folder: Path, tmp_path: Path) -
     assert not (tmp_path / "new.jsonl").exists()
 
 
+def test_a_resumed_run_draws_as_a_whole_one_does(vlmkit, folder: Path, tmp_path: Path) -> None:
+    how = ("--temperature", 1, "--max-tokens", 8)
+    whole = vlmkit("caption", folder, *how).stdout
+    file = tmp_path / "captions.jsonl"
+    file.write_bytes(whole.splitlines(keepends=True)[0])
+    vlmkit("caption", folder, *how, "--resume", file)
+    assert file.read_bytes() == whole
+
+
 def test_resume_tells_questions_apart(vlmkit, folder: Path, tmp_path: Path) -> None:
     """By id, and by question where several are about one picture."""
     file, image = tmp_path / "answers.jsonl", str(folder / "a.png")

@@ -1,7 +1,7 @@
 """caption and ask: records with their pictures go to a chat model in batches, and come back with what it said."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -16,15 +16,6 @@ from vlmkit.tars import locate
 from vlmkit.urls import FETCHERS, Web, is_url
 
 
-@dataclass(slots=True)
-class _Ready:
-    """A record with its pictures as the model takes them; `number` is its place in the stream."""
-
-    record: Record
-    pictures: list[Any]
-    number: int
-
-
 def ask(
     items: Iterable[Asked | Failed],
     talker: Talker,
@@ -37,7 +28,7 @@ def ask(
 ) -> Iterator[Record | Failed]:
     """Each record with `answer` to its `question`, and `answer_model`, in input order."""
 
-    def request(ready: _Ready) -> Request:
+    def request(ready: Asked) -> Request:
         question = ready.record["question"].replace("<image>", " ").strip()  # the mark of LLaVA's data
         return Request(question, ready.pictures, system=system, number=ready.number)
 
@@ -64,7 +55,7 @@ def caption(
     """Each record with `caption`, which begins with `start`, and `caption_model`, in input order."""
     style = talker.model.captions[length]
 
-    def request(ready: _Ready) -> Request:
+    def request(ready: Asked) -> Request:
         return Request(style.prompt, ready.pictures, start=start, number=ready.number)
 
     pictures = (_one_picture(item) for item in items)
@@ -97,7 +88,7 @@ def _one_picture(item: Asked | Failed) -> Asked | Failed:
 def _answered(
     items: Iterable[Asked | Failed],
     model: ChatModel,
-    request: Callable[[_Ready], Request],
+    request: Callable[[Asked], Request],
     sampling: Sampling,
     batch_size: int,
     workers: int,
@@ -111,23 +102,21 @@ def _answered(
     def fetch(item: Asked | Failed) -> Asked | Failed:
         return item if isinstance(item, Failed) else _each(item, lambda picture: _fetched(picture, web))
 
-    def prepare(numbered: tuple[int, Asked | Failed]) -> _Ready | Failed:
-        number, item = numbered
-        opened = item if isinstance(item, Failed) else _each(item, lambda picture: _opened(picture, model))
-        return opened if isinstance(opened, Failed) else _Ready(opened.record, opened.pictures, number)
+    def prepare(item: Asked | Failed) -> Asked | Failed:
+        return item if isinstance(item, Failed) else _each(item, lambda picture: _opened(picture, model))
 
     sizes = BatchSize(batch_size) if batch_size else model.batch
     with Web(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
-        prepared = ahead(enumerate(fetched), prepare, workers, depth=2 * sizes.largest)
+        prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
         while batch := list(islice(prepared, sizes.size)):
-            ready = [entry for entry in batch if isinstance(entry, _Ready)]
+            ready = [entry for entry in batch if isinstance(entry, Asked)]
             answers = iter(model.answer([request(entry) for entry in ready], sampling) if ready else [])
             for entry in batch:
                 yield entry if isinstance(entry, Failed) else _paired(entry, next(answers))
 
 
-def _paired(entry: _Ready, answer: Answer | Unanswerable) -> tuple[Record, Answer] | Failed:
+def _paired(entry: Asked, answer: Answer | Unanswerable) -> tuple[Record, Answer] | Failed:
     return Failed.of(entry.record, answer) if isinstance(answer, Unanswerable) else (entry.record, answer)
 
 
@@ -140,7 +129,7 @@ def _each(item: Asked, work: Callable[[Any], Any]) -> Asked | Failed:
         except PictureError as error:
             named = isinstance(picture, str) and len(item.pictures) > 1
             return Failed.of(item.record, f"{picture}: {error}" if named else error)
-    return Asked(item.record, done)
+    return replace(item, pictures=done)
 
 
 def _fetched(picture: str | Bytes, web: Web) -> str | Bytes:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -19,10 +19,14 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
 
 @dataclass(slots=True)
 class Asked:
-    """A record with the pictures that it is about: paths, URLs, their bytes, and at last what the model takes."""
+    """A record with the pictures that it is about: paths, URLs, their bytes, and at last what the model takes.
+
+    `number` is its place in the input.
+    """
 
     record: Record
     pictures: list[Any] = field(default_factory=list)
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def to_ask(inputs: list[str], question: str | None, how: Reading) -> Conversatio
     streams = [items for is_named, items in parts if not is_named]
     first = [_together(named)] if named else []
     everything = chain(first, map(asked, chain.from_iterable(streams)))
-    return Conversation(_with_question(everything, question), single=not streams)
+    return Conversation(_with_question(_numbered(everything), question), single=not streams)
 
 
 def to_caption(inputs: list[str], how: Reading) -> Conversation:
@@ -72,7 +76,7 @@ def to_caption(inputs: list[str], how: Reading) -> Conversation:
     if not parts and not inputs:
         read_inputs(inputs, how)  # raises VlmkitError at a terminal
     items = chain.from_iterable(items for _, items in parts)
-    return Conversation(map(asked, items), single=[is_named for is_named, _ in parts] == [True])
+    return Conversation(_numbered(map(asked, items)), single=[is_named for is_named, _ in parts] == [True])
 
 
 def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
@@ -117,15 +121,22 @@ def _together(items: list[Item | Failed]) -> Asked | Failed:
     return Asked({"id": " ".join(names), "images": names}, [picture for one in several for picture in one.pictures])
 
 
-def _with_question(items: Iterable[Asked | Failed], question: str | None) -> Iterator[Asked | Failed]:
+def _numbered(items: Iterable[Asked | Failed]) -> Iterator[Asked | Failed]:
     for number, item in enumerate(items):
+        if isinstance(item, Asked):
+            item.number = number
+        yield item
+
+
+def _with_question(items: Iterable[Asked | Failed], question: str | None) -> Iterator[Asked | Failed]:
+    for item in items:
         if isinstance(item, Failed):
             yield item
             continue
         found = question if question is not None else item.record.get("question")
         if isinstance(found, str) and found.strip():
-            yield Asked({"id": found} | item.record | {"question": found}, item.pictures)
-        elif number == 0 and item.record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
+            yield replace(item, record={"id": found} | item.record | {"question": found})
+        elif item.number == 0 and item.record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
             raise _no_question()
         else:
             yield Failed.of(item.record, "no question")
