@@ -1,7 +1,6 @@
 """Several processes, a terminal, and other places to log to."""
 
 import fcntl
-import importlib.util
 import os
 import pty
 import re
@@ -19,6 +18,10 @@ from helpers import records
 from safetensors.torch import load_file
 from vlm_data import line, write_data, write_towers
 from warm import Start, start
+
+from vlmkit.errors import VlmkitError
+from vlmkit.train.vlm.checks import check
+from vlmkit.train.vlm.config import VlmConfig
 
 __all__ = ["start"]
 
@@ -115,11 +118,13 @@ def test_a_bar_and_a_summary_on_a_terminal(data: Path, environment: dict[str, st
 
 
 def test_tensorboard(data: Path, start: Start, tmp_path: Path) -> None:
-    if importlib.util.find_spec("tensorboard") is None:
-        done = start(tmp_path, *line(data, "align", "captions", "out", "--report-to", "tensorboard")).done(2)
-        told = b"vlmkit: --report-to tensorboard needs the package tensorboard: pip install tensorboard\n"
-        assert done.stderr == told and not (tmp_path / "out").exists()
-        return
     start(tmp_path, *line(data, "align", "captions", "out", "--report-to", "tensorboard")).done()
     (events,) = (tmp_path / "out/checkpoints/runs").glob("*/events.out.tfevents.*")
     assert b"train/loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize(("package", "report"), [("wandb", "wandb"), ("tensorboard", "tensorboard"), ("trl", None)])
+def test_a_package_that_is_missing(package: str, report: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as Python itself marks what cannot be imported
+    with pytest.raises(VlmkitError, match=f"needs the package {package}: pip install "):
+        check(VlmConfig("prefer", ["data.jsonl"], Path("out"), report_to=report))
