@@ -4,10 +4,16 @@ import base64
 import io
 import json
 import tarfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
+
+COLORS = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
+SHAPES = ["circle", "square"]
+GROUNDS = ["gray", "pink", "cyan", "brown"]
+SHAPE_WORDS = " ".join(["a on with", *COLORS, *SHAPES, *GROUNDS])
 
 
 def records(output: bytes) -> list[dict]:
@@ -71,3 +77,18 @@ def tiny_towers(folder: Path, words: str) -> None:
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **size)
     BertModel(config).save_pretrained(folder / "text-tower")
+
+
+def shapes(folder: Path) -> Path:
+    """A shard of 64 pictures, 32 x 32 pixels, each with two captions that say what is on it."""
+    members: dict[str, bytes] = {}
+    for number, (color, shape, ground) in enumerate(product(COLORS, SHAPES, GROUNDS)):
+        image = Image.new("RGB", (32, 32), ground)
+        draw = ImageDraw.Draw(image)
+        (draw.ellipse if shape == "circle" else draw.rectangle)((6, 6, 26, 26), fill=color)
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        captions = [f"a {color} {shape} on {ground}", f"{ground} with a {color} {shape}"]
+        members[f"{number:03}.png"] = data.getvalue()
+        members[f"{number:03}.json"] = json.dumps({"id": f"{number:03}", "captions": captions}).encode()
+    return tar(folder / "shapes.tar", members)

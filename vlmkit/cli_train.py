@@ -1,20 +1,19 @@
 """The command train; cli.py enters it in the command table."""
 
-import os
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmkit.errors import Exit
+from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import Device, Errors, Images, Run
 from vlmkit.streams import Failures, Output, tell
 
 if TYPE_CHECKING:
+    from vlmkit.train.contrastive.config import ContrastiveConfig
     from vlmkit.train.vlm.config import VlmConfig
-
-TOWERS = "efficientnet-lite0", "all-minilm-l6-v2"
 
 
 class Stage(StrEnum):
@@ -49,7 +48,7 @@ def train(
         str | None, _option("--preset", "NAME", "A recipe: debug (tiny, from nothing), small, full.")
     ] = None,
     config: Annotated[
-        str | None, _option("--config", "FILE", "TOML with any of these flags by name; flags on the command line win.")
+        str | None, _option("--config", "FILE", "TOML with settings by the names of these flags; a flag given wins.")
     ] = None,
     vision: Annotated[
         str | None, _option("--vision", "M", "Vision tower: a CLIP or SigLIP model, mini, patches (none), or tiny.")
@@ -61,7 +60,17 @@ def train(
     connector: Annotated[
         str | None, _option("--connector", "C", "mlp (LLaVA's), linear, qformer, cross-attention, adaptive.")
     ] = None,
-    start: Annotated[str | None, _option("--from", "DIR", "Go on from the folder that an earlier stage made.")] = None,
+    start: Annotated[
+        str | None,
+        _option("--from", "M", "Go on from what an earlier stage made; contrastive: from any dual encoder."),
+    ] = None,
+    loss: Annotated[str | None, _option("--loss", "LOSS", "Contrastive loss: infonce (CLIP's) or siglip.")] = None,
+    lock: Annotated[
+        str | None, _option("--lock", "SIDE", "Tower of contrastive training that is not trained: image, text, none.")
+    ] = None,
+    captions: Annotated[
+        int | None, _option("--captions", "N", "Captions of each picture in a contrastive batch.", min=1)
+    ] = None,
     val: Annotated[
         str | None, _option("--val", "DATA", "Data to validate on, or a fraction of DATA to hold out, by its ids.")
     ] = None,
@@ -119,6 +128,9 @@ def train(
         "text": text,
         "connector": connector,
         "start": start,
+        "loss": loss,
+        "lock": lock,
+        "captions": captions,
         "val": _fraction(val),
         "epochs": epochs,
         "steps": steps,
@@ -136,7 +148,7 @@ def train(
         "batch_size": run.batch_size or None,
         "seed": run.seed or None,
         "workers": run.workers or None,
-        "device": torch_device(run.device.value) if run.device is not Device.AUTO or not config else None,
+        "device": None if run.device is Device.AUTO else torch_device(run.device.value),
     }
     file = Path(config) if config else None
     with Failures(errors) as failures, Output() as out:
@@ -144,41 +156,44 @@ def train(
         def emit(figures: dict[str, Any]) -> None:
             out.write_records([figures])
 
-        if stage is Stage.CONTRASTIVE:
-            _contrastive(flags, emit)
-            return Exit.OK
-        settled = _settled(stage, flags, preset, file)
+        from vlmkit.train.ranks import first_speaks
+
+        contrastive = stage is Stage.CONTRASTIVE
+        package = f"vlmkit.train.{'contrastive' if contrastive else 'vlm'}"
+        with first_speaks():
+            settled = _contrastive(flags, preset, file) if contrastive else _settled(stage, flags, preset, file)
         if dry_run:
-            from vlmkit.train.vlm.estimate import estimate
-
-            emit(estimate(settled, failures))
+            emit(import_module(f"{package}.estimate").estimate(settled, failures, run.quiet))
             return failures.verdict()
-        from vlmkit.train.vlm.stage import train as trained
-
-        first = os.environ.get("RANK", "0") == "0"
-        trained(settled, emit, failures, lambda text: None if run.quiet or not first else tell(text), resume)
+        note = tell if not run.quiet else lambda text: None
+        import_module(f"{package}.stage").train(settled, emit, failures, note, resume, run.quiet)
         return failures.verdict()
 
 
 def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path | None) -> "VlmConfig":
+    from vlmkit.models.torch_embedder import torch_device
     from vlmkit.train.settings import read, resolve
     from vlmkit.train.vlm.config import VlmConfig
     from vlmkit.train.vlm.presets import preset_of
 
-    told = read(VlmConfig, file) if file else {}
+    told = read(VlmConfig, file, preset=str) if file else {}
+    of_file = told.pop("preset", None)
+    preset = preset or of_file
+    if told.get("stage", stage) != stage:
+        raise VlmkitError(f"{file} is for {told['stage']}, not for {stage}", "name its stage, or another --config")
     begun = bool(flags["start"] or told.get("start"))
     recipe = preset_of(stage.value, preset, begun, bool(flags["lora"] or told.get("lora")))
-    return resolve(VlmConfig, recipe, told, flags)
+    return resolve(VlmConfig, recipe | {"device": torch_device("auto")}, told, flags)
 
 
-def _contrastive(flags: dict[str, Any], emit: Any) -> None:
-    from vlmkit.train.contrastive import ContrastiveConfig
-    from vlmkit.train.contrastive import train as trained
-    from vlmkit.train.registered import towers
-    from vlmkit.train.settings import resolve
+def _contrastive(flags: dict[str, Any], preset: str | None, file: Path | None) -> "ContrastiveConfig":
+    from vlmkit.train.contrastive.config import LitConfig
+    from vlmkit.train.contrastive.presets import recipe_of
+    from vlmkit.train.settings import read, resolve
 
-    with towers(flags["vision"] or TOWERS[0], flags["text"] or TOWERS[1]) as (vision, text):
-        trained(resolve(ContrastiveConfig, {}, {}, flags | {"vision": vision, "text": text}), emit)
+    told = read(LitConfig, file) if file else {}
+    kind, recipe = recipe_of(preset, told | {name: value for name, value in flags.items() if value is not None})
+    return resolve(kind, recipe, read(kind, file) if file else {}, flags)
 
 
 def _fraction(val: str | None) -> float | str | None:

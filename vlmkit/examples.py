@@ -130,6 +130,21 @@ EXAMPLES: dict[str, list[Example]] = {
             "vlmkit embed photos/coffee.png -m clip/ --precision bf16",
             '{…"model":"…/clip@…',
         ),
+        Example(
+            "Teach a language model to see, first the projector alone; debug is tiny and needs no download.",
+            "vlmkit train align shard.tar --preset debug --steps 2 -o aligned",
+            '{"step":1,"loss":…',
+        ),
+        Example(
+            "Then let it answer questions, with adapters in the language model.",
+            "vlmkit train instruct answers.jsonl --preset debug --steps 2 --from aligned --lora 8 -o talker",
+            '{"step":1,"loss":…',
+        ),
+        Example(
+            "What would a run train, and what would it cost?",
+            "vlmkit train instruct 2:answers.jsonl shard.tar --preset debug --from aligned -o other --dry-run",
+            '{"stage":"instruct","trainable_parameters":…,"total_parameters":…,"samples":…,"steps":20,…',
+        ),
     ],
     "eval": [
         Example("Score answers to questions; each figure says how sure it is.", "vlmkit eval vqa answers.jsonl"),

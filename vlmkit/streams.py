@@ -72,8 +72,9 @@ class Output:
         """Write whole lines. One system call a line keeps a line whole on a pipe even when a signal arrives."""
         view = memoryview(data)
         try:
-            while view:
-                view = view[self._file.write(view) or 0 :]
+            with _no_bar() if self._target is None else contextlib.nullcontext():
+                while view:
+                    view = view[self._file.write(view) or 0 :]
         except BrokenPipeError:
             raise ClosedPipe from None
         except OSError as error:
@@ -110,6 +111,15 @@ class Output:
                 self._file.close()
             if self._temporary is not None:
                 _remove(self._temporary)
+
+
+def _no_bar() -> contextlib.AbstractContextManager[None]:
+    """A progress bar steps aside for what is written to the terminal it stands on."""
+    if "tqdm" not in sys.modules or sys.stdout is None or not sys.stdout.isatty():
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode()
 
 
 def _remove(path: str) -> None:
@@ -218,6 +228,32 @@ def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int 
         seconds = bar.format_dict["elapsed"]
     left_out = f", {failed} of them left out" if failed else ""
     tell(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
+
+
+@contextlib.contextmanager
+def steps_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """What to tell how many of `total` steps are done, first of all how many were done before.
+
+    A bar if standard error is a terminal, and a line at the end.
+    """
+    if quiet or not stderr_is_terminal():
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="steps", dynamic_ncols=True, leave=False) as bar:
+        before: int | None = None
+
+        def show(done: int) -> None:
+            nonlocal before
+            if before is None:
+                before = bar.initial = bar.n = done
+            bar.update(done - bar.n)
+
+        yield show
+        seconds = bar.format_dict["elapsed"]
+    count = bar.n - (before or 0)
+    tell(f"{count} steps in {seconds:.1f} s, {count / max(seconds, 1e-3):.2g} a second")
 
 
 def console(stderr: bool = False) -> "Console":

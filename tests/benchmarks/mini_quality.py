@@ -91,8 +91,8 @@ def flickr_recall(model: Mini, shard: Path) -> dict[str, float]:
     import torch
 
     from vlmkit.models.mini.recipe import vectors
-    from vlmkit.train.data import read_samples
-    from vlmkit.train.retrieval import retrieval
+    from vlmkit.train.contrastive.data import read_samples
+    from vlmkit.train.contrastive.retrieval import retrieval
 
     return retrieval(*map(torch.from_numpy, vectors(model, read_samples([shard]))))
 

@@ -2,7 +2,7 @@
 """Connectors that transformers' LLaVA does not have. **Not native**: a checkpoint with one opens through vlmkit alone.
 
 Each takes image features (P, N, F) to the language model's width, (P, Q, D). The ones that read the text also take its
-embeddings (P, T, D) and a mask (P, T) that is true at the question's tokens, of which every picture has at least one.
+embeddings (P, T, D) and a mask (P, T) that is true at the prompt's tokens, of which every picture has at least one.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import (
     Blip2QFormerModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -127,8 +128,8 @@ CONNECTORS: dict[str, Any] = {
 }
 
 
-class ConnectorLlava(LlavaForConditionalGeneration):
-    """LLaVA with another connector in the place of its projector."""
+class ConnectorModel(LlavaModel):
+    """LLaVA without its head, another connector in the place of its projector."""
 
     config_class = ConnectorConfig
 
@@ -136,48 +137,75 @@ class ConnectorLlava(LlavaForConditionalGeneration):
         super().__init__(config)
         parts: Any = config
         kind = CONNECTORS[config.connector]
-        self.model.multi_modal_projector = kind(parts.vision_config.hidden_size, parts.text_config.hidden_size)
+        self.multi_modal_projector = kind(parts.vision_config.hidden_size, parts.text_config.hidden_size)
         self.post_init()
 
-    def forward(self, input_ids: Any = None, pixel_values: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
-        """As LLaVA's; a connector that reads the text gets all of the prompt but its padding and image tokens."""
-        if pixel_values is not None and self.model.multi_modal_projector.reads_text:
-            text, mask = self._text(input_ids, attention_mask, len(pixel_values))
-            image = image_features(self, pixel_values, text, mask)
-            each: Any = list(image)  # transformers wants one tensor a picture
+    def forward(
+        self,
+        input_ids: Any = None,
+        pixel_values: Any = None,
+        attention_mask: Any = None,
+        prompt_mask: Any = None,
+        **rest: Any,
+    ) -> Any:
+        """As LLaVA's. A connector that reads the text gets the prompt without its image tokens.
+
+        The prompt is all that `attention_mask` (B, T) leaves; where a reply is there already, as in training,
+        `prompt_mask` (B, T) leaves it out.
+        """
+        if pixel_values is not None and self.multi_modal_projector.reads_text:
+            asked = attention_mask if prompt_mask is None else prompt_mask
+            text, mask = self._text(input_ids, asked, len(pixel_values))
+            each: Any = list(project(self, tower_features(self, pixel_values), text, mask))  # one tensor a picture
             rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=each)}
             pixel_values = None
-        return super().forward(input_ids, pixel_values, attention_mask, **rest)
+        return super().forward(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **rest)
 
-    def _text(self, ids: Tensor, attention: Any, pictures: int) -> tuple[Tensor, Tensor]:
+    def _text(self, ids: Tensor, asked: Tensor | None, pictures: int) -> tuple[Tensor, Tensor]:
         is_image = ids == self.config.image_token_id
-        mask = ~is_image if attention is None else ~is_image & attention.bool()  # (B, T)
+        within = torch.ones_like(is_image) if asked is None else asked.bool()  # (B, T)
+        mask = within & ~is_image
+        first = torch.arange(ids.shape[1], device=ids.device) == within.int().argmax(1, keepdim=True)
+        mask |= first & ~mask.any(1, keepdim=True)  # a prompt of nothing but pictures
         per_row = is_image.sum(1) // (is_image.sum() // pictures)  # how many pictures each row has
         rows = torch.arange(len(ids), device=ids.device).repeat_interleave(per_row)
         return self.get_input_embeddings()(ids)[rows], mask[rows]
 
 
-def tower_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+class ConnectorLlava(LlavaForConditionalGeneration):
+    """`ConnectorModel` with the language model's head."""
+
+    config_class = ConnectorConfig
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        text: Any = config.text_config
+        self.model = ConnectorModel(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Whether `generate` may take the pictures through the connector by themselves."""
+        return not reads_text(self.model)
+
+
+def tower_features(model: LlavaModel, pixels: Tensor) -> Tensor:
     """What the vision tower of `model` gives its projector: (P, 3, H, W) -> (P, N, F)."""
     layer, strategy = model.config.vision_feature_layer, model.config.vision_feature_select_strategy
-    found = model.model.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+    found = model.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
     chosen = [found[layer]] if isinstance(layer, int) else [found[each] for each in layer]
     return torch.cat([each[:, 1:] if strategy == "default" else each for each in chosen], -1)
 
 
-def image_features(
-    model: LlavaForConditionalGeneration, pixels: Tensor, text: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
-    """Image tokens (P, Q, D) as the language model takes them."""
-    return project(model, tower_features(model, pixels), text, mask)
+def project(model: LlavaModel, features: Tensor, text: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """Tower features (P, N, F) through the connector, LLaVA's own or one of these: image tokens (P, Q, D)."""
+    projector = model.multi_modal_projector
+    return projector(features, text, mask) if reads_text(model) else projector(features)
 
 
-def project(
-    model: LlavaForConditionalGeneration, features: Tensor, text: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
-    """Tower features (P, N, F) through the connector, LLaVA's own or one of these: (P, Q, D)."""
-    projector = model.model.multi_modal_projector
-    return projector(features, text, mask) if getattr(projector, "reads_text", False) else projector(features)
+def reads_text(model: LlavaModel) -> bool:
+    """Whether the connector of `model` takes the prompt too."""
+    return getattr(model.multi_modal_projector, "reads_text", False)
 
 
 AutoConfig.register(ConnectorConfig.model_type, ConnectorConfig)

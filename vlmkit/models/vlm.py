@@ -5,11 +5,13 @@
 2023), so what is saved opens in transformers alone, but for the connectors and towers that say they are not native.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,6 +20,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -65,7 +68,10 @@ class Vlm:
 
     @property
     def image_tokens(self) -> int:
-        return self.processor._get_num_multimodal_tokens([[1, 1]])["num_image_tokens"][0]
+        """As LlavaProcessor counts them; its own method for that knows no SigLIP, whose pictures are not cropped."""
+        rule: Any = self.processor
+        patches = (self.vision.image_size // rule.patch_size) ** 2
+        return patches + rule.num_additional_image_tokens - (rule.vision_feature_select_strategy == "default")
 
     @property
     def vision(self) -> Any:
@@ -77,36 +83,37 @@ class Vlm:
         return getattr(self.model.config, "connector", "mlp")
 
 
-def open_vlm(folder: str) -> Vlm:
-    """A folder that `build` and training made. Raises VlmkitError where it is none."""
+def open_vlm(folder: str, four_bit: bool = False) -> Vlm:
+    """A folder that training made, with `four_bit` its language model in 4 bits. Raises VlmkitError if it is none."""
+    how = _four_bit(["vision_tower", "multi_modal_projector", "lm_head"]) if four_bit else {}
     try:
         config = AutoConfig.from_pretrained(folder)
         if not isinstance(config, LlavaConfig):
             raise VlmkitError(f"{folder}: a {config.model_type} model, not one of the LLaVA form", "name another one")
-        opened: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        load = AutoModelForImageTextToText.from_pretrained
+        opened: Any = load(folder, dtype=torch.float32, output_loading_info=True, **how)
         model, report = opened
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise VlmkitError(f"{folder}: {_first_line(error)}", "name a folder that vlmkit train made") from None
     if wrong := sorted(report["missing_keys"]) or sorted(report["unexpected_keys"]):
         raise VlmkitError(f"{folder}: its weights do not fit its configuration ({wrong[0]})", "train it again")
     return Vlm(model, processor)
 
 
-def build(vision: str, llm: str, connector: str, seed: int = 0) -> Vlm:
-    """A new model from a vision tower and a language model; the connector is fresh, by `seed`.
+def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
+    """A new model from a vision tower and a language model; what is fresh comes from PyTorch's generator as it is.
 
-    `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model. A folder
-    that holds a configuration and no weights gives fresh ones. Raises VlmkitError.
+    `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model, taken in
+    4 bits with `four_bit`. A folder that holds a configuration and no weights gives fresh ones. Raises VlmkitError.
     """
-    torch.manual_seed(seed)
     tower, pictures = _tower(vision)
-    language, tokenizer = _language(llm)
+    language, tokenizer = _language(llm, four_bit)
     image_token = _add_image_token(language, tokenizer)
     kind = tower.config.model_type
     config: Any = {
-        "vision_config": tower.config.to_dict(),
-        "text_config": language.config.to_dict(),
+        "vision_config": _settings(tower),
+        "text_config": _settings(language),
         "image_token_index": image_token,
         "vision_feature_layer": -2 if kind == "clip_vision_model" else -1,
         "vision_feature_select_strategy": "default" if kind == "clip_vision_model" else "full",
@@ -177,7 +184,7 @@ def _tower(name: str) -> tuple[Any, Any]:
             raise VlmkitError(f"{name}: {config.model_type} is no CLIP or SigLIP tower", "name another --vision")
         kind = TOWERS[config.model_type]
         tower = kind.from_pretrained(name, dtype=torch.float32) if _has_weights(name) else kind(config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise VlmkitError(f"{name}: {_first_line(error)}", "name a CLIP or SigLIP model, or a folder") from None
     try:
         return tower, AutoImageProcessor.from_pretrained(name)
@@ -192,14 +199,15 @@ def _square(side: int, mean: list[float], std: list[float]) -> LlavaImageProcess
     return LlavaImageProcessor(size={"shortest_edge": side}, crop_size=crop, image_mean=mean, image_std=std)
 
 
-def _language(name: str) -> tuple[Any, Any]:
+def _language(name: str, four_bit: bool) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         if _has_weights(name):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+            how = _four_bit(["lm_head"]) if four_bit else {}
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **how)
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise VlmkitError(f"{name}: {_first_line(error)}", "name a causal language model, or a folder") from None
     if tokenizer.eos_token_id is None:
         raise VlmkitError(f"{name}: its tokenizer has no end token", "name another --llm")
@@ -208,9 +216,27 @@ def _language(name: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _four_bit(but: list[str]) -> dict[str, Any]:
+    """How QLoRA (Dettmers and others, 2023) loads a model on the process's GPU, all but the modules named."""
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=but,
+    )
+    return {"quantization_config": how, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+
+
 def _has_weights(name: str) -> bool:
     folder = Path(name)
     return not folder.is_dir() or any(found for pattern in WEIGHTS for found in folder.glob(pattern))
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """The configuration of a part; where it was loaded from, and how, is no part of the whole's."""
+    found = model.config.to_dict()
+    return {name: value for name, value in found.items() if name not in ("_name_or_path", "quantization_config")}
 
 
 def _add_image_token(language: Any, tokenizer: Any) -> int:
@@ -223,9 +249,9 @@ def _add_image_token(language: Any, tokenizer: Any) -> int:
         with torch.no_grad():
             for table in {language.get_input_embeddings().weight, language.get_output_embeddings().weight}:
                 table[rows:] = 0
-    # These rows belong to no text; the language model never said them, and must not begin to.
-    silent = range(min(token, rows), language.get_input_embeddings().weight.shape[0])
-    language.generation_config.suppress_tokens = [token, *(i for i in silent if i != token and i >= len(tokenizer))]
+    # The language model never said what it is given here, and must not begin to.
+    new = range(rows, language.get_input_embeddings().weight.shape[0])
+    language.generation_config.suppress_tokens = [token] if token < rows else list(new)
     return token
 
 

@@ -1,4 +1,4 @@
-"""DATA for `vlmkit train align|instruct|prefer`: every row read and checked before the first step."""
+"""DATA for `vlmkit train`: every row read and checked before the first step."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,12 +15,31 @@ from vlmkit.streams import Failures, progress
 from vlmkit.tars import locate
 from vlmkit.train.coco import coco_records, is_coco
 from vlmkit.train.mixture import Entry, Reading, Row
-from vlmkit.train.rows import Dialogue, Preference, Turn, Unusable, dialogues, picture_names, preferences
+from vlmkit.train.rows import (
+    Captioned,
+    Dialogue,
+    Preference,
+    Turn,
+    Unusable,
+    captioned,
+    dialogues,
+    picture_names,
+    preferences,
+)
 from vlmkit.train.split import held_out
 from vlmkit.train.table import Counts
 from vlmkit.urls import is_url
 
-__all__ = ["Dialogue", "Preference", "Reading", "Turn", "held_out", "read_dialogues", "read_preferences"]
+__all__ = [
+    "Dialogue",
+    "Preference",
+    "Reading",
+    "Turn",
+    "held_out",
+    "read_captioned",
+    "read_dialogues",
+    "read_preferences",
+]
 
 AT_ONCE = 64  # rows that one thread checks
 Learn = Callable[[Record, str, tuple[Bytes, ...]], list[Row]]
@@ -60,6 +79,20 @@ def read_preferences(
 ) -> Reading[Preference]:
     """The preferences {image, question, chosen, rejected} of DATA, read and checked as `read_dialogues` does it."""
     return _read(data, preferences, images, limit, failures, _Pictures(check), workers, quiet)
+
+
+def read_captioned(
+    data: list[str],
+    *,
+    images: str | None = None,
+    limit: int | None = None,
+    failures: Failures,
+    check: bool = True,
+    workers: int = 4,
+    quiet: bool = False,
+) -> Reading[Captioned]:
+    """The captioned pictures of DATA, read and checked as `read_dialogues` does it: one sample a row."""
+    return _read(data, captioned, images, limit, failures, _Pictures(check), workers, quiet)
 
 
 @dataclass(slots=True)

@@ -81,15 +81,18 @@ class Reading(Generic[Row]):
         weights = np.array([self.table[self.sources[row]].weight for row in first])
         return weights, np.array([share(f"mixture {self.rows[row].id}") for row in first])
 
-    def epoch_groups(self, seed: int, epoch: int) -> list[int]:
-        """The groups that an epoch draws, shuffled: a pure function of the data, `seed` and `epoch` (from 0).
+    def times(self, epoch: int) -> np.ndarray:
+        """(G,) how often `epoch` (from 0) draws each group.
 
         One of weight w comes floor(w) or ceil(w) times, over many epochs w times on average: of 0.5, one half of the
         groups in one epoch and the other half in the next. With small weights an epoch may draw nothing.
         """
         weights, start = self._odds
-        times = np.floor(weights * (epoch + 1) + start) - np.floor(weights * epoch + start)
-        drawn = np.repeat(np.arange(len(weights)), times.astype(np.int64))
+        return (np.floor(weights * (epoch + 1) + start) - np.floor(weights * epoch + start)).astype(np.int64)
+
+    def epoch_groups(self, seed: int, epoch: int) -> list[int]:
+        """The groups that an epoch draws, shuffled: a pure function of the data, `seed` and `epoch`."""
+        drawn = np.repeat(np.arange(len(self.groups)), self.times(epoch))
         return np.random.default_rng([seed, epoch]).permutation(drawn).tolist()
 
     def epoch_rows(self, seed: int, epoch: int) -> list[int]:

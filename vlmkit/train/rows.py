@@ -45,6 +45,19 @@ class Preference:
     system: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """A picture, still closed, and all that is said of it (at least one caption)."""
+
+    id: str
+    picture: Bytes
+    captions: tuple[str, ...]
+
+    @property
+    def pictures(self) -> tuple[Bytes, ...]:
+        return (self.picture,)
+
+
 class Unusable(Exception):
     """Nothing can be learned from this row: `reason`, and the picture it is about where it is about one."""
 
@@ -110,14 +123,28 @@ def _answer(record: Record) -> str:
     return _text(record.get("answer", ""), "answer")
 
 
-def _captions(record: Record, id: str, pictures: tuple[Bytes, ...]) -> Iterator[Dialogue]:
+def captioned(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Captioned]:
+    """The picture of a record {image, captions}. Raises Unusable."""
+    captions = _caption_texts(record, pictures, "no captions")
+    if len(pictures) > 1:
+        raise Unusable("several pictures in a row")
+    if not all(captions):
+        raise Unusable("empty caption")
+    return [Captioned(id, pictures[0], tuple(captions))]
+
+
+def _caption_texts(record: Record, pictures: tuple[Bytes, ...], lacking: str) -> list[str]:
     captions = [record["caption"]] if "caption" in record and "captions" not in record else record.get("captions")
     if captions is None:
-        raise Unusable("malformed row", "no captions, question or conversations")
+        raise Unusable("malformed row", lacking)
     if not pictures:
         raise Unusable("caption without a picture")
+    return _texts(captions, "captions")
+
+
+def _captions(record: Record, id: str, pictures: tuple[Bytes, ...]) -> Iterator[Dialogue]:
     asked = "\n".join([MARK] * len(pictures))
-    for caption in _texts(captions, "captions"):
+    for caption in _caption_texts(record, pictures, "no captions, question or conversations"):
         turns = _marked([Turn(asked, caption)], len(pictures))
         yield Dialogue(id, pictures, turns, mirror=not SIDES.search(caption))
 

@@ -39,13 +39,16 @@ def _required(field: Any) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def read(kind: type[Any], file: Path) -> dict[str, Any]:
-    """The settings in a TOML file, by field name. Raises VlmkitError for a name or a value that does not fit."""
+def read(kind: type[Any], file: Path, **beside: type) -> dict[str, Any]:
+    """The settings in a TOML file, by field name of `kind`, or of those `beside` it.
+
+    Raises VlmkitError for a name or a value that does not fit.
+    """
     try:
         told = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise VlmkitError(f"{file}: {error}", "mend the file") from None
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind) | beside
     names = {flag_of(name): name for name in hints} | {flag_of(name).replace("-", "_"): name for name in hints}
     found = {}
     for key, value in told.items():

@@ -15,6 +15,7 @@ class Counts:
     read: int = 0
     samples: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)  # samples of rows that were kept
 
     @property
     def dropped(self) -> int:
@@ -26,7 +27,13 @@ class Counts:
 
     @property
     def why(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        samples = [f"{count} samples whose {reason}" for reason, count in self.lost.most_common()]
+        return ", ".join([f"{count} {reason}" for reason, count in self.reasons.most_common()] + samples)
+
+    def drop_sample(self, reason: str) -> None:
+        """One sample less."""
+        self.samples -= 1
+        self.lost[reason] += 1
 
 
 def show(table: list[Counts]) -> None:
@@ -36,7 +43,7 @@ def show(table: list[Counts]) -> None:
         return
     for row in table:
         weight = f", weight {row.weight:g}" if row.weight != 1 else ""
-        why = f": {row.why}" if row.dropped else ""
+        why = f": {row.why}" if row.why else ""
         kept = f"{row.kept} kept ({row.samples} samples){weight}"
         tell(f"{row.name}: {row.read} rows read, {kept}, {row.dropped} dropped{why}")
 

@@ -14,8 +14,8 @@ from vlmkit.models.mini.blocks import Names, image_vector, text_vector
 from vlmkit.models.mini.graph import Graph
 from vlmkit.models.mini.image_graph import trunk
 from vlmkit.models.mini.text_graph import encoder
-from vlmkit.train.model import open_folder
-from vlmkit.train.text import TextSide
+from vlmkit.train.contrastive.text import TextSide
+from vlmkit.train.contrastive.towers import open_folder
 
 NAMES_DIM = 128
 NAMES_WEIGHT = 0.3

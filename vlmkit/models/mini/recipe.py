@@ -28,10 +28,12 @@ from vlmkit.models.mini.card import model_card
 from vlmkit.models.mini.pack import NAMES_WEIGHT, pack
 from vlmkit.models.mini.towers import text_tower, vision_tower
 from vlmkit.records import batched
-from vlmkit.train.contrastive import ContrastiveConfig, train
-from vlmkit.train.data import Sample, read_samples
+from vlmkit.train.contrastive.config import LitConfig
+from vlmkit.train.contrastive.data import open_sample, read_samples
+from vlmkit.train.contrastive.retrieval import retrieval
+from vlmkit.train.contrastive.stage import train
 from vlmkit.train.output import check_free, whole_folder
-from vlmkit.train.retrieval import retrieval
+from vlmkit.train.rows import Captioned
 
 PIECES = 21_500  # of the vocabulary's 30,522; captions, class names and a dictionary keep theirs
 EPOCHS = 40
@@ -43,9 +45,9 @@ def words_of(texts: Iterable[str]) -> set[str]:
     return {word for text in texts for word in LETTERS.findall(text.lower())}
 
 
-def vectors(model: Mini, samples: list[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def vectors(model: Mini, samples: list[Captioned]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(pictures (N, D), captions (M, D), owner (M,)) of `samples` by the packed model."""
-    opened = ahead(samples, lambda sample: model.preprocess(sample.picture(SIZE)), workers=2, depth=64)
+    opened = ahead(samples, lambda sample: model.preprocess(open_sample(sample, SIZE)), workers=2, depth=64)
     pictures = np.concatenate([model.embed_images(np.stack(some)) for some in batched(opened, 32)])
     captions = model.embed_texts([caption for s in samples for caption in s.captions])
     return pictures, captions, np.repeat(np.arange(len(samples)), [len(s.captions) for s in samples])
@@ -64,9 +66,9 @@ def fit_scale(pictures: np.ndarray, captions: np.ndarray, owner: np.ndarray) -> 
     return round(float(scales[int(np.argmin(losses))]), 2)
 
 
-def likeness(model: Mini, trained: Path, samples: list[Sample]) -> float:
+def likeness(model: Mini, trained: Path, samples: list[Captioned]) -> float:
     """Mean cosine between the packed model's trained block of captions and what open_clip computes from `trained`."""
-    from vlmkit.train.model import open_folder
+    from vlmkit.train.contrastive.towers import open_folder
 
     captions = [sample.captions[0] for sample in samples[:64]]
     clip, _, tokenizer = open_folder(trained)
@@ -91,7 +93,7 @@ def make(data: list[str], val: str, out: Path, *, limit: int | None, epochs: int
     words = words_of(caption for sample in training for caption in sample.captions) | words_of(IMAGENET_CLASSNAMES)
     with tempfile.TemporaryDirectory(prefix="mini-") as temporary, whole_folder(out) as made:
         work = Path(temporary)
-        config = ContrastiveConfig(
+        config = LitConfig(
             data=data,
             out=work / "trained",
             vision=str(vision_tower(work / "vision")),
@@ -100,6 +102,7 @@ def make(data: list[str], val: str, out: Path, *, limit: int | None, epochs: int
             limit=limit,
             seed=seed,
             epochs=epochs,
+            best=False,
         )
         trained = train(config, log)
         pack(trained, work / "vision", made)

@@ -20,6 +20,7 @@ from vlmkit.models.mini.data import rows, write_data
 from vlmkit.models.mini.talk_measure import measure
 from vlmkit.models.mini.talk_pack import pack_talk
 from vlmkit.models.mini.words import language_model
+from vlmkit.models.torch_embedder import hush
 from vlmkit.streams import Failures
 from vlmkit.train.output import check_free, whole_folder
 from vlmkit.train.vlm.config import VlmConfig
@@ -103,6 +104,7 @@ def main() -> int:
         "--epochs", type=float, default=EPOCHS, metavar="N", help=f"times through, {EPOCHS} unless told"
     )
     a = parser.parse_args()
+    hush()
     try:
         with tempfile.TemporaryDirectory(prefix="mini-talk-") as temporary:
             work = a.work or Path(temporary)

@@ -43,7 +43,7 @@ Made by `vlmkit train {config.stage}`, version {__version__}. {opens}
 {data}
 ## Recipe
 
-All settings stand in `train.toml`; `vlmkit train {config.stage} --config train.toml` repeats the run.
+All settings stand in `train.toml`; `vlmkit train {config.stage} --config train.toml -o NEW` repeats the run.
 
 ## Figures
 

@@ -6,21 +6,24 @@ from typing import Any
 import torch
 
 from vlmkit.streams import Failures
-from vlmkit.train.vlm.adapt import check_device, freeze
+from vlmkit.train.vlm.adapt import adapted, freeze
+from vlmkit.train.vlm.checks import check
 from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.feed import Draw, Feed, collate
-from vlmkit.train.vlm.stage import prepare
+from vlmkit.train.vlm.prepare import prepare
 
 SIDE = 2048  # of the matrices whose product tells how quick the machine is
 EFFICIENCY = 0.4  # of what it does there, training reaches about so much
 ACTIVATIONS = 34  # bytes a token, layer and channel at 16 bits (Korthikanti and others, 2022, equation 1)
 
 
-def estimate(config: VlmConfig, failures: Failures) -> dict[str, Any]:
+def estimate(config: VlmConfig, failures: Failures, quiet: bool = False) -> dict[str, Any]:
     """Parameters, steps, tokens a step, and memory and seconds, which are rough: within a factor of two or so."""
-    check_device(config)
-    prepared = prepare(config, failures)
+    check(config)
+    prepared = prepare(config, failures, quiet)
     freeze(prepared.vlm, config)
+    if config.lora:
+        adapted(prepared.vlm.model, config)
     model: Any = prepared.vlm.model
     counts = {True: 0, False: 0}
     size = {True: 0, False: 0}
@@ -52,9 +55,14 @@ def estimate(config: VlmConfig, failures: Failures) -> dict[str, Any]:
         "samples": sum(len(group.sequences) for group in prepared.training),
         "steps": prepared.steps,
         "tokens_per_step": round(tokens),
-        "memory_gb": round(memory / 2**30, 2),
-        "seconds": round(prepared.steps * flops / (EFFICIENCY * speed(config.device)), 1),
+        "memory_gb": _rough(memory / 2**30),
+        "seconds": _rough(prepared.steps * flops / (EFFICIENCY * speed(config.device))),
     }
+
+
+def _rough(value: float) -> float:
+    """Three digits of it."""
+    return float(f"{value:.3g}")
 
 
 def speed(device: str) -> float:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +51,10 @@ class Feed(Dataset[tuple[Group, list[Tensor]]]):
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def all(self) -> list[Draw]:
+        """Each group once, in order."""
+        return [Draw(group, 0) for group in range(len(self))]
 
     def __getitem__(self, draw: Draw) -> tuple[Group, list[Tensor]]:
         group = self.groups[draw.group]
@@ -126,15 +129,10 @@ class Features:
         start = 0
         for some in batched(opened, CHUNK):
             with torch.inference_mode():
-                found = tower_features(vlm.model, torch.stack(some).to(device)).half().cpu().numpy()
+                found = tower_features(vlm.model.model, torch.stack(some).to(device)).half().cpu().numpy()
             values[start : start + len(some)] = found
             start += len(some)
 
     def __call__(self, source: Bytes, turned: bool) -> Tensor:
         """(N, F) float16."""
         return torch.from_numpy(np.array(self.values[self.at[source, turned]]))
-
-
-def collator(packer: Packer) -> Callable[[list[tuple[Group, list[Tensor]]]], dict[str, Any]]:
-    """`collate` with its packer, as a DataLoader wants it."""
-    return partial(collate, packer)

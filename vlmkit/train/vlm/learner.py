@@ -5,11 +5,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 from transformers import LlavaForConditionalGeneration
 
-from vlmkit.models.connectors import project, tower_features
+from vlmkit.models.connectors import project, reads_text, tower_features
 
 
 class Learner(nn.Module):
     """Wraps a model for training: its loss, with dropout and label smoothing that the model itself does not have."""
+
+    accepts_loss_kwargs = True  # Trainer then leaves it to `compute_loss` to weigh micro-batches
 
     def __init__(self, model: LlavaForConditionalGeneration, drop: float = 0.0, smoothing: float = 0.0) -> None:
         super().__init__()
@@ -42,13 +44,13 @@ class Learner(nn.Module):
         embeds = self.model.get_input_embeddings()(ids)  # (R, L, D)
         is_image = ids == self.model.config.image_token_id
         if seen is not None:
-            features = tower_features(self.model, seen) if seen.ndim == 4 else seen  # (P, N, F)
+            features = tower_features(inner, seen) if seen.ndim == 4 else seen  # (P, N, F)
             features = features.to(next(inner.multi_modal_projector.parameters()).dtype)
             features = dropout(features, self.drop, self.training)
             text, mask = None, None
-            if getattr(inner.multi_modal_projector, "reads_text", False):
+            if reads_text(inner):
                 text, mask = questions(embeds, is_image, unit, places, len(seen))
-            image = project(self.model, features, text, mask).to(embeds.dtype)  # (P, Q, D)
+            image = project(inner, features, text, mask).to(embeds.dtype)  # (P, Q, D)
             embeds = embeds.masked_scatter(is_image[..., None], image)
         embeds = dropout(embeds, self.drop, self.training)
         out = inner.language_model(

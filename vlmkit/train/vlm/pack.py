@@ -52,6 +52,11 @@ class Packer:
         """Tokens of a sequence with all its image tokens."""
         return len(sequence.ids) + (self.image_tokens - 1) * int((sequence.ids == self.image).sum())
 
+    def whole(self, sequence: Sequence) -> Sequence:
+        """`sequence` with all its image tokens."""
+        repeats = np.where(sequence.ids == self.image, self.image_tokens, 1)
+        return Sequence(np.repeat(sequence.ids, repeats), np.repeat(sequence.learned, repeats))
+
     def pack(self, groups: Several[tuple[list[Sequence], list[int]]]) -> Rows:
         """Each group: sequences about the same pictures, and the numbers of these pictures."""
         units = [unit for sequences, pictures in groups for unit in self._units(sequences, pictures)]
@@ -85,20 +90,18 @@ class Packer:
     def _unit(self, sequences: list[Sequence], pictures: list[int]) -> Unit:
         prefix = common_prefix(sequences) if len(sequences) > 1 else 0
         first = sequences[0]
-        parts = [(first.ids[:prefix], first.learned[:prefix])]
-        parts += [(sequence.ids[prefix:], sequence.learned[prefix:]) for sequence in sequences]
+        parts = [first.start(prefix), *(sequence.after(prefix) for sequence in sequences)]
         ids, learned, branch, position = [], [], [], []
         start = 0
-        for number, (some, mask) in enumerate(parts):
-            repeats = np.where(some == self.image, self.image_tokens, 1)
-            whole = np.repeat(some, repeats)
-            ids.append(whole)
-            learned.append(np.repeat(mask, repeats))
-            branch.append(np.full(len(whole), number, np.int32))
-            position.append(np.arange(start, start + len(whole), dtype=np.int32))
+        for number, part in enumerate(map(self.whole, parts)):
+            size = len(part.ids)
+            ids.append(part.ids)
+            learned.append(part.learned)
+            branch.append(np.full(size, number, np.int32))
+            position.append(np.arange(start, start + size, dtype=np.int32))
             if number == 0:
-                start = len(whole)
-        in_prefix = int((parts[0][0] == self.image).sum())
+                start = size
+        in_prefix = int((parts[0].ids == self.image).sum())
         shown = pictures[:in_prefix] + [p for _ in sequences for p in pictures[in_prefix:]]
         return Unit(*map(np.concatenate, (ids, learned, branch, position)), shown)  # type: ignore[call-arg, arg-type]
 

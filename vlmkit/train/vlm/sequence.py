@@ -26,6 +26,10 @@ class Sequence:
         """Its first `length` tokens."""
         return Sequence(self.ids[:length], self.learned[:length])
 
+    def after(self, length: int) -> "Sequence":
+        """What follows its first `length` tokens."""
+        return Sequence(self.ids[length:], self.learned[length:])
+
 
 Encode = Callable[[Dialogue], Sequence]
 
@@ -51,8 +55,7 @@ class Plain:
 
     def __call__(self, dialogue: Dialogue) -> Sequence:
         found = _Building()
-        start = self.tokens.tokenizer.bos_token_id
-        found.add([] if start is None else [start], learned=False)
+        found.add(self.tokens.start(), learned=False)
         for turn in dialogue.turns:
             found.add(self.tokens.of(turn.user), learned=False)
             found.add([*self.tokens.of(turn.reply), self.tokens.tokenizer.eos_token_id], learned=True)
@@ -81,7 +84,7 @@ class Chat:
             ended = replied.rstrip()
             found.add(self.tokens.of(asked), learned=False)
             found.add(self.tokens.of(ended), learned=True)
-            if ended == turn.reply.strip():  # this template writes no end token
+            if ended.endswith(turn.reply.strip()):  # this template writes no end token
                 found.add([self.tokens.tokenizer.eos_token_id], learned=True)
             found.add(self.tokens.of(replied[len(ended) :]), learned=False)
             done += asked + replied
@@ -98,6 +101,11 @@ class _Tokens:
     def __init__(self, vlm: Vlm) -> None:
         self.tokenizer: Any = vlm.processor.tokenizer
         self.image = vlm.model.config.image_token_index
+
+    def start(self) -> list[int]:
+        """What the tokenizer itself puts before a text."""
+        mark = self.tokenizer.bos_token_id
+        return [mark] if self.tokenizer.encode("")[:1] == [mark] else []
 
     def of(self, text: str) -> list[int]:
         """Token ids of `text`, one image token at each mark."""

@@ -1,25 +1,25 @@
 """What a transformers `Trainer` lacks for runs that may be killed at any moment: see `Steady`."""
 
 import math
-import resource
-import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.loop import Log
+from vlmkit.train.checkpoints import PARTIAL, checkpoint_of, drop_old, staged
+from vlmkit.train.log import Log, memory_gb
+from vlmkit.train.ranks import rank
 
-CHECKPOINT = "checkpoint-"
-PARTIAL = ".partial"
 WEIGHTS = "trained.safetensors"
 
 
@@ -41,94 +41,114 @@ class Steady(Trainer):
         self.seen = {"tokens": 0, "samples": 0}
         self.since = time.perf_counter()
 
+    @property
+    def core(self) -> nn.Module:
+        """Whose trained weights a checkpoint holds."""
+        return self.model
+
     def watch(self, loss: Tensor, names: tuple[str, ...], tokens: int) -> None:
         """Count a micro-batch. Raises VlmkitError if its loss is not finite."""
         if not math.isfinite(value := float(loss.detach())):
-            step = self.state.global_step + 1
-            raise VlmkitError(f"the loss is {value} at step {step}, samples {', '.join(names)}", "try a lower rate")
+            where = f"step {self.state.global_step + 1}" + (f", process {rank()}" if rank() else "")
+            raise VlmkitError(f"the loss is {value} at {where}, samples {', '.join(names)}", "try a lower rate")
         self.seen["tokens"] += tokens
         self.seen["samples"] += len(names)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One JSON object: step, epoch, loss, lr, grad_norm and the rates since the one before."""
+        super().log(logs, start_time)
         record: dict[str, Any] = {"step": self.state.global_step}
-        names = {"learning_rate": "lr", "eval_loss": "val_loss"}
-        record |= {names.get(name, name): value for name, value in logs.items() if not name.startswith("train_")}
+        record |= {_shown(name): value for name, value in logs.items()}
         if "loss" in logs:
             seconds = max(time.perf_counter() - self.since, 1e-9)
             world = self.args.world_size
             record |= {f"{name}_per_s": round(count * world / seconds, 1) for name, count in self.seen.items()}
             record["memory_gb"] = round(memory_gb(), 3)
             self.seen, self.since = {"tokens": 0, "samples": 0}, time.perf_counter()
-        super().log(logs, start_time)
-        if "total_flos" not in record and self.is_world_process_zero():
+        if "train_runtime" not in record and self.is_world_process_zero():
             self.emit(record)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         better = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= better
-        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
-        if self.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.patience:
-            self.control.should_training_stop = True
+        self.control.should_training_stop |= self._stops(self.state)
         return better
+
+    def _stops(self, state: TrainerState) -> bool:
+        """Whether the validation loss has not improved for `patience` validations."""
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if self.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.patience
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train, from `checkpoint` on if there is one, and go back to the weights with the least validation loss.
+
+        A run that had stopped early is not gone on with.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint else None
+        if state and checkpoint and self._stops(state):
+            self.state = state
+            load_trained(self.core, checkpoint)
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.state.best_global_step:
+            load_trained(self.core, self.chosen)
+
+    @property
+    def chosen(self) -> Path:
+        """The checkpoint whose weights are the run's result."""
+        return checkpoint_of(self.folder, self.state.best_global_step or self.state.global_step)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        name = f"{CHECKPOINT}{self.state.global_step}"
-        partial, done = self.folder / PARTIAL, self.folder / name
-        if done.exists():
+        step = self.state.global_step
+        if checkpoint_of(self.folder, step).exists():
             return
-        if self.args.should_save:
-            shutil.rmtree(partial, ignore_errors=True)
-        _wait()
-        try:
+        with staged(self.folder, step, self.args.should_save):
             super()._save_checkpoint(model, trial)
-            _wait()
-            if self.args.should_save:
-                (partial / name).replace(done)
-        except (OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and "write" not in str(error):
-                raise
-            last = last_checkpoint(self.folder)
-            kept = f"{last.name} is whole" if last else "there is none before it"
-            what = f"the checkpoint of step {self.state.global_step} cannot be written ({error}), {kept}"
-            raise VlmkitError(what, "free some space, then use --resume") from None
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(partial, ignore_errors=True)
         if self.args.should_save:
-            self._drop_old()
-        _wait()
-
-    def _drop_old(self) -> None:
-        best = self.state.best_global_step
-        for old in checkpoints(self.folder)[: -self.keep]:
-            if old.name != f"{CHECKPOINT}{best}":
-                shutil.rmtree(old)
+            drop_old(self.folder, self.keep, self.state.best_global_step)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What is trained, whole, also where processes hold shards of it."""
-        weights = {name: _whole(value) for name, value in trained(self.model).items()}
+        weights = {name: _whole(value) for name, value in trained(self.core).items()}
         if self.args.should_save:
             folder = Path(output_dir or self.folder)
             folder.mkdir(parents=True, exist_ok=True)
             save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained(model or self.model, Path(resume_from_checkpoint))
+        load_trained(self.core, Path(resume_from_checkpoint))
 
-    def load_best(self) -> None:
-        """Go back to the weights with the least validation loss, if there was a validation."""
-        if self.state.best_global_step:
-            load_trained(self.model, self.folder / f"{CHECKPOINT}{self.state.best_global_step}")
+
+class EachStep(TrainerCallback):
+    """Tells `show` the number of steps that are done."""
+
+    def __init__(self, show: Callable[[int], None]) -> None:
+        self.show = show
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.show(state.global_step)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.show(state.global_step)
 
 
 class _LastStep(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_log = True
+            control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
+
+
+def _shown(name: str) -> str:
+    """What a figure of `Trainer` is called in the log."""
+    if name == "learning_rate":
+        return "lr"
+    return f"val_{name.removeprefix('eval_')}" if name.startswith("eval_") else name
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
@@ -153,28 +173,6 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
                 place.copy_(value)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    found = checkpoints(folder)
-    return found[-1] if found else None
-
-
-def memory_gb() -> float:
-    """The most memory used so far, on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def _whole(value: Tensor) -> Tensor:
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().cpu().contiguous()
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()

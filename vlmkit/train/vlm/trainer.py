@@ -1,43 +1,33 @@
-"""Align and instruct: packed rows through a `Learner`, each learned token weighing the same."""
+"""How the stages go through their data; and align and instruct, where each learned token weighs the same."""
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
 
+from vlmkit.train.ranks import world
+from vlmkit.train.vlm.adapt import PROJECTOR
 from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.feed import Draw, Feed
 from vlmkit.train.vlm.learner import Learner
-from vlmkit.train.vlm.steady import Steady
+from vlmkit.train.vlm.steady import Steady, trained
 
 
-class VlmTrainer(Steady):
-    """Draws in a fixed order, the same for any number of processes and micro-batches."""
+class Drawing(Steady):
+    """Takes `draws` in their order, the same for any number of processes and micro-batches."""
 
-    model: Learner
-
-    def __init__(
-        self,
-        learner: Learner,
-        config: VlmConfig,
-        feed: Feed,
-        validation: Feed | None,
-        draws: Several[Draw],
-        **rest: Any,
-    ) -> None:
-        self.config, self.draws = config, draws
-        super().__init__(learner, train_dataset=feed, eval_dataset=validation, **rest)
+    def __init__(self, *args: Any, config: VlmConfig, feed: Feed, draws: Several[Draw], **rest: Any) -> None:
+        self.config, self.feed, self.draws = config, feed, draws
+        super().__init__(*args, **rest)
 
     def get_train_dataloader(self) -> DataLoader:
         """All draws of the run, as one epoch."""
-        loader = self._loader(self.train_dataset, self.draws)
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(self.loader(self.feed, self.draws))
 
-    def _loader(self, feed: Any, draws: Several[Draw]) -> DataLoader:
+    def loader(self, feed: Feed, draws: Several[Draw]) -> DataLoader:
+        """The groups that `draws` name, in batches."""
         on_gpu = self.args.device.type == "cuda"
         return DataLoader(
             feed,
@@ -51,15 +41,26 @@ class VlmTrainer(Steady):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW: the projector at its own rate, no decay for biases and norms."""
         groups: dict[tuple[float, float], list[Tensor]] = {}
-        for name, parameter in (model or self.model).named_parameters():
-            if parameter.requires_grad:
-                rate = self.config.projector_lr if "multi_modal_projector" in name else self.config.lr
-                decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
-                groups.setdefault((rate, decay), []).append(parameter)
+        for name, parameter in trained(model or self.model).items():
+            rate = self.config.projector_lr if PROJECTOR in name else self.config.lr
+            decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
         listed = [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()]
+        listed.sort(key=lambda group: group["lr"] != self.config.lr)  # the first one's rate is logged
         fused = self.args.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(listed, betas=(0.9, self.config.beta2), fused=fused)
         return self.optimizer
+
+
+class VlmTrainer(Drawing):
+    """Align and instruct: a `Learner` on packed rows."""
+
+    model: Learner
+
+    @property
+    def core(self) -> nn.Module:
+        """The model within the `Learner`."""
+        return self.model.model
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         count = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
@@ -78,7 +79,8 @@ class VlmTrainer(Steady):
         """Mean loss over the learned tokens of the validation data."""
         self.model_wrapped.eval()
         total, count = torch.zeros(2, dtype=torch.float64)
-        for inputs in self._validation():
+        feed: Any = self.eval_dataset
+        for inputs in self.loader(feed, feed.all()):
             inputs.pop("names"), inputs.pop("tokens")
             with torch.no_grad(), self.compute_loss_context_manager():
                 total += self.model_wrapped(**self._prepare_inputs(inputs)).double().cpu()
@@ -89,39 +91,38 @@ class VlmTrainer(Steady):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _validation(self) -> Iterator[Any]:
-        feed: Any = self.eval_dataset
-        yield from self._loader(feed, [Draw(i, 0) for i in range(len(feed))])
 
-
-def arguments(config: VlmConfig, out: str, steps: int, world: int, validates: bool) -> TrainingArguments:
-    """transformers' form of `config`."""
+def arguments(config: VlmConfig, out: str, steps: int, validates: bool) -> dict[str, Any]:
+    """`config` in the terms of transformers' TrainingArguments."""
     save = config.save_steps or max(1, -(-steps // 10))
-    return TrainingArguments(
-        output_dir=out,
-        per_device_train_batch_size=max(1, config.batch_size // (config.accumulate * world)),
-        gradient_accumulation_steps=config.accumulate,
-        num_train_epochs=1,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup * steps),
-        max_grad_norm=config.clip,
-        logging_steps=config.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_steps=save,
-        eval_strategy="steps" if validates else "no",
-        eval_steps=save,
-        metric_for_best_model="loss" if validates else None,
-        greater_is_better=False if validates else None,
-        load_best_model_at_end=False,
-        report_to=config.report_to or "none",
-        seed=config.seed,
-        use_cpu=config.device == "cpu",
-        bf16=config.device == "cuda",
-        disable_tqdm=True,
-        log_level="error",
-        fsdp="full_shard" if config.fsdp else None,
-        fsdp_config={"version": 2} if config.fsdp else None,
-        remove_unused_columns=False,
-        average_tokens_across_devices=False,
-    )
+    return {
+        "output_dir": out,
+        "run_name": config.out.name,
+        "per_device_train_batch_size": config.batch_size // (config.accumulate * world()),
+        "gradient_accumulation_steps": config.accumulate,
+        "num_train_epochs": 1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(config.warmup * steps),
+        "max_grad_norm": config.clip,
+        "logging_steps": config.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_steps": save,
+        "eval_strategy": "steps" if validates else "no",
+        "eval_steps": save,
+        "metric_for_best_model": "loss" if validates else None,
+        "greater_is_better": False if validates else None,
+        "load_best_model_at_end": False,
+        "report_to": config.report_to or "none",
+        "seed": config.seed,
+        "use_cpu": config.device == "cpu",
+        "bf16": config.device == "cuda",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "log_level_replica": "error",
+        "ddp_find_unused_parameters": False,
+        "fsdp": "full_shard" if config.fsdp else None,
+        "fsdp_config": {"version": 2} if config.fsdp else None,
+        "remove_unused_columns": False,
+        "average_tokens_across_devices": False,
+    }

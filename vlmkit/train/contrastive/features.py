@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vlmkit.images import ahead
 from vlmkit.records import batched
-from vlmkit.train.data import Sample
+from vlmkit.train.contrastive.data import open_sample
+from vlmkit.train.rows import Captioned
 
 CHUNK = 8  # pictures at once: what stays in the caches of a CPU
 
@@ -35,7 +36,7 @@ def view_of(picture: Image.Image, view: int, key: Sequence[int], size: int) -> I
 def image_features(
     trunk: nn.Module,
     preprocess: Callable[[Image.Image], Tensor],
-    samples: Sequence[Sample],
+    samples: Sequence[Captioned],
     *,
     size: int,
     views: int = 1,
@@ -45,9 +46,9 @@ def image_features(
 ) -> Tensor:
     """Features (views, N, F) float32 of `samples`, in order, on `device`. Raises VlmkitError for a bad picture."""
 
-    def pictures(item: tuple[int, Sample]) -> Tensor:
+    def pictures(item: tuple[int, Captioned]) -> Tensor:
         number, sample = item
-        picture = sample.picture(size)
+        picture = open_sample(sample, size)
         make = partial(view_of, picture, key=(seed, number), size=size)
         return torch.stack([preprocess(make(view)) for view in range(views)])  # (views, 3, size, size)
 

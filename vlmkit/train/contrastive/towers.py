@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.torch_embedder import hush
-from vlmkit.train.text import layers_of
+from vlmkit.train.contrastive.text import layers_of
 
 CONTEXT = 64  # tokens of a caption, first and last mark included
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")

@@ -1,0 +1,441 @@
+"""`vlmkit train contrastive` of dual encoders: what it makes, however it is run."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dual_encoders
+import pytest
+import torch
+from conftest import SCRIPT, Vlmkit
+from helpers import SHAPE_WORDS, jpeg, jsonl, records, shapes, tiny_towers
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import dropout, normalize
+
+from vlmkit.cli import main
+from vlmkit.errors import VlmkitError
+from vlmkit.streams import Failures
+from vlmkit.train.checkpoints import checkpoints, staged
+from vlmkit.train.contrastive.batches import batches
+from vlmkit.train.contrastive.config import ContrastiveConfig, LitConfig
+from vlmkit.train.contrastive.data import read_pictures
+from vlmkit.train.contrastive.gradcache import full_batch_gradient
+from vlmkit.train.contrastive.loop import Loop, Peak, optimizer_for
+from vlmkit.train.contrastive.losses import Objective, siglip
+from vlmkit.train.contrastive.stage import opened, plan, train
+
+Line = dict[str, Any]
+FAMILIES = ("clip", "siglip", "siglip2", "open_clip_quick_gelu", "open_clip_siglip")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shapes.tar, image-tower and text-tower."""
+    folder = tmp_path_factory.mktemp("contrastive")
+    shapes(folder)
+    tiny_towers(folder, SHAPE_WORDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The small model of a family, made when first asked for."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def model(family: str) -> Path:
+        path = folder / family
+        return path if path.exists() else getattr(dual_encoders, family)(path)
+
+    return model
+
+
+def config(place: Path, out: Path, start: Path | str = "tiny", **changes: Any) -> ContrastiveConfig:
+    some: Line = {"lr": 1e-3, "batch_size": 16, "steps": 4, "log_every": 1}
+    return ContrastiveConfig(data=[str(place / "shapes.tar")], out=out, start=str(start), **(some | changes))
+
+
+def ran(settings: ContrastiveConfig) -> list[Line]:
+    """Train: what was logged."""
+    log: list[Line] = []
+    train(settings, log.append)
+    return log
+
+
+def losses(log: list[Line]) -> list[float]:
+    return [line["loss"] for line in log if "loss" in line]
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+DEBUG = ("--preset", "debug", "--val", "0.2", "--accumulate", "2", "--captions", "2", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def debug(place: Path) -> tuple[Path, list[Line]]:
+    """(model, log) of a run in debug, by the installed command."""
+    done = subprocess.run(
+        [SCRIPT, "train", "contrastive", "shapes.tar", *DEBUG, "-o", "debug"], cwd=place, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr == b"vlmkit: shapes.tar: 64 rows read, 64 kept (64 samples), 0 dropped\n"
+    return place / "debug", records(done.stdout)
+
+
+def test_debug_learns_and_tells(debug: tuple[Path, list[Line]]) -> None:
+    folder, log = debug
+    assert [line["step"] for line in log if "loss" in line] == list(range(1, 21))
+    told = {"epoch", "step", "loss", "lr", "grad_norm", "logit_scale", "samples_per_s", "memory_gb"}
+    assert all(told == set(line) for line in log if "loss" in line)
+    validations = [line for line in log if "mean_recall" in line]
+    assert validations[0]["step"] == 0, "retrieval is measured before the first step"
+    assert {line["step"] for line in validations} >= {5, 10, 15, 20}, "and every --save-steps"
+    assert validations[-1]["mean_recall"] > validations[0]["mean_recall"] + 0.2
+    assert validations[-1]["gap"] > validations[0]["gap"] + 0.1
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "mean recall" in (folder / "README.md").read_text()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_embed_and_transformers_open_it(debug: tuple[Path, list[Line]], vlmkit: Vlmkit, place: Path) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
+    found = records(vlmkit("embed", place / "shapes.tar", "-m", debug[0]).stdout)
+    assert len(found) == 64 and all("/debug@" in row["model"] for row in found)
+    _, info = CLIPModel.from_pretrained(debug[0], output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    tokens = CLIPProcessor.from_pretrained(debug[0]).tokenizer("a red circle, on gray é")
+    assert len(tokens.input_ids) > 6
+
+
+def test_its_settings_repeat_it(debug: tuple[Path, list[Line]], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert main(["train", "contrastive", "--config", "debug/train.toml", "-o", "again", "-q"]) == 0
+    assert digest(place / "again") == digest(debug[0])
+
+
+@pytest.mark.parametrize("kind", ["dual", "towers"])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    kind: str, debug: tuple[Path, list[Line]], place: Path, tmp_path: Path
+) -> None:
+    data = ["train", "contrastive", str(place / "shapes.tar")]
+    if kind == "dual":
+        command, whole, kill = [*data, *DEBUG], debug[0], 13
+    else:
+        towers = ["--vision", str(place / "image-tower"), "--text", str(place / "text-tower"), "--val", "0.2"]
+        command = [*data, *towers, "--steps", "12", "--batch-size", "16", "--save-steps", "4", "--preset", "debug"]
+        whole, kill = tmp_path / "whole", 10
+        assert main([*command, "-o", str(whole)]) == 0
+    out = tmp_path / "killed"
+    with subprocess.Popen([SCRIPT, *command, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["step"] >= kill:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "model.safetensors").exists(), "it was to be killed before its end"
+    left = checkpoints(out / "checkpoints")
+    assert left and all((path / "state.json").exists() for path in left)
+    assert main([*command, "-o", str(out)]) == 2, "it goes on only when told to"
+    assert main([*command, "-o", str(out), "--lr", "0.5", "--resume"]) == 2, "and with the same settings"
+    assert main([*command, "-o", str(out), "--resume"]) == 0
+    assert digest(out) == digest(whole)
+    assert main([*command, "-o", str(out), "--resume"]) == 0, "what is finished stays"
+
+
+@pytest.mark.parametrize("lock", ["image", "text", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_ends_in_its_own_form(
+    family: str, lock: str, models: Callable[[str], Path], place: Path, tmp_path: Path
+) -> None:
+    start, out = models(family), tmp_path / "out"
+    loss = "siglip" if lock == "none" else "infonce"
+    ran(config(place, out, start, lock=lock, loss=loss, steps=2, batch_size=4))
+    first = load_file(next(start.glob("*.safetensors")))
+    found = load_file(out / "model.safetensors")
+    assert found.keys() - first.keys() <= {"logit_bias"}
+    image = ("visual.", "vision_model.", "visual_projection.")
+    for side in ("image", "text"):
+        names = [n for n in first if n.startswith(image) == (side == "image") and not n.startswith("logit_")]
+        same = [torch.equal(first[name], found[name]) for name in names]
+        assert all(same) if side == lock else not all(same), side
+    if family.startswith("open_clip"):
+        import open_clip
+
+        model = open_clip.create_model(f"local-dir:{out}", load_weights=True)
+        assert torch.equal(model.state_dict()["logit_scale"].flatten(), found["logit_scale"].flatten())
+        assert open_clip.get_tokenizer(f"local-dir:{out}")(["a cat"]).shape[0] == 1
+    else:
+        from transformers import AutoModel
+
+        _, info = AutoModel.from_pretrained(out, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("family", ["clip", "open_clip_siglip"])
+def test_a_configuration_alone_starts_from_nothing(
+    family: str, models: Callable[[str], Path], place: Path, tmp_path: Path
+) -> None:
+    empty = shutil.copytree(models(family), tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
+    ran(config(place, tmp_path / "out", empty, loss="siglip", steps=1, warmup=1.0))
+    first = load_file(next(models(family).glob("*.safetensors")))
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    name = next(name for name in first if name.endswith("token_embedding.weight"))
+    assert first[name].shape == found[name].shape and not torch.equal(first[name], found[name])
+    assert found["logit_scale"].exp().item() == pytest.approx(10, rel=0.01), "SigLIP's, from nothing"
+
+
+def test_two_towers_are_joined_and_trained_whole(place: Path, tmp_path: Path) -> None:
+    towers = {"vision": str(place / "image-tower"), "text": str(place / "text-tower"), "dim": 24}
+    ran(replace(config(place, tmp_path / "out", **towers), start=None))
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    trunk = load_file(place / "image-tower/model.safetensors")
+    assert not torch.equal(found["visual.trunk.conv_stem.weight"], trunk["conv_stem.weight"])
+    assert main(["embed", str(place / "shapes.tar"), "-m", str(tmp_path / "out"), "-o", str(tmp_path / "x")]) == 0
+
+
+class Toy(nn.Module):
+    """Two linear towers with dropout; a part is (pictures (b, 5), captions (C, b, 7))."""
+
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.image, self.text, self.drop = nn.Linear(5, 4), nn.Linear(7, 4), drop
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.told: list[Tensor] = []
+
+    def embed(self, part: tuple[Tensor, Tensor], again: bool = False) -> tuple[Tensor, Tensor]:
+        images, texts = self.image(dropout(part[0], self.drop)), self.text(dropout(part[1], self.drop))
+        self.told.append(torch.cat([images, *texts]).detach())
+        return images, texts
+
+
+def toy_gradient(loss: str, sizes: list[int], drop: float = 0.0) -> tuple[float, dict[str, Tensor], Toy]:
+    """(loss, gradients, model) of one fixed batch in parts of `sizes`."""
+    torch.manual_seed(0)
+    model = Toy(drop).double()
+    objective = Objective(model, loss)
+    pictures, captions = torch.randn(8, 5).double(), torch.randn(3, 8, 7).double()
+    parts = list(zip(pictures.split(sizes), captions.split(sizes, 1), strict=True))
+    value = full_batch_gradient(model.embed, parts, objective, list(model.parameters()))
+    return value, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model
+
+
+@pytest.mark.parametrize("loss", ["infonce", "siglip"])
+def test_parts_make_the_gradient_of_the_whole_batch(loss: str) -> None:
+    whole, gradients, _ = toy_gradient(loss, [8])
+    torch.manual_seed(0)
+    alone = Toy(0.0).double()
+    pictures, captions = torch.randn(8, 5).double(), torch.randn(3, 8, 7).double()
+    expected = Objective(alone, loss)(*alone.embed((pictures, captions)))  # plain autograd
+    expected.backward()
+    assert whole == expected.item()
+    for name, parameter in alone.named_parameters():
+        assert torch.equal(gradients[name], parameter.grad), name
+    for sizes in ([4, 4], [2] * 4, [1] * 8, [5, 3]):
+        value, found, _ = toy_gradient(loss, sizes)
+        assert value == pytest.approx(whole, abs=1e-12)
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_parts_see_the_same_dropout_twice() -> None:
+    _, _, model = toy_gradient("infonce", [4, 4], drop=0.5)
+    assert len(model.told) == 4
+    assert torch.equal(model.told[0], model.told[2]) and torch.equal(model.told[1], model.told[3])
+    assert not torch.equal(model.told[0], model.told[1])
+
+
+@pytest.mark.parametrize("lock", ["none", "image"])
+def test_a_run_in_parts_is_the_run(lock: str, models: Callable[[str], Path], place: Path, tmp_path: Path) -> None:
+    some = {"lock": lock, "captions": 2, "loss": "siglip", "batch_size": 8}
+    whole, parts = (ran(config(place, tmp_path / f"in{n}", models("clip"), accumulate=n, **some)) for n in (1, 4))
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    assert [line["grad_norm"] for line in parts] == pytest.approx([line["grad_norm"] for line in whole], rel=1e-4)
+
+
+def test_two_processes_are_one(place: Path, tmp_path: Path) -> None:
+    """The last batch of each epoch, of 4 pictures, is shared out too; so is validation agreed upon."""
+    settings = config(place, tmp_path / "one", batch_size=12, steps=8, captions=2, val=str(place / "shapes.tar"))
+    one = ran(settings)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "vlmkit", "train", "contrastive", place / "shapes.tar", "--preset", "debug", "--batch-size", "12"]
+    command += ["--steps", "8", "--captions", "2", "--val", place / "shapes.tar", "--save-steps", "100", "-o", "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    two = records(done.stdout)
+    assert [line["step"] for line in two] == [line["step"] for line in one], "one process alone tells"
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    recalls = [[line["mean_recall"] for line in log if "mean_recall" in line] for log in (one, two)]
+    assert recalls[1] == pytest.approx(recalls[0], abs=0.02)
+
+
+def test_siglip_is_open_clips() -> None:
+    from open_clip.loss import SigLipLoss
+
+    images, texts = (normalize(torch.randn(7, 5), dim=-1) for _ in range(2))
+    scale, bias = torch.tensor(10.0), torch.tensor(-10.0)
+    ours = siglip(images, texts[None], scale, bias)
+    assert ours.item() == pytest.approx(SigLipLoss()(images, texts, scale, bias).item(), rel=1e-6)
+    assert siglip(images, torch.stack([texts, texts]), scale, bias).item() == pytest.approx(ours.item(), rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_pictures(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlmkitError, match=r"the loss is nan at step 2, pictures 0\d\d, 0\d\d.*: try a lower rate"):
+        ran(config(place, tmp_path / "out", lr=1e30, warmup=0.0, batch_size=8, save_steps=3))
+    assert not (tmp_path / "out").exists(), "there was no checkpoint yet"
+
+
+def test_the_logit_scale_is_clamped() -> None:
+    model = Toy(0.0)
+    model.logit_scale.data.fill_(9.0)
+    loop = Loop(optimizer_for(model, lambda name: Peak("lr", 1e-3), 0.1), Objective(model, "infonce"), 10, 0.1)
+    figures = loop.update(model.embed, [(torch.randn(3, 5), torch.randn(1, 3, 7))], list)
+    assert figures["logit_scale"] == pytest.approx(100)
+
+
+def test_the_best_validation_wins_and_waiting_ends(debug: tuple[Path, list[Line]], place: Path, tmp_path: Path) -> None:
+    """A rate that destroys: retrieval falls below what it was, which is told; the weights kept are the best ones."""
+    told: list[str] = []
+    log: list[Line] = []
+    settings = config(place, tmp_path / "out", debug[0], lr=0.05, steps=40, val=str(place / "shapes.tar"), patience=2)
+    train(settings, log.append, note=told.append)
+    found = {line["step"]: line["mean_recall"] for line in log if "mean_recall" in line}
+    assert max(found) < 40, "it stopped early"
+    assert min(found.values()) < found[0]
+    assert sum("retrieval fell below that of before step 1" in line for line in told) >= 1
+    best = max((value, -step) for step, value in found.items() if step)
+    assert max(found) == -best[1] + 2 * 4, "two epochs of four steps after the best"
+    again = ran(config(place, tmp_path / "again", tmp_path / "out", steps=1, val=str(place / "shapes.tar")))
+    assert again[0]["mean_recall"] == best[0]
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    st.integers(2, 9),
+    st.integers(0, 3),
+)
+def test_a_picture_stands_once_in_a_batch(times: list[int], size: int, seed: int) -> None:
+    import numpy as np
+
+    counts = [1 + number % 3 for number in range(len(times))]
+    made = list(batches(counts, size, 2, 2, seed, 1, np.array(times), least=1))
+    drawn = np.concatenate([batch.pictures for batch in made]) if made else np.array([], int)
+    assert np.bincount(drawn, minlength=len(times)).tolist() == times
+    assert all(len(set(batch.pictures)) == len(batch.pictures) <= size for batch in made)
+    for batch in made:
+        assert (batch.captions < np.array(counts)[batch.pictures]).all()
+        parts = batch.parts(3)
+        assert np.concatenate([part.captions for part in parts], axis=1).tolist() == batch.captions.tolist()
+
+
+def test_rows_about_one_picture_are_one_sample(place: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(size=(9, 9)))
+    rows = [{"image": "a.jpg", "caption": "one"}, {"image": "b.jpg", "captions": ["three"]}]
+    rows += [{"image": "a.jpg", "captions": ["two", "one"]}]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows))
+    coco = {"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": [{"image_id": 7, "caption": "four"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    found = read_pictures([f"2:{tmp_path}/rows.jsonl", str(tmp_path / "coco.json")], Failures())
+    assert [sample.captions for sample in found.rows] == [("one", "two"), ("three", "four")]
+    assert found.times(0).tolist() == [2, 2], "each by the weight of its first row"
+
+
+def test_what_cannot_be_used_is_left_out(vlmkit: Vlmkit, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "whole.jpg").write_bytes(jpeg())
+    (tmp_path / "other.jpg").write_bytes(jpeg("blue"))
+    (tmp_path / "torn.jpg").write_bytes(jpeg()[:-40])
+    rows: list[Line] = [{"image": f"{name}.jpg", "captions": [name]} for name in ("whole", "other", "torn", "gone")]
+    rows += [{"image": "whole.jpg"}, {"image": "whole.jpg", "captions": []}, {"image": "whole.jpg", "captions": [" "]}]
+    done = vlmkit(
+        *("train", "contrastive", "-", "--preset", "debug", "--dry-run", "-o", "out", "--errors", "errors.jsonl"),
+        stdin=jsonl(*rows),
+        code=3,
+    )
+    (estimate,) = records(done.stdout)
+    assert estimate["samples"] == 2 and estimate["samples_per_step"] == 16 and estimate["steps"] == 20
+    assert estimate["trainable_parameters"] == estimate["total_parameters"] > 100_000
+    assert estimate["memory_gb"] >= 0 and estimate["seconds"] > 0
+    assert len(records((tmp_path / "errors.jsonl").read_bytes())) == 5
+    assert not (tmp_path / "out").exists()
+
+
+WRONG = {
+    "--preset huge": "unknown preset huge",
+    "--loss mse": "unknown --loss mse",
+    "--lock both": "unknown --lock both",
+    "--from tiny --vision x": "tiny brings its own towers",
+    "--from mini": "mini is packed for use",
+    "--from no/folder": "no/folder",
+    "--from ViT-B-23": "unknown model ViT-B-23",
+    "--llm x": "--llm is not for this stage",
+    "--preset debug --report-to paper": "unknown --report-to paper",
+    "--preset debug --batch-size 1": "--batch-size 1 is too small",
+    "--preset debug --val 1.5": "not between 0 and 1",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_bad_input_is_one_line(
+    flags: str, place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments = ["train", "contrastive", str(place / "shapes.tar"), "-o", str(tmp_path / "out"), *flags.split()]
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    line = err.splitlines()[-1]
+    assert line.startswith("vlmkit: ") and WRONG[flags] in line
+    assert all("rows read" in other for other in err.splitlines()[:-1])
+    assert "loss" not in out and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_run_is_left_alone(
+    debug: tuple[Path, list[Line]], place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = digest(debug[0])
+    assert main(["train", "contrastive", str(place / "shapes.tar"), "--preset", "debug", "-o", str(debug[0])]) == 2
+    assert "holds a finished run" in capfd.readouterr().err
+    assert digest(debug[0]) == before
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_last_one(tmp_path: Path) -> None:
+    def write(step: int, error: OSError | None) -> None:
+        with staged(tmp_path, step) as made:
+            made.mkdir(parents=True)
+            (made / "weights").touch()
+            if error:
+                raise error
+
+    write(1, None)
+    with pytest.raises(VlmkitError, match=r"step 2 cannot be written.*checkpoint-1 is whole"):
+        write(2, OSError(28, "No space left on device"))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_lit_and_whole_training_agree_before_the_first_step(place: Path, tmp_path: Path) -> None:
+    """Features from memory are those of the pictures: both kinds of run measure the same retrieval."""
+    towers: Line = {"vision": str(place / "image-tower"), "text": str(place / "text-tower"), "dim": 24}
+    data = {"data": [str(place / "shapes.tar")], "val": str(place / "shapes.tar"), "batch_size": 16}
+    kinds = (LitConfig(out=tmp_path / "a", **towers, **data), ContrastiveConfig(out=tmp_path / "b", **towers, **data))
+    found = []
+    for kind in kinds:
+        made = plan(kind, Failures())
+        with opened(kind, made, 4) as learner:
+            found.append(learner.validate(0))
+    assert found[0]["gap"] == pytest.approx(found[1]["gap"], abs=2e-3)
+    assert found[0]["text_to_image_r10"] == pytest.approx(found[1]["text_to_image_r10"], abs=0.03)

@@ -1,0 +1,299 @@
+"""What the language stages learn, and that packing changes nothing: against the model's own call, one by one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+from PIL import Image
+from vlm_data import COLORS, LLAMA_2, clip, llama, qwen2, siglip
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.connectors import CONNECTORS, reads_text
+from vlmkit.models.vlm import Vlm, build
+from vlmkit.train.rows import Dialogue, Turn
+from vlmkit.train.vlm.feed import Group, collate
+from vlmkit.train.vlm.learner import Learner, sees
+from vlmkit.train.vlm.pack import Packer
+from vlmkit.train.vlm.prefer import pairs
+from vlmkit.train.vlm.prepare import fit
+from vlmkit.train.vlm.sequence import Chat, Plain, Sequence
+
+IMAGE = 9
+PICTURES = [Image.new("RGB", (40, 30), color) for color in COLORS]
+DIALOGUES = [
+    [
+        Dialogue("a", (0,), (Turn("<image>what color is the car?", "red"), Turn("why?", "it is so"))),
+        Dialogue("b", (0,), (Turn("<image>what dog?", "none"),)),
+        Dialogue("c", (0,), (Turn("<image>where?", "here"),), system="be brief"),
+    ],
+    [Dialogue("d", (1,), (Turn("look: <image>", "a field"),)), Dialogue("e", (1,), (Turn("see <image>", "grass"),))],
+    [Dialogue("f", (2, 3), (Turn("<image>\n<image>the same?", "no"), Turn("sure?", "yes")))],
+    [
+        Dialogue("g", (4,), (Turn("hello", "hello"), Turn("and <image>?", "white"))),
+        Dialogue("h", (4,), (Turn("<image>", "!"),)),
+    ],
+    [Dialogue("i", (), (Turn("who are you?", "a model"),))],
+]
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("towers")
+    clip(folder / "clip"), siglip(folder / "siglip"), llama(folder / "llama"), qwen2(folder / "qwen2")
+    llama(folder / "llama2", LLAMA_2), llama(folder / "mute", None)
+    return folder
+
+
+def make(towers: Path, vision: str = "clip", llm: str = "llama", connector: str = "mlp") -> Vlm:
+    torch.manual_seed(2)
+    vlm = build("patches" if vision == "patches" else str(towers / vision), str(towers / llm), connector)
+    vlm.model.eval()
+    return vlm
+
+
+def packer_of(vlm: Vlm, length: int) -> Packer:
+    share = not reads_text(vlm.model.model)
+    return Packer(
+        vlm.model.config.image_token_id, vlm.image_tokens, vlm.processor.tokenizer.pad_token_id, length, share
+    )
+
+
+def pixels(vlm: Vlm, numbers: tuple[Any, ...]) -> list[torch.Tensor]:
+    return [vlm.processor.image_processor(PICTURES[i], return_tensors="pt")["pixel_values"][0] for i in numbers]
+
+
+def groups_of(vlm: Vlm) -> list[Group]:
+    encode = Chat(vlm)
+    return [Group(about[0].id, about[0].pictures, [encode(d) for d in about], False) for about in DIALOGUES]
+
+
+@torch.no_grad()
+def one_by_one(vlm: Vlm, dialogue: Dialogue, learned: np.ndarray) -> torch.Tensor:
+    """The logits before each learned token, by the processor and the model as transformers documents them."""
+    messages = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
+    for turn in dialogue.turns:
+        messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.reply}]
+    text = vlm.processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    images = [PICTURES[i] for i in dialogue.pictures] or None
+    inputs = vlm.processor(images=images, text=text, return_tensors="pt", add_special_tokens=False)
+    assert inputs["input_ids"].shape[1] == len(learned)
+    if not reads_text(vlm.model.model) or not images:
+        return vlm.model(**inputs).logits[0, learned.nonzero()[0] - 1]
+    # Such a connector sees the prompt: it is run first, and then continued, as generation does.
+    ids, first = inputs["input_ids"], int(learned.argmax())
+    prompt = {"attention_mask": inputs["attention_mask"][:, :first], "pixel_values": inputs["pixel_values"]}
+    start = vlm.model(input_ids=ids[:, :first], use_cache=True, **prompt)
+    rest = vlm.model(input_ids=ids[:, first:], past_key_values=start.past_key_values)
+    return torch.cat([start.logits, rest.logits], 1)[0, learned.nonzero()[0] - 1]
+
+
+@pytest.mark.parametrize(
+    ("vision", "llm", "connector"),
+    [("clip", "llama", name) for name in ("mlp", *CONNECTORS)]
+    + [("siglip", "qwen2", "mlp"), ("patches", "qwen2", "adaptive")],
+)
+@pytest.mark.parametrize("length", [120, 2000])
+def test_packed_logits_are_those_of_the_model_itself(
+    towers: Path, vision: str, llm: str, connector: str, length: int
+) -> None:
+    vlm = make(towers, vision, llm, connector)
+    packer = packer_of(vlm, length)
+    groups = [
+        group
+        for group in groups_of(vlm)
+        if not reads_text(vlm.model.model) or group.name not in ("d", "g")  # a picture after the first reply
+    ]
+    batch = collate(packer, [(group, pixels(vlm, group.pictures)) for group in groups])
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "names", "tokens")}
+    with torch.no_grad():
+        packed = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
+    spoken = {group[0].id: group for group in DIALOGUES}
+    expected, labels = [], []
+    for group in groups:
+        for dialogue, sequence in zip(spoken[group.name], group.sequences, strict=True):
+            whole = packer.whole(sequence)
+            expected.append(one_by_one(vlm, dialogue, whole.learned))
+            labels += whole.ids[whole.learned].tolist()
+    exact = torch.cat(expected)
+    assert len(packed) == len(exact)
+    if length == 2000:
+        assert len(batch["ids"]) == 1 and batch["labels"].tolist() == labels
+        assert torch.allclose(packed, exact, atol=1e-5, rtol=0)
+        return
+    assert len(batch["ids"]) > 2, "several rows, in another order"
+    left = list(range(len(exact)))
+    for row, label in zip(packed, batch["labels"].tolist(), strict=True):
+        found = next(i for i in left if labels[i] == label and torch.allclose(exact[i], row, atol=1e-5, rtol=0))
+        left.remove(found)
+
+
+def spelled(vlm: Vlm, text: str) -> list[int]:
+    """Token ids by hand: each mark and each letter is one token."""
+    words = vlm.processor.tokenizer
+    marks = ["<|im_start|>", "<|im_end|>", "</s>", "<s>", "<image>"]
+    ids = []
+    while text:
+        mark = next((m for m in marks if text.startswith(m)), None)
+        ids += [words.convert_tokens_to_ids(mark)] if mark else words.encode(text[0], add_special_tokens=False)
+        text = text[len(mark or text[0]) :]
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("llm", "parts"),
+    [
+        (
+            "llama",
+            [
+                ("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n<image>what?<|im_end|>\n", False),
+                ("<|im_start|>assistant\n", False),
+                ("a cat<|im_end|>", True),
+                ("\n<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n", False),
+                ("so<|im_end|>", True),
+                ("\n", False),
+            ],
+        ),
+        (
+            "llama2",
+            [
+                ("<s>[INST] <image>what? [/INST]", False),
+                (" a cat </s>", True),
+                ("<s>[INST] why? [/INST]", False),
+                (" so </s>", True),
+            ],
+        ),
+    ],
+)
+def test_replies_and_their_end_are_learned_and_nothing_else(
+    towers: Path, llm: str, parts: list[tuple[str, bool]]
+) -> None:
+    vlm = make(towers, llm=llm)
+    turns = Turn("<image>what?", "a cat"), Turn("why?", "so")
+    sequence = Chat(vlm)(Dialogue("x", (0,), turns, "be brief" if llm == "llama" else ""))
+    expected = [(token, learned) for text, learned in parts for token in spelled(vlm, text)]
+    assert list(zip(sequence.ids.tolist(), sequence.learned.tolist(), strict=True)) == expected
+
+
+def test_a_template_without_an_end_gets_one(towers: Path) -> None:
+    vlm = make(towers)
+    vlm.processor.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    )
+    sequence = Chat(vlm)(Dialogue("x", (), (Turn("hi", "hello"),)))
+    assert sequence.ids[sequence.learned].tolist() == [*spelled(vlm, "assistant: hello"), vlm.model.config.eos_token_id]
+
+
+def test_captions_follow_their_picture(towers: Path) -> None:
+    vlm = make(towers)
+    sequence = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))
+    assert sequence.ids.tolist() == spelled(vlm, "<s><image>a cat<|im_end|>")
+    assert sequence.learned.tolist() == [False, False, *[True] * 6]
+
+
+def test_a_template_that_rewrites_or_lacks_is_refused(towers: Path) -> None:
+    with pytest.raises(VlmkitError, match="no chat template: name a chat"):
+        Chat(make(towers, llm="mute"))
+    vlm = make(towers)
+    vlm.processor.tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
+    with pytest.raises(VlmkitError, match="rewrites earlier turns"):
+        Chat(vlm)(Dialogue("x", (), (Turn("a", "b"), Turn("c", "d"))))
+
+
+def test_what_is_cut(towers: Path) -> None:
+    vlm = make(towers)
+    packer = packer_of(vlm, 100)
+    sequence = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))  # 1 + 16 + 6 tokens
+    assert packer.size(sequence) == 23 == len(packer.whole(sequence).ids)
+    assert fit(sequence, packer, 23) is sequence
+    shorter = fit(sequence, packer, 19)
+    assert shorter and packer.size(shorter) == 19 and shorter.learned.sum() == 2
+    assert fit(sequence, packer, 17) is None, "nothing would be learned"
+    late = Chat(vlm)(Dialogue("x", (0,), (Turn("hi", "hello"), Turn("<image>?", "a cat"))))
+    assert fit(late, packer, packer.size(late) // 2) is None, "its image tokens would be cut"
+
+
+def test_connectors_that_read_learn_from_captions_without_a_prompt(towers: Path) -> None:
+    vlm = make(towers, llm="qwen2", connector="adaptive")
+    vlm.processor.tokenizer.bos_token = None  # as Qwen's: then nothing but the picture stands before the caption
+    sequence = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))
+    packer = packer_of(vlm, 100)
+    batch = collate(packer, [(Group("x", (0,), [sequence], False), pixels(vlm, (0,)))])
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "names", "tokens")}
+    whole = packer.whole(sequence)
+    with torch.no_grad():
+        packed = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
+        prompt = torch.from_numpy(whole.ids[~whole.learned][None].astype(np.int64))
+        exact = vlm.model(input_ids=prompt, pixel_values=torch.stack(pixels(vlm, (0,)))).logits[0, -1]
+    assert torch.isfinite(exact).all() and torch.allclose(packed[0], exact, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("connector", ["mlp", "adaptive"])
+def test_preferences_have_the_same_logits(towers: Path, connector: str) -> None:
+    """What TRL is given, run as it runs it, against instruct's rows."""
+    vlm = make(towers, connector=connector)
+    packer = packer_of(vlm, 2000)
+    encode = Chat(vlm)
+    chosen, rejected = (encode(Dialogue("x", (0,), (Turn("<image>what?", reply),))) for reply in ("a cat", "no"))
+    other = [encode(Dialogue("y", (1,), (Turn("<image>which color is it?", reply),))) for reply in ("red", "blue")]
+    items = [(Group("x", (0,), [chosen, rejected], False), pixels(vlm, (0,)))]
+    items += [(Group("y", (1,), other, False), pixels(vlm, (1,)))]
+    batch = pairs(packer, reads_text(vlm.model.model))(items)
+    rows = collate(packer, items)
+    inputs = {name: value for name, value in rows.items() if name not in ("labels", "names", "tokens")}
+    learned = batch.pop("completion_mask").bool()
+    assert batch.pop("names") == ("x", "y")
+    assert batch.pop("tokens") == sum(packer.size(s) for s in (chosen, rejected, *other))
+    with torch.no_grad():
+        logits = vlm.model(**batch).logits[:, :-1][learned[:, 1:]]
+        expected = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
+    counts = [s.learned.sum() for s in (chosen, other[0], rejected, other[1])]
+    a, b, c, d = logits.split(counts)
+    assert torch.allclose(torch.cat([a, c, b, d]), expected, atol=1e-5, rtol=0)
+
+
+@some.composite
+def groups(draw: some.DrawFn) -> list[tuple[list[Sequence], list[int]]]:
+    """Groups of sequences that begin alike; the first token is never learned, image tokens never."""
+    found, pictures = [], 0
+    for _ in range(draw(some.integers(1, 4))):
+        prefix = draw(some.lists(some.sampled_from([1, 2, IMAGE]), max_size=4))
+        sequences = []
+        images = draw(some.integers(0, 2))
+        for _ in range(draw(some.integers(1, 3))):
+            rest = draw(some.lists(some.tuples(some.integers(1, 4), some.booleans()), min_size=1, max_size=5))
+            ids = [5, *(t for t in prefix if t != IMAGE), *[IMAGE] * images, *(token for token, _ in rest), 7]
+            learned = [*[False] * (len(ids) - len(rest) - 1), *(is_learned for _, is_learned in rest), True]
+            sequences.append(Sequence(np.array(ids, np.int32), np.array(learned)))
+        found.append((sequences, list(range(pictures, pictures + images))))
+        pictures += images
+    return found
+
+
+@given(groups(), some.integers(8, 60), some.booleans())
+def test_each_learned_token_sees_its_own_past_alone(
+    drawn: list[tuple[list[Sequence], list[int]]], length: int, share: bool
+) -> None:
+    packer = Packer(IMAGE, 3, 0, length, share)
+    rows = packer.pack(drawn)
+    visible = sees(torch.from_numpy(rows.unit), torch.from_numpy(rows.branch)).numpy()
+    shown = np.full(rows.ids.shape, -1)
+    shown[rows.ids == IMAGE] = np.repeat(rows.pictures, 3)
+    seen = []
+    for place, label in zip(rows.places, rows.labels, strict=True):
+        r, column = divmod(int(place), rows.ids.shape[1])
+        past = np.flatnonzero(visible[r, column])
+        past = past[np.argsort(rows.position[r, past])]
+        assert rows.position[r, past].tolist() == list(range(len(past)))
+        seen.append((*zip(rows.ids[r, past].tolist(), shown[r, past].tolist(), strict=True), int(label)))
+    expected = []
+    for sequences, pictures in drawn:
+        for whole in map(packer.whole, sequences):
+            pair = np.full(len(whole.ids), -1)
+            pair[whole.ids == IMAGE] = np.repeat(pictures, 3)
+            past = [*zip(whole.ids.tolist(), pair.tolist(), strict=True)]
+            expected += [(*past[:at], int(whole.ids[at])) for at in np.flatnonzero(whole.learned)]
+    assert sorted(seen, key=str) == sorted(expected, key=str)

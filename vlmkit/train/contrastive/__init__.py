@@ -1,0 +1,1 @@
+"""Contrastive training. Each file does one thing: data -> batches -> model -> loop -> folder."""
