@@ -214,7 +214,7 @@ def _deliver(
         out = files.enter_context(Output(output) if resume is None else Resumed(resume))
         items = out.missing(conversation.items) if isinstance(out, Resumed) else conversation.items
         made = results(items, talker)
-        shown = failures.sift(progress(made, quiet=run.quiet, unit="records", count=count))
+        shown = failures.sift(progress(made, quiet=run.quiet or conversation.single, unit="records", count=count))
         if conversation.single and not json and resume is None:
             for record in shown:
                 out.write(f"{record[field]}\n".encode())
