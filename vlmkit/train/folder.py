@@ -16,6 +16,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SETTINGS = "train.toml"
 FINISHED = Path("finished")
 UNFINISHED = ".finish-"
+CURVES = "runs"  # what --report-to tensorboard writes
 
 
 def begin(config: Any, resume: bool) -> Path | None:
@@ -30,7 +31,7 @@ def begin(config: Any, resume: bool) -> Path | None:
         raise VlmkitError(f"{out.absolute().parent} does not exist", "make that folder first")
     checkpoint = last_checkpoint(folder)
     done = any((out / name).exists() for name in WEIGHTS)
-    other = out.exists() and any(path.name not in ("checkpoints", SETTINGS) for path in out.iterdir())
+    other = out.exists() and any(path.name not in ("checkpoints", CURVES, SETTINGS) for path in out.iterdir())
     if (done or checkpoint) and not resume:
         held = "a finished run" if done else "an unfinished run"
         raise VlmkitError(f"{out} holds {held}", "use --resume for that one, or name a new folder with -o")
