@@ -167,7 +167,7 @@ def test_examples_work(sandbox: Path, environment: dict[str, str], talking: Path
             line = ["bash", "-o", "pipefail", "-c", example.line]
             done = subprocess.run(line, capture_output=True, cwd=sandbox, env=environment, timeout=300)
             assert done.returncode == 0, f"{example.line}\n{done.stderr.decode()}"
-            told = [line for line in done.stderr.decode().splitlines() if " rows read, " not in line]
+            told = [line for line in done.stderr.decode().splitlines() if " rows read, " not in line]  # what train read
             assert told == [], f"{example.line}\n{done.stderr.decode()}"
             if example.prints:
                 pattern = ".*".join(map(re.escape, example.prints.split("…"))) + "\n"

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from vlm_data import COLORS, LLAMA_2, clip, llama, qwen2, siglip
 
 from vlmkit.errors import VlmkitError

@@ -124,6 +124,16 @@ EXAMPLES: dict[str, list[Example]] = {
             "vlmkit train contrastive shard.tar --vision image-tower/ --text text-tower/ --val 0.125 -o clip",
             '{"epoch":0,"step":0,…',
         ),
+        Example(
+            "What would it take to train the towers of that model too, in parts that fit into memory?",
+            "vlmkit train contrastive shard.tar --from clip/ --accumulate 4 --dry-run -o whole-clip",
+            '{"stage":"contrastive","trainable_parameters":…,"memory_gb":…,"seconds":…}',
+        ),
+        Example(
+            "Go on from it, the pictures' side as it is, and from where it stood if it was killed.",
+            "vlmkit train contrastive shard.tar --from clip/ --lock image --epochs 2 -o tuned --resume",
+            '{"epoch":1,"step":1,…',
+        ),
         Example("Use it.", "vlmkit embed photos/coffee.png -m clip/", '{…"model":"…/clip@…'),
         Example(
             "Use it with half the memory.",

@@ -14,6 +14,7 @@ from vlmkit.train.settings import as_toml
 
 MARKERS = "model.safetensors", "model.safetensors.index.json"  # a folder with one of them is finished
 SETTINGS = "train.toml"
+CURVES = "runs"  # what --report-to tensorboard writes
 FINISHING = ".finish-"  # folders in which the end of a run is put together
 
 

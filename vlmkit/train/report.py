@@ -10,7 +10,10 @@ WHERE = ("wandb", "tensorboard")
 
 
 def reporter(where: str | None, folder: Path) -> Log:
-    """What takes each logged object; it does nothing with `where` None. Raises VlmkitError for what is not there."""
+    """What takes each logged object, of the run in the folder above `folder`; nothing is done with `where` None.
+
+    Raises VlmkitError for what is not there.
+    """
     if where is None:
         return lambda figures: None
     if where not in WHERE:
@@ -21,8 +24,9 @@ def reporter(where: str | None, folder: Path) -> Log:
     PartialState()
     kind: Any = LOGGER_TYPE_TO_CLASS[where]
     arguments = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+    name = folder.parent.name
     try:
-        tracker = kind(folder.name, **arguments)
+        tracker = kind(name, **arguments)
         tracker.start()
     except ImportError as error:
         raise VlmkitError(f"the package {error.name or where} is not installed", f"pip install {where}") from None

@@ -42,7 +42,8 @@ def estimate(config: ContrastiveConfig, failures: Failures, quiet: bool = False)
     total = sum(size for size, _ in parameters)
     weights = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
     activations = sum(size for place, size in kept.items() if place not in weights)
-    at_once = config.batch_size / (config.accumulate * world())
+    each = min(config.batch_size, len(made.training.rows))
+    at_once = each / (config.accumulate * world())
     again = 4 / 3 if config.accumulate > 1 else 1  # the forward pass is done twice
     return {
         "stage": "contrastive",
@@ -50,9 +51,9 @@ def estimate(config: ContrastiveConfig, failures: Failures, quiet: bool = False)
         "total_parameters": total,
         "samples": len(made.training.rows),
         "steps": steps,
-        "samples_per_step": config.batch_size,
+        "samples_per_step": each,
         "memory_gb": round((4 * total + 12 * trained + activations * at_once / len(some.rows)) / 2**30, 2),
-        "seconds": round(steps * config.batch_size / world() * again * seconds / len(some.rows), 1),
+        "seconds": round(steps * each / world() * again * seconds / len(some.rows), 1),
     }
 
 

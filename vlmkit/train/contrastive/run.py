@@ -16,6 +16,7 @@ from vlmkit.train.contrastive.loop import Loop, optimizer_for
 from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.processes import agreed, rank
 from vlmkit.train.contrastive.state import State, load_checkpoint, load_weights, save_checkpoint
+from vlmkit.train.folder import CURVES
 from vlmkit.train.log import Log, memory_gb
 from vlmkit.train.report import reporter
 
@@ -39,7 +40,7 @@ class Run:
         objective = Objective(learner.model, config.loss, learner.fresh)
         self.optimizer = optimizer_for(learner.model, learner.peak, config.weight_decay)
         self.loop = Loop(self.optimizer, objective, steps, config.warmup, config.clip)
-        self.report = reporter(config.report_to if rank() == 0 else None, config.out)
+        self.report = reporter(config.report_to if rank() == 0 else None, config.out / CURVES)
         self.save_steps = config.save_steps or max(1, -(-steps // 10))
         self.seen, self.since = 0, time.perf_counter()
 
