@@ -51,8 +51,7 @@ def config(place: Path, out: Path, **changes: Any) -> LitConfig:
         vision=str(place / "image-tower"),
         text=str(place / "text-tower"),
         val=str(place / "shapes.tar"),
-        best=False,
-        **(some | changes),
+        **({"best": False} | some | changes),
     )
 
 

@@ -111,8 +111,12 @@ class Dual:
             return encode(moved).float()
 
     def train(self) -> None:
+        """Batch norms with learned statistics keep them: those of a few small batches ruin a model in a few steps."""
         self.model.train()
-        for part in self.locked:
+        norms = (
+            [] if self.fresh else [x for x in self.model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
+        )
+        for part in [*self.locked, *norms]:
             part.eval()
 
     def validate(self, step: int) -> dict[str, float]:

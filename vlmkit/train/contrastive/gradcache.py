@@ -20,8 +20,8 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
     without a graph, then the gradient with respect to them, then each part `again` with its graph, from the same state
     of the random generators; what has no gradient may then be left out (GradCache: Gao and others, 2021). The vectors
     of all processes are contrasted in each of them, and the gradients of `trained` summed, so the number of parts and
-    of processes changes nothing but rounding. Batch norms are the exception: they see parts. A loss that is not finite
-    has no gradient.
+    of processes changes nothing but rounding. Batch norms from nothing are the exception: they see parts. A loss that
+    is not finite has no gradient.
     """
     states, made = [], []
     with torch.set_grad_enabled(len(parts) == 1):
