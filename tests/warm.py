@@ -1,5 +1,6 @@
 """The command in processes forked from one that has imported what training needs, so that a start takes no time."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,13 @@ from pathlib import Path
 import pytest
 
 PRELOAD = ["vlmkit.cli", "vlmkit.train.vlm.stage", "vlmkit.train.vlm.prefer", "vlmkit.train.plot", "peft"]
-PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "tomli_w", "PIL.Image"]
+PRELOAD += [
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "tomli_w",
+    "PIL.JpegImagePlugin",
+    "vlmkit.cli_train",
+]
 SECONDS = 120
 
 
@@ -61,6 +68,7 @@ Start = Callable[..., Running]
 
 
 def _command(arguments: list[str], folder: Path, stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
+    gc.freeze()  # what is imported already need not be looked through
     os.chdir(folder)
     os.environ.update(environment)
     for number, path in ((1, stdout), (2, stderr)):
