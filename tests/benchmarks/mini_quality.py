@@ -94,7 +94,7 @@ def flickr_recall(model: Mini, shard: Path) -> dict[str, float]:
     from vlmkit.train.contrastive.data import read_samples
     from vlmkit.train.contrastive.retrieval import retrieval
 
-    return retrieval(*map(torch.from_numpy, vectors(model, read_samples([shard]))))
+    return retrieval(*map(torch.from_numpy, vectors(model, read_samples([str(shard)]))))
 
 
 def main() -> None:
