@@ -92,3 +92,10 @@ def shapes(folder: Path) -> Path:
         members[f"{number:03}.png"] = data.getvalue()
         members[f"{number:03}.json"] = json.dumps({"id": f"{number:03}", "captions": captions}).encode()
     return tar(folder / "shapes.tar", members)
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    """(count, 224, 224, 3) uint8 pictures of coloured clouds."""
+    rng = np.random.default_rng(seed)
+    small = [Image.fromarray(rng.integers(256, size=(7, 7, 3), dtype=np.uint8)) for _ in range(count)]
+    return np.stack([np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)) for image in small])

@@ -26,7 +26,8 @@ def talker(folder: Path, seed: int = 0, vision: str = "mini", **text: Any) -> Vl
         llm = language_model(Path(temporary), SAID.splitlines() * 3, 90, 64, 3)
         settings = json.loads((llm / "config.json").read_text())
         (llm / "config.json").write_text(json.dumps(settings | TEXT | text))
-        vlm = build(vision, str(llm), "mlp", seed)
+        torch.manual_seed(seed)
+        vlm = build(vision, str(llm), "mlp")
     model = vlm.model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

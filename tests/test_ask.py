@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import jpeg, jsonl, picture, records, tar
+from helpers import jpeg, jsonl, noise, picture, records, tar
 from PIL import Image
-from test_mini import noise
 
 from vlmkit.questions import split
 from vlmkit.sources import is_picture

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import SCRIPT
-from helpers import jsonl, picture, records, tar
+from helpers import jsonl, noise, picture, records, tar
 from PIL import Image
-from test_mini import noise
 
 ONE_BY_ONE = ("--batch-size", "1", "--max-tokens", "8")
 ALT = re.compile(r"[^a-z].*[.!?]")

@@ -9,15 +9,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import noise
 from PIL import Image
 from talkers import talker
-from test_mini import FOLDER, noise
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.mini import Mini
 from vlmkit.models.mini.features import PLACES, WIDTH, Features
-from vlmkit.models.mini.grid import MiniGridConfig, MiniGridModel, image_processor
+from vlmkit.models.mini.grid import FOLDER, MiniGridConfig, MiniGridModel, image_processor
 
 
 @pytest.fixture(scope="module")

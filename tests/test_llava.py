@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import records
+from helpers import noise, records
 from PIL import Image
 from talkers import clip_tower, talker
-from test_mini import noise
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.mini_quality import flickr_recall, query_hits
-from helpers import shapes
+from helpers import noise, shapes
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
@@ -20,13 +20,6 @@ FOLDER = Path(sys.modules[Mini.__module__].__file__ or "").parent
 @pytest.fixture(scope="module")
 def mini() -> Mini:
     return Mini()
-
-
-def noise(count: int, seed: int = 0) -> np.ndarray:
-    """(count, 224, 224, 3) uint8 pictures of coloured clouds."""
-    rng = np.random.default_rng(seed)
-    small = [Image.fromarray(rng.integers(256, size=(7, 7, 3), dtype=np.uint8)) for _ in range(count)]
-    return np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in small])
 
 
 def test_it_takes_at_most_22_megabytes(mini: Mini) -> None:

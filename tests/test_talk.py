@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import picture
+from helpers import noise, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from talkers import talker
-from test_mini import noise
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,

@@ -92,7 +92,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "4 bit needs a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
         "--quantize 8bit is not known: use 4bit": ask("--quantize", "8bit"),
         "align trains the projector alone": caption("--lora", "4"),
-        "--report-to paper is not known: use tensorboard or wandb": caption("--report-to", "paper"),
+        "unknown --report-to paper: use wandb or tensorboard": caption("--report-to", "paper"),
         "8 pictures do not divide into 3 equal parts": caption("--accumulate", "3"),
         "no setting is called patch": caption("--config", tmp_path / "llava.toml"),
         "of-align.toml is for align, not for instruct": ask("--config", tmp_path / "of-align.toml"),

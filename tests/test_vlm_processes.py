@@ -119,8 +119,8 @@ def test_a_bar_and_a_summary_on_a_terminal(data: Path, environment: dict[str, st
 
 def test_tensorboard(data: Path, start: Start, tmp_path: Path) -> None:
     start(tmp_path, *line(data, "align", "captions", "out", "--report-to", "tensorboard")).done()
-    (events,) = (tmp_path / "out/checkpoints/runs").glob("*/events.out.tfevents.*")
-    assert b"train/loss" in events.read_bytes()
+    (events,) = (tmp_path / "out/runs").rglob("events.out.tfevents.*")
+    assert all(name in events.read_bytes() for name in (b"loss", b"lr", b"tokens_per_s"))
 
 
 @pytest.mark.parametrize(("package", "report"), [("wandb", "wandb"), ("tensorboard", "tensorboard"), ("trl", None)])

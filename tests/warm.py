@@ -13,14 +13,8 @@ from pathlib import Path
 
 import pytest
 
-PRELOAD = ["vlmkit.cli", "vlmkit.train.vlm.stage", "vlmkit.train.vlm.prefer", "vlmkit.train.plot", "peft"]
-PRELOAD += [
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "tomli_w",
-    "PIL.JpegImagePlugin",
-    "vlmkit.cli_train",
-]
+PRELOAD = ["vlmkit.cli", "vlmkit.train.vlm.stage", "vlmkit.train.vlm.prefer", "vlmkit.train.plot", "peft", "tomli_w"]
+PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.JpegImagePlugin"]
 SECONDS = 120
 
 

@@ -115,7 +115,7 @@ def train(
 
     Data are checked before the first step: what cannot be used is counted, named and left out. Logs one JSON object a
     line on standard output. The folder holds a standard checkpoint at the end, that the other commands and
-    transformers open; until then there are only checkpoints in it, from which --resume goes on after a kill.
+    transformers open; before that only checkpoints, from which --resume goes on after a kill.
     """
     from vlmkit.models.torch_embedder import hush, torch_device
 

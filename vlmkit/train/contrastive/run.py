@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vlmkit.train.checkpoints import checkpoint_of, wait
+from vlmkit.train.checkpoints import checkpoint_of
 from vlmkit.train.contrastive.batches import Batch
 from vlmkit.train.contrastive.config import ContrastiveConfig
 from vlmkit.train.contrastive.learner import Learner
@@ -62,7 +62,6 @@ class Run:
             step += len(made)
         if self.config.best and self.state.best_step:
             load_weights(checkpoint_of(self.folder, self.state.best_step), self.learner.model)
-            wait()  # the first process removes the checkpoints
 
     def _enough(self) -> bool:
         return self.config.patience is not None and self.state.waited >= self.config.patience

@@ -5,9 +5,8 @@ import os
 
 from vlmkit.errors import VlmkitError
 from vlmkit.train.ranks import world
+from vlmkit.train.report import WHERE
 from vlmkit.train.vlm.config import VlmConfig
-
-REPORTS = "tensorboard", "wandb"
 
 
 def check(config: VlmConfig) -> None:
@@ -22,8 +21,8 @@ def check(config: VlmConfig) -> None:
     if config.quantize is not None:
         _four_bit(config)
     if config.report_to is not None:
-        if config.report_to not in REPORTS:
-            raise VlmkitError(f"--report-to {config.report_to} is not known", f"use {' or '.join(REPORTS)}")
+        if config.report_to not in WHERE:
+            raise VlmkitError(f"unknown --report-to {config.report_to}", f"use {' or '.join(WHERE)}")
         _needs(config.report_to, f"--report-to {config.report_to}", f"pip install {config.report_to}")
     if config.stage == "prefer":
         _needs("trl", "prefer", "pip install 'vlmkit[prefer]'")

@@ -11,9 +11,10 @@ from transformers import TrainingArguments
 
 from vlmkit.models.vlm import Vlm
 from vlmkit.streams import Failures, steps_bar
-from vlmkit.train.folder import begin, open_run
+from vlmkit.train.folder import CURVES, begin, open_run
 from vlmkit.train.log import Log
 from vlmkit.train.ranks import first_speaks, rank
+from vlmkit.train.report import reporter
 from vlmkit.train.vlm.adapt import adapted, freeze
 from vlmkit.train.vlm.checks import check
 from vlmkit.train.vlm.config import VlmConfig
@@ -40,7 +41,13 @@ def train(
         prepared = prepare(config, failures, quiet)
         freeze(prepared.vlm, config)
         folder = open_run(config)
-        trainer = _trainer(config, prepared, folder, emit)
+
+        def log(figures: dict[str, Any]) -> None:
+            emit(figures)
+            report(figures)
+
+        trainer = _trainer(config, prepared, folder, log)
+        report = reporter(config.report_to if rank() == 0 else None, config.out / CURVES)
         if start.checkpoint:
             note(f"going on from step {start.checkpoint.name.rpartition('-')[2]} of {prepared.steps}")
     with steps_bar(prepared.steps, quiet=quiet or rank() > 0) as show:

@@ -97,7 +97,6 @@ def arguments(config: VlmConfig, out: str, steps: int, validates: bool) -> dict[
     save = config.save_steps or max(1, -(-steps // 10))
     return {
         "output_dir": out,
-        "run_name": config.out.name,
         "per_device_train_batch_size": config.batch_size // (config.accumulate * world()),
         "gradient_accumulation_steps": config.accumulate,
         "num_train_epochs": 1,
@@ -113,7 +112,7 @@ def arguments(config: VlmConfig, out: str, steps: int, validates: bool) -> dict[
         "metric_for_best_model": "loss" if validates else None,
         "greater_is_better": False if validates else None,
         "load_best_model_at_end": False,
-        "report_to": config.report_to or "none",
+        "report_to": "none",
         "seed": config.seed,
         "use_cpu": config.device == "cpu",
         "bf16": config.device == "cuda",
