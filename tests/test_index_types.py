@@ -60,6 +60,19 @@ def test_each_type(tmp_path: Path, kind: str) -> None:
         assert recall(folder, queries) >= 0.95
 
 
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq", "PCA16,IVF16,SQ8"])
+def test_a_lone_query_finds_what_it_finds_among_others(tmp_path: Path, kind: str) -> None:
+    """All cores look for a lone query; that must not decide which of equals are found."""
+    folder, vectors = tmp_path / "i", np.repeat(clustered(400), 12, axis=0)
+    write(folder, vectors)
+    set_type(folder, kind)
+    upkeep(folder, insist=True)
+    queries = np.vstack([clustered(20, seed=1), clustered(20)])
+    with Index(folder) as index:
+        together = ids(index, queries)
+        assert [ids(index, query[None])[0] for query in queries] == together
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
 def test_nothing_is_missing_while_a_rebuild_is_not_due(tmp_path: Path, kind: str) -> None:
     """New records are found at once, removed and replaced ones never again, and as many as wanted come."""
