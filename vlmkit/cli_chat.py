@@ -190,7 +190,7 @@ def _sampling(run: Run, temperature: float, top_p: float | None, max_tokens: int
 
     if top_p is not None and not temperature:
         raise VlmkitError("--top-p chooses at random, which temperature 0 never does", "add --temperature 0.7")
-    return Sampling(max_tokens or ANSWER_TOKENS, temperature, 1.0 if top_p is None else top_p, run.seed)
+    return Sampling(max_tokens or ANSWER_TOKENS, temperature, 1.0 if top_p is None else top_p, run.seed or 0)
 
 
 def _deliver(

@@ -147,9 +147,9 @@ def eval(
         raise VlmkitError(f"{task} of {len(files or [])} files", "vlmkit eval TASK [FILE], vlmkit eval compare A B")
     with _sources(names, images) as sources:
         if task is EvalTask.COMPARE:
-            figures, shown = _compared(sources, options, compare_as, weights, run.seed)
+            figures, shown = _compared(sources, options, compare_as, weights, run.seed or 0)
         else:
-            figures, shown = _scored(task.value, sources[0], options, confusions, run.seed)
+            figures, shown = _scored(task.value, sources[0], options, confusions, run.seed or 0)
     _write_items(shown, items)
     if html is not None:
         _write_page(f"vlmkit eval {task} {' '.join(files or [])}", figures, shown, html)

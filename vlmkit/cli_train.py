@@ -122,7 +122,7 @@ def train(
     hush()
     flags = {
         "data": data,
-        "out": Path(output) if output else None,
+        "out": Path(output) if output else Path() if dry_run else None,
         "vision": vision,
         "llm": llm,
         "text": text,
@@ -146,7 +146,7 @@ def train(
         "fsdp": fsdp,
         "images": images,
         "batch_size": run.batch_size or None,
-        "seed": run.seed or None,
+        "seed": run.seed,
         "workers": run.workers or None,
         "device": None if run.device is Device.AUTO else torch_device(run.device.value),
     }
