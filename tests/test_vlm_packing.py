@@ -109,7 +109,7 @@ def test_packed_logits_are_those_of_the_model_itself(
         if not reads_text(vlm.model.model) or group.name not in ("d", "g")  # a picture after the first reply
     ]
     batch = collate(packer, [(group, pixels(vlm, group.pictures)) for group in groups])
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "names", "tokens")}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
     with torch.no_grad():
         packed = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
     spoken = {group[0].id: group for group in DIALOGUES}
@@ -228,7 +228,7 @@ def test_connectors_that_read_learn_from_captions_without_a_prompt(towers: Path)
     sequence = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))
     packer = packer_of(vlm, 100)
     batch = collate(packer, [(Group("x", (0,), [sequence], False), pixels(vlm, (0,)))])
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "names", "tokens")}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
     whole = packer.whole(sequence)
     with torch.no_grad():
         packed = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
@@ -249,7 +249,7 @@ def test_preferences_have_the_same_logits(towers: Path, connector: str) -> None:
     items += [(Group("y", (1,), other, False), pixels(vlm, (1,)))]
     batch = pairs(packer, reads_text(vlm.model.model))(items)
     rows = collate(packer, items)
-    inputs = {name: value for name, value in rows.items() if name not in ("labels", "names", "tokens")}
+    inputs = {name: value for name, value in rows.items() if name not in ("labels", "weights", "names", "tokens")}
     learned = batch.pop("completion_mask").bool()
     assert batch.pop("names") == ("x", "y")
     assert batch.pop("tokens") == sum(packer.size(s) for s in (chosen, rejected, *other))

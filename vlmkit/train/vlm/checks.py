@@ -8,6 +8,8 @@ from vlmkit.train.ranks import world
 from vlmkit.train.report import WHERE
 from vlmkit.train.vlm.config import VlmConfig
 
+POWERS = {"tokens": 0.0, "root": 0.5, "replies": 1.0}  # a reply's tokens weigh 1 / length ** power
+
 
 def check(config: VlmConfig) -> None:
     """Raises VlmkitError where `config` contradicts itself, or wants what this machine does not have."""
@@ -16,6 +18,8 @@ def check(config: VlmConfig) -> None:
         raise VlmkitError(what, "change --batch-size or --accumulate")
     if config.start is not None and not os.path.isdir(config.start):
         raise VlmkitError(f"{config.start} is no folder", "name one that vlmkit train made with --from")
+    if config.weigh not in POWERS:
+        raise VlmkitError(f"weigh = {config.weigh!r} is not known", f"use {', '.join(POWERS)}")
     if config.lora and config.stage == "align":
         raise VlmkitError("align trains the projector alone", "leave --lora out, or use it with instruct")
     if config.quantize is not None:

@@ -28,8 +28,9 @@ class VlmConfig:
     beta2: float = 0.999
     warmup: float = 0.03  # share of all steps
     clip: float = 1.0  # of the gradient's norm
-    dropout: float = 0.0
+    dropout: float = 0.0  # of features, embeddings, and what each attention and MLP block adds
     smoothing: float = 0.0  # of the labels
+    weigh: str = "tokens"  # what weighs the same: tokens or replies; root: between, by 1 / sqrt(tokens of the reply)
     mirror: bool = False  # half of the pictures of captions, without left and right
     aspect: str = "crop"  # or pad: to a square, with the mean colour (CLIP towers)
     lora: int | None = None

@@ -23,6 +23,7 @@ from vlmkit.sources import Bytes, PictureError
 from vlmkit.train.vlm.pack import Packer
 from vlmkit.train.vlm.sequence import Sequence
 
+INPUTS = "ids", "position", "unit", "branch", "places", "labels", "weights"
 CHUNK = 16  # pictures that the tower sees at once while features are cached
 
 
@@ -63,9 +64,11 @@ class Feed(Dataset[tuple[Group, list[Tensor]]]):
         return group, [self.see(picture, turned) for picture in group.pictures]
 
 
-def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]]) -> dict[str, Any]:
+def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]], power: float = 0.0) -> dict[str, Any]:
     """Groups with their pictures as what `Learner` takes, with `names`, and `tokens` without padding.
 
+    A learned token weighs 1 / (learned tokens of its reply) ** power; 0.5 is the square averaging of InternVL 2.5
+    (arXiv:2412.05271), which keeps long replies from outweighing short ones.
     Raises VlmkitError where there is nothing to learn.
     """
     seen = [tensor for _, tensors in items for tensor in tensors]
@@ -76,9 +79,17 @@ def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]]) -> dict[str
     names = tuple(group.name for group, _ in items)
     if not len(rows.labels):
         raise VlmkitError(f"nothing to learn in the batch of {', '.join(names)}", "give replies that are not empty")
-    arrays = (rows.ids, rows.position, rows.unit, rows.branch, rows.places, rows.labels.astype(np.int64))
+    arrays = (
+        rows.ids,
+        rows.position,
+        rows.unit,
+        rows.branch,
+        rows.places,
+        rows.labels.astype(np.int64),
+        (rows.lengths**-power).astype(np.float32),
+    )
     pixels = torch.stack([seen[i] for i in rows.pictures]) if rows.pictures else None
-    tensors = zip(("ids", "position", "unit", "branch", "places", "labels"), map(torch.from_numpy, arrays), strict=True)
+    tensors = zip(INPUTS, map(torch.from_numpy, arrays), strict=True)
     return dict(tensors) | {"seen": pixels, "names": names, "tokens": int((rows.unit >= 0).sum())}
 
 

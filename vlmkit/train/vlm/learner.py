@@ -1,5 +1,7 @@
 """The loss of packed rows: logits only where a token is learned, the sum over these tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
@@ -7,15 +9,26 @@ from transformers import LlavaForConditionalGeneration
 
 from vlmkit.models.connectors import project, reads_text, tower_features
 
+BLOCK_ENDS = ".o_proj", ".down_proj"  # the last layers of attention and MLP, in Llama, Qwen and most others
+
 
 class Learner(nn.Module):
-    """Wraps a model for training: its loss, with dropout and label smoothing that the model itself does not have."""
+    """Wraps a model for training: its loss, with dropout and label smoothing that the model itself does not have.
+
+    Dropout as in "Attention Is All You Need", 5.4: of the embeddings, and of what each block adds to its input.
+    """
 
     accepts_loss_kwargs = True  # Trainer then leaves it to `compute_loss` to weigh micro-batches
 
     def __init__(self, model: LlavaForConditionalGeneration, drop: float = 0.0, smoothing: float = 0.0) -> None:
         super().__init__()
         self.model, self.drop, self.smoothing = model, drop, smoothing
+        for name, block in model.model.language_model.named_modules() if drop else ():
+            if name.endswith(BLOCK_ENDS):
+                block.register_forward_hook(self._dropped)
+
+    def _dropped(self, block: nn.Module, given: Any, out: Tensor) -> Tensor:
+        return dropout(out, self.drop, self.training)
 
     def forward(
         self,
@@ -25,13 +38,14 @@ class Learner(nn.Module):
         branch: Tensor,
         places: Tensor,
         labels: Tensor,
+        weights: Tensor,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """The summed loss over the S learned tokens."""
+        """The sum of the S learned tokens' losses times `weights` (S,)."""
         hidden = self.hidden(ids, position, unit, branch, places, seen)  # (S, D)
         logits = self.model.lm_head(hidden).float()
         smoothing = self.smoothing if self.training else 0.0
-        loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        loss = (cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) * weights).sum()
         if seen is None:  # every process must have a gradient for the projector, or the others wait for it
             loss = loss + 0 * sum(p.sum() for p in self.model.model.multi_modal_projector.parameters())
         return loss

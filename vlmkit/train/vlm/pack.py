@@ -20,6 +20,7 @@ class Unit:
 
     ids: np.ndarray  # (T,)
     learned: np.ndarray  # (T,)
+    lengths: np.ndarray  # (T,) of the reply that a learned token stands in
     branch: np.ndarray  # (T,)
     position: np.ndarray  # (T,)
     pictures: list[int]  # which pictures its image tokens stand for, in order
@@ -35,6 +36,7 @@ class Rows:
     branch: np.ndarray  # (R, L)
     places: np.ndarray  # (S,) flat places (row x L + column) whose next token is learned
     labels: np.ndarray  # (S,) that next token
+    lengths: np.ndarray  # (S,) float64, learned tokens of the reply that it stands in
     pictures: list[int]  # which pictures the image tokens stand for, row by row
 
 
@@ -91,26 +93,27 @@ class Packer:
         prefix = common_prefix(sequences) if len(sequences) > 1 else 0
         first = sequences[0]
         parts = [first.start(prefix), *(sequence.after(prefix) for sequence in sequences)]
-        ids, learned, branch, position = [], [], [], []
+        ids, learned, lengths, branch, position = [], [], [], [], []
         start = 0
         for number, part in enumerate(map(self.whole, parts)):
             size = len(part.ids)
             ids.append(part.ids)
             learned.append(part.learned)
+            lengths.append(_lengths(part.learned))
             branch.append(np.full(size, number, np.int32))
             position.append(np.arange(start, start + size, dtype=np.int32))
             if number == 0:
                 start = size
         in_prefix = int((parts[0].ids == self.image).sum())
         shown = pictures[:in_prefix] + [p for _ in sequences for p in pictures[in_prefix:]]
-        return Unit(*map(np.concatenate, (ids, learned, branch, position)), shown)  # type: ignore[call-arg, arg-type]
+        return Unit(*map(np.concatenate, (ids, learned, lengths, branch, position)), shown)  # type: ignore[call-arg, arg-type]
 
     def _rows(self, rows: list[list[Unit]]) -> Rows:
         width = max(sum(len(unit.ids) for unit in row) for row in rows)
         shape = len(rows), width
         ids, position = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
         unit_of, branch = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
-        places, labels, pictures = [], [], []
+        places, labels, lengths, pictures = [], [], [], []
         for r, row in enumerate(rows):
             at = 0
             for number, unit in enumerate(row):
@@ -120,9 +123,18 @@ class Packer:
                 learned = np.flatnonzero(unit.learned)
                 places.append(r * width + at + _before(unit, learned))
                 labels.append(unit.ids[learned])
+                lengths.append(unit.lengths[learned])
                 pictures += unit.pictures
                 at += len(unit.ids)
-        return Rows(ids, position, unit_of, branch, np.concatenate(places), np.concatenate(labels), pictures)
+        joined = map(np.concatenate, (places, labels, lengths))
+        return Rows(ids, position, unit_of, branch, *joined, pictures)  # type: ignore[call-arg, arg-type]
+
+
+def _lengths(learned: np.ndarray) -> np.ndarray:
+    """(T,) float64: for each token, how many stand in its run of learned or not learned ones."""
+    starts = np.flatnonzero(np.diff(learned, prepend=~learned[:1]))
+    runs = np.diff(starts, append=len(learned))
+    return np.repeat(runs, runs).astype(np.float64)
 
 
 def _before(unit: Unit, learned: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from vlmkit.train.log import Log
 from vlmkit.train.ranks import first_speaks, rank
 from vlmkit.train.report import reporter
 from vlmkit.train.vlm.adapt import adapted, freeze
-from vlmkit.train.vlm.checks import check
+from vlmkit.train.vlm.checks import POWERS, check
 from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.feed import Features, Feed, collate, pixels_of
 from vlmkit.train.vlm.finish import finish
@@ -75,7 +75,7 @@ def _trainer(config: VlmConfig, prepared: Prepared, folder: Path, emit: Log) -> 
         train_dataset=feed,
         eval_dataset=validation,
         args=TrainingArguments(**settings),
-        data_collator=partial(collate, prepared.packer),
+        data_collator=partial(collate, prepared.packer, power=POWERS[config.weigh]),
         **how,
     )
 

@@ -1,4 +1,4 @@
-"""How the stages go through their data; and align and instruct, where each learned token weighs the same."""
+"""How the stages go through their data; and align and instruct, which average over a step's learned tokens."""
 
 from collections.abc import Sequence as Several
 from typing import Any
@@ -63,13 +63,13 @@ class VlmTrainer(Drawing):
         return self.model.model
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        count = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(float(batch["weights"].sum()) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum()
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Its share of the step's mean loss over learned tokens, times the processes, over which DDP averages."""
+        """Its share of the step's weighted mean over learned tokens, times the processes, over which DDP averages."""
         names, tokens = inputs.pop("names"), inputs.pop("tokens")
         loss = model(**inputs)
         self.watch(loss, names, tokens)
@@ -82,6 +82,7 @@ class VlmTrainer(Drawing):
         feed: Any = self.eval_dataset
         for inputs in self.loader(feed, feed.all()):
             inputs.pop("names"), inputs.pop("tokens")
+            inputs["weights"] = torch.ones_like(inputs["weights"])
             with torch.no_grad(), self.compute_loss_context_manager():
                 total += self.model_wrapped(**self._prepare_inputs(inputs)).double().cpu()
             count += len(inputs["labels"])
