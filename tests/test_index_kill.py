@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from helpers import embedded, jsonl, records
 
+from vlmkit.errors import Stopped
 from vlmkit.index import Index, Writer
 from vlmkit.index.upkeep import set_type, upkeep
 
@@ -22,6 +23,7 @@ DRIVER = """
 import os, shutil, signal, sqlite3, sys, traceback
 import faiss, numpy as np
 from pathlib import Path
+from vlmkit.errors import Stopped
 from vlmkit.index import Index, Writer
 from vlmkit.index import upkeep as up
 
@@ -235,3 +237,45 @@ sys.exit(main(["index", "-i", "./i"]))
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1) and b"another writer" in done.stderr
     holder.__exit__(None, None, None)
     assert set(content(tmp_path / "i")) == {"a"}
+
+
+def stopped_at(last: int, folder: Path, names: list[str], added: list[str]) -> bool:
+    """Whether Stopped came, raised before the `last`-th line of the writer; `added` names what it had taken by then."""
+    lines = 0
+
+    def trace(frame, event: str, argument: object):
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith("index/writer.py"):
+            return None
+        lines += event == "line"
+        if lines == last:
+            sys.settrace(None)
+            raise Stopped(130)
+        return trace
+
+    try:
+        with Writer(folder) as writer:
+            sys.settrace(trace)
+            for i, name in enumerate(names):
+                writer.add({"id": name, "model": "toy@0", "embedding": unit(i)})
+                added.append(name)
+            writer.commit()
+            sys.settrace(None)
+        return False
+    except Stopped:
+        return True
+
+
+def test_a_signal_at_any_line_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmkit.index.writer.COMMIT_RECORDS", 3)
+    names = [f"r{i}" for i in range(8)]
+    last, stopped = 1, True
+    while stopped:
+        folder, added = tmp_path / str(last), []
+        stopped = stopped_at(last, folder, names, added)
+        if added:
+            assert set(added) <= set(content(folder)) <= set(names[: len(added) + 1])
+            with Index(folder) as index:
+                assert index.state.slots == index.state.count, "written once"
+        last += 1
+    assert last > 50 and added == names

@@ -163,7 +163,7 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 def _absolute(record: Record, folder: str) -> Record:
     """`record` with absolute `image` and `images` and an `id` where these can be told."""
     image, images = record.get("image"), record.get("images")
-    if isinstance(image, str):
+    if isinstance(image, str) and not _is_absolute(image):
         record["image"] = _absolute_path(image, folder)
     if isinstance(images, list):
         record["images"] = [_absolute_path(one, folder) if isinstance(one, str) else one for one in images]
@@ -176,13 +176,12 @@ def _absolute(record: Record, folder: str) -> Record:
 
 
 def _absolute_path(image: str, folder: str) -> str:
-    known = not image or _is_absolute(image) or is_url(image)
-    return image if known else os.path.abspath(os.path.join(folder, image))
+    return image if not image or _is_absolute(image) or is_url(image) else os.path.abspath(os.path.join(folder, image))
 
 
 def _is_absolute(path: str) -> bool:
     """Whether `path` is absolute and normalised for sure, told faster than os.path.abspath does it."""
-    return path[0] == "/" and "//" not in path and "/." not in path and path[-1] != "/"
+    return path[:1] == "/" and "//" not in path and "/." not in path and path[-1] != "/"
 
 
 def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:

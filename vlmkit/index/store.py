@@ -99,7 +99,9 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
     mode = "rwc" if write else "rw"
     if not write and not (os.access(folder, os.W_OK) and os.access(path, os.W_OK)):
         mode = "ro&immutable=1"  # nobody writes there, and SQLite could not make its shared-memory file
-    db = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=LOCK_SECONDS, isolation_level=None)
+    db = sqlite3.connect(
+        f"{path.as_uri()}?mode={mode}", uri=True, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
+    )
     db.execute("PRAGMA trusted_schema = OFF")
     if write:
         _check_ours(db)

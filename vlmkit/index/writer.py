@@ -5,10 +5,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vlmkit.errors import Stopped, VlmkitError
 from vlmkit.index.reader import Index, map_vectors
@@ -39,15 +41,12 @@ if TYPE_CHECKING:
 
 COMMIT_RECORDS = 10_000
 COMMIT_SECONDS = 10.0
+STATEMENT_RECORDS = 5000  # one statement writes so many, and meanwhile Python reads the next ones
 STRAYS = ("vectors-*.f16", "ann-*.faiss")
 
 
-class Row(NamedTuple):
-    """A record as it is stored: id, JSON line without the embedding, little-endian float16 of the vector."""
-
-    id: str
-    line: bytes
-    vector: bytes
+# Records as they are stored: by id the JSON line without the embedding, and the vector's little-endian float16.
+Rows = dict[str, tuple[bytes, bytes]]
 
 
 class Writer:
@@ -62,7 +61,11 @@ class Writer:
         self.wanted = wanted
         self._note = note
         self.added = 0
-        self._waiting: dict[str, Row] = {}
+        self._waiting: Rows = {}
+        self._handed: Rows = {}  # to the thread
+        self._written = self._handed  # the last ones that were committed
+        self._writing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1)
         self._since = time.monotonic()
         self._failed = False
         self._db: sqlite3.Connection | None = None
@@ -86,6 +89,7 @@ class Writer:
             if not self._failed:
                 self.commit()
         finally:
+            self._thread.shutdown()
             if self._db:
                 with told(self.folder):
                     self._db.close()
@@ -97,13 +101,13 @@ class Writer:
         """
         vector: np.ndarray = record.pop("embedding")
         self.expect(record.get("model"), len(vector))
-        self._take(Row(str(record["id"]), dumps(record), vector.astype("<f2", copy=False).tobytes()))
+        self._take(str(record["id"]), dumps(record), vector.astype("<f2", copy=False).tobytes())
 
     def merge(self, other: Index) -> None:
         """Take every record of another index of the same model, vectors as they are; the ids of `other` win."""
         self.expect(other.state.model, other.state.dim)
         for slot, key, line in other.lines():
-            self._take(Row(key, line, other.vectors[slot].tobytes()))
+            self._take(key, line, other.vectors[slot].tobytes())
 
     def expect(self, model: str | None, dim: int) -> None:
         """Raise VlmkitError unless vectors of that model and dimension fit the index, a new one included."""
@@ -113,11 +117,11 @@ class Writer:
         if model != self.state.model or dim != self.state.dim:
             self._check_fits(self.state, model, dim)
 
-    def _take(self, row: Row) -> None:
-        self._waiting[row.id] = row
+    def _take(self, key: str, line: bytes, vector: bytes) -> None:
+        self._waiting[key] = line, vector
         self.added += 1
         if len(self._waiting) >= COMMIT_RECORDS or time.monotonic() - self._since > COMMIT_SECONDS:
-            self.commit()
+            self._hand_over()
 
     def _check_fits(self, state: State, model: str | None, dim: int) -> None:
         if digits_of(model or "") != digits_of(state.model or ""):
@@ -127,24 +131,42 @@ class Writer:
             raise VlmkitError(f"a vector has {dim} numbers, the index {state.dim}", "embed with the model of the index")
 
     def commit(self) -> None:
-        """Write what waits, as one transaction. A signal in the middle of it undoes it, so it is done again."""
-        self._since = time.monotonic()
-        if not self._waiting:
-            return
+        """Write all that was added."""
         try:
-            self._write_waiting()
+            self._finish()
+            self._hand_over()
+            self._finish()
         except Stopped:  # from now on signals are ignored
-            self._write_waiting()
+            self.commit()
             raise
+
+    def _hand_over(self) -> None:
+        """Have what waits written, as one transaction, by a thread beside the reading of what comes next."""
+        self._finish()
+        self._since = time.monotonic()
+        # A signal may end this at any point: until `_handed` is written it counts as waiting.
+        self._handed, self._waiting = self._waiting, {}
+        if self._handed:
+            self._writing = self._thread.submit(self._write, self._handed)
+
+    def _finish(self) -> None:
+        """Wait until the thread is idle and nothing is handed over that it has not written."""
+        self._thread.submit(int).result()
+        try:
+            if self._writing:
+                self._writing.result()
         except Exception:
             self._failed = True  # leaving must not try again
             raise
+        if self._handed is not self._written:
+            self._waiting = self._handed | self._waiting
+            self._handed = self._written
 
-    def _write_waiting(self) -> None:
+    def _write(self, rows: Rows) -> None:
         with self.transaction() as (db, state):
-            after = self._upserted(db, state, list(self._waiting.values()))
+            after = self._upserted(db, state, rows)
             write_state(db, after)
-        self._waiting.clear()
+        self._written = rows
         if after.generation != state.generation:
             self.sweep()
 
@@ -215,21 +237,21 @@ class Writer:
         for stray in {path for pattern in STRAYS for path in self.folder.glob(pattern)} - named:
             stray.unlink(missing_ok=True)
 
-    def _upserted(self, db: sqlite3.Connection, state: State, rows: list[Row]) -> State:
+    def _upserted(self, db: sqlite3.Connection, state: State, rows: Rows) -> State:
         """The state after `rows` were written behind the last slot, in place of those with the same ids."""
         import numpy as np
 
         live = np.concatenate([read_live(db, state), np.ones(len(rows), bool)])
-        append(
-            vectors_path(self.folder, state.generation), 2 * state.dim * state.slots, b"".join(r.vector for r in rows)
-        )
+        lines, vectors = zip(*rows.values(), strict=True)
+        append(vectors_path(self.folder, state.generation), 2 * state.dim * state.slots, b"".join(vectors))
         if state.count:
-            for keys in batched((row.id for row in rows), 500):
+            for keys in batched(rows, STATEMENT_RECORDS):
                 marks = ",".join("?" * len(keys))
                 replaced = db.execute(f"DELETE FROM records WHERE id IN ({marks}) RETURNING slot", keys)
                 live[[slot for (slot,) in replaced]] = False
-        lines = ((state.slots + i, row.id, row.line) for i, row in enumerate(rows))
-        db.executemany("INSERT INTO records VALUES (?, ?, ?)", lines)
+        for some in batched(zip(count(state.slots), rows, lines, strict=False), STATEMENT_RECORDS):
+            marks = ",".join(["(?,?,?)"] * len(some))
+            db.execute(f"INSERT INTO records VALUES {marks}", list(chain.from_iterable(some)))
         return self._settled(db, replace(state, slots=len(live), count=int(live.sum())), live)
 
     def _settled(self, db: sqlite3.Connection, state: State, live: "np.ndarray") -> State:
