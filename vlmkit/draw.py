@@ -1,0 +1,53 @@
+"""A picture with its boxes and polygons drawn on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmkit.errors import VlmkitError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+# Told apart by most people with a colour vision deficiency (Okabe and Ito, 2008).
+COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+TEXT_SHARE = 40  # the longer side over the height of a label
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def check_drawing(path: str) -> None:
+    """Raise VlmkitError unless `path` names a picture by its suffix."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise VlmkitError(f"--draw {path} is no name of a picture", f"end it in {', '.join(SUFFIXES)}")
+
+
+def draw(image: "Image", boxes: Sequence[dict[str, Any]]) -> "Image":
+    """A copy of the RGB picture with each of `boxes` (`label`, `box`, perhaps `polygon`), one colour a label."""
+    from PIL import ImageDraw, ImageFont
+
+    drawn = image.copy()
+    pen = ImageDraw.Draw(drawn)
+    size = max(12, max(image.size) // TEXT_SHARE)
+    font: Any = ImageFont.load_default(size)
+    labels = list(dict.fromkeys(found["label"] for found in boxes))
+    for found in boxes:
+        color = COLORS[labels.index(found["label"]) % len(COLORS)]
+        if polygon := found.get("polygon"):
+            pen.polygon([tuple(point) for point in polygon], outline=color, width=max(2, size // 6))
+        pen.rectangle(found["box"], outline=color, width=max(2, size // 6))
+    for found in boxes:  # labels lie on top
+        _label(pen, found, COLORS[labels.index(found["label"]) % len(COLORS)], font, image.size)
+    return drawn
+
+
+def _label(pen: "ImageDraw", found: dict[str, Any], color: str, font: "FreeTypeFont", within: tuple[int, int]) -> None:
+    text = found["label"] + (f" {found['score']:.2f}" if "score" in found else "")
+    if not text:
+        return
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    x = max(0, min(found["box"][0], within[0] - right))
+    y = found["box"][1] - bottom if found["box"][1] >= bottom else found["box"][1]
+    pen.rectangle((x, y, x + right + left, y + bottom), fill=color)
+    pen.text((x, y), text, fill="black", font=font)
