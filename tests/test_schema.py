@@ -37,7 +37,7 @@ def test_json_and_a_file_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", "{", "[1]", '{"type": "thing"}', "name what", "missing.json", "a-b"])
 def test_what_says_no_schema(text: str) -> None:
-    with pytest.raises(VlmkitError, match="schema|JSON"):
+    with pytest.raises(VlmkitError, match=r"schema|JSON"):
         read_schema(text)
 
 

@@ -33,6 +33,10 @@ class Form(NamedTuple):
     rows_first: bool = False
     everything: str = "every object"
 
+    def asked(self, what: str) -> str:
+        """The prompt for the boxes of `what`, or of everything where that is empty."""
+        return self.prompt.format(what=what or self.everything)
+
 
 def boxes(text: str, form: Form, original: Size, seen: Size | None = None) -> list[dict[str, Any]]:
     """`{label, box: [x0, y0, x1, y1]}` for each box in `text`, in pixels of the picture of size `original`.
@@ -61,7 +65,7 @@ def _locations(text: str) -> Iterator[Labelled]:
 
 
 def _marks(text: str) -> Iterator[Labelled]:
-    """`<|object_ref_start|>cat<|object_ref_end|><|box_start|>(128,256),(896,768)<|box_end|>`, also without the marks."""
+    """`<|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>` (Qwen2-VL), marks or none."""
     for label, corners in NAMED.findall(MARK.sub("", text)):
         for numbers in CORNERS.findall(corners):
             yield label, list(map(float, numbers))
@@ -103,10 +107,7 @@ def _numbers(value: Any) -> list[float] | None:
     return [float(n) for n in value] if whole else None
 
 
-JSON_LIST = (
-    'Locate {what} and report the bounding boxes in JSON format, as [{{"bbox_2d": [x0, y0, x1, y1], "label": …}}].'
-)
-THOUSANDTHS = " The coordinates are thousandths of width and height."
+JSON_LIST = 'Locate {what}. Report bounding boxes as JSON: [{{"bbox_2d": [x0, y0, x1, y1], "label": "…"}}].'
 # By the model_type of transformers.
 FORMS = {
     "paligemma": Form("detect {what}", _locations, 1024, rows_first=True, everything="object"),

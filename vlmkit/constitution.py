@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat import Answer, ChatModel, Request, Sampling, Unanswerable
+from vlmkit.models.chat import Answer, ChatModel, Reply, Request, Sampling, Unanswerable
 
 DEFAULT = Path(__file__).with_name("constitution.toml")
 BEST = 10
@@ -51,19 +51,6 @@ class Constitution:
     aspects: list[Aspect]
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """An answer with how it came about; `fields` are those of the record.
-
-    `chosen` and `rejected` are the better and the worse of two answers, where the scores told them apart.
-    """
-
-    answer: Answer
-    fields: dict[str, Any]
-    chosen: str | None = None
-    rejected: str | None = None
-
-
 def read_constitution(name: str) -> Constitution:
     """The constitution in a TOML file, or that of vlmkit with `name` default. Raises VlmkitError."""
     path = DEFAULT if name == "default" else Path(name)
@@ -92,9 +79,9 @@ def _aspect(name: str, aspect: str, told: Any, remedy: str) -> Aspect:
 
 def judged(
     model: ChatModel, requests: Sequence[Request], sampling: Sampling, constitution: Constitution
-) -> list[Judged | Unanswerable]:
+) -> list[Reply | Unanswerable]:
     """Each request's answer: initial, criticised by aspect, revised, and the one of both that scores higher."""
-    found: list[Judged | Unanswerable | None] = [None] * len(requests)
+    found: list[Reply | Unanswerable | None] = [None] * len(requests)
     rest = list(range(len(requests)))
     for reason, question in constitution.gate.items():
         asked = [_about(requests[i], GATE, question=requests[i].prompt, gate=question) for i in rest]
@@ -103,7 +90,7 @@ def judged(
                 found[i] = answer
             elif answer.text.strip().lower().startswith("yes"):
                 said = f"I would rather not answer this ({reason}). {answer.text.strip()}"
-                found[i] = Judged(replace(answer, text=said), {"declined": reason})
+                found[i] = Reply(replace(answer, text=said), {"declined": reason})
         rest = [i for i in rest if found[i] is None]
     for i, answer in zip(rest, model.answer([requests[i] for i in rest], sampling) if rest else [], strict=True):
         if isinstance(answer, Unanswerable):
@@ -119,7 +106,7 @@ def _about(request: Request, form: str, **parts: str) -> Request:
 
 def _better(
     model: ChatModel, request: Request, initial: Answer, sampling: Sampling, aspects: list[Aspect]
-) -> Judged | Unanswerable:
+) -> Reply | Unanswerable:
     """The initial answer or its revision, whichever scores higher; a revision without whole scores is not kept."""
     facts = {"question": request.prompt, "answer": initial.text}
     asked = [_about(request, CRITIQUE, **facts, aspect=a.name, principles=a.listed()) for a in aspects]
@@ -138,7 +125,8 @@ def _better(
     fields = {"initial": initial.text, "critique": critique, "revised": revised.text, "scores": scores}
     kept, other = (revised, initial) if better else (initial, revised)
     told_apart = before is not None and after is not None and after != before and kept.text != other.text
-    return Judged(kept, fields, kept.text if told_apart else None, other.text if told_apart else None)
+    reply = Reply(kept, fields)
+    return replace(reply, chosen=kept.text, rejected=other.text) if told_apart else reply
 
 
 def _scores(

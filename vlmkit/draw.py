@@ -1,10 +1,16 @@
 """A picture with its boxes and polygons drawn on it."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.images import open_picture
+from vlmkit.records import Failed, Record
+from vlmkit.streams import Output
+from vlmkit.tars import locate
+from vlmkit.urls import is_url
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +27,22 @@ def check_drawing(path: str) -> None:
     """Raise VlmkitError unless `path` names a picture by its suffix."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise VlmkitError(f"--draw {path} is no name of a picture", f"end it in {', '.join(SUFFIXES)}")
+
+
+def drawn(results: Iterable[Record | Failed], path: str) -> Iterator[Record | Failed]:
+    """`results` as they are; the picture of the first record with its boxes is saved at `path`. Raises VlmkitError."""
+    from PIL.Image import registered_extensions
+
+    for result in results:
+        if not isinstance(result, Failed):
+            if not isinstance(result.get("image"), str) or is_url(result["image"]):
+                raise VlmkitError("--draw of a picture that has no path here", "save it, then name it")
+            image, _, _ = open_picture(locate(result["image"]))
+            data = io.BytesIO()
+            draw(image, result["boxes"]).save(data, registered_extensions()[Path(path).suffix.lower()])
+            with Output(path) as out:
+                out.write(data.getvalue())
+        yield result
 
 
 def draw(image: "Image", boxes: Sequence[dict[str, Any]]) -> "Image":
@@ -46,7 +68,7 @@ def _label(pen: "ImageDraw", found: dict[str, Any], color: str, font: "FreeTypeF
     text = found["label"] + (f" {found['score']:.2f}" if "score" in found else "")
     if not text:
         return
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, _, right, bottom = pen.textbbox((0, 0), text, font=font)
     x = max(0, min(found["box"][0], within[0] - right))
     y = found["box"][1] - bottom if found["box"][1] >= bottom else found["box"][1]
     pen.rectangle((x, y, x + right + left, y + bottom), fill=color)

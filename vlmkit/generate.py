@@ -1,44 +1,94 @@
 """caption and ask: records with their pictures go to a chat model in batches, and come back with what it said."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from vlmkit.alt_text import alt_text
+from vlmkit.constitution import Constitution, judged
 from vlmkit.images import ahead, open_picture
 from vlmkit.models.batch import BatchSize
-from vlmkit.models.chat import Answer, ChatModel, Request, Sampling, Talker, Unanswerable
+from vlmkit.models.chat import Answer, ChatModel, Reply, Request, Sampling, Talker, Unanswerable
 from vlmkit.questions import Asked
 from vlmkit.records import Failed, Record
+from vlmkit.schema import conforming
 from vlmkit.sources import Bytes, PictureError
 from vlmkit.tars import locate
 from vlmkit.urls import FETCHERS, Web, is_url
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is wanted of the answers beside the question.
+
+    `task`: answer, boxes (where in the picture what is asked for is) or ocr (what is written there). `say` hears each
+    piece of text as soon as it is there; `pair` gets the better and the worse of two answers, as `train prefer` reads
+    them.
+    """
+
+    system: str = ""
+    task: str = "answer"
+    schema: dict[str, Any] | None = None
+    constitution: Constitution | None = None
+    stats: bool = False
+    say: Callable[[str], None] | None = None
+    pair: Callable[[Record], None] | None = None
 
 
 def ask(
     items: Iterable[Asked | Failed],
     talker: Talker,
     sampling: Sampling,
+    wishes: Wishes = Wishes(),
     *,
-    system: str = "",
     batch_size: int,
     workers: int,
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each record with `answer` to its `question`, and `answer_model`, in input order."""
+    """Each record with `answer` to its `question`, `answer_model`, `finish` and what else is wished, in input order."""
 
     def request(ready: Asked) -> Request:
         question = ready.record["question"].replace("<image>", " ").strip()  # the mark of LLaVA's data
-        return Request(question, ready.pictures, system=system, number=ready.number)
+        return Request(question, ready.pictures, wishes.system, number=ready.number, task=wishes.task)
 
-    answered = _answered(items, talker.model, request, sampling, batch_size, workers, allow_private)
-    for found in answered:
+    answer = _answering(talker.model, wishes)
+    if wishes.task == "boxes":
+        items = map(_one_picture, items)
+    for found in _answered(items, talker.model, answer, request, sampling, batch_size, workers, allow_private):
         if isinstance(found, Failed):
             yield found
-        else:
-            record, answer = found
-            yield record | {"answer": " ".join(answer.text.split()), "answer_model": talker.identity}
+            continue
+        record, reply = found
+        if wishes.pair and reply.chosen is not None:
+            keys = {key: record[key] for key in ("id", "image", "images", "question") if key in record}
+            wishes.pair(keys | {"chosen": reply.chosen, "rejected": reply.rejected})
+        text = reply.answer.text if wishes.schema else " ".join(reply.answer.text.split())
+        made = {"answer": text, "answer_model": talker.identity}
+        stats = {"ms": round(reply.ms, 1), "tokens": reply.answer.tokens} if wishes.stats else {}
+        yield record | made | {"finish": reply.answer.finish} | reply.fields | stats
+
+
+def _answering(model: ChatModel, wishes: Wishes) -> Callable[[list[Request], Sampling], list[Reply | Unanswerable]]:
+    """How `model` answers requests, the way that is wished."""
+
+    def answer(requests: list[Request], sampling: Sampling) -> list[Reply | Unanswerable]:
+        if wishes.constitution:
+            return judged(model, requests, sampling, wishes.constitution)
+        if wishes.schema:
+            return conforming(model, requests, sampling, wishes.schema)
+        if wishes.say:
+            return [_reply(model.stream(request, sampling, wishes.say)) for request in requests]
+        return [_reply(answer) for answer in model.answer(requests, sampling)]
+
+    return answer
+
+
+def _reply(answer: Answer | Unanswerable) -> Reply | Unanswerable:
+    if isinstance(answer, Unanswerable):
+        return answer
+    return Reply(answer, {} if answer.boxes is None else {"boxes": answer.boxes})
 
 
 def caption(
@@ -59,14 +109,16 @@ def caption(
         return Request(style.prompt, ready.pictures, start=start, number=ready.number)
 
     pictures = (_one_picture(item) for item in items)
-    answered = _answered(pictures, talker.model, request, sampling, batch_size, workers, allow_private)
+    answer = _answering(talker.model, Wishes())
+    answered = _answered(pictures, talker.model, answer, request, sampling, batch_size, workers, allow_private)
     sentences = None if length == "long" else 1
     for found in answered:
         if isinstance(found, Failed):
             yield found
         else:
-            record, answer = found
-            text = alt_text(answer.text, sentences=sentences, cut=answer.finish == "length", guided=bool(start))
+            record, reply = found
+            cut = reply.answer.finish == "length"
+            text = alt_text(reply.answer.text, sentences=sentences, cut=cut, guided=bool(start))
             yield record | {"caption": text, "caption_model": talker.identity}
 
 
@@ -82,19 +134,20 @@ def caption_sampling(model: ChatModel, length: str, sampling: Sampling, max_toke
 def _one_picture(item: Asked | Failed) -> Asked | Failed:
     if isinstance(item, Failed) or len(item.pictures) == 1:
         return item
-    return Failed.of(item.record, "several pictures, captions are for one" if item.pictures else "no picture")
+    return Failed.of(item.record, "several pictures, this is for one" if item.pictures else "no picture")
 
 
 def _answered(
     items: Iterable[Asked | Failed],
     model: ChatModel,
+    answer: Callable[[list[Request], Sampling], list[Reply | Unanswerable]],
     request: Callable[[Asked], Request],
     sampling: Sampling,
     batch_size: int,
     workers: int,
     allow_private: bool,
-) -> Iterator[tuple[Record, Answer] | Failed]:
-    """Each record and the model's answer to its request, in input order.
+) -> Iterator[tuple[Record, Reply] | Failed]:
+    """Each record and the reply to its request, in input order.
 
     Pictures by URL are fetched ahead, then all are decoded ahead in threads; at most two batches wait.
     """
@@ -103,7 +156,7 @@ def _answered(
         return item if isinstance(item, Failed) else _each(item, lambda picture: _fetched(picture, web))
 
     def prepare(item: Asked | Failed) -> Asked | Failed:
-        return item if isinstance(item, Failed) else _each(item, lambda picture: _opened(picture, model))
+        return item if isinstance(item, Failed) else _each(item, lambda picture: opened(picture, model))
 
     sizes = BatchSize(batch_size) if batch_size else model.batch
     with Web(allow_private=allow_private) as web:
@@ -111,13 +164,17 @@ def _answered(
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
         while batch := list(islice(prepared, sizes.size)):
             ready = [entry for entry in batch if isinstance(entry, Asked)]
-            answers = iter(model.answer([request(entry) for entry in ready], sampling) if ready else [])
+            start = time.perf_counter()
+            replies = iter(answer([request(entry) for entry in ready], sampling) if ready else [])
+            ms = 1000 * (time.perf_counter() - start) / max(len(ready), 1)
             for entry in batch:
-                yield entry if isinstance(entry, Failed) else _paired(entry, next(answers))
+                yield entry if isinstance(entry, Failed) else _paired(entry, next(replies), ms)
 
 
-def _paired(entry: Asked, answer: Answer | Unanswerable) -> tuple[Record, Answer] | Failed:
-    return Failed.of(entry.record, answer) if isinstance(answer, Unanswerable) else (entry.record, answer)
+def _paired(entry: Asked, reply: Reply | Unanswerable, ms: float) -> tuple[Record, Reply] | Failed:
+    if isinstance(reply, Unanswerable):
+        return Failed.of(entry.record, reply)
+    return entry.record, replace(reply, ms=ms)
 
 
 def _each(item: Asked, work: Callable[[Any], Any]) -> Asked | Failed:
@@ -136,7 +193,8 @@ def _fetched(picture: str | Bytes, web: Web) -> str | Bytes:
     return web.fetch(picture) if isinstance(picture, str) and is_url(picture) else picture
 
 
-def _opened(picture: str | Bytes, model: ChatModel) -> Any:
+def opened(picture: str | Bytes, model: ChatModel) -> Any:
+    """The picture at a path as `model` takes it. Raises PictureError."""
     image, _, _ = open_picture(locate(picture) if isinstance(picture, str) else picture, model.size)
     try:
         return model.preprocess(image)

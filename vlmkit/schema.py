@@ -2,11 +2,14 @@
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.chat import Answer, ChatModel, Reply, Request, Sampling, Unanswerable
 
 TYPES = {"str": "string", "string": "string", "int": "integer", "float": "number", "bool": "boolean"}
 FIELD = re.compile(r"([A-Za-z_]\w*)(?:\s+(\w+))?(?:\s*:\s*(.+))?")
@@ -76,3 +79,25 @@ def fitting(text: str, schema: dict[str, Any]) -> str | None:
         if validator.is_valid(found):
             return orjson.dumps(found).decode()
     return None
+
+
+def conforming(
+    model: ChatModel, requests: Sequence[Request], sampling: Sampling, schema: dict[str, Any]
+) -> list[Reply | Unanswerable]:
+    """Replies as JSON of `schema` on one line, `valid`; one that is not is asked for once more, then given as it is."""
+    asked = [replace(request, prompt=f"{request.prompt}\n{wish(schema)}", schema=schema) for request in requests]
+    answers = model.answer(asked, sampling)
+    wrong = [i for i, answer in enumerate(answers) if _invalid(answer, schema)]
+    again = [replace(asked[i], prompt=f"{asked[i].prompt}\nGive nothing but the JSON.") for i in wrong]
+    for i, answer in zip(wrong, model.answer(again, sampling) if again else [], strict=True):
+        answers[i] = answer
+    return [answer if isinstance(answer, Unanswerable) else _checked(answer, schema) for answer in answers]
+
+
+def _invalid(answer: Answer | Unanswerable, schema: dict[str, Any]) -> bool:
+    return isinstance(answer, Answer) and fitting(answer.text, schema) is None
+
+
+def _checked(answer: Answer, schema: dict[str, Any]) -> Reply:
+    found = fitting(answer.text, schema)
+    return Reply(answer if found is None else replace(answer, text=found), {"valid": found is not None})

@@ -2,8 +2,8 @@
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -56,11 +56,21 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A question that was answered, with the pictures that came with it."""
+
+    prompt: str
+    pictures: Sequence[Any]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A question about `pictures` (as the model's `preprocess` makes them; none for text alone).
 
-    `start` is how the reply begins; it is part of the answer. `number` tells requests of one run apart, so that what
-    is random does not depend on batches.
+    `start` is how the reply begins; it is part of the answer. `earlier` is the conversation before. `number` tells
+    requests of one run apart, so that what is random does not depend on batches. `task` is answer, boxes or ocr;
+    `schema` is the JSON Schema that the reply should be of.
     """
 
     prompt: str = ""
@@ -68,15 +78,41 @@ class Request:
     system: str = ""
     start: str = ""
     number: int = 0
+    task: str = "answer"
+    schema: dict[str, Any] | None = None
+    earlier: Sequence[Turn] = ()
+
+    def all_pictures(self) -> list[Any]:
+        """Those of the conversation before, too, in their order."""
+        before = [picture for turn in self.earlier for picture in turn.pictures]
+        return [*before, *self.pictures]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A reply without its end mark; `finish` is stop, or length where --max-tokens cut it; `tokens` are those made."""
+    """A reply without its end mark; `finish` is stop, or length where --max-tokens cut it; `tokens` are those made.
+
+    `boxes` are those of the record, where the request was for boxes.
+    """
 
     text: str
     finish: str
     tokens: int
+    boxes: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer with what else goes into its record, and the milliseconds that it took.
+
+    `chosen` and `rejected` are the better and the worse of two answers, where there were two that differ in worth.
+    """
+
+    answer: Answer
+    fields: dict[str, Any] = field(default_factory=dict)
+    ms: float = 0.0
+    chosen: str | None = None
+    rejected: str | None = None
 
 
 class Unanswerable(Exception):
@@ -96,7 +132,7 @@ class CaptionStyle:
 class ChatModel(Protocol):
     """Answers requests. `size` is the side in pixels below which a picture needs no detail, None for all of it.
 
-    `captions` holds a style for each of short, normal, long.
+    `captions` holds a style for each of short, normal, long; `tasks` are those of `Request.task` that it does.
     """
 
     @property
@@ -107,12 +143,17 @@ class ChatModel(Protocol):
     def batch(self) -> "BatchSize": ...
     @property
     def captions(self) -> Mapping[str, CaptionStyle]: ...
+    @property
+    def tasks(self) -> Collection[str]: ...
 
     def preprocess(self, image: "Image") -> Any:
         """One RGB picture in the form that `Request.pictures` holds. Runs in several threads."""
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
         """One answer for each request, in order."""
+
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+        """The same for one request, without beams; `say` gets each piece of the text as soon as it is there."""
 
 
 @dataclass(frozen=True, slots=True)

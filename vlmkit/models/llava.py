@@ -2,11 +2,13 @@
 
 import importlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmkit.boxes import FORMS, boxes
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
 from vlmkit.models.batch import CPU, CUDA_FIRST, BatchSize
@@ -19,6 +21,7 @@ from vlmkit.models.torch_embedder import hush, torch_device
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+TASKS = ("answer", "ocr", "boxes")
 OURS = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
 CAPTIONS = {
     "short": CaptionStyle("Describe this picture in a few words.", 24),
@@ -45,6 +48,8 @@ class ImageTextToText:
         self.batch = BatchSize(CUDA_FIRST if self.device == "cuda" else CPU)
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
         self.captions = Talk.captions if self._stage else CAPTIONS
+        self._boxes = FORMS.get(str(config.get("model_type")))
+        self.tasks = ("answer",) if self._stage else ("answer", "ocr") if self._boxes is None else TASKS
         kind = torch.bfloat16 if self.device == "cuda" else torch.float32
         try:
             model = AutoModelForImageTextToText.from_pretrained(
@@ -77,42 +82,82 @@ class ImageTextToText:
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
         answers: dict[int, Answer] = {}
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].pictures))
-        for _, group in groupby(order, lambda i: len(requests[i].pictures)):  # processors take one number at a time
+        counts = [len(request.all_pictures()) for request in requests]
+        order = sorted(range(len(requests)), key=counts.__getitem__)
+        for _, group in groupby(order, counts.__getitem__):  # processors take one number at a time
             some = list(group)
             answers |= zip(some, self._generated([requests[i] for i in some], sampling), strict=True)
         return [answers[i] for i in range(len(requests))]
 
-    def _generated(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+        from transformers import TextStreamer
+
+        class Saying(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                if text:
+                    say(text)
+
+        if request.start:
+            say(request.start)
+        streamer = Saying(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        return self._generated([request], replace(sampling, beams=1), streamer)[0]
+
+    def _generated(self, requests: list[Request], sampling: Sampling, streamer: Any = None) -> list[Answer]:
         torch = self._torch
+        form = self._boxes if requests[0].task == "boxes" else None
+        if form:
+            requests = [replace(request, prompt=form.asked(request.prompt)) for request in requests]
         texts = [self._text(request) + request.start for request in requests]
         begins = self._tokenizer.bos_token
         whole = self._stage is not None or (begins is not None and texts[0].startswith(begins))
         inputs = self._processor(
             text=texts,
-            images=[list(request.pictures) for request in requests] if requests[0].pictures else None,
+            images=[request.all_pictures() for request in requests] if requests[0].all_pictures() else None,
             padding=True,
             add_special_tokens=not whole,
             return_tensors="pt",
         ).to(self.device, self._model.dtype)
         torch.manual_seed(sampling.seed + requests[0].number)
         with torch.inference_mode():
-            made = self._model.generate(**inputs, pad_token_id=self._tokenizer.pad_token_id, **_settings(sampling))
+            made = self._model.generate(
+                **inputs, pad_token_id=self._tokenizer.pad_token_id, streamer=streamer, **_settings(sampling)
+            )
         rows = made[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._answer(row, request.start) for row, request in zip(rows, requests, strict=True)]
+        answers = [
+            self._answer(row, request.start, marks=form is not None)
+            for row, request in zip(rows, requests, strict=True)
+        ]
+        if form is None:
+            return answers
+        seen = self._seen(inputs)
+        return [
+            replace(answer, boxes=boxes(answer.text, form, request.pictures[0].size, size))
+            for answer, request, size in zip(answers, requests, seen, strict=True)
+        ]
+
+    def _seen(self, inputs: Any) -> list[tuple[int, int] | None]:
+        """The width and height to which the processor scaled each picture, where it says so (Qwen-VL)."""
+        grids = inputs.get("image_grid_thw")
+        if grids is None:
+            return [None] * len(inputs["input_ids"])
+        patch = self._processor.image_processor.patch_size
+        return [(int(width) * patch, int(height) * patch) for _, height, width in grids.tolist()]
 
     def _text(self, request: Request) -> str:
         """The conversation in the model's own form; after `train align` alone, as it was trained, without one."""
-        prompt, count = self._plain(request.prompt), len(request.pictures)
         if self._stage == "align":
-            said = "\n".join(filter(None, [self._plain(request.system), *[self._mark] * count, prompt]))
+            marks = [self._mark] * len(request.all_pictures())
+            said = "\n".join(filter(None, [self._plain(request.system), *marks, self._plain(request.prompt)]))
             return (self._tokenizer.bos_token or "") + said
-        turns = [{"role": "user", "content": self._content(prompt, count)}]
-        if request.system:
-            turns.insert(0, {"role": "system", "content": self._content(self._plain(request.system), 0)})
+        turns = [{"role": "system", "content": self._content(request.system, 0)}] if request.system else []
+        for turn in request.earlier:
+            turns.append({"role": "user", "content": self._content(turn.prompt, len(turn.pictures))})
+            turns.append({"role": "assistant", "content": self._content(turn.answer, 0)})
+        turns.append({"role": "user", "content": self._content(request.prompt, len(request.pictures))})
         return self._processor.apply_chat_template(turns, add_generation_prompt=True)
 
     def _content(self, text: str, pictures: int) -> Any:
+        text = self._plain(text)
         if self._by_parts:
             return [{"type": "image"}] * pictures + [{"type": "text", "text": text}] * bool(text)
         return "\n".join([self._mark] * pictures + [text] * bool(text))
@@ -123,9 +168,10 @@ class ImageTextToText:
             text = text.replace(mark, " ")
         return text.strip()
 
-    def _answer(self, tokens: list[int], start: str) -> Answer:
+    def _answer(self, tokens: list[int], start: str, *, marks: bool) -> Answer:
+        """The reply in these tokens, with the marks of boxes if asked for."""
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=not marks)
         made = len(tokens) if end is None else end + 1
         return Answer((start + text).strip(), "length" if end is None else "stop", made)
 
