@@ -37,9 +37,7 @@ def terminal(pictures: Path, environment: dict[str, str]):
 
 
 def test_a_conversation_on_a_pipe(vlmkit, pictures: Path, model: str) -> None:
-    said = (
-        "what color is it?\n/image b.png\nwhat changed?\n/save talk.jsonl\n/what\n/image none.png\n/quit\nnever read\n"
-    )
+    said = "what color is it?\n/image b.png\nwhat changed?\n/save talk.jsonl\n/what\n/image none.png\n/quit\nnot read\n"
     done = vlmkit("ask", "a.png", "--chat", stdin=said.encode())
     first, second = done.stdout.decode().splitlines()
     assert first == vlmkit("ask", "a.png", "what color is it?").stdout.decode().strip()
@@ -157,13 +155,9 @@ SCORES = {
 def test_the_better_answer_is_kept() -> None:
     from vlmkit.constitution import judged
 
-    script = {
-        "Answer yes or no": "No, it is harmless.",
-        "Say in one sentence": "It is no dog.",
-        "Write a better": "a cat",
-    }
     constitution = read_constitution("default")
-    script = {**script, **SCORES, "what is it?": "a dog"}
+    script = {"Answer yes or no": "No, it is harmless.", "Say in one sentence": "It is no dog."}
+    script |= {"Write a better": "a cat", **SCORES, "what is it?": "a dog"}
     (reply,) = judged(Scripted(script), [Request("what is it?")], Sampling(9), constitution)
     assert (reply.answer.text, reply.chosen, reply.rejected) == ("a cat", "a cat", "a dog")
     scores = reply.fields["scores"]

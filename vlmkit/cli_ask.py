@@ -127,9 +127,8 @@ def ask(
     talker = run.load_talker(model)
     _check_able(talker, task)
     bare = conversation.single and not (json or boxes or stats or resume)
-    streams = (
-        bare and not (schema or constitution) and (sys.stdout.isatty() and output is None if stream is None else stream)
-    )
+    streams = sys.stdout.isatty() and output is None if stream is None else stream
+    streams = streams and bare and not (schema or constitution)
 
     def results(items: "Iterable[Asked | Failed]", out: Output) -> "Iterator[Record | Failed]":
         heard = replace(wishes, say=lambda text: out.write(text.encode())) if streams else wishes
