@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.boxes import FORMS, boxes
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
+from vlmkit.models.attention import Looks, looks
 from vlmkit.models.batch import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.chat import Answer, CaptionStyle, Request, Sampling, Unanswerable
 from vlmkit.models.find import Checkpoint, read_json
@@ -107,16 +108,7 @@ class ImageTextToText:
         form = self._boxes if requests[0].task == "boxes" else None
         if form:
             requests = [replace(request, prompt=form.asked(request.prompt)) for request in requests]
-        texts = [self._text(request) + request.start for request in requests]
-        begins = self._tokenizer.bos_token
-        whole = self._stage is not None or (begins is not None and texts[0].startswith(begins))
-        inputs = self._processor(
-            text=texts,
-            images=[request.all_pictures() for request in requests] if requests[0].all_pictures() else None,
-            padding=True,
-            add_special_tokens=not whole,
-            return_tensors="pt",
-        ).to(self.device, self._model.dtype)
+        inputs = self._inputs(requests)
         torch.manual_seed(sampling.seed + requests[0].number)
         with torch.inference_mode():
             made = self._model.generate(
@@ -134,6 +126,24 @@ class ImageTextToText:
             replace(answer, boxes=boxes(answer.text, form, request.pictures[0].size, size))
             for answer, request, size in zip(answers, requests, seen, strict=True)
         ]
+
+    def _inputs(self, requests: list[Request]) -> Any:
+        texts = [self._text(request) + request.start for request in requests]
+        begins = self._tokenizer.bos_token
+        whole = self._stage is not None or (begins is not None and texts[0].startswith(begins))
+        return self._processor(
+            text=texts,
+            images=[request.all_pictures() for request in requests] if requests[0].all_pictures() else None,
+            padding=True,
+            add_special_tokens=not whole,
+            return_tensors="pt",
+        ).to(self.device, self._model.dtype)
+
+    def attention(self, request: Request, answer: str) -> Looks:
+        """Where each word of `answer` looked. Raises Unanswerable where the picture is no grid of tokens."""
+        inputs = self._inputs([request])
+        ids = self._tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.device)
+        return looks(self._model, self._processor, inputs, ids)
 
     def _seen(self, inputs: Any) -> list[tuple[int, int] | None]:
         """The width and height to which the processor scaled each picture, where it says so (Qwen-VL)."""
