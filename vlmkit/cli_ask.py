@@ -63,6 +63,10 @@ def ask(
     drawing: Annotated[
         str | None, typer.Option("--draw", metavar="FILE", help="With --boxes: save the picture with them drawn in it.")
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option("--attention", metavar="FILE", help="Save a picture of where each word of the answer looked."),
+    ] = None,
     constitution: Annotated[
         str | None,
         typer.Option(
@@ -96,10 +100,11 @@ def ask(
     theirs. A picture may also come as bytes on standard input.
     """
     from vlmkit.constitution import read_constitution
-    from vlmkit.draw import drawn
+    from vlmkit.draw import drawn, save
     from vlmkit.generate import Wishes
     from vlmkit.generate import ask as answered
     from vlmkit.inputs import Reading, count_inputs
+    from vlmkit.overlay import overlay
     from vlmkit.questions import split, to_ask
     from vlmkit.records import dumps
     from vlmkit.schema import read_schema
@@ -108,7 +113,12 @@ def ask(
     valid_utf8(question)
     check_files(named, output, errors, resume)
     modes = {"--chat": chat, "--schema": schema, "--ocr": ocr, "--boxes": boxes, "--constitution": constitution}
-    _check(modes, drawing, boxes, constitution, pairs)
+    modes["--attention"] = attention
+    _check(modes, [drawing, attention])
+    if drawing is not None and not boxes:
+        raise VlmkitError("--draw without boxes", "add --boxes")
+    if pairs is not None and constitution is None:
+        raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
     sampling = sampling_of(run, temperature, top_p, max_tokens)
     task = "ocr" if ocr else "boxes" if boxes else "answer"
     wishes = Wishes(
@@ -122,13 +132,15 @@ def ask(
         return _chat(run, named, question, model, sampling, system)
     reading = Reading(nul=nul, images=images, piped_picture=True)
     conversation = to_ask(named, question, reading, UNASKED.get(task))
-    if drawing is not None and not conversation.single:
-        raise VlmkitError("--draw is for one picture", "name it alone")
+    if (drawing or attention) and not conversation.single:
+        raise VlmkitError(f"{'--draw' if drawing else '--attention'} is for one picture", "name it alone")
     talker = run.load_talker(model)
-    _check_able(talker, task)
+    _check_able(talker, "attention" if attention else task)
+    if attention:
+        wishes = replace(wishes, looked=lambda looks: save(overlay(*looks), attention))
     bare = conversation.single and not (json or boxes or stats or resume)
     streams = sys.stdout.isatty() and output is None if stream is None else stream
-    streams = streams and bare and not (schema or constitution)
+    streams = streams and bare and not (schema or constitution or attention)
 
     def results(items: "Iterable[Asked | Failed]", out: Output) -> "Iterator[Record | Failed]":
         heard = replace(wishes, say=lambda text: out.write(text.encode())) if streams else wishes
@@ -144,25 +156,19 @@ def ask(
         return deliver(run, conversation, results, "answer", count, output, errors, resume, bare=bare)
 
 
-def _check(
-    modes: "Mapping[str, object]", drawing: str | None, boxes: bool, constitution: str | None, pairs: str | None
-) -> None:
+def _check(modes: "Mapping[str, object]", pictures: "Iterable[str | None]") -> None:
+    from vlmkit.draw import check_drawing
+
     chosen = [flag for flag, value in modes.items() if value]
     if len(chosen) > 1:
         raise VlmkitError(f"{chosen[0]} with {chosen[1]}", "leave one of them out")
-    if drawing is not None:
-        from vlmkit.draw import check_drawing
-
-        check_drawing(drawing)
-        if not boxes:
-            raise VlmkitError("--draw without boxes", "add --boxes")
-    if pairs is not None and constitution is None:
-        raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
+    for path in filter(None, pictures):
+        check_drawing(path)
 
 
 def _check_able(talker: "Talker", task: str) -> None:
     if task not in talker.model.tasks:
-        what = {"ocr": "reads no text in pictures", "boxes": "finds no boxes"}[task]
+        what = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}[task]
         raise VlmkitError(f"{talker.identity} {what}", "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
 
 

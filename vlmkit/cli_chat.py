@@ -72,6 +72,10 @@ def caption(
         str, typer.Option("--prompt", metavar="TEXT", callback=valid_utf8, help="How each caption begins.")
     ] = "",
     length: Annotated[Length, typer.Option("--length", show_choices=True, help="How much to say.")] = Length.NORMAL,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="Also write photo.txt beside each picture that has none yet.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --sidecar: write over files that are there.")] = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
@@ -91,8 +95,11 @@ def caption(
     from vlmkit.generate import caption_sampling
     from vlmkit.inputs import Reading, count_inputs
     from vlmkit.questions import to_caption
+    from vlmkit.sidecar import without_caption, written
 
     named = inputs or []
+    if force and not sidecar:
+        raise VlmkitError("--force is about sidecars", "add --sidecar")
     check_files(named, output, errors, resume)
     sampling = sampling_of(run, temperature, top_p)
     reading = Reading(nul=nul, images=images, piped_picture=True)
@@ -102,8 +109,8 @@ def caption(
     how = caption_sampling(talker.model, length.value, sampling, max_tokens)
 
     def results(items: "Iterable[Asked | Failed]", _: Output) -> "Iterator[Record | Failed]":
-        return captioned(
-            items,
+        found = captioned(
+            without_caption(items) if sidecar and not force else items,
             talker,
             how,
             length=length.value,
@@ -112,6 +119,7 @@ def caption(
             workers=run.threads,
             allow_private=allow_private,
         )
+        return written(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
     bare = conversation.single and not json and resume is None

@@ -26,23 +26,28 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def check_drawing(path: str) -> None:
     """Raise VlmkitError unless `path` names a picture by its suffix."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise VlmkitError(f"--draw {path} is no name of a picture", f"end it in {', '.join(SUFFIXES)}")
+        raise VlmkitError(f"{path} is no name for a picture", f"end it in {', '.join(SUFFIXES)}")
 
 
 def drawn(results: Iterable[Record | Failed], path: str) -> Iterator[Record | Failed]:
     """`results` as they are; the picture of the first record with its boxes is saved at `path`. Raises VlmkitError."""
-    from PIL.Image import registered_extensions
-
     for result in results:
         if not isinstance(result, Failed):
             if not isinstance(result.get("image"), str) or is_url(result["image"]):
                 raise VlmkitError("--draw of a picture that has no path here", "save it, then name it")
             image, _, _ = open_picture(locate(result["image"]))
-            data = io.BytesIO()
-            draw(image, result["boxes"]).save(data, registered_extensions()[Path(path).suffix.lower()])
-            with Output(path) as out:
-                out.write(data.getvalue())
+            save(draw(image, result["boxes"]), path)
         yield result
+
+
+def save(image: "Image", path: str) -> None:
+    """Write a picture in the format of its suffix, whole or not at all. Raises VlmkitError."""
+    from PIL.Image import registered_extensions
+
+    data = io.BytesIO()
+    image.save(data, registered_extensions()[Path(path).suffix.lower()])
+    with Output(path) as out:
+        out.write(data.getvalue())
 
 
 def draw(image: "Image", boxes: Sequence[dict[str, Any]]) -> "Image":

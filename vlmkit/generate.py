@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.alt_text import alt_text
 from vlmkit.constitution import Constitution, judged
@@ -18,14 +18,17 @@ from vlmkit.sources import Bytes, PictureError
 from vlmkit.tars import locate
 from vlmkit.urls import FETCHERS, Web, is_url
 
+if TYPE_CHECKING:
+    from vlmkit.models.attention import Looks
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What is wanted of the answers beside the question.
 
     `task`: answer, boxes (where in the picture what is asked for is) or ocr (what is written there). `say` hears each
-    piece of text as soon as it is there; `pair` gets the better and the worse of two answers, as `train prefer` reads
-    them.
+    piece of text as soon as it is there; `looked` gets where the words of an answer looked; `pair` the better and the
+    worse of two answers, as `train prefer` reads them.
     """
 
     system: str = ""
@@ -34,6 +37,7 @@ class Wishes:
     constitution: Constitution | None = None
     stats: bool = False
     say: Callable[[str], None] | None = None
+    looked: Callable[["Looks"], None] | None = None
     pair: Callable[[Record], None] | None = None
 
 
@@ -80,9 +84,24 @@ def _answering(model: ChatModel, wishes: Wishes) -> Callable[[list[Request], Sam
             return conforming(model, requests, sampling, wishes.schema)
         if wishes.say:
             return [_reply(model.stream(request, sampling, wishes.say)) for request in requests]
-        return [_reply(answer) for answer in model.answer(requests, sampling)]
+        answers = model.answer(requests, sampling)
+        if wishes.looked:
+            return [_shown(model, *pair, wishes.looked) for pair in zip(requests, answers, strict=True)]
+        return list(map(_reply, answers))
 
     return answer
+
+
+def _shown(
+    model: Any, request: Request, answer: Answer | Unanswerable, looked: Callable[["Looks"], None]
+) -> Reply | Unanswerable:
+    """The reply, after where it looked was given to `looked`."""
+    try:
+        if isinstance(answer, Answer):
+            looked(model.attention(request, answer.text))
+    except Unanswerable as error:
+        return error
+    return _reply(answer)
 
 
 def _reply(answer: Answer | Unanswerable) -> Reply | Unanswerable:

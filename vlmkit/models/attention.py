@@ -21,8 +21,8 @@ class Looks(NamedTuple):
     words: list[tuple[str, np.ndarray]]
 
 
-def looks(model: Any, processor: Any, inputs: Any, answer: torch.Tensor) -> Looks:
-    """`inputs` of one request about one picture, `answer` its reply (1, T). Raises Unanswerable."""
+def looks(model: Any, processor: Any, picture: Image.Image, inputs: Any, answer: torch.Tensor) -> Looks:
+    """`inputs` of one request about `picture`, `answer` its reply (1, T). Raises Unanswerable."""
     ids = torch.cat([inputs["input_ids"], answer], 1)
     places = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
     height, width = _grid(model, inputs, len(places))
@@ -43,7 +43,8 @@ def looks(model: Any, processor: Any, inputs: Any, answer: torch.Tensor) -> Look
     for word, tokens in _words(processor.tokenizer, answer[0].tolist()):
         seen = maps[tokens].mean(0)
         found.append((word, seen / max(seen.sum(), 1e-12)))
-    return Looks(_as_seen(processor, inputs), found)
+    whole = "image_grid_thw" in inputs  # scaled, not cut
+    return Looks(picture if whole else _as_seen(processor, inputs), found)
 
 
 def _grid(model: Any, inputs: Any, count: int) -> tuple[int, int]:

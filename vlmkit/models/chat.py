@@ -132,7 +132,8 @@ class CaptionStyle:
 class ChatModel(Protocol):
     """Answers requests. `size` is the side in pixels below which a picture needs no detail, None for all of it.
 
-    `captions` holds a style for each of short, normal, long; `tasks` are those of `Request.task` that it does.
+    `captions` holds a style for each of short, normal, long; `tasks` are those of `Request.task` that it does, and
+    attention where it has a method of that name (request, answer) -> Looks.
     """
 
     @property

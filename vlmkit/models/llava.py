@@ -22,7 +22,6 @@ from vlmkit.models.torch_embedder import hush, torch_device
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TASKS = ("answer", "ocr", "boxes")
 OURS = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
 CAPTIONS = {
     "short": CaptionStyle("Describe this picture in a few words.", 24),
@@ -50,7 +49,9 @@ class ImageTextToText:
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
         self.captions = Talk.captions if self._stage else CAPTIONS
         self._boxes = FORMS.get(str(config.get("model_type")))
-        self.tasks = ("answer",) if self._stage else ("answer", "ocr") if self._boxes is None else TASKS
+        self.tasks = (
+            {"answer", "attention"} | (set() if self._stage else {"ocr"}) | ({"boxes"} if self._boxes else set())
+        )
         kind = torch.bfloat16 if self.device == "cuda" else torch.float32
         try:
             model = AutoModelForImageTextToText.from_pretrained(
@@ -141,9 +142,11 @@ class ImageTextToText:
 
     def attention(self, request: Request, answer: str) -> Looks:
         """Where each word of `answer` looked. Raises Unanswerable where the picture is no grid of tokens."""
+        if len(request.all_pictures()) != 1:
+            raise Unanswerable("where words look is shown for one picture")
         inputs = self._inputs([request])
         ids = self._tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.device)
-        return looks(self._model, self._processor, inputs, ids)
+        return looks(self._model, self._processor, request.all_pictures()[0], inputs, ids)
 
     def _seen(self, inputs: Any) -> list[tuple[int, int] | None]:
         """The width and height to which the processor scaled each picture, where it says so (Qwen-VL)."""
