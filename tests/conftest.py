@@ -1,6 +1,8 @@
 """Fixtures: the installed command in a home of its own, and real photographs."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +36,22 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real data sets are not at {folder} (set VLMKIT_SHARED)")
     return folder
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[Path, str], str]:
+    """What headless Chromium makes of a page, with a script that runs at its end: the title that this leaves."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("no browser: install chromium")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+
+    def title(page: Path, script: str) -> str:
+        page.write_text(f"{page.read_text()}<script>addEventListener('load', () => {{{script}}});</script>")
+        done = subprocess.run([browser, *options, page.as_uri()], capture_output=True, timeout=120, check=True)
+        return re.search(r"<title>([^<]*)", done.stdout.decode())[1]
+
+    return title
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,22 @@ def test_page_holds_everything(vlmkit, tmp_path: Path) -> None:
     assert 'data-flip="only A right"' in text and 'data-flip="only B right"' in text
 
 
+def test_page_in_a_browser(vlmkit, tmp_path: Path, browse) -> None:
+    """The thumbnails are seen, the filters and the search hide what they should, and nothing is fetched."""
+    image = str(picture(tmp_path / "a.png", "blue"))
+    rows = [{**question(i, "red", image=image), "category": "color" if i % 2 else "counting"} for i in range(6)]
+    vlmkit("eval", "vqa", "--html", "page.html", "--by", "category", stdin=jsonl(*rows))
+    look = """
+      const shown = () => [...document.querySelectorAll('article')].filter(a => a.offsetHeight > 0).length;
+      const [box, words] = [document.querySelector('select[name=category]'), document.querySelector('nav input')];
+      const seen = [shown(), [...document.images].every(i => i.naturalWidth > 0)];
+      box.value = 'color'; box.onchange(); seen.push(shown());
+      words.value = 'q3'; words.oninput(); seen.push(shown(), document.querySelector('output').textContent);
+      seen.push(performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length);
+      document.title = seen.join();"""
+    assert browse(tmp_path / "page.html", look) == "6,true,3,1,1 shown,0"
+
+
 # Properties
 
 given_answers = st.lists(st.sampled_from(["red", "dark red", "blue", "a red", ""]), min_size=2, max_size=30)

@@ -3,8 +3,8 @@
     python -m vlmkit.models.mini.talk_recipe TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
 
 Writes the data, trains as `vlmkit train instruct --vision mini` does, packs, measures the packed model on what was held
-out, with the right pictures and with shuffled ones, and writes DIR. The same command on the same machine makes the same
-bytes. One JSON object a line on standard error tells how it goes.
+out, with the right pictures and with shuffled ones, and writes DIR with a card. The same command on the same machine
+makes the same bytes. One JSON object a line on standard error tells how it goes.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.mini.data import rows, write_data
+from vlmkit.models.mini.talk_card import card
 from vlmkit.models.mini.talk_measure import measure
 from vlmkit.models.mini.talk_pack import pack_talk
 from vlmkit.models.mini.words import language_model
@@ -78,8 +79,11 @@ def make(
         figures = measure(made, data)
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
-        settings |= {"figures": figures, "recipe": {"epochs": epochs, "mixture": MIXTURE, "seed": seed} | TRAINING}
+        recipe = {"epochs": epochs, "mixture": MIXTURE, "seed": seed} | TRAINING
+        settings |= {"figures": figures, "recipe": recipe}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
+        (made / "TALK_CARD.md").write_text(card(figures, recipe, size))
 
 
 def texts(data: Path) -> Iterator[str]:

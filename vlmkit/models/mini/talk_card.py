@@ -1,0 +1,58 @@
+"""The card of what `mini` talks with, in the words of what was measured."""
+
+from typing import Any
+
+CARD = """# What mini talks with
+
+The language side of `mini`: it answers short questions about a picture and describes it in a sentence, in English, by
+ONNX Runtime on a CPU. For trying the tools, for tests and for demonstrations off line; not for work that matters. Made
+by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same command.
+
+## How it was made
+
+1. A picture is the 7 x 7 places of mini's own image tower (EfficientNet-Lite0, locked), 1,280 numbers each; a two-layer
+   projector makes words of them, which stand before the question. The language model is a Llama of {layers} layers,
+   width {width}, with {pieces:,} pieces of words, from nothing.
+2. `vlmkit train instruct --vision mini`, both stages in one. {epochs:g} times through the captions of Flickr8k, and
+   beside them questions made from these captions by rule, easy-VQA and DAQUAR, by weight: {weights}.
+   {batch_size} pictures a step, each with all that is said about it, the captioned ones mirrored half of the time.
+   AdamW, rate {lr:g}, dropout {dropout:g}, label smoothing {smoothing:g}, seed {seed}. The checkpoint with the least
+   loss on captions held out was kept.
+3. Weights are kept in 8 bits and computed with in float32.
+
+## Measured
+
+With the packed model, on what was held out. Shuffled: each question with the picture of another question, so the
+difference is what it sees; the rest it guesses from the words.
+
+| | |
+|---|---|
+| captions of {captions:,} pictures of Flickr8k, beam 3: CIDEr, BLEU-4 | {cider:.3f}, {bleu4:.3f} |
+| easy-VQA, {easy_vqa_questions:,} test questions, exact; shuffled | {easy_vqa_exact:.1%}; {easy_vqa_shuffled:.1%} |
+| DAQUAR, {daquar_questions:,} questions about rooms, exact; shuffled | {daquar_exact:.1%}; {daquar_shuffled:.1%} |
+
+## Data and licences
+
+| part | from | licence |
+|---|---|---|
+| captions, and questions made from them | Flickr8k (Hodosh and others, 2013) | research, non-commercial |
+| questions about rooms | DAQUAR (Malinowski and Fritz, 2014), on pictures of NYU Depth V2 | research |
+| questions about shapes | easy-VQA (Zhou, 2019), PyPI `easy-vqa` | MIT |
+
+Treat what was learned from the captions as their pictures: for research, not commercially. No picture is in the files.
+
+## What it is not good at
+
+- It has seen people and dogs out of doors, rooms, and drawings of shapes. Elsewhere it says something likely and wrong,
+  in a sure voice: every answer is a guess.
+- Counting beyond three, left and right, text in pictures, who does what to whom, why.
+- Conversations, instructions, languages other than English, anything that is no question about a picture.
+- It has the leanings of its data: people are described as American annotators described them in 2013. Do not use it to
+  judge people.
+"""
+
+
+def card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
+    """`figures` by talk_measure, the settings of the recipe, and `layers`, `width`, `pieces` of the language model."""
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe["mixture"].items())
+    return CARD.format_map(figures | recipe | model | {"weights": weights})
