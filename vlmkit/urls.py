@@ -102,7 +102,7 @@ class Web:
         raise PictureError("stopped")
 
     def _hint(self) -> str:
-        return "; proxies are used with --allow-private only" if _proxies() and not self._allow_private else ""
+        return "; proxies are used with --allow-private only" if proxies() and not self._allow_private else ""
 
     def _get(self, url: str, end: float) -> Download:
         client = self._client()
@@ -126,7 +126,7 @@ class Web:
             if self._left.is_set():
                 raise PictureError("stopped")
             if self._made is None:
-                proxied = self._allow_private and _proxies()
+                proxied = self._allow_private and proxies()
                 transport = None if proxied else Transport(allow_private=self._allow_private, connections=FETCHERS)
                 self._made = httpx2.Client(
                     transport=transport,
@@ -138,7 +138,8 @@ class Web:
             return self._made
 
 
-def _proxies() -> bool:
+def proxies() -> bool:
+    """Whether the environment names any."""
     return not {"http", "https", "all"}.isdisjoint(getproxies())
 
 
