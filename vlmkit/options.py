@@ -99,9 +99,9 @@ class Run:
         ),
     ] = AUTO
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
-    seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")
-    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")] = (
+        None
+    )
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still told.")] = (
         False
     )

@@ -3,6 +3,7 @@
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -25,6 +26,7 @@ TRIES = 3
 FIRST_PAUSE = 0.5  # seconds; each further pause is three times as long
 REDIRECTS = 5
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+Headers = Mapping[str, str]
 
 
 def is_url(path: str) -> bool:
@@ -57,11 +59,15 @@ class Web:
     """Fetches pictures, from several threads at once; leaving the `with` block cuts what is under way.
 
     Only public addresses are connected to, and directly, unless `allow_private`: then also private ones, and the
-    environment's proxies are used, which look the names up themselves, so that nothing could be checked here.
+    environment's proxies are used, which look the names up themselves, so that nothing could be checked here. The
+    hosts in `trusted` may have any address.
     """
 
-    def __init__(self, *, allow_private: bool = False, seconds: float = TOTAL_SECONDS) -> None:
+    def __init__(
+        self, *, allow_private: bool = False, seconds: float = TOTAL_SECONDS, trusted: Collection[str] = ()
+    ) -> None:
         self._allow_private = allow_private
+        self._trusted = trusted
         self._seconds = seconds
         self._made: httpx2.Client | None = None
         self._lock = threading.Lock()
@@ -75,8 +81,11 @@ class Web:
         if self._made is not None:
             self._made.close()
 
-    def fetch(self, url: str) -> Download:
-        """The picture at `url`. Raises PictureError with the reason of the last try."""
+    def fetch(self, url: str, refuse: Callable[[Headers], str | None] = lambda headers: None) -> Download:
+        """The picture at `url`. Raises PictureError with the reason of the last try.
+
+        `refuse` says by the headers of the answer why it is not to be used, if it is not: then no more is read.
+        """
         import httpcore2
         import httpx2
 
@@ -87,7 +96,7 @@ class Web:
         pause = FIRST_PAUSE
         for tries in range(1, TRIES + 1):
             try:
-                return self._get(url, end)
+                return self._get(url, end, refuse)
             except (httpx2.TimeoutException, httpcore2.TimeoutException):
                 raise PictureError("the server is too slow") from None
             except (httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol, httpx2.InvalidURL) as error:
@@ -104,13 +113,15 @@ class Web:
     def _hint(self) -> str:
         return "; proxies are used with --allow-private only" if proxies() and not self._allow_private else ""
 
-    def _get(self, url: str, end: float) -> Download:
+    def _get(self, url: str, end: float, refuse: Callable[[Headers], str | None]) -> Download:
         client = self._client()
         request = client.build_request("GET", url)
         for _ in range(REDIRECTS + 1):
             response = client.send(request, stream=True)
             try:
                 if response.next_request is None:
+                    if response.status_code == 200 and (why := refuse(response.headers)):
+                        raise PictureError(why)
                     return _body(response, end)
                 request = response.next_request
             finally:
@@ -127,7 +138,11 @@ class Web:
                 raise PictureError("stopped")
             if self._made is None:
                 proxied = self._allow_private and proxies()
-                transport = None if proxied else Transport(allow_private=self._allow_private, connections=FETCHERS)
+                transport = (
+                    None
+                    if proxied
+                    else Transport(allow_private=self._allow_private, trusted=self._trusted, connections=FETCHERS)
+                )
                 self._made = httpx2.Client(
                     transport=transport,
                     # Asked for plain, what comes is what is stored: nothing here unpacks, so nothing can blow up.
