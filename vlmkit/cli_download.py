@@ -37,7 +37,7 @@ def download(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="Data sets and models of --list, models ORG/NAME, or one .jsonl of records with url, - for piped ones.",
+            help="Data sets and models of --list, models ORG/NAME, or one .jsonl of records with url; - if piped.",
             show_default=False,
         ),
     ] = None,

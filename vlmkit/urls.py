@@ -16,6 +16,8 @@ from vlmkit.sources import PictureError
 if TYPE_CHECKING:
     import httpx2
 
+    from vlmkit.net import Transport
+
 FETCHERS = 16  # at the same time: they wait for the network, not for a core
 MAX_BYTES = 64 << 20
 MEMORY_BYTES = 1 << 20  # of each picture that waits; the rest of it waits on disk
@@ -70,6 +72,8 @@ class Web:
         self._trusted = trusted
         self._seconds = seconds
         self._made: httpx2.Client | None = None
+        self._own: Transport | None = None
+        self._busy = 0  # threads that fetch
         self._lock = threading.Lock()
         self._left = threading.Event()
 
@@ -80,12 +84,23 @@ class Web:
         self._left.set()
         if self._made is not None:
             self._made.close()
+        if self._own is not None and not self._busy:
+            self._own.free()
 
     def fetch(self, url: str, refuse: Callable[[Headers], str | None] = lambda headers: None) -> Download:
         """The picture at `url`. Raises PictureError with the reason of the last try.
 
         `refuse` says by the headers of the answer why it is not to be used, if it is not: then no more is read.
         """
+        with self._lock:
+            self._busy += 1
+        try:
+            return self._fetch(url, refuse)
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _fetch(self, url: str, refuse: Callable[[Headers], str | None]) -> Download:
         import httpcore2
         import httpx2
 
@@ -137,14 +152,12 @@ class Web:
             if self._left.is_set():
                 raise PictureError("stopped")
             if self._made is None:
-                proxied = self._allow_private and proxies()
-                transport = (
-                    None
-                    if proxied
-                    else Transport(allow_private=self._allow_private, trusted=self._trusted, connections=FETCHERS)
-                )
+                if not (self._allow_private and proxies()):
+                    self._own = Transport(
+                        allow_private=self._allow_private, trusted=self._trusted, connections=FETCHERS
+                    )
                 self._made = httpx2.Client(
-                    transport=transport,
+                    transport=self._own,
                     # Asked for plain, what comes is what is stored: nothing here unpacks, so nothing can blow up.
                     headers={"User-Agent": f"vlmkit/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"},
                     timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),

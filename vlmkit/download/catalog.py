@@ -7,6 +7,7 @@ from typing import Any
 from vlmkit.datasets import REGISTRY, data_set
 from vlmkit.datasets.base import DataSet, File
 from vlmkit.download.models import ALIASES, HUB, Alias, asking, licence_of
+from vlmkit.models.hub import ANSWER_WITHIN
 from vlmkit.records import Record
 
 
@@ -83,12 +84,15 @@ def local(words: str) -> list[Record]:
 def on_hub(query: Query) -> list[Record]:
     """Models of the Hub. Raises Unreachable."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import get_session
 
     tags = [f"license:{query.licence}"] if query.licence else []
     tags += [query.library] if query.library else []
     bounds = [f"{name}:{size}" for name, size in (("min", query.smallest), ("max", query.largest)) if size]
     found: list[Record] = []
     with asking(query.words):
+        # Listing tries for half a minute where there is no network; this does not.
+        get_session().get(f"{HfApi().endpoint}/api/models", params={"limit": 1}, timeout=ANSWER_WITHIN)
         listed = HfApi().list_models(
             search=query.words,
             filter=tags or None,

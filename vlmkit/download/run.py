@@ -57,6 +57,8 @@ class Fetching:
                 try:
                     yield self._model(name, store, bars)
                 except (VlmkitError, TransferError) as error:
+                    if len(names) == 1 and isinstance(error, VlmkitError):
+                        raise
                     yield Failed(name, None, str(error))
 
     def _data_set(
