@@ -136,13 +136,18 @@ def fetch(info: "ModelInfo", files: list[Any], folder: Path | None) -> Path:
 
     with asking(info.id):
         names = [file.rfilename for file in files]
-        return Path(snapshot_download(info.id, revision=info.sha, allow_patterns=names, local_dir=folder))
+        return Path(snapshot_download(info.id, allow_patterns=names, local_dir=folder))
 
 
 def have(repo: str) -> Path | None:
-    """The folder of the cache that holds a model with its weights; None if there is none."""
-    folder = cached(repo)
-    return folder if folder is not None and any(folder.glob("*.safetensors")) else None
+    """The folder of the cache that holds a model, all that is fetched of it; None if there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, ignore_patterns=[*PICKLES, *OTHER_FORMS], local_files_only=True))
+    except OSError:
+        return None
+    return folder if any(folder.glob(SAFE)) else None
 
 
 def verify(repo: str) -> Iterator[Record]:

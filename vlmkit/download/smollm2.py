@@ -3,8 +3,10 @@
 Where the Hub is out of reach this is a language model to train with; its weights are the rounded ones.
 """
 
+import io
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from vlmkit.datasets.base import File
@@ -41,7 +43,8 @@ def _convert(source: Path, target: Path) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(target)
-    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF)
+    with redirect_stderr(io.StringIO()):  # its bar shows where there is no terminal, too
+        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF)
     # A model of its own: what was read is marked as quantised, and cannot be saved as it is.
     model = LlamaForCausalLM(read.config)  # type: ignore[arg-type]
     model.load_state_dict(read.state_dict())
