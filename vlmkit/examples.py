@@ -186,6 +186,18 @@ EXAMPLES: dict[str, list[Example]] = {
             '{"metric":"text_to_image_recall@5","value":…',
         ),
     ],
+    "download": [
+        Example(
+            "What can be downloaded by name, and on what terms?",
+            "vlmkit download --list | jq -c '[.name, .bytes, .licence]'",
+            '["coco-captions",40850559926,"captions CC BY 4.0, photographs under the terms of Flickr"]\n…',
+        ),
+        Example(
+            "What belongs to a data set, and how is it checked?",
+            "vlmkit download --card imagenette",
+            '{"name":"imagenette",…',
+        ),
+    ],
     "demo": [
         Example("See it work.", "vlmkit demo"),
     ],

@@ -45,11 +45,14 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
 
 
 def cached(repo: str) -> Path | None:
-    """The folder of what the cache has of `repo`."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    """The folder of what the cache has of `repo`, be it all of it or some."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
 
+    # Not by snapshot_download(local_files_only=True): since huggingface_hub 2 it refuses what is not all of a model.
+    place = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     try:
-        return Path(snapshot_download(repo, local_files_only=True))
-    except (OSError, HFValidationError):
+        folder = place / "snapshots" / (place / "refs/main").read_text().strip()
+    except OSError:
         return None
+    return folder if folder.is_dir() else None
