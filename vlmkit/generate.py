@@ -26,7 +26,7 @@ def ask(
     workers: int,
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each record with `answer` to its `question`, and `answer_model`, in input order."""
+    """Each record with `answer` to its `question`, `answer_model`, and `boxes` if it asks for them, in input order."""
 
     def request(ready: Asked) -> Request:
         question = ready.record["question"].replace("<image>", " ").strip()  # the mark of LLaVA's data
@@ -38,7 +38,8 @@ def ask(
             yield found
         else:
             record, answer = found
-            yield record | {"answer": " ".join(answer.text.split()), "answer_model": talker.identity}
+            boxes = {} if answer.boxes is None else {"boxes": answer.boxes}
+            yield record | {"answer": " ".join(answer.text.split()), "answer_model": talker.identity} | boxes
 
 
 def caption(
