@@ -74,4 +74,6 @@ class Answerer(Blip):
         return self._plain(request.prompt)
 
     def _refusal(self, request: Request) -> str | None:
-        return "BLIP begins its answers itself" if request.start else super()._refusal(request)
+        if request.start:
+            return f"{self.family} begins its answers itself"
+        return super()._refusal(request) if self._told(request) else "a question without words"

@@ -31,5 +31,7 @@ class InstructBlip(Blip2):
     def _refusal(self, request: Request) -> str | None:
         if reason := super()._refusal(request):
             return reason
+        if not self._told(request):
+            return "a question without words"
         length = len(self._processor.qformer_tokenizer(self._told(request)).input_ids)
         return f"{length} tokens, more than the {self._readable} of the Q-Former" if length > self._readable else None

@@ -35,6 +35,9 @@ class OnePicture(TransformersTalker):
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str) -> None:
         super().__init__(checkpoint, hardware, kind)
+        if self._missing:
+            what = f"{checkpoint.name} lacks weights of its {kind} ({self._missing[0]} and others)"
+            raise VlmkitError(what, "get the whole model again")
         self._context = getattr(self._model.config.text_config, "max_position_embeddings", None)
         self._tokenizer.padding_side = "right"
 
