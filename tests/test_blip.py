@@ -122,7 +122,8 @@ def test_what_they_do_not_take_is_refused_alone(made: Made) -> None:
         requests.append(Request("red?", seen[:1], system="be kind"))
         several, none, right, long, system = model.answer(requests, Sampling(4))
         if name != "opt":  # which captions then
-            (empty,) = model.answer([Request("<image>", seen[:1])], Sampling(4))
+            mark = "[SEP]" if name == "vqa" else "<image>"
+            (empty,) = model.answer([Request(mark, seen[:1])], Sampling(4))
             assert isinstance(empty, Unanswerable) and "without words" in str(empty)
         refused = [str(each) for each in (several, none, long, system) if isinstance(each, Unanswerable)]
         assert isinstance(right, Answer) and len(refused) == 4

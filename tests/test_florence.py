@@ -120,11 +120,13 @@ def test_what_is_no_task_is_refused_and_tasks_are_named(florence: Path) -> None:
     prompts = ["what is it?", "<od>", "<OD> a dog", "<CAPTION_TO_PHRASE_GROUNDING>", "<OCR>", "<CAPTION>"]
     requests = [Request(prompt, seen) for prompt in prompts] + [Request("<OD>"), Request("<OD>", seen * 2)]
     requests += [Request("<CAPTION_TO_PHRASE_GROUNDING> " + "red " * 90, seen)]
+    requests += [Request("<CAPTION>", seen, start="red " * 90)]
     answers = model.answer(requests, Sampling(4))
     refused = [str(answer) if isinstance(answer, Unanswerable) else "" for answer in answers]
     assert "<OD>" in refused[0] and "<CAPTION_TO_PHRASE_GROUNDING>" in refused[0] and refused[1] == refused[0]
     assert "takes no text" in refused[2] and "needs a text" in refused[3] and refused[4:6] == ["", ""]
     assert "no picture" in refused[6] and "2 pictures" in refused[7] and "more than the 96" in refused[8]
+    assert "more than the 96" in refused[9]
     marked = "<CAPTION_TO_PHRASE_GROUNDING> <image>the <OD>dog</s>"
     plain = "<CAPTION_TO_PHRASE_GROUNDING> the  dog"
     assert [a.boxes for a in answered(florence, [marked])] == [a.boxes for a in answered(florence, [plain])]

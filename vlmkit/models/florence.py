@@ -64,6 +64,10 @@ class Florence(OnePicture):
             return f"{task} needs a text behind it"
         return super()._refusal(request)
 
+    def _length(self, request: Request) -> int:
+        begun = len(self._tokenizer(request.start).input_ids)  # in the decoder, which has as many places
+        return max(super()._length(request), begun)
+
     def _group(self, request: Request) -> Hashable:
         return request.start
 
