@@ -120,7 +120,7 @@ def test_what_is_no_task_is_refused_and_tasks_are_named(florence: Path) -> None:
     prompts = ["what is it?", "<od>", "<OD> a dog", "<CAPTION_TO_PHRASE_GROUNDING>", "<OCR>", "<CAPTION>"]
     requests = [Request(prompt, seen) for prompt in prompts] + [Request("<OD>"), Request("<OD>", seen * 2)]
     requests += [Request("<CAPTION_TO_PHRASE_GROUNDING> " + "red " * 90, seen)]
-    requests += [Request("<CAPTION>", seen, start="red " * 90)]
+    requests += [Request("<CAPTION>", seen, start="red " * 100)]
     answers = model.answer(requests, Sampling(4))
     refused = [str(answer) if isinstance(answer, Unanswerable) else "" for answer in answers]
     assert "<OD>" in refused[0] and "<CAPTION_TO_PHRASE_GROUNDING>" in refused[0] and refused[1] == refused[0]
