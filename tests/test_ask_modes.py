@@ -29,7 +29,9 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def terminal(pictures: Path, environment: dict[str, str]):
     def start(*words: object) -> pexpect.spawn:
-        return pexpect.spawn(str(SCRIPT), list(map(str, words)), cwd=pictures, env=environment | {"TERM": "dumb"}, timeout=120)
+        return pexpect.spawn(
+            str(SCRIPT), list(map(str, words)), cwd=pictures, env=environment | {"TERM": "dumb"}, timeout=120
+        )
 
     return start
 

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from vlmkit.models.chat import Box
+
+EVERYTHING = "every object"
 Size = tuple[int, int]  # width, height
 Labelled = tuple[str, Sequence[float]]  # a label and four numbers as the model wrote them
 
@@ -31,14 +34,14 @@ class Form(NamedTuple):
     read: Callable[[str], Iterator[Labelled]]
     scale: float | None
     rows_first: bool = False
-    everything: str = "every object"
+    everything: str = EVERYTHING
 
     def asked(self, what: str) -> str:
-        """The prompt for the boxes of `what`, or of everything where that is empty."""
-        return self.prompt.format(what=what or self.everything)
+        """The prompt for the boxes of `what`."""
+        return self.prompt.format(what=self.everything if what == EVERYTHING else what)
 
 
-def boxes(text: str, form: Form, original: Size, seen: Size | None = None) -> list[dict[str, Any]]:
+def boxes(text: str, form: Form, original: Size, seen: Size | None = None) -> list[Box]:
     """`{label, box: [x0, y0, x1, y1]}` for each box in `text`, in pixels of the picture of size `original`.
 
     `seen` is the size at which the model saw it, for forms whose numbers are pixels. What lies outside is cut off, and
@@ -54,7 +57,7 @@ def boxes(text: str, form: Form, original: Size, seen: Size | None = None) -> li
         ys = sorted(min(max(y * height / down, 0.0), float(height)) for y in (y0, y1))
         if xs[0] < xs[1] and ys[0] < ys[1]:
             box = [round(value, 1) for value in (xs[0], ys[0], xs[1], ys[1])]
-            found.append({"label": MARK.sub("", label).strip(" \n\t.,:;"), "box": box})
+            found.append(Box(label=MARK.sub("", label).strip(" \n\t.,:;"), box=box))
     return found
 
 

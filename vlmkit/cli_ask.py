@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from vlmkit.questions import Asked
     from vlmkit.records import Record
 
-# What is asked where there is no question.
-UNASKED = {"ocr": "Read all that is written in this picture.", "boxes": "every object"}
-
 
 def ask(
     run: Run,
@@ -105,7 +102,7 @@ def ask(
     from vlmkit.generate import ask as answered
     from vlmkit.inputs import Reading, count_inputs
     from vlmkit.overlay import overlay
-    from vlmkit.questions import split, to_ask
+    from vlmkit.questions import UNASKED, split, to_ask
     from vlmkit.records import dumps
     from vlmkit.schema import read_schema
 

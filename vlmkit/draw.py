@@ -62,7 +62,7 @@ def draw(image: "Image", boxes: Sequence[dict[str, Any]]) -> "Image":
     for found in boxes:
         color = COLORS[labels.index(found["label"]) % len(COLORS)]
         if polygon := found.get("polygon"):
-            pen.polygon([tuple(point) for point in polygon], outline=color, width=max(2, size // 6))
+            pen.polygon(polygon, outline=color, width=max(2, size // 6))
         pen.rectangle(found["box"], outline=color, width=max(2, size // 6))
     for found in boxes:  # labels lie on top
         _label(pen, found, COLORS[labels.index(found["label"]) % len(COLORS)], font, image.size)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from vlmkit.boxes import EVERYTHING
 from vlmkit.errors import VlmkitError
 from vlmkit.inputs import Item, Reading, is_one_picture, read_inputs
 from vlmkit.records import Failed, Record
@@ -14,6 +15,8 @@ from vlmkit.streams import stdin_is_terminal
 from vlmkit.tars import is_member, is_tar_name
 from vlmkit.urls import is_url
 
+# What is asked where there is no question.
+UNASKED = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
 RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
 
 

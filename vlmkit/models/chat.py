@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
@@ -25,9 +25,16 @@ if TYPE_CHECKING:
 
     from vlmkit.models.batch import BatchSize
 
+FAMILIES = {  # of transformers that have no chat template, by the type in their config.json
+    "blip": "vlmkit.models.blip:blip",
+    "blip-2": "vlmkit.models.blip2:Blip2",
+    "instructblip": "vlmkit.models.instructblip:InstructBlip",
+    "florence2": "vlmkit.models.florence:Florence",
+}
 TALKERS = {
     "mini": "vlmkit.models.mini.talk:Talk",
     "transformers": "vlmkit.models.llava:ImageTextToText",
+    **FAMILIES,
 }
 PROCESSING = (
     *PROCESSOR_FILES,
@@ -37,6 +44,7 @@ PROCESSING = (
     "generation_config.json",
     "train.toml",
 )
+QFORMER = "qformer_tokenizer"  # a folder of InstructBLIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +96,26 @@ class Request:
         return [*before, *self.pictures]
 
 
+class Box(TypedDict):
+    """Where something is, in pixels of the original: `box` [x0, y0, x1, y1], `polygon` [x0, y0, x1, y1, x2, …]."""
+
+    label: str
+    box: list[float]
+    score: NotRequired[float]
+    polygon: NotRequired[list[float]]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A reply without its end mark; `finish` is stop, or length where --max-tokens cut it; `tokens` are those made.
 
-    `boxes` are those of the record, where the request was for boxes.
+    `boxes` is None where the request was not one for boxes.
     """
 
     text: str
     finish: str
     tokens: int
-    boxes: list[dict[str, Any]] | None = None
+    boxes: list[Box] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +203,11 @@ def find_talker(name: str) -> Checkpoint:
         from vlmkit.models.hub import snapshot
 
         needed = ["config.json", "model*.safetensors*", "tokenizer*", "*processor_config.json"]
+        folder = snapshot(name, needed, PROCESSING)
+        if read_json(folder / "config.json").get("model_type") == "instructblip":
+            snapshot(name, [f"{QFORMER}/*"])
         try:
-            return _transformers(name, snapshot(name, needed, PROCESSING))
+            return _transformers(name, folder)
         except MissingFile:  # a download that was cut off
             return _transformers(name, snapshot(name, needed, PROCESSING, fresh=True))
     raise VlmkitError(f"{name}: no such model", "use mini, ORG/NAME of the Hub, or a folder of a trained model")
@@ -209,4 +229,6 @@ def _transformers(name: str, folder: Path) -> Checkpoint:
     if kind is None or kind in TRANSFORMERS_TYPES:
         what = f"{name} holds no model that answers" + (f", but one of type {kind}" if kind else "")
         raise VlmkitError(what, "name an image-text-to-text model of transformers, or what vlmkit train made")
-    return Checkpoint(name, "transformers", folder, transformers_weights(name, folder), present(folder, PROCESSING))
+    backend = str(kind) if str(kind) in FAMILIES else "transformers"
+    processing = present(folder, [*PROCESSING, *(f"{QFORMER}/{file}" for file in TOKENIZER_FILES)])
+    return Checkpoint(name, backend, folder, transformers_weights(name, folder), processing)
