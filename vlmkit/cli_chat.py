@@ -14,7 +14,7 @@ from vlmkit.options import AllowPrivate, ChatModel, Errors, Images, Inputs, Json
 from vlmkit.streams import Failures, Output, progress
 
 if TYPE_CHECKING:
-    from vlmkit.models.chat import Sampling, Talker
+    from vlmkit.models.chat import Hosting, Sampling, Talker
     from vlmkit.questions import Asked, Conversation
     from vlmkit.records import Failed, Record
 
@@ -61,6 +61,24 @@ Resume = Annotated[
     str | None,
     typer.Option("--resume", metavar="FILE", help="Append records to FILE, and leave out those that it holds."),
 ]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        callback=valid_utf8,
+        help="Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        callback=valid_utf8,
+        help="What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
+    ),
+]
 
 
 def caption(
@@ -75,6 +93,8 @@ def caption(
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
+    base_url: BaseUrl = None,
+    option: Options = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,
@@ -112,7 +132,8 @@ def caption(
         )
 
     count = partial(count_inputs, named, reading)
-    return _deliver(run, conversation, model, results, "caption", count, output, errors, resume, json)
+    talker = run.load_talker(model, _hosting(base_url, option or []))
+    return _deliver(run, conversation, talker, results, "caption", count, output, errors, resume, json)
 
 
 def ask(
@@ -136,6 +157,8 @@ def ask(
     max_tokens: MaxTokens = ANSWER_TOKENS,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
+    base_url: BaseUrl = None,
+    option: Options = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,
@@ -173,7 +196,8 @@ def ask(
         )
 
     count = partial(count_inputs, named, reading)
-    return _deliver(run, conversation, model, results, "answer", count, output, errors, resume, json)
+    talker = run.load_talker(model, _hosting(base_url, option or []))
+    return _deliver(run, conversation, talker, results, "answer", count, output, errors, resume, json)
 
 
 def _check(inputs: list[str], output: str | None, errors: str | None, resume: str | None) -> None:
@@ -193,10 +217,26 @@ def _sampling(run: Run, temperature: float, top_p: float | None, max_tokens: int
     return Sampling(max_tokens or ANSWER_TOKENS, temperature, 1.0 if top_p is None else top_p, run.seed or 0)
 
 
+def _hosting(base_url: str | None, options: list[str]) -> "Hosting":
+    from vlmkit.models.chat import Hosting
+    from vlmkit.records import loads
+
+    given: dict[str, object] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            raise VlmkitError(f"--option {option} names no value", "write KEY=VALUE, such as detail=high")
+        try:
+            given[key] = loads(value.encode())
+        except ValueError:
+            given[key] = value
+    return Hosting(base_url, given)
+
+
 def _deliver(
     run: Run,
     conversation: "Conversation",
-    model: str,
+    talker: "Talker",
     results: "Callable[[Iterable[Asked | Failed], Talker], Iterator[Record | Failed]]",
     field: str,
     count: Callable[[], int | None],
@@ -208,7 +248,6 @@ def _deliver(
     """Write what the model says: `field` alone for a single answer, else records."""
     from vlmkit.resume import Resumed
 
-    talker = run.load_talker(model)
     with ExitStack() as files:
         failures = files.enter_context(Failures(errors))
         out = files.enter_context(Output(output) if resume is None else Resumed(resume))

@@ -1,6 +1,8 @@
 """caption and ask: records with their pictures go to a chat model in batches, and come back with what it said."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -8,12 +10,14 @@ from typing import Any
 from vlmkit.alt_text import alt_text
 from vlmkit.images import ahead, open_picture
 from vlmkit.models.batch import BatchSize
-from vlmkit.models.chat import Answer, ChatModel, Request, Sampling, Talker, Unanswerable
+from vlmkit.models.chat import Answer, ChatModel, HostedModel, Request, Sampling, Talker, Unanswerable
 from vlmkit.questions import Asked
 from vlmkit.records import Failed, Record
 from vlmkit.sources import Bytes, PictureError
 from vlmkit.tars import locate
 from vlmkit.urls import FETCHERS, Web, is_url
+
+HELD = 4  # answers of a hosted model that may wait for an earlier one, for each request under way
 
 
 def ask(
@@ -109,11 +113,51 @@ def _answered(
     with Web(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
+        if isinstance(model, HostedModel):
+            yield from _by_turns(prepared, model, request, sampling, sizes.size)
+            return
         while batch := list(islice(prepared, sizes.size)):
             ready = [entry for entry in batch if isinstance(entry, Asked)]
             answers = iter(model.answer([request(entry) for entry in ready], sampling) if ready else [])
             for entry in batch:
                 yield entry if isinstance(entry, Failed) else _paired(entry, next(answers))
+
+
+def _by_turns(
+    prepared: Iterable[Asked | Failed],
+    model: HostedModel,
+    request: Callable[[Asked], Request],
+    sampling: Sampling,
+    at_once: int,
+) -> Iterator[tuple[Record, Answer] | Failed]:
+    """Each record and its answer, in input order, with `at_once` requests under way as long as there are so many."""
+    waiting: deque[tuple[Asked, Future[Answer | Unanswerable]] | Failed] = deque()
+    under_way: set[Future[Answer | Unanswerable]] = set()
+    try:
+        for entry in prepared:
+            if isinstance(entry, Failed):
+                waiting.append(entry)
+            else:
+                future = model.submit(request(entry), sampling)
+                waiting.append((entry, future))
+                under_way.add(future)
+            if len(under_way) >= at_once:
+                under_way = wait(under_way, return_when=FIRST_COMPLETED).not_done
+            while waiting and (_is_ready(waiting[0]) or len(waiting) >= HELD * at_once):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+def _is_ready(turn: tuple[Asked, Future[Answer | Unanswerable]] | Failed) -> bool:
+    return isinstance(turn, Failed) or turn[1].done()
+
+
+def _result(turn: tuple[Asked, Future[Answer | Unanswerable]] | Failed) -> tuple[Record, Answer] | Failed:
+    return turn if isinstance(turn, Failed) else _paired(turn[0], turn[1].result())
 
 
 def _paired(entry: Asked, answer: Answer | Unanswerable) -> tuple[Record, Answer] | Failed:

@@ -18,7 +18,7 @@ from vlmkit.streams import Output, stderr_is_terminal, tell
 
 if TYPE_CHECKING:
     from vlmkit.models import Model
-    from vlmkit.models.chat import Talker
+    from vlmkit.models.chat import Hosting, Talker
 
 PROGRAM = "vlmkit"
 TAGLINE = "Composable commands for pictures and language."
@@ -99,9 +99,9 @@ class Run:
         ),
     ] = AUTO
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
-    seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")
-    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")] = (
+        None
+    )
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still told.")] = (
         False
     )
@@ -132,12 +132,12 @@ class Run:
         note(f"model {model.identity}, device {model.embedder.device}, precision {used}")
         return model
 
-    def load_talker(self, name: str) -> "Talker":
-        """The chat model called `name`, on this device."""
+    def load_talker(self, name: str, hosting: "Hosting") -> "Talker":
+        """The chat model called `name`, on this device or where `hosting` says."""
         from vlmkit.models import Hardware
         from vlmkit.models.chat import load_talker
 
-        talker = load_talker(name, Hardware(self.device.value))
+        talker = load_talker(name, Hardware(self.device.value), hosting)
         if self.verbose and not self.quiet:
             tell(f"model {talker.identity}, device {talker.model.device}")
         return talker
@@ -170,7 +170,11 @@ EmbedModel = Annotated[
 ChatModel = Annotated[
     str,
     typer.Option(
-        "-m", "--model", metavar="MODEL", envvar="VLMKIT_CHAT_MODEL", help="Model that answers: a name or a folder."
+        "-m",
+        "--model",
+        metavar="MODEL",
+        envvar="VLMKIT_CHAT_MODEL",
+        help="Model that answers: a name or a folder; openai:NAME of an endpoint.",
     ),
 ]
 EmbedPrecision = Annotated[
