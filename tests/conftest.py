@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from hosted import Hosted
 
 from vlmkit.demo import collect
 
@@ -47,6 +48,13 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     talker(folder / "trained")
     pack_talk(folder / "trained", folder / "packed", "float32")
     return folder
+
+
+@pytest.fixture
+def hosted() -> Iterator[Hosted]:
+    """An endpoint on the loopback address."""
+    with Hosted() as running:
+        yield running
 
 
 @pytest.fixture

@@ -119,8 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        deltas: list[tuple[dict, str | None]] = [({"role": "assistant"}, None), *(({"content": p}, None) for p in pieces)]
-        for number, (delta, finish) in enumerate([*deltas, *([({}, "stop")] if whole else [])]):
+        said: list[tuple[dict, str | None]] = [({"content": piece}, None) for piece in pieces]
+        end: list[tuple[dict, str | None]] = [({}, "stop")] if whole else []
+        for number, (delta, finish) in enumerate([({"role": "assistant"}, None), *said, *end]):
             if number > 1:
                 assert self.server.go.wait(30)
             chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"}
@@ -139,17 +140,27 @@ class _Handler(BaseHTTPRequestHandler):
     def on_Describe(self) -> None:
         self.say("A cup of coffee on a table. It is hot.")
 
-    def on_slow(self) -> None:
-        """slow SECONDS …"""
-        time.sleep(float(self.text.split()[1]))
+    def on_meets(self) -> None:
+        """meets N …: answers as soon as there have been N requests at a time; the more words follow, the later."""
+        _, number, *rest = self.text.split()
+        deadline = time.monotonic() + 30
+        while self.server.most < int(number) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1 * len(rest))
         self.good()
+
+    def on_drips(self) -> None:
+        """A space at a time, which JSON may begin with."""
+        self.send(b"", Content_Length="1000")
+        while not self.server.go.wait(0.1):
+            self.wfile.write(b" ")
 
     def on_waits(self) -> None:
         self.server.go.wait(30)
         self.good()
 
     def on_stalls(self) -> None:
-        time.sleep(2 if self.tries == 1 else 0)
+        _ = self.tries > 1 or self.server.go.wait(30)
         self.good()
 
     def on_hangs(self) -> None:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import os
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ FEW_COLORS = 4096  # drawings, screens and small pictures; these go as PNG, whic
 QUALITY = 90  # of JPEG
 OURS = ("model", "messages", "stream")  # what no option may change
 LONGEST_REASON = 300  # characters
+FILTERED = "held back by the endpoint's filter"
 
 
 class Endpoint:
@@ -72,7 +74,8 @@ class Endpoint:
         self.batch = BatchSize(AT_ONCE)
         self._heard = False  # whether it has answered yet
         self._loop = asyncio.new_event_loop()
-        Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
+        Thread(target=_run, args=(self._loop,), name="endpoint", daemon=True).start()
+        weakref.finalize(self, _end, client, self._loop).atexit = False  # the end of the process waits for nobody
 
     def _client(self, base_url: str | None) -> Any:
         try:
@@ -141,18 +144,22 @@ class Endpoint:
         return answer
 
     async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> None:
+        import openai
+
         body = self._body(request, sampling)
         finish = None
+        async with self._told(body):
+            chunks = await self._completions.create(**body, stream=True)
         try:
-            async with self._told(body), await self._completions.create(**body, stream=True) as chunks:
+            async with chunks:
                 async for chunk in chunks:
                     for choice in (chunk.choices or [])[:1]:
                         finish = choice.finish_reason or finish
                         put(choice.delta.content or choice.delta.refusal or "")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise Unanswerable(f"no answer in what the endpoint sent: {self._short(str(error))}") from None
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+            raise Unanswerable(f"the reply broke off ({self._short(str(error))})") from None
         if finish in (None, "content_filter"):
-            raise Unanswerable("the reply broke off" if finish is None else "held back by the endpoint's filter")
+            raise Unanswerable("the reply broke off" if finish is None else FILTERED)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """The arguments of `chat.completions.create`."""
@@ -190,8 +197,6 @@ class Endpoint:
             raise self._unreachable(error) from None
         except TimeoutError:
             raise Unanswerable(f"the endpoint does not come to an end in {self._limit:g} s") from None
-        except openai.OpenAIError as error:  # told in the middle of a stream
-            raise Unanswerable(f"the endpoint says: {self._short(str(error))}") from None
 
     def _unreachable(self, error: "APIConnectionError") -> Exception:
         import httpx2
@@ -227,6 +232,16 @@ class Endpoint:
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
 
 
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _end(client: Any, loop: asyncio.AbstractEventLoop) -> None:
+    closed = asyncio.run_coroutine_threadsafe(client.close(), loop)
+    closed.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+
+
 def _number(options: dict[str, Any], key: str, usual: float, least: float) -> float:
     """The option `key`, which is not for the endpoint, taken out of `options`."""
     found = options.pop(key, usual)
@@ -257,7 +272,7 @@ def _answer(reply: Any, start: str) -> Answer:
     if message.get("refusal"):
         raise Unanswerable(f"the model refuses: {message['refusal']}")
     if finish == "content_filter":
-        raise Unanswerable("held back by the endpoint's filter")
+        raise Unanswerable(FILTERED)
     text = message["content"].strip()
     if not text and finish == "length":
         raise Unanswerable("cut off before the answer began; the model may think first, so raise --max-tokens")
