@@ -26,11 +26,7 @@ def aligned(data: Path, start: Start) -> Path:
 def test_settings_from_a_file_and_flags_over_them(data: Path, start: Start, tmp_path: Path) -> None:
     told = f'preset = "debug"\ndata = ["{data}/captions.jsonl"]\nsteps = 2\nbatch-size = 4\nseed = 3\n'
     (tmp_path / "mine.toml").write_text(told + "projector_lr = 0.5\nval = 0.25\n")
-    log = records(
-        start(tmp_path, "train", "align", "--config", "mine.toml", "-o", "a", "--steps", "3", "--seed", "0")
-        .done()
-        .stdout
-    )
+    log = records(start(tmp_path, "train", "align", "--config", "mine.toml", "-o", "a", "--steps", "3", "--seed", "0").done().stdout)
     assert max(entry["step"] for entry in log) == 3 and log[0]["lr"] == 0.5 and any("val_loss" in e for e in log)
     again = start(tmp_path, "train", "align", "--config", "a/train.toml", "-o", "b").done()
     keep = ("step", "loss", "val_loss", "lr", "grad_norm")
@@ -39,12 +35,7 @@ def test_settings_from_a_file_and_flags_over_them(data: Path, start: Start, tmp_
     ]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     settled = (tmp_path / "a/train.toml").read_text()
-    assert (
-        "steps = 3" in settled
-        and "seed = 0" in settled
-        and "batch-size = 4" in settled
-        and "projector-lr = 0.5" in settled
-    )
+    assert "steps = 3" in settled and "seed = 0" in settled and "batch-size = 4" in settled and "projector-lr = 0.5" in settled
 
 
 def test_dry_run_says_what_would_be_trained(data: Path, aligned: Path, start: Start, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vlmkit.options import AllowPrivate, ChatModel, Errors, Images, Inputs, Json
 from vlmkit.streams import Failures, Output, progress
 
 if TYPE_CHECKING:
-    from vlmkit.models.chat import Hosting, Sampling, Talker
+    from vlmkit.models.chat import Sampling, Talker
     from vlmkit.questions import Asked, Conversation
     from vlmkit.records import Failed, Record
 
@@ -132,7 +132,7 @@ def caption(
         )
 
     count = partial(count_inputs, named, reading)
-    talker = run.load_talker(model, _hosting(base_url, option or []))
+    talker = run.load_talker(model, base_url, option)
     return _deliver(run, conversation, talker, results, "caption", count, output, errors, resume, json)
 
 
@@ -196,7 +196,7 @@ def ask(
         )
 
     count = partial(count_inputs, named, reading)
-    talker = run.load_talker(model, _hosting(base_url, option or []))
+    talker = run.load_talker(model, base_url, option)
     return _deliver(run, conversation, talker, results, "answer", count, output, errors, resume, json)
 
 
@@ -215,22 +215,6 @@ def _sampling(run: Run, temperature: float, top_p: float | None, max_tokens: int
     if top_p is not None and not temperature:
         raise VlmkitError("--top-p chooses at random, which temperature 0 never does", "add --temperature 0.7")
     return Sampling(max_tokens or ANSWER_TOKENS, temperature, 1.0 if top_p is None else top_p, run.seed or 0)
-
-
-def _hosting(base_url: str | None, options: list[str]) -> "Hosting":
-    from vlmkit.models.chat import Hosting
-    from vlmkit.records import loads
-
-    given: dict[str, object] = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not key or not equals:
-            raise VlmkitError(f"--option {option} names no value", "write KEY=VALUE, such as detail=high")
-        try:
-            given[key] = loads(value.encode())
-        except ValueError:
-            given[key] = value
-    return Hosting(base_url, given)
 
 
 def _deliver(

@@ -18,7 +18,7 @@ from vlmkit.streams import Output, stderr_is_terminal, tell
 
 if TYPE_CHECKING:
     from vlmkit.models import Model
-    from vlmkit.models.chat import Hosting, Talker
+    from vlmkit.models.chat import Talker
 
 PROGRAM = "vlmkit"
 TAGLINE = "Composable commands for pictures and language."
@@ -99,9 +99,9 @@ class Run:
         ),
     ] = AUTO
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")] = (
-        None
-    )
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")
+    ] = None
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still told.")] = (
         False
     )
@@ -132,12 +132,12 @@ class Run:
         note(f"model {model.identity}, device {model.embedder.device}, precision {used}")
         return model
 
-    def load_talker(self, name: str, hosting: "Hosting") -> "Talker":
-        """The chat model called `name`, on this device or where `hosting` says."""
+    def load_talker(self, name: str, base_url: str | None = None, options: list[str] | None = None) -> "Talker":
+        """The chat model called `name`, on this device, or at `base_url` with `options`."""
         from vlmkit.models import Hardware
-        from vlmkit.models.chat import load_talker
+        from vlmkit.models.chat import Hosting, load_talker
 
-        talker = load_talker(name, Hardware(self.device.value), hosting)
+        talker = load_talker(name, Hardware(self.device.value), Hosting.of(base_url, options or []))
         if self.verbose and not self.quiet:
             tell(f"model {talker.identity}, device {talker.model.device}")
         return talker

@@ -20,6 +20,7 @@ from vlmkit.models.find import (
     read_json,
     transformers_weights,
 )
+from vlmkit.records import loads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,6 +141,20 @@ class Hosting:
 
     base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base_url: str | None, options: Sequence[str]) -> "Hosting":
+        """`options` are KEY=VALUE each, VALUE JSON or else a string. Raises VlmkitError."""
+        given: dict[str, Any] = {}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if not key or not equals:
+                raise VlmkitError(f"--option {option} names no value", "write KEY=VALUE, such as detail=high")
+            try:
+                given[key] = loads(value.encode())
+            except ValueError:
+                given[key] = value
+        return cls(base_url, given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ import hashlib
 import io
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,10 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
 from vlmkit.models.batch import BatchSize
 from vlmkit.models.chat import CAPTIONS, ENDPOINT, Answer, Hosting, Request, Sampling, Unanswerable
+from vlmkit.models.endpoint_trouble import Trouble
 from vlmkit.records import loads
 
 if TYPE_CHECKING:
-    from openai import APIConnectionError, APIStatusError
     from PIL.Image import Image
 
 AT_ONCE = 8  # requests
@@ -36,7 +35,6 @@ MAX_SIDE = 1536  # pixels; hosted models look at no more, or bill more for it
 FEW_COLORS = 4096  # drawings, screens and small pictures; these go as PNG, which keeps letters sharp
 QUALITY = 90  # of JPEG
 OURS = ("model", "messages", "stream")  # what no option may change
-LONGEST_REASON = 300  # characters
 FILTERED = "held back by the endpoint's filter"
 
 
@@ -61,7 +59,6 @@ class Endpoint:
             raise VlmkitError(f"--option {fixed} is not free to choose", "leave it out")
         self._seconds = float(_number(options, "timeout", SECONDS, 0.001))
         self._tries = 1 + int(_number(options, "retries", RETRIES, 0))
-        self._limit = self._tries * (self._seconds + LONGEST_WAIT) - LONGEST_WAIT
         self.size = int(_number(options, "max_side", MAX_SIDE, 1))
         detail = options.pop("detail", None)
         self._detail = {} if detail is None else {"detail": detail}
@@ -72,7 +69,7 @@ class Endpoint:
         self.device = str(client.base_url.copy_with(userinfo=b""))
         self.digits = hashlib.sha256(f"{self.device}\n{self._name}".encode()).hexdigest()[:12]
         self.batch = BatchSize(AT_ONCE)
-        self._heard = False  # whether it has answered yet
+        self._trouble = Trouble(self.device, self._name, self._key, self._seconds, self._tries)
         self._loop = asyncio.new_event_loop()
         Thread(target=_run, args=(self._loop,), name="endpoint", daemon=True).start()
         weakref.finalize(self, _end, client, self._loop).atexit = False  # the end of the process waits for nobody
@@ -132,23 +129,23 @@ class Endpoint:
 
     async def _reply(self, request: Request, sampling: Sampling) -> Answer | Unanswerable:
         body = self._body(request, sampling)
+        limit = self._tries * (self._seconds + LONGEST_WAIT) - LONGEST_WAIT
         try:
-            async with self._told(body), asyncio.timeout(self._limit):
+            async with self._trouble.told(body["extra_body"]), asyncio.timeout(limit):
                 reply = await self._completions.with_raw_response.create(**body)
-            answer = _answer(loads(reply.content), request.start)
         except Unanswerable as reason:
             return reason
+        try:
+            return _answer(loads(reply.content), request.start)
         except (ValueError, LookupError, TypeError, AttributeError):
-            return Unanswerable(f"no answer in what the endpoint sent: {self._short(reply.text)}")
-        self._heard = True
-        return answer
+            return Unanswerable(f"no answer in what the endpoint sent: {self._trouble.short(reply.text)}")
 
     async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> None:
         import openai
 
         body = self._body(request, sampling)
         finish = None
-        async with self._told(body):
+        async with self._trouble.told(body["extra_body"]):
             chunks = await self._completions.create(**body, stream=True)
         try:
             async with chunks:
@@ -157,7 +154,7 @@ class Endpoint:
                         finish = choice.finish_reason or finish
                         put(choice.delta.content or choice.delta.refusal or "")
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise Unanswerable(f"the reply broke off ({self._short(str(error))})") from None
+            raise Unanswerable(f"the reply broke off ({self._trouble.short(str(error))})") from None
         if finish in (None, "content_filter"):
             raise Unanswerable("the reply broke off" if finish is None else FILTERED)
 
@@ -183,53 +180,6 @@ class Endpoint:
             said = [*pictures, {"type": "text", "text": said}]
         system = [{"role": "system", "content": request.system}] if request.system else []
         return [*system, {"role": "user", "content": said}]
-
-    @asynccontextmanager
-    async def _told(self, body: Mapping[str, Any]) -> AsyncIterator[None]:
-        """The package's exceptions as Unanswerable, or as VlmkitError where every request would meet the same."""
-        import openai
-
-        try:
-            yield
-        except openai.APIStatusError as error:
-            raise self._refused(error, body["extra_body"]) from None
-        except openai.APIConnectionError as error:
-            raise self._unreachable(error) from None
-        except TimeoutError:
-            raise Unanswerable(f"the endpoint does not come to an end in {self._limit:g} s") from None
-
-    def _unreachable(self, error: "APIConnectionError") -> Exception:
-        import httpx2
-
-        cause = error.__cause__
-        silent = isinstance(cause, httpx2.TimeoutException)
-        reason = f"silent for {self._seconds:g} s" if silent else self._short(str(cause)) or type(cause).__name__
-        what = f"{reason} ({self._tries} tries)"
-        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._heard:
-            return VlmkitError(f"{self.device} cannot be reached, {what}", "start the server, or check --base-url")
-        return Unanswerable(f"the endpoint fails: {what}")
-
-    def _refused(self, error: "APIStatusError", settings: Mapping[str, Any]) -> Exception:
-        status = error.status_code
-        reason = self._short(_message(error))
-        what = f"{self.device} answers {status}, {reason}"
-        if status == 401 or (status == 403 and not self._heard):
-            return VlmkitError(what, "check the key, OPENAI_API_KEY" if self._key else "set OPENAI_API_KEY to your key")
-        if status == 402 or error.code == "insufficient_quota":
-            return VlmkitError(what, "look after the account of that key")
-        if status in (404, 405):
-            return VlmkitError(what, f"check the model's name, {self._name}, and --base-url, which mostly ends in /v1")
-        if status < 400:
-            place = self._short(error.response.headers.get("Location", "nowhere"))
-            return VlmkitError(f"{self.device} redirects to {place}", "name that with --base-url if you trust it")
-        if status in (400, 422) and str(error.param) in settings:
-            return VlmkitError(what, f"change it, or leave it out with --option {error.param}=null")
-        return Unanswerable(f"the endpoint answers {status}, {reason}")
-
-    def _short(self, text: str) -> str:
-        """One line of what the endpoint said, without the key, which it may have repeated."""
-        text = " ".join((text.replace(self._key, "***") if self._key else text).split())
-        return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -257,25 +207,17 @@ def _key() -> str:
     return key
 
 
-def _message(error: "APIStatusError") -> str:
-    """What the endpoint said, in the forms that are about: OpenAI's, FastAPI's, a text; no web pages."""
-    body = error.body
-    found = body.get("message") or body.get("detail") if isinstance(body, dict) else body
-    said = str(found or "").strip()
-    return error.response.reason_phrase if not said or said.startswith("<") else said
-
-
-def _answer(reply: Any, start: str) -> Answer:
-    """The first choice of a chat completion. Raises Unanswerable, or what missing fields raise."""
+def _answer(reply: Any, start: str) -> Answer | Unanswerable:
+    """The first choice of a chat completion. Raises ValueError, LookupError, TypeError or AttributeError for others."""
     choice = reply["choices"][0]
     message, finish = choice["message"], choice.get("finish_reason")
     if message.get("refusal"):
-        raise Unanswerable(f"the model refuses: {message['refusal']}")
+        return Unanswerable(f"the model refuses: {message['refusal']}")
     if finish == "content_filter":
-        raise Unanswerable(FILTERED)
+        return Unanswerable(FILTERED)
     text = message["content"].strip()
     if not text and finish == "length":
-        raise Unanswerable("cut off before the answer began; the model may think first, so raise --max-tokens")
+        return Unanswerable("cut off before the answer began; the model may think first, so raise --max-tokens")
     if start.strip():
         start = start.strip()
         begun = text[: len(start)].lower() == start.lower()
