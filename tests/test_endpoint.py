@@ -346,7 +346,7 @@ def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environmen
         (["-m", "mini", "--option", "seed=1"], "--base-url and --option are for models of an endpoint, which mini"),
         (["-m", "./some", "--base-url", "http://127.0.0.1/v1"], "are for models of an endpoint, which ./some is not"),
         (["-m", "openai:"], "names no model"),
-        (["--base-url", "127.0.0.1:8000/v1"], "127.0.0.1:8000/v1 is no URL"),
+        (["--base-url", "127.0.0.1:8000/v1"], "the base URL '127.0.0.1:8000/v1/' is none"),
         (["--base-url", "http://127.0.0.1:port/v1"], "no endpoint to ask"),
         (["--device", "cpu"], "does not run here"),
         (["--option", "detail"], "--option detail names no value"),

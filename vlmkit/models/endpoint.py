@@ -92,7 +92,7 @@ class Endpoint:
         except (openai.OpenAIError, httpx2.InvalidURL, ValueError, ImportError) as error:
             raise VlmkitError(f"no endpoint to ask ({error})", "check --base-url and the proxies set") from None
         if client.base_url.scheme not in ("http", "https") or not client.base_url.host:
-            raise VlmkitError(f"{base_url or client.base_url} is no URL", "write --base-url http://HOST:PORT/v1")
+            raise VlmkitError(f"the base URL '{client.base_url}' is none", "write --base-url http://HOST:PORT/v1")
         return client
 
     def preprocess(self, image: "Image") -> str:
