@@ -120,5 +120,6 @@ FORMS = {
     "qwen3_vl_moe": Form(JSON_LIST, _objects("bbox_2d"), 1000),
     "deepseek_vl_v2": Form("<|ref|>{what}<|/ref|>.", _detections, 999),
 }
+HOSTED = Form(f"{JSON_LIST} The coordinates are thousandths of width and height.", _objects("bbox_2d"), 1000)
 GEMINI = Form(JSON_LIST, _objects("box_2d"), 1000, rows_first=True)
 MOONDREAM = Form("{what}", _objects(), 1)

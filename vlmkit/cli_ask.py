@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit.cli_chat import ANSWER_TOKENS, MaxTokens, Resume, Temperature, TopP, check_files, deliver, sampling_of
+from vlmkit.cli_chat import (
+    ANSWER_TOKENS,
+    BaseUrl,
+    MaxTokens,
+    Options,
+    Resume,
+    Temperature,
+    TopP,
+    check_files,
+    deliver,
+    sampling_of,
+)
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import AllowPrivate, ChatModel, Errors, Images, Json, Nul, OutputFile, Run, valid_utf8
 from vlmkit.records import Failed
@@ -82,6 +93,8 @@ def ask(
     max_tokens: MaxTokens = ANSWER_TOKENS,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
+    base_url: BaseUrl = None,
+    option: Options = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,
@@ -126,12 +139,12 @@ def ask(
         stats=stats,
     )
     if chat:
-        return _chat(run, named, question, model, sampling, system)
+        return _chat(run.load_talker(model, base_url, option), named, question, sampling, system)
     reading = Reading(nul=nul, images=images, piped_picture=True)
     conversation = to_ask(named, question, reading, UNASKED.get(task))
     if (drawing or attention) and not conversation.single:
         raise VlmkitError(f"{'--draw' if drawing else '--attention'} is for one picture", "name it alone")
-    talker = run.load_talker(model)
+    talker = run.load_talker(model, base_url, option)
     _check_able(talker, "attention" if attention else task)
     if attention:
         wishes = replace(wishes, looked=lambda looks: save(overlay(*looks), attention))
@@ -178,12 +191,12 @@ def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Faile
             out.write(b"\n")
 
 
-def _chat(run: Run, images: list[str], question: str | None, model: str, sampling: "Sampling", system: str) -> Exit:
+def _chat(talker: "Talker", images: list[str], question: str | None, sampling: "Sampling", system: str) -> Exit:
     """A conversation, until its end."""
     from vlmkit.session import Session, history_file, lines
 
     out = Output()
-    session = Session(run.load_talker(model), sampling, system, images, lambda text: out.write(text.encode()), tell)
+    session = Session(talker, sampling, system, images, lambda text: out.write(text.encode()), tell)
     if question is not None:
         session.take(question)
     for line in lines(history_file()):

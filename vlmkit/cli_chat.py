@@ -61,6 +61,24 @@ Resume = Annotated[
     str | None,
     typer.Option("--resume", metavar="FILE", help="Append records to FILE, and leave out those that it holds."),
 ]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        callback=valid_utf8,
+        help="Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        callback=valid_utf8,
+        help="What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
+    ),
+]
 
 
 def caption(
@@ -79,6 +97,8 @@ def caption(
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
+    base_url: BaseUrl = None,
+    option: Options = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,
@@ -105,7 +125,7 @@ def caption(
     reading = Reading(nul=nul, images=images, piped_picture=True)
     conversation = to_caption(named, reading)
 
-    talker = run.load_talker(model)
+    talker = run.load_talker(model, base_url, option)
     how = caption_sampling(talker.model, length.value, sampling, max_tokens)
 
     def results(items: "Iterable[Asked | Failed]", _: Output) -> "Iterator[Record | Failed]":

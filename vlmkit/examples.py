@@ -117,6 +117,10 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
         Example("About what a search finds.", "vlmkit search 'a cat' -k 3 | vlmkit ask 'what color is it?'"),
         Example("Questions in records, scored.", "vlmkit ask answers.jsonl | vlmkit eval vqa --metric exact"),
+        Example(
+            "Ask a hosted model, here at $OPENAI_BASE_URL or OpenAI's own place.",
+            "vlmkit ask photos/coffee.png 'what is this?' -m openai:gpt-4o-mini --option detail=low",
+        ),
     ],
     "train": [
         Example(

@@ -1,16 +1,18 @@
 """caption and ask: records with their pictures go to a chat model in batches, and come back with what it said."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.alt_text import alt_text
 from vlmkit.constitution import Constitution, judged
 from vlmkit.images import ahead, open_picture
 from vlmkit.models.batch import BatchSize
-from vlmkit.models.chat import Answer, ChatModel, Reply, Request, Sampling, Talker, Unanswerable
+from vlmkit.models.chat import Answer, ChatModel, HostedModel, Reply, Request, Sampling, Talker, Unanswerable
 from vlmkit.questions import Asked
 from vlmkit.records import Failed, Record
 from vlmkit.schema import conforming
@@ -20,6 +22,9 @@ from vlmkit.urls import FETCHERS, Web, is_url
 
 if TYPE_CHECKING:
     from vlmkit.models.attention import Looks
+
+Answering = Callable[[list[Request], Sampling], list[Reply | Unanswerable]]
+HELD = 4  # answers of a hosted model that may wait for an earlier one, for each request under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,8 @@ def ask(
         yield record | made | {"finish": reply.answer.finish} | reply.fields | stats
 
 
-def _answering(model: ChatModel, wishes: Wishes) -> Callable[[list[Request], Sampling], list[Reply | Unanswerable]]:
-    """How `model` answers requests, the way that is wished."""
+def _answering(model: ChatModel, wishes: Wishes) -> Answering | None:
+    """How `model` answers requests, where more is wished than its answers."""
 
     def answer(requests: list[Request], sampling: Sampling) -> list[Reply | Unanswerable]:
         if wishes.constitution:
@@ -84,12 +89,11 @@ def _answering(model: ChatModel, wishes: Wishes) -> Callable[[list[Request], Sam
             return conforming(model, requests, sampling, wishes.schema)
         if wishes.say:
             return [_reply(model.stream(request, sampling, wishes.say)) for request in requests]
-        answers = model.answer(requests, sampling)
-        if wishes.looked:
-            return [_shown(model, *pair, wishes.looked) for pair in zip(requests, answers, strict=True)]
-        return list(map(_reply, answers))
+        assert wishes.looked
+        pairs = zip(requests, model.answer(requests, sampling), strict=True)
+        return [_shown(model, *pair, wishes.looked) for pair in pairs]
 
-    return answer
+    return answer if wishes.constitution or wishes.schema or wishes.say or wishes.looked else None
 
 
 def _shown(
@@ -128,8 +132,7 @@ def caption(
         return Request(style.prompt, ready.pictures, start=start, number=ready.number)
 
     pictures = (_one_picture(item) for item in items)
-    answer = _answering(talker.model, Wishes())
-    answered = _answered(pictures, talker.model, answer, request, sampling, batch_size, workers, allow_private)
+    answered = _answered(pictures, talker.model, None, request, sampling, batch_size, workers, allow_private)
     sentences = None if length == "long" else 1
     for found in answered:
         if isinstance(found, Failed):
@@ -159,14 +162,14 @@ def _one_picture(item: Asked | Failed) -> Asked | Failed:
 def _answered(
     items: Iterable[Asked | Failed],
     model: ChatModel,
-    answer: Callable[[list[Request], Sampling], list[Reply | Unanswerable]],
+    answer: Answering | None,
     request: Callable[[Asked], Request],
     sampling: Sampling,
     batch_size: int,
     workers: int,
     allow_private: bool,
 ) -> Iterator[tuple[Record, Reply] | Failed]:
-    """Each record and the reply to its request, in input order.
+    """Each record and the reply to its request, by `answer` or the model's own, in input order.
 
     Pictures by URL are fetched ahead, then all are decoded ahead in threads; at most two batches wait.
     """
@@ -181,13 +184,65 @@ def _answered(
     with Web(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
+        if answer is None and isinstance(model, HostedModel):
+            yield from _by_turns(prepared, model, request, sampling, sizes.size)
+            return
         while batch := list(islice(prepared, sizes.size)):
             ready = [entry for entry in batch if isinstance(entry, Asked)]
             start = time.perf_counter()
-            replies = iter(answer([request(entry) for entry in ready], sampling) if ready else [])
+            requests = [request(entry) for entry in ready]
+            replies = iter(answer(requests, sampling) if answer else map(_reply, model.answer(requests, sampling)))
             ms = 1000 * (time.perf_counter() - start) / max(len(ready), 1)
             for entry in batch:
                 yield entry if isinstance(entry, Failed) else _paired(entry, next(replies), ms)
+
+
+def _by_turns(
+    prepared: Iterable[Asked | Failed],
+    model: HostedModel,
+    request: Callable[[Asked], Request],
+    sampling: Sampling,
+    at_once: int,
+) -> Iterator[tuple[Record, Reply] | Failed]:
+    """Each record and its answer, in input order, with `at_once` requests under way as long as there are so many."""
+    waiting: deque[Turned | Failed] = deque()
+    under_way: set[Future[Answer | Unanswerable]] = set()
+    try:
+        for entry in prepared:
+            if isinstance(entry, Failed):
+                waiting.append(entry)
+            else:
+                future = model.submit(request(entry), sampling)
+                waiting.append(Turned(entry, future, time.perf_counter()))
+                under_way.add(future)
+            if len(under_way) >= at_once:
+                under_way = wait(under_way, return_when=FIRST_COMPLETED).not_done
+            while waiting and (_is_ready(waiting[0]) or len(waiting) >= HELD * at_once):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+class Turned(NamedTuple):
+    """A record whose question is under way since `start`."""
+
+    entry: Asked
+    future: Future[Answer | Unanswerable]
+    start: float
+
+
+def _is_ready(turn: Turned | Failed) -> bool:
+    return isinstance(turn, Failed) or turn.future.done()
+
+
+def _result(turn: Turned | Failed) -> tuple[Record, Reply] | Failed:
+    if isinstance(turn, Failed):
+        return turn
+    reply = _reply(turn.future.result())
+    return _paired(turn.entry, reply, 1000 * (time.perf_counter() - turn.start))
 
 
 def _paired(entry: Asked, reply: Reply | Unanswerable, ms: float) -> tuple[Record, Reply] | Failed:

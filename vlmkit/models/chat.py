@@ -3,9 +3,10 @@
 import importlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
@@ -19,6 +20,7 @@ from vlmkit.models.find import (
     read_json,
     transformers_weights,
 )
+from vlmkit.records import loads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +38,7 @@ TALKERS = {
     "transformers": "vlmkit.models.llava:ImageTextToText",
     **FAMILIES,
 }
+ENDPOINT = "openai:"  # begins the name of a model that an endpoint serves
 PROCESSING = (
     *PROCESSOR_FILES,
     *TOKENIZER_FILES,
@@ -77,8 +80,8 @@ class Request:
     """A question about `pictures` (as the model's `preprocess` makes them; none for text alone).
 
     `start` is how the reply begins; it is part of the answer. `earlier` is the conversation before. `number` tells
-    requests of one run apart, so that what is random does not depend on batches. `task` is answer, boxes or ocr;
-    `schema` is the JSON Schema that the reply should be of.
+    requests of one run apart, so that what is random does not depend on batches. `task` is answer, boxes or ocr. The
+    reply is JSON of the JSON Schema `schema`, where the model can be held to it.
     """
 
     prompt: str = ""
@@ -146,6 +149,13 @@ class CaptionStyle:
     length_penalty: float = 1.0
 
 
+CAPTIONS = {
+    "short": CaptionStyle("Describe this picture in a few words.", 24),
+    "normal": CaptionStyle("Describe this picture in one sentence.", 64),
+    "long": CaptionStyle("Describe this picture in detail.", 256),
+}
+
+
 class ChatModel(Protocol):
     """Answers requests. `size` is the side in pixels below which a picture needs no detail, None for all of it.
 
@@ -174,6 +184,36 @@ class ChatModel(Protocol):
         """The same for one request, without beams; `say` gets each piece of the text as soon as it is there."""
 
 
+@runtime_checkable
+class HostedModel(ChatModel, Protocol):
+    """A chat model elsewhere. `batch` is how many requests it may have to answer at a time."""
+
+    def submit(self, request: Request, sampling: Sampling) -> Future[Answer | Unanswerable]:
+        """Ask, and do not wait for the answer. What is fatal for all requests, it raises as VlmkitError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """Where a hosted model is asked, None for the usual place, and what goes along with each request."""
+
+    base_url: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base_url: str | None, options: Sequence[str]) -> "Hosting":
+        """`options` are KEY=VALUE each, VALUE JSON or else a string. Raises VlmkitError."""
+        given: dict[str, Any] = {}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if not key or not equals:
+                raise VlmkitError(f"--option {option} names no value", "write KEY=VALUE, such as detail=high")
+            try:
+                given[key] = loads(value.encode())
+            except ValueError:
+                given[key] = value
+        return cls(base_url, given)
+
+
 @dataclass(frozen=True, slots=True)
 class Talker:
     """A chat model with its identity, `name@` and twelve hex digits."""
@@ -182,8 +222,18 @@ class Talker:
     model: ChatModel
 
 
-def load_talker(name: str, hardware: Hardware = Hardware()) -> Talker:  # noqa: B008 (frozen)
+def load_talker(name: str, hardware: Hardware = Hardware(), hosting: Hosting = Hosting()) -> Talker:  # noqa: B008 (frozen)
     """The chat model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
+    if name.startswith(ENDPOINT):
+        from vlmkit.models.endpoint import Endpoint
+
+        endpoint = Endpoint(name, hardware, hosting)
+        return Talker(f"{name}@{endpoint.digits}", endpoint)
+    if hosting != Hosting():
+        raise VlmkitError(
+            f"--base-url and --option are for models of an endpoint, which {name} is not",
+            f"name one: -m {ENDPOINT}NAME",
+        )
     checkpoint = find_talker(name)
     module, attribute = TALKERS[checkpoint.backend].split(":")
     backend = getattr(importlib.import_module(module), attribute)
@@ -210,7 +260,9 @@ def find_talker(name: str) -> Checkpoint:
             return _transformers(name, folder)
         except MissingFile:  # a download that was cut off
             return _transformers(name, snapshot(name, needed, PROCESSING, fresh=True))
-    raise VlmkitError(f"{name}: no such model", "use mini, ORG/NAME of the Hub, or a folder of a trained model")
+    raise VlmkitError(
+        f"{name}: no such model", f"use mini, ORG/NAME of the Hub, a folder of a trained model, or {ENDPOINT}NAME"
+    )
 
 
 def _mini(name: str, folder: Path) -> Checkpoint:

@@ -11,7 +11,7 @@ from vlmkit.boxes import FORMS, Form, boxes
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
 from vlmkit.models.attention import Looks, looks
-from vlmkit.models.chat import Answer, CaptionStyle, Request, Sampling, Unanswerable
+from vlmkit.models.chat import CAPTIONS, Answer, Request, Sampling, Unanswerable
 from vlmkit.models.find import Checkpoint, read_json
 from vlmkit.models.mini import SIZE, preprocess
 from vlmkit.models.mini.talk import Talk
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 OURS = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
-CAPTIONS = {
-    "short": CaptionStyle("Describe this picture in a few words.", 24),
-    "normal": CaptionStyle("Describe this picture in one sentence.", 64),
-    "long": CaptionStyle("Describe this picture in detail.", 256),
-}
 
 
 class ImageTextToText(TransformersTalker):
