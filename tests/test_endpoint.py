@@ -1,6 +1,7 @@
 """caption and ask with a model of an endpoint, through the installed command, against a server in this process."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
