@@ -8,6 +8,7 @@ _vlmkit() {
         --length) words="short normal long" ;;
         --model) words="mini" ;;
         --precision) words="fp32 bf16 fp16 int8" ;;
+        --sort) words="downloads likes trending_score created_at last_modified" ;;
         --task) words="vqa caption retrieval classify pope anls chartqa compare" ;;
         --tokenizer) words="ptb py none" ;;
         -m) words="mini" ;;
@@ -24,7 +25,7 @@ _vlmkit() {
         return
     fi
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W "embed index search classify caption ask train eval demo --help --version" -- "$current"))
+        COMPREPLY=($(compgen -W "embed index search classify caption ask train eval download demo --help --version" -- "$current"))
         return
     fi
     [[ "$current" == -* ]] || return
@@ -33,10 +34,11 @@ _vlmkit() {
         index) words="-i --index --type --remove --prune --force --merge --info --verify --dump --format -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         search) words="-i --index -k --image --minus --like --where --min-score --relative --queries --duplicates --threshold -m --model --precision -l --paths -0 --null --html --preview --allow-private -o --output --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         classify) words="-o --output -m --model --precision --labels --labels-file --template -k --images -0 --null --allow-private --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        caption) words="-o --output -m --model --prompt --length --max-tokens --temperature --top-p --images -0 --null --allow-private --resume --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        ask) words="-o --output -m --model --system --max-tokens --temperature --top-p --images -0 --null --allow-private --resume --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        caption) words="-o --output -m --model --prompt --length --max-tokens --temperature --top-p --base-url --option --images -0 --null --allow-private --resume --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        ask) words="-o --output -m --model --system --max-tokens --temperature --top-p --base-url --option --images -0 --null --allow-private --resume --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         train) words="-o --output --preset --config --vision --llm --text --connector --from --loss --lock --captions --val --resume --epochs --steps --accumulate --lr --projector-lr --lora --quantize --save-steps --keep --early-stop --report-to --fsdp --dry-run --images --errors --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --items --html -o --output --prediction --references --id --question --truth -m --model --tokenizer --cluster --confusions --task --weights --latency --images --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        download) words="-o --output --split --limit --dir --list --search --card --verify --check --mirror --tar --resize --retry --timeout --allow-private --allow-pickle --task --library --licence --min-downloads --min-size --max-size --sort --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))

@@ -5,11 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from hosted import Hosted
 
 from vlmkit.demo import collect
 
@@ -65,6 +66,13 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     talker(folder / "trained")
     pack_talk(folder / "trained", folder / "packed", "float32")
     return folder
+
+
+@pytest.fixture
+def hosted() -> Iterator[Hosted]:
+    """An endpoint on the loopback address."""
+    with Hosted() as running:
+        yield running
 
 
 @pytest.fixture

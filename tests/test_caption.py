@@ -199,3 +199,22 @@ def test_a_reader_that_goes_away(shell, tmp_path: Path) -> None:
     many(tmp_path / "many")
     done = shell("vlmkit caption --batch-size 1 many/ | head -n 1")
     assert done.returncode == 0 and done.stderr == b"" and len(records(done.stdout)) == 1
+
+
+def test_sidecars(vlmkit, tmp_path: Path) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name, array in zip(("a.png", "b.png", "b.jpg"), noise(3), strict=True):
+        Image.fromarray(array).save(folder / name)
+    (folder / "a.txt").write_text("mine\n")
+    done = vlmkit("caption", folder, "--sidecar", code=3)
+    (row,) = records(done.stdout)
+    assert Path(row["image"]).name == "b.jpg" and (folder / "b.txt").read_text() == row["caption"] + "\n"
+    assert b"b.png: " in done.stderr and b"b.txt is there already" in done.stderr, "two pictures of one stem"
+    assert (folder / "a.txt").read_text() == "mine\n", "a file that was there stays"
+    assert vlmkit("caption", folder, "--sidecar").stdout == b"", "all have one"
+    assert len(records(vlmkit("caption", folder / "a.png", folder / "b.png", "--sidecar", "--force").stdout)) == 2
+    assert (folder / "a.txt").read_text() != "mine\n"
+    shard = tar(tmp_path / "shard.tar", {"a.png": (folder / "a.png").read_bytes()})
+    assert b"no place for a sidecar" in vlmkit("caption", shard, "--sidecar", code=2).stderr
+    assert b"add --sidecar" in vlmkit("caption", folder, "--force", code=2).stderr

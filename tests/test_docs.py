@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import jpeg, jsonl, tar, tiny_towers
+from hosted import Hosted
 
 from vlmkit.docs import commands, documents, drifted
 from vlmkit.examples import EXAMPLES
@@ -158,9 +159,9 @@ def _sample(color: str, number: int) -> list[tuple[str, bytes]]:
     return [(".jpg", jpeg(color, (64 + number, 64))), (".txt", f"a {color} field, number {number}".encode())]
 
 
-def test_examples_work(sandbox: Path, environment: dict[str, str], talking: Path) -> None:
+def test_examples_work(sandbox: Path, environment: dict[str, str], talking: Path, hosted: Hosted) -> None:
     """In order, as they build on each other, through a shell."""
-    environment |= {"XDG_DATA_HOME": str(sandbox / "data")}
+    environment |= {"XDG_DATA_HOME": str(sandbox / "data"), "OPENAI_BASE_URL": hosted.url}
     if not (FOLDER / GRAPH).exists():  # mini is shipped without its language side
         environment["VLMKIT_CHAT_MODEL"] = str(talking / "packed")
     for command in TABLE:

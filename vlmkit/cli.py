@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit.cli_chat import ask, caption
+from vlmkit.cli_ask import ask
+from vlmkit.cli_chat import caption
+from vlmkit.cli_download import download
 from vlmkit.cli_eval import eval as evaluate
 from vlmkit.cli_index import index
 from vlmkit.cli_search import search
@@ -191,6 +193,9 @@ command(train)
 
 
 command(evaluate)
+
+
+command(download)
 
 
 @command

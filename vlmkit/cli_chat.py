@@ -1,4 +1,4 @@
-"""The commands caption and ask; cli.py enters them in the command table."""
+"""The command caption, and what it shares with ask; cli.py enters both in the command table."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from vlmkit.options import AllowPrivate, ChatModel, Errors, Images, Inputs, Json
 from vlmkit.streams import Failures, Output, progress
 
 if TYPE_CHECKING:
-    from vlmkit.models.chat import Sampling, Talker
+    from vlmkit.models.chat import Sampling
     from vlmkit.questions import Asked, Conversation
     from vlmkit.records import Failed, Record
 
@@ -61,6 +61,24 @@ Resume = Annotated[
     str | None,
     typer.Option("--resume", metavar="FILE", help="Append records to FILE, and leave out those that it holds."),
 ]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        callback=valid_utf8,
+        help="Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        callback=valid_utf8,
+        help="What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
+    ),
+]
 
 
 def caption(
@@ -72,9 +90,15 @@ def caption(
         str, typer.Option("--prompt", metavar="TEXT", callback=valid_utf8, help="How each caption begins.")
     ] = "",
     length: Annotated[Length, typer.Option("--length", show_choices=True, help="How much to say.")] = Length.NORMAL,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="Also write photo.txt beside each picture that has none yet.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --sidecar: write over files that are there.")] = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
+    base_url: BaseUrl = None,
+    option: Options = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,
@@ -91,17 +115,22 @@ def caption(
     from vlmkit.generate import caption_sampling
     from vlmkit.inputs import Reading, count_inputs
     from vlmkit.questions import to_caption
+    from vlmkit.sidecar import without_caption, written
 
     named = inputs or []
-    _check(named, output, errors, resume)
-    sampling = _sampling(run, temperature, top_p)
+    if force and not sidecar:
+        raise VlmkitError("--force is about sidecars", "add --sidecar")
+    check_files(named, output, errors, resume)
+    sampling = sampling_of(run, temperature, top_p)
     reading = Reading(nul=nul, images=images, piped_picture=True)
     conversation = to_caption(named, reading)
 
-    def results(items: "Iterable[Asked | Failed]", talker: "Talker") -> "Iterator[Record | Failed]":
-        how = caption_sampling(talker.model, length.value, sampling, max_tokens)
-        return captioned(
-            items,
+    talker = run.load_talker(model, base_url, option)
+    how = caption_sampling(talker.model, length.value, sampling, max_tokens)
+
+    def results(items: "Iterable[Asked | Failed]", _: Output) -> "Iterator[Record | Failed]":
+        found = captioned(
+            without_caption(items) if sidecar and not force else items,
             talker,
             how,
             length=length.value,
@@ -110,73 +139,14 @@ def caption(
             workers=run.threads,
             allow_private=allow_private,
         )
+        return written(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
-    return _deliver(run, conversation, model, results, "caption", count, output, errors, resume, json)
+    bare = conversation.single and not json and resume is None
+    return deliver(run, conversation, results, "caption", count, output, errors, resume, bare=bare)
 
 
-def ask(
-    run: Run,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="IMAGE_OR_QUESTION",
-            help=(
-                "Pictures, then the question about all of them. Also folders, .tar shards and records, with one "
-                "question each; - for standard input. Without any picture the question is one of text."
-            ),
-            show_default=False,
-        ),
-    ] = None,
-    output: OutputFile = None,
-    model: ChatModel = "mini",
-    system: Annotated[
-        str, typer.Option("--system", metavar="TEXT", callback=valid_utf8, help="What the model is told beforehand.")
-    ] = "",
-    max_tokens: MaxTokens = ANSWER_TOKENS,
-    temperature: Temperature = 0.0,
-    top_p: TopP = None,
-    images: Images = None,
-    nul: Nul = False,
-    allow_private: AllowPrivate = False,
-    resume: Resume = None,
-    errors: Errors = None,
-    json: Json = False,
-) -> Exit:
-    """Ask a question about pictures.
-
-    The last argument is the question, unless it is something to read. Pictures named before it belong to one question,
-    whose answer is printed bare; a folder, a shard and records have one each, and come as records with `answer` and
-    `answer_model`. Records may bring a `question` of their own and several `images`; a question that is named replaces
-    theirs. A picture may also come as bytes on standard input.
-    """
-    from vlmkit.generate import ask as answered
-    from vlmkit.inputs import Reading, count_inputs
-    from vlmkit.questions import split, to_ask
-
-    named, question = split(arguments or [])
-    valid_utf8(question)
-    _check(named, output, errors, resume)
-    sampling = _sampling(run, temperature, top_p, max_tokens)
-    reading = Reading(nul=nul, images=images, piped_picture=True)
-    conversation = to_ask(named, question, reading)
-
-    def results(items: "Iterable[Asked | Failed]", talker: "Talker") -> "Iterator[Record | Failed]":
-        return answered(
-            items,
-            talker,
-            sampling,
-            system=system,
-            batch_size=run.batch_size,
-            workers=run.threads,
-            allow_private=allow_private,
-        )
-
-    count = partial(count_inputs, named, reading)
-    return _deliver(run, conversation, model, results, "answer", count, output, errors, resume, json)
-
-
-def _check(inputs: list[str], output: str | None, errors: str | None, resume: str | None) -> None:
+def check_files(inputs: list[str], output: str | None, errors: str | None, resume: str | None) -> None:
     from vlmkit.inputs import check_outputs
     from vlmkit.resume import check_resume
 
@@ -185,7 +155,7 @@ def _check(inputs: list[str], output: str | None, errors: str | None, resume: st
         check_resume(resume, inputs, output, errors)
 
 
-def _sampling(run: Run, temperature: float, top_p: float | None, max_tokens: int | None = None) -> "Sampling":
+def sampling_of(run: Run, temperature: float, top_p: float | None, max_tokens: int | None = None) -> "Sampling":
     from vlmkit.models.chat import Sampling
 
     if top_p is not None and not temperature:
@@ -193,29 +163,28 @@ def _sampling(run: Run, temperature: float, top_p: float | None, max_tokens: int
     return Sampling(max_tokens or ANSWER_TOKENS, temperature, 1.0 if top_p is None else top_p, run.seed or 0)
 
 
-def _deliver(
+def deliver(
     run: Run,
     conversation: "Conversation",
-    model: str,
-    results: "Callable[[Iterable[Asked | Failed], Talker], Iterator[Record | Failed]]",
+    results: "Callable[[Iterable[Asked | Failed], Output], Iterator[Record | Failed]]",
     field: str,
     count: Callable[[], int | None],
     output: str | None,
     errors: str | None,
     resume: str | None,
-    json: bool,
+    *,
+    bare: bool,
 ) -> Exit:
-    """Write what the model says: `field` alone for a single answer, else records."""
+    """Write what the model says: records, or `bare` the `field` alone."""
     from vlmkit.resume import Resumed
 
-    talker = run.load_talker(model)
     with ExitStack() as files:
         failures = files.enter_context(Failures(errors))
         out = files.enter_context(Output(output) if resume is None else Resumed(resume))
         items = out.missing(conversation.items) if isinstance(out, Resumed) else conversation.items
-        made = results(items, talker)
+        made = results(items, out)
         shown = failures.sift(progress(made, quiet=run.quiet or conversation.single, unit="records", count=count))
-        if conversation.single and not json and resume is None:
+        if bare:
             for record in shown:
                 out.write(f"{record[field]}\n".encode())
         else:

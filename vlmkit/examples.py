@@ -117,6 +117,10 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
         Example("About what a search finds.", "vlmkit search 'a cat' -k 3 | vlmkit ask 'what color is it?'"),
         Example("Questions in records, scored.", "vlmkit ask answers.jsonl | vlmkit eval vqa --metric exact"),
+        Example(
+            "Ask a hosted model, here at $OPENAI_BASE_URL or OpenAI's own place.",
+            "vlmkit ask photos/coffee.png 'what is this?' -m openai:gpt-4o-mini --option detail=low",
+        ),
     ],
     "train": [
         Example(
@@ -184,6 +188,18 @@ EXAMPLES: dict[str, list[Example]] = {
             "Do captions find their pictures?",
             "vlmkit embed shard.tar | vlmkit eval retrieval --metric text_to_image_recall@5",
             '{"metric":"text_to_image_recall@5","value":…',
+        ),
+    ],
+    "download": [
+        Example(
+            "What can be downloaded by name, and on what terms?",
+            "vlmkit download --list | jq -c '[.name, .bytes, .licence]'",
+            '["coco-captions",40850559926,"captions CC BY 4.0, photographs under the terms of Flickr"]\n…',
+        ),
+        Example(
+            "What belongs to a data set, and how is it checked?",
+            "vlmkit download --card imagenette",
+            '{"name":"imagenette",…',
         ),
     ],
     "demo": [

@@ -1,44 +1,117 @@
 """caption and ask: records with their pictures go to a chat model in batches, and come back with what it said."""
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.alt_text import alt_text
+from vlmkit.constitution import Constitution, judged
 from vlmkit.images import ahead, open_picture
 from vlmkit.models.batch import BatchSize
-from vlmkit.models.chat import Answer, ChatModel, Request, Sampling, Talker, Unanswerable
+from vlmkit.models.chat import Answer, ChatModel, HostedModel, Reply, Request, Sampling, Talker, Unanswerable
 from vlmkit.questions import Asked
 from vlmkit.records import Failed, Record
+from vlmkit.schema import conforming
 from vlmkit.sources import Bytes, PictureError
 from vlmkit.tars import locate
 from vlmkit.urls import FETCHERS, Web, is_url
+
+if TYPE_CHECKING:
+    from vlmkit.models.attention import Looks
+
+Answering = Callable[[list[Request], Sampling], list[Reply | Unanswerable]]
+HELD = 4  # answers of a hosted model that may wait for an earlier one, for each request under way
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is wanted of the answers beside the question.
+
+    `task`: answer, boxes (where in the picture what is asked for is) or ocr (what is written there). `say` hears each
+    piece of text as soon as it is there; `looked` gets where the words of an answer looked; `pair` the better and the
+    worse of two answers, as `train prefer` reads them.
+    """
+
+    system: str = ""
+    task: str = "answer"
+    schema: dict[str, Any] | None = None
+    constitution: Constitution | None = None
+    stats: bool = False
+    say: Callable[[str], None] | None = None
+    looked: Callable[["Looks"], None] | None = None
+    pair: Callable[[Record], None] | None = None
 
 
 def ask(
     items: Iterable[Asked | Failed],
     talker: Talker,
     sampling: Sampling,
+    wishes: Wishes = Wishes(),
     *,
-    system: str = "",
     batch_size: int,
     workers: int,
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each record with `answer` to its `question`, and `answer_model`, in input order."""
+    """Each record with `answer` to its `question`, `answer_model`, `finish` and what else is wished, in input order."""
 
     def request(ready: Asked) -> Request:
         question = ready.record["question"].replace("<image>", " ").strip()  # the mark of LLaVA's data
-        return Request(question, ready.pictures, system=system, number=ready.number)
+        return Request(question, ready.pictures, wishes.system, number=ready.number, task=wishes.task)
 
-    answered = _answered(items, talker.model, request, sampling, batch_size, workers, allow_private)
-    for found in answered:
+    answer = _answering(talker.model, wishes)
+    if wishes.task == "boxes":
+        items = map(_one_picture, items)
+    for found in _answered(items, talker.model, answer, request, sampling, batch_size, workers, allow_private):
         if isinstance(found, Failed):
             yield found
-        else:
-            record, answer = found
-            yield record | {"answer": " ".join(answer.text.split()), "answer_model": talker.identity}
+            continue
+        record, reply = found
+        if wishes.pair and reply.chosen is not None:
+            keys = {key: record[key] for key in ("id", "image", "images", "question") if key in record}
+            wishes.pair(keys | {"chosen": reply.chosen, "rejected": reply.rejected})
+        text = reply.answer.text if wishes.schema else " ".join(reply.answer.text.split())
+        made = {"answer": text, "answer_model": talker.identity}
+        stats = {"ms": round(reply.ms, 1), "tokens": reply.answer.tokens} if wishes.stats else {}
+        yield record | made | {"finish": reply.answer.finish} | reply.fields | stats
+
+
+def _answering(model: ChatModel, wishes: Wishes) -> Answering | None:
+    """How `model` answers requests, where more is wished than its answers."""
+
+    def answer(requests: list[Request], sampling: Sampling) -> list[Reply | Unanswerable]:
+        if wishes.constitution:
+            return judged(model, requests, sampling, wishes.constitution)
+        if wishes.schema:
+            return conforming(model, requests, sampling, wishes.schema)
+        if wishes.say:
+            return [_reply(model.stream(request, sampling, wishes.say)) for request in requests]
+        assert wishes.looked
+        pairs = zip(requests, model.answer(requests, sampling), strict=True)
+        return [_shown(model, *pair, wishes.looked) for pair in pairs]
+
+    return answer if wishes.constitution or wishes.schema or wishes.say or wishes.looked else None
+
+
+def _shown(
+    model: Any, request: Request, answer: Answer | Unanswerable, looked: Callable[["Looks"], None]
+) -> Reply | Unanswerable:
+    """The reply, after where it looked was given to `looked`."""
+    try:
+        if isinstance(answer, Answer):
+            looked(model.attention(request, answer.text))
+    except Unanswerable as error:
+        return error
+    return _reply(answer)
+
+
+def _reply(answer: Answer | Unanswerable) -> Reply | Unanswerable:
+    if isinstance(answer, Unanswerable):
+        return answer
+    return Reply(answer, {} if answer.boxes is None else {"boxes": answer.boxes})
 
 
 def caption(
@@ -59,14 +132,15 @@ def caption(
         return Request(style.prompt, ready.pictures, start=start, number=ready.number)
 
     pictures = (_one_picture(item) for item in items)
-    answered = _answered(pictures, talker.model, request, sampling, batch_size, workers, allow_private)
+    answered = _answered(pictures, talker.model, None, request, sampling, batch_size, workers, allow_private)
     sentences = None if length == "long" else 1
     for found in answered:
         if isinstance(found, Failed):
             yield found
         else:
-            record, answer = found
-            text = alt_text(answer.text, sentences=sentences, cut=answer.finish == "length", guided=bool(start))
+            record, reply = found
+            cut = reply.answer.finish == "length"
+            text = alt_text(reply.answer.text, sentences=sentences, cut=cut, guided=bool(start))
             yield record | {"caption": text, "caption_model": talker.identity}
 
 
@@ -82,19 +156,20 @@ def caption_sampling(model: ChatModel, length: str, sampling: Sampling, max_toke
 def _one_picture(item: Asked | Failed) -> Asked | Failed:
     if isinstance(item, Failed) or len(item.pictures) == 1:
         return item
-    return Failed.of(item.record, "several pictures, captions are for one" if item.pictures else "no picture")
+    return Failed.of(item.record, "several pictures, this is for one" if item.pictures else "no picture")
 
 
 def _answered(
     items: Iterable[Asked | Failed],
     model: ChatModel,
+    answer: Answering | None,
     request: Callable[[Asked], Request],
     sampling: Sampling,
     batch_size: int,
     workers: int,
     allow_private: bool,
-) -> Iterator[tuple[Record, Answer] | Failed]:
-    """Each record and the model's answer to its request, in input order.
+) -> Iterator[tuple[Record, Reply] | Failed]:
+    """Each record and the reply to its request, by `answer` or the model's own, in input order.
 
     Pictures by URL are fetched ahead, then all are decoded ahead in threads; at most two batches wait.
     """
@@ -103,21 +178,77 @@ def _answered(
         return item if isinstance(item, Failed) else _each(item, lambda picture: _fetched(picture, web))
 
     def prepare(item: Asked | Failed) -> Asked | Failed:
-        return item if isinstance(item, Failed) else _each(item, lambda picture: _opened(picture, model))
+        return item if isinstance(item, Failed) else _each(item, lambda picture: opened(picture, model))
 
     sizes = BatchSize(batch_size) if batch_size else model.batch
     with Web(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
+        if answer is None and isinstance(model, HostedModel):
+            yield from _by_turns(prepared, model, request, sampling, sizes.size)
+            return
         while batch := list(islice(prepared, sizes.size)):
             ready = [entry for entry in batch if isinstance(entry, Asked)]
-            answers = iter(model.answer([request(entry) for entry in ready], sampling) if ready else [])
+            start = time.perf_counter()
+            requests = [request(entry) for entry in ready]
+            replies = iter(answer(requests, sampling) if answer else map(_reply, model.answer(requests, sampling)))
+            ms = 1000 * (time.perf_counter() - start) / max(len(ready), 1)
             for entry in batch:
-                yield entry if isinstance(entry, Failed) else _paired(entry, next(answers))
+                yield entry if isinstance(entry, Failed) else _paired(entry, next(replies), ms)
 
 
-def _paired(entry: Asked, answer: Answer | Unanswerable) -> tuple[Record, Answer] | Failed:
-    return Failed.of(entry.record, answer) if isinstance(answer, Unanswerable) else (entry.record, answer)
+def _by_turns(
+    prepared: Iterable[Asked | Failed],
+    model: HostedModel,
+    request: Callable[[Asked], Request],
+    sampling: Sampling,
+    at_once: int,
+) -> Iterator[tuple[Record, Reply] | Failed]:
+    """Each record and its answer, in input order, with `at_once` requests under way as long as there are so many."""
+    waiting: deque[Turned | Failed] = deque()
+    under_way: set[Future[Answer | Unanswerable]] = set()
+    try:
+        for entry in prepared:
+            if isinstance(entry, Failed):
+                waiting.append(entry)
+            else:
+                future = model.submit(request(entry), sampling)
+                waiting.append(Turned(entry, future, time.perf_counter()))
+                under_way.add(future)
+            if len(under_way) >= at_once:
+                under_way = wait(under_way, return_when=FIRST_COMPLETED).not_done
+            while waiting and (_is_ready(waiting[0]) or len(waiting) >= HELD * at_once):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+class Turned(NamedTuple):
+    """A record whose question is under way since `start`."""
+
+    entry: Asked
+    future: Future[Answer | Unanswerable]
+    start: float
+
+
+def _is_ready(turn: Turned | Failed) -> bool:
+    return isinstance(turn, Failed) or turn.future.done()
+
+
+def _result(turn: Turned | Failed) -> tuple[Record, Reply] | Failed:
+    if isinstance(turn, Failed):
+        return turn
+    reply = _reply(turn.future.result())
+    return _paired(turn.entry, reply, 1000 * (time.perf_counter() - turn.start))
+
+
+def _paired(entry: Asked, reply: Reply | Unanswerable, ms: float) -> tuple[Record, Reply] | Failed:
+    if isinstance(reply, Unanswerable):
+        return Failed.of(entry.record, reply)
+    return entry.record, replace(reply, ms=ms)
 
 
 def _each(item: Asked, work: Callable[[Any], Any]) -> Asked | Failed:
@@ -136,7 +267,8 @@ def _fetched(picture: str | Bytes, web: Web) -> str | Bytes:
     return web.fetch(picture) if isinstance(picture, str) and is_url(picture) else picture
 
 
-def _opened(picture: str | Bytes, model: ChatModel) -> Any:
+def opened(picture: str | Bytes, model: ChatModel) -> Any:
+    """The picture at a path as `model` takes it. Raises PictureError."""
     image, _, _ = open_picture(locate(picture) if isinstance(picture, str) else picture, model.size)
     try:
         return model.preprocess(image)

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import httpcore2
@@ -47,10 +47,13 @@ def is_public(address: str) -> bool:
 
 
 class Transport(httpx2.BaseTransport):
-    """HTTP for httpx2 over connections of our own; `connections` is how many there may be at once."""
+    """HTTP for httpx2 over connections of our own; `connections` is how many there may be at once.
 
-    def __init__(self, *, allow_private: bool, connections: int) -> None:
-        self._network = _Network(allow_private)
+    `trusted` are host names that may have any address, since the user named them.
+    """
+
+    def __init__(self, *, allow_private: bool, connections: int, trusted: Collection[str] = ()) -> None:
+        self._network = _Network(allow_private, trusted)
         self._pool = httpcore2.ConnectionPool(
             ssl_context=httpx2.create_ssl_context(),
             max_connections=connections,
@@ -78,6 +81,10 @@ class Transport(httpx2.BaseTransport):
         """Cut the connections, so that threads that wait for a server come back."""
         self._network.cut()
 
+    def free(self) -> None:
+        """Close what is cut, once no thread uses it any more."""
+        self._pool.close()
+
 
 class _Body(httpx2.SyncByteStream):
     def __init__(self, chunks: Any) -> None:
@@ -91,8 +98,9 @@ class _Body(httpx2.SyncByteStream):
 
 
 class _Network(httpcore2.SyncBackend):
-    def __init__(self, allow_private: bool) -> None:
+    def __init__(self, allow_private: bool, trusted: Collection[str]) -> None:
         self._allow_private = allow_private
+        self._trusted = trusted
         self._open: set[httpcore2.NetworkStream] = set()
 
     def connect_tcp(
@@ -104,7 +112,8 @@ class _Network(httpcore2.SyncBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         addresses = _resolve(host, port)
-        allowed = addresses if self._allow_private else [a for a in addresses if is_public(a)]
+        free = self._allow_private or host in self._trusted
+        allowed = addresses if free else [a for a in addresses if is_public(a)]
         if not allowed:
             raise PictureError(f"{host} is not at a public address but at {addresses[0]}; --allow-private lets it in")
         for address in allowed[:MAX_ADDRESSES]:

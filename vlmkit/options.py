@@ -132,12 +132,12 @@ class Run:
         note(f"model {model.identity}, device {model.embedder.device}, precision {used}")
         return model
 
-    def load_talker(self, name: str) -> "Talker":
-        """The chat model called `name`, on this device."""
+    def load_talker(self, name: str, base_url: str | None = None, options: list[str] | None = None) -> "Talker":
+        """The chat model called `name`, on this device, or at `base_url` with `options`."""
         from vlmkit.models import Hardware
-        from vlmkit.models.chat import load_talker
+        from vlmkit.models.chat import Hosting, load_talker
 
-        talker = load_talker(name, Hardware(self.device.value))
+        talker = load_talker(name, Hardware(self.device.value), Hosting.of(base_url, options or []))
         if self.verbose and not self.quiet:
             tell(f"model {talker.identity}, device {talker.model.device}")
         return talker
@@ -170,7 +170,11 @@ EmbedModel = Annotated[
 ChatModel = Annotated[
     str,
     typer.Option(
-        "-m", "--model", metavar="MODEL", envvar="VLMKIT_CHAT_MODEL", help="Model that answers: a name or a folder."
+        "-m",
+        "--model",
+        metavar="MODEL",
+        envvar="VLMKIT_CHAT_MODEL",
+        help="Model that answers: a name or a folder; openai:NAME of an endpoint.",
     ),
 ]
 EmbedPrecision = Annotated[

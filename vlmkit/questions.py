@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from vlmkit.boxes import EVERYTHING
 from vlmkit.errors import VlmkitError
 from vlmkit.inputs import Item, Reading, is_one_picture, read_inputs
 from vlmkit.records import Failed, Record
@@ -14,6 +15,8 @@ from vlmkit.streams import stdin_is_terminal
 from vlmkit.tars import is_member, is_tar_name
 from vlmkit.urls import is_url
 
+# What is asked where there is no question.
+UNASKED = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
 RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
 
 
@@ -51,10 +54,11 @@ def _is_input(argument: str) -> bool:
     return suffix or argument == "-" or is_url(argument) or os.path.lexists(argument) or is_member(argument)
 
 
-def to_ask(inputs: list[str], question: str | None, how: Reading) -> Conversation:
+def to_ask(inputs: list[str], question: str | None, how: Reading, default: str | None = None) -> Conversation:
     """Pictures named in INPUT are one question; what folders, tar files and records hold is one question each.
 
-    `question` replaces that of records. Raises VlmkitError for a missing path and for pictures without a question.
+    `question` replaces that of records, `default` stands in where there is none. Raises VlmkitError
+    for a missing path and for pictures without a question.
     """
     parts = list(_parts(inputs, how))
     if not parts and question is not None and inputs in ([], ["-"]):
@@ -62,12 +66,12 @@ def to_ask(inputs: list[str], question: str | None, how: Reading) -> Conversatio
     if not parts and not inputs and stdin_is_terminal():
         raise VlmkitError("nothing to ask", 'name pictures and a question: vlmkit ask photo.jpg "what is this?"')
     named = [item for is_named, items in parts if is_named for item in items]
-    if question is None and (named or any(map(os.path.isdir, inputs))):
+    if question is None and default is None and (named or any(map(os.path.isdir, inputs))):
         raise _no_question()
     streams = [items for is_named, items in parts if not is_named]
     first = [_together(named)] if named else []
     everything = chain(first, map(asked, chain.from_iterable(streams)))
-    return Conversation(_with_question(_numbered(everything), question), single=not streams)
+    return Conversation(_with_question(_numbered(everything), question, default), single=not streams)
 
 
 def to_caption(inputs: list[str], how: Reading) -> Conversation:
@@ -128,12 +132,14 @@ def _numbered(items: Iterable[Asked | Failed]) -> Iterator[Asked | Failed]:
         yield item
 
 
-def _with_question(items: Iterable[Asked | Failed], question: str | None) -> Iterator[Asked | Failed]:
+def _with_question(
+    items: Iterable[Asked | Failed], question: str | None, default: str | None
+) -> Iterator[Asked | Failed]:
     for item in items:
         if isinstance(item, Failed):
             yield item
             continue
-        found = question if question is not None else item.record.get("question")
+        found = question if question is not None else item.record.get("question", default)
         if isinstance(found, str) and found.strip():
             yield replace(item, record={"id": found} | item.record | {"question": found})
         elif item.number == 0 and item.record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others

@@ -3,6 +3,7 @@
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -15,6 +16,8 @@ from vlmkit.sources import PictureError
 if TYPE_CHECKING:
     import httpx2
 
+    from vlmkit.net import Transport
+
 FETCHERS = 16  # at the same time: they wait for the network, not for a core
 MAX_BYTES = 64 << 20
 MEMORY_BYTES = 1 << 20  # of each picture that waits; the rest of it waits on disk
@@ -25,6 +28,7 @@ TRIES = 3
 FIRST_PAUSE = 0.5  # seconds; each further pause is three times as long
 REDIRECTS = 5
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+Headers = Mapping[str, str]
 
 
 def is_url(path: str) -> bool:
@@ -57,13 +61,19 @@ class Web:
     """Fetches pictures, from several threads at once; leaving the `with` block cuts what is under way.
 
     Only public addresses are connected to, and directly, unless `allow_private`: then also private ones, and the
-    environment's proxies are used, which look the names up themselves, so that nothing could be checked here.
+    environment's proxies are used, which look the names up themselves, so that nothing could be checked here. The
+    hosts in `trusted` may have any address.
     """
 
-    def __init__(self, *, allow_private: bool = False, seconds: float = TOTAL_SECONDS) -> None:
+    def __init__(
+        self, *, allow_private: bool = False, seconds: float = TOTAL_SECONDS, trusted: Collection[str] = ()
+    ) -> None:
         self._allow_private = allow_private
+        self._trusted = trusted
         self._seconds = seconds
         self._made: httpx2.Client | None = None
+        self._own: Transport | None = None
+        self._busy = 0  # threads that fetch
         self._lock = threading.Lock()
         self._left = threading.Event()
 
@@ -74,9 +84,23 @@ class Web:
         self._left.set()
         if self._made is not None:
             self._made.close()
+        if self._own is not None and not self._busy:
+            self._own.free()
 
-    def fetch(self, url: str) -> Download:
-        """The picture at `url`. Raises PictureError with the reason of the last try."""
+    def fetch(self, url: str, refuse: Callable[[Headers], str | None] = lambda headers: None) -> Download:
+        """The picture at `url`. Raises PictureError with the reason of the last try.
+
+        `refuse` says by the headers of the answer why it is not to be used, if it is not: then no more is read.
+        """
+        with self._lock:
+            self._busy += 1
+        try:
+            return self._fetch(url, refuse)
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _fetch(self, url: str, refuse: Callable[[Headers], str | None]) -> Download:
         import httpcore2
         import httpx2
 
@@ -87,7 +111,7 @@ class Web:
         pause = FIRST_PAUSE
         for tries in range(1, TRIES + 1):
             try:
-                return self._get(url, end)
+                return self._get(url, end, refuse)
             except (httpx2.TimeoutException, httpcore2.TimeoutException):
                 raise PictureError("the server is too slow") from None
             except (httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol, httpx2.InvalidURL) as error:
@@ -102,15 +126,17 @@ class Web:
         raise PictureError("stopped")
 
     def _hint(self) -> str:
-        return "; proxies are used with --allow-private only" if _proxies() and not self._allow_private else ""
+        return "; proxies are used with --allow-private only" if proxies() and not self._allow_private else ""
 
-    def _get(self, url: str, end: float) -> Download:
+    def _get(self, url: str, end: float, refuse: Callable[[Headers], str | None]) -> Download:
         client = self._client()
         request = client.build_request("GET", url)
         for _ in range(REDIRECTS + 1):
             response = client.send(request, stream=True)
             try:
                 if response.next_request is None:
+                    if response.status_code == 200 and (why := refuse(response.headers)):
+                        raise PictureError(why)
                     return _body(response, end)
                 request = response.next_request
             finally:
@@ -126,10 +152,12 @@ class Web:
             if self._left.is_set():
                 raise PictureError("stopped")
             if self._made is None:
-                proxied = self._allow_private and _proxies()
-                transport = None if proxied else Transport(allow_private=self._allow_private, connections=FETCHERS)
+                if not (self._allow_private and proxies()):
+                    self._own = Transport(
+                        allow_private=self._allow_private, trusted=self._trusted, connections=FETCHERS
+                    )
                 self._made = httpx2.Client(
-                    transport=transport,
+                    transport=self._own,
                     # Asked for plain, what comes is what is stored: nothing here unpacks, so nothing can blow up.
                     headers={"User-Agent": f"vlmkit/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"},
                     timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
@@ -138,7 +166,8 @@ class Web:
             return self._made
 
 
-def _proxies() -> bool:
+def proxies() -> bool:
+    """Whether the environment names any."""
     return not {"http", "https", "all"}.isdisjoint(getproxies())
 
 

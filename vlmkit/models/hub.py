@@ -16,6 +16,7 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
     """The folder of those files of `repo` that match a pattern; of the cache, if that has all `needed`.
 
     The Hub is asked only where one is missing, or with `fresh`: a model stays the same until it is fetched again.
+    Files in folders of `repo` are left out, unless what is needed is one.
 
     Raises VlmkitError, with how to get the files, where the Hub has none such or cannot be reached.
     """
@@ -31,8 +32,9 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
     if (folder := cached(repo)) and not fresh and all(any(folder.glob(p)) for p in needed):
         return folder
     wanted = [*needed, *optional]
+    left_out = None if any("/" in pattern for pattern in needed) else ["*/*"]
     try:
-        got = snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*"], etag_timeout=ANSWER_WITHIN)
+        got = snapshot_download(repo, allow_patterns=wanted, ignore_patterns=left_out, etag_timeout=ANSWER_WITHIN)
     except RepositoryNotFoundError:
         raise VlmkitError(f"the Hub has no model {repo}, or not for you", "check the name, or hf auth login") from None
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
@@ -45,11 +47,14 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
 
 
 def cached(repo: str) -> Path | None:
-    """The folder of what the cache has of `repo`."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    """The folder of what the cache has of `repo`, be it all of it or some."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
 
+    # Not by snapshot_download(local_files_only=True): since huggingface_hub 2 it refuses what is not all of a model.
+    place = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     try:
-        return Path(snapshot_download(repo, local_files_only=True))
-    except (OSError, HFValidationError):
+        folder = place / "snapshots" / (place / "refs/main").read_text().strip()
+    except OSError:
         return None
+    return folder if folder.is_dir() else None

@@ -1,11 +1,12 @@
 """`mini` answers questions and describes pictures, by ONNX Runtime alone.
 
 Its image tower sees 7 x 7 places, which stand in the text as so many words before the question. Pictures that several
-requests share are read once. How it was made and what it is good for stands in MODEL_CARD.md.
+requests share are read once. Of a conversation it knows the pictures, not what was said. How it was made and what it is
+good for stands in MODEL_CARD.md.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -74,6 +75,7 @@ class Talk:
 
     device = "cpu"
     size = SIZE
+    tasks = ("answer",)
     captions: ClassVar = {
         "short": CaptionStyle("", 20, beams=3, length_penalty=0.0),
         "normal": CaptionStyle("", 40, beams=3),
@@ -104,7 +106,7 @@ class Talk:
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
         tails = [self._prompts.tail(request.prompt, request.start) for request in requests]
         rooms = [
-            self._context - len(self._prompts.head(len(request.pictures), request.system)) - len(tail)
+            self._context - len(self._prompts.head(len(request.all_pictures()), request.system)) - len(tail)
             for request, tail in zip(requests, tails, strict=True)
         ]
         answers: list[Answer | Unanswerable] = [
@@ -119,6 +121,13 @@ class Talk:
                 text = self._prompts.text(tokens, requests[i].start)
                 answers[i] = Answer(text, "stop" if ended else "length", len(tokens) + ended)
         return answers
+
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+        """Whole: it takes no longer than a glance."""
+        (answer,) = self.answer([request], sampling)
+        if isinstance(answer, Answer):
+            say(answer.text)
+        return answer
 
     def _replies(
         self, requests: list[Request], tails: list[list[int]], limits: list[int], sampling: Sampling
@@ -145,14 +154,14 @@ class Talk:
         """The beginnings of all prompts, each distinct one once, and which of them each request has."""
         import numpy as np
 
-        keys = [(request.system, *(picture.tobytes() for picture in request.pictures)) for request in requests]
+        keys = [(request.system, *(picture.tobytes() for picture in request.all_pictures())) for request in requests]
         distinct = dict(zip(keys, requests, strict=True))
         order = {key: row for row, key in enumerate(distinct)}
-        stack = [picture for request in distinct.values() for picture in request.pictures]
+        stack = [picture for request in distinct.values() for picture in request.all_pictures()]
         if stack and self._features is None:
             self._features = Features(self._folder, self._threads)
         grid = self._features(np.stack(stack)) if stack and self._features else None  # (M, 49, 1280)
-        heads = [self._prompts.head(len(request.pictures), request.system) for request in distinct.values()]
+        heads = [self._prompts.head(len(request.all_pictures()), request.system) for request in distinct.values()]
         _, past = self._decoder(_padded(heads), grid=grid)
         return past, np.array([order[key] for key in keys])
 

@@ -1,0 +1,166 @@
+"""One file from a server that behaves, and from one that does not."""
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults import Faulty, serving
+
+from vlmkit.download.part import Part, TransferError, Version
+from vlmkit.download.transfer import PIECE, Line, Wanted, fetch, mirrored
+
+MIB = 1 << 20
+SMALL = random.Random(1).randbytes(700_001)
+LARGE = random.Random(2).randbytes(2 * PIECE + 12_345)
+
+
+@pytest.fixture(autouse=True)
+def _directly_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmkit.download.transfer.FIRST_PAUSE", 0.01)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[Faulty]:
+    with serving() as faulty:
+        faulty.files |= {"/small": SMALL, "/large": LARGE, "/empty": b""}
+        yield faulty
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    with Line(allow_private=True, timeout=1.0) as made:
+        yield made
+
+
+def only(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("fault", ["none", "cut", "stall", "429", "500", "503", "no-ranges", "chunked", "drip"])
+def test_what_passes_does_no_harm(tmp_path: Path, server: Faulty, line: Line, fault: str) -> None:
+    """Each fault comes twice, which is less than there are tries; every byte arrives, and its number is told."""
+    server.faults["/small"] = (fault, 2)
+    told: list[int] = []
+    sizes: list[int] = []
+    digest = fetch(Wanted(f"{server.base}/small", tmp_path / "small"), line, told.append, sizes.append)
+    assert (tmp_path / "small").read_bytes() == SMALL
+    assert digest == hashlib.sha256(SMALL).hexdigest()
+    assert sum(told) == len(SMALL) and set(sizes) <= {len(SMALL)}
+    assert only(tmp_path) == ["small"]
+
+
+def test_parts_come_at_the_same_time(tmp_path: Path, server: Faulty, line: Line) -> None:
+    server.slow = 0.002
+    told: list[int] = []
+    fetch(Wanted(f"{server.base}/large", tmp_path / "large", len(LARGE)), line, told.append)
+    assert (tmp_path / "large").read_bytes() == LARGE
+    assert server.most["/large"] == 3 and sum(told) == len(LARGE)
+    assert server.sent["/large"] == len(LARGE) + 1  # the one that asked for the size
+
+
+def test_an_empty_file(tmp_path: Path, server: Faulty, line: Line) -> None:
+    fetch(Wanted(f"{server.base}/empty", tmp_path / "empty"), line)
+    assert (tmp_path / "empty").read_bytes() == b"" and only(tmp_path) == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("cut", "without sending complete"),
+        ("stall", "too slow"),
+        ("drip", "too slow"),
+        ("500", r"HTTP 500 .*\(4 tries\)"),
+        ("loop", "more than 5 redirects"),
+        ("wrong-length", "7"),
+        ("flipped", "wrong SHA256"),
+    ],
+)
+def test_what_stays_wrong_is_named(tmp_path: Path, server: Faulty, line: Line, fault: str, reason: str) -> None:
+    server.faults["/small"] = (fault, 99)
+    wanted = Wanted(
+        f"{server.base}/small", tmp_path / "small", len(SMALL), f"sha256:{hashlib.sha256(SMALL).hexdigest()}"
+    )
+    start = time.monotonic()
+    with pytest.raises(TransferError, match=reason):
+        fetch(wanted, line)
+    assert time.monotonic() - start < 20 and not wanted.path.exists()
+    server.faults.clear()
+    fetch(wanted, line)
+    assert wanted.path.read_bytes() == SMALL and only(tmp_path) == ["small"]
+
+
+def test_what_was_cut_off_is_taken_up(tmp_path: Path, server: Faulty, line: Line) -> None:
+    """Half of it, then failure; the next run asks for the rest alone."""
+    with Part(tmp_path / "large") as part:
+        etag = f'"{hashlib.sha256(LARGE).hexdigest()[:16]}"'
+        part.begin(Version(len(LARGE), etag))
+        part.write(0, LARGE[: 3 * MIB])
+        part.write(10 * MIB, LARGE[10 * MIB : 20 * MIB])
+    with open(tmp_path / ".large.part.jsonl", "ab") as notes:
+        notes.write(b"[209715")  # torn by a kill
+    told: list[int] = []
+    fetch(Wanted(f"{server.base}/large", tmp_path / "large"), line, told.append)
+    assert (tmp_path / "large").read_bytes() == LARGE and only(tmp_path) == ["large"]
+    assert server.sent["/large"] == len(LARGE) - 13 * MIB and sum(told) == len(LARGE)
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_from_the_beginning(
+    tmp_path: Path, server: Faulty, line: Line
+) -> None:
+    with Part(tmp_path / "large") as part:
+        part.begin(Version(len(LARGE), '"of yesterday"'))
+        part.write(0, bytes(3 * MIB))
+    told: list[int] = []
+    fetch(Wanted(f"{server.base}/large", tmp_path / "large"), line, told.append)
+    assert (tmp_path / "large").read_bytes() == LARGE and sum(told) == len(LARGE)
+
+
+def test_a_list_that_knows_better(tmp_path: Path, server: Faulty, line: Line) -> None:
+    with pytest.raises(TransferError, match="700,001 bytes, and it should be 5"):
+        fetch(Wanted(f"{server.base}/small", tmp_path / "small", 5), line)
+    with pytest.raises(TransferError, match="wrong MD5"):
+        fetch(Wanted(f"{server.base}/small", tmp_path / "small", None, "md5:00"), line)
+    fetch(Wanted(f"{server.base}/small", tmp_path / "x", None, f"md5:{hashlib.md5(SMALL).hexdigest()}"), line)
+    assert only(tmp_path) == ["x"]
+
+
+def test_no_room(tmp_path: Path) -> None:
+    with Part(tmp_path / "huge") as part, pytest.raises(TransferError, match="the disk has room for"):
+        part.begin(Version(1 << 60, None))
+    assert only(tmp_path) == []
+
+
+def test_missing_and_private(tmp_path: Path, server: Faulty, line: Line) -> None:
+    with pytest.raises(TransferError, match="HTTP 404"):
+        fetch(Wanted(f"{server.base}/nothing", tmp_path / "nothing"), line)
+    with Line() as careful, pytest.raises(TransferError, match="not at a public address"):
+        fetch(Wanted(f"{server.base}/small", tmp_path / "small"), careful)
+    with Line(trusted={"127.0.0.1"}) as named:
+        fetch(Wanted(f"{server.base}/small", tmp_path / "small"), named)
+    assert only(tmp_path) == ["small"] and server.hits["/nothing"] == 1
+
+
+def test_two_at_once(tmp_path: Path, server: Faulty, line: Line) -> None:
+    """The second is told so, and does not disturb the first."""
+    server.slow = 0.05
+    wanted = Wanted(f"{server.base}/small", tmp_path / "small")
+    first = threading.Thread(target=fetch, args=(wanted, line))
+    first.start()
+    while not (tmp_path / ".small.part").exists():
+        time.sleep(0.01)
+    with pytest.raises(TransferError, match="another run"):
+        fetch(wanted, line)
+    first.join()
+    assert wanted.path.read_bytes() == SMALL
+
+
+def test_mirrors() -> None:
+    assert mirrored("http://a.example/b/c.zip?x=1", None) == "http://a.example/b/c.zip?x=1"
+    assert mirrored("http://a.example/b/c.zip?x=1", "https://m.example/") == "https://m.example/b/c.zip?x=1"
+    assert mirrored("http://a.example/b/c.zip", "http://m.example:8/copy") == "http://m.example:8/copy/b/c.zip"

@@ -1,0 +1,51 @@
+"""--schema: what it may say, and what fits it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlmkit.errors import VlmkitError
+from vlmkit.schema import fitting, read_schema
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "bio": {"type": "string", "description": "what is known, in short"},
+    },
+    "required": ["name", "age", "bio"],
+    "additionalProperties": False,
+}
+
+
+def test_fields_in_short() -> None:
+    assert read_schema("name\nage int\nbio: what is known, in short") == PERSON
+    assert read_schema("name, height float, tall bool")["properties"] == {
+        "name": {"type": "string"},
+        "height": {"type": "number"},
+        "tall": {"type": "boolean"},
+    }
+
+
+def test_json_and_a_file_of_it(tmp_path: Path) -> None:
+    assert read_schema(json.dumps(PERSON)) == PERSON
+    (tmp_path / "person.json").write_text(json.dumps(PERSON))
+    assert read_schema(str(tmp_path / "person.json")) == PERSON
+
+
+@pytest.mark.parametrize("text", ["", " , ", "{", "[1]", '{"type": "thing"}', "name what", "missing.json", "a-b"])
+def test_what_says_no_schema(text: str) -> None:
+    with pytest.raises(VlmkitError, match=r"schema|JSON"):
+        read_schema(text)
+
+
+def test_what_fits() -> None:
+    person = '{"name": "Ada", "age": 36, "bio": "wrote the first program"}'
+    line = '{"name":"Ada","age":36,"bio":"wrote the first program"}'
+    for said in (person, f"```json\n{person}\n```", f"```\n{person}```", f"Here it is: {person} I hope it helps."):
+        assert fitting(said, PERSON) == line
+    for said in ("Ada, 36", "", person.replace("36", '"36"'), person[:-1], '{"name": "Ada"}', "{}"):
+        assert fitting(said, PERSON) is None
+    assert fitting("[1, 2]", {"type": "array", "items": {"type": "integer"}}) == "[1,2]"

@@ -1,0 +1,143 @@
+"""What LLaVA was trained on and measured with (Liu and others, 2023): conversations about pictures.
+
+URLs of huggingface.co/datasets/liuhaotian, licences as their cards say; exact sizes and sums were not looked up. The
+pictures of mix665k lie where LLaVA's own folder has them: coco/train2017, gqa/images, textvqa/train_images,
+vg/VG_100K, vg/VG_100K_2. Those of OCR-VQA are at their publishers only, so its rows are left out.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from vlmkit.datasets import coco, gqa, textvqa
+from vlmkit.datasets.base import DataSet, File, Split
+from vlmkit.records import Failed, Record, loads, read_jsonl
+
+HUB = "https://huggingface.co/datasets/liuhaotian"
+GENOME = "https://cs.stanford.edu/people/rak248/VG_100K_2"
+COLLECTED = "ocr_vqa/"
+
+
+def _records(root: Path, file: str, folder: str) -> Iterator[Record | Failed]:
+    left_out = 0
+    for number, row in enumerate(loads((root / file).read_bytes())):
+        image = row.get("image")
+        if image is not None and image.startswith(COLLECTED):
+            left_out += 1
+            continue
+        record = {"id": f"{row['id']}-{number}", "conversations": row["conversations"]}
+        yield record if image is None else {**record, "image": f"{folder}{image}"}
+    if left_out:
+        yield Failed("ocr_vqa", None, f"{left_out:,} rows about pictures of OCR-VQA, which only their publishers have")
+
+
+def _bench(root: Path) -> Iterator[Record | Failed]:
+    """`answers` is what GPT-4 said, to whom the picture was described; `category` is conv, detail or complex."""
+    folder = root / "llava-bench"
+    with open(folder / "answers_gpt4.jsonl", "rb") as lines:
+        said = {row["question_id"]: row["text"] for row in read_jsonl(lines, "answers") if isinstance(row, dict)}
+    with open(folder / "questions.jsonl", "rb") as lines:
+        for row in read_jsonl(lines, "questions.jsonl"):
+            if isinstance(row, Failed):
+                yield row
+                continue
+            key = row["question_id"]
+            yield {
+                "id": f"llava-bench-{key}",
+                "image": f"llava-bench/images/{row['image']}",
+                "question": row["text"],
+                "answers": [said[key]],
+                "category": row["category"],
+            }
+
+
+def _bench_picture(image: str) -> str:
+    return f"{HUB}/llava-bench-in-the-wild/resolve/main/{image.removeprefix('llava-bench/')}"
+
+
+def _conversations(repo: str, name: str, own: str, folder: str, pictures: tuple[File, ...], **rest) -> Split:
+    file = f"{own}/{name}"
+    url = f"{HUB}/{repo}/resolve/main/{name}"
+    return Split((File(url, file),), partial(_records, file=file, folder=folder), pictures, **rest)
+
+
+PRETRAIN = DataSet(
+    name="llava-pretrain",
+    what="558,000 pictures of LAION, CC and SBU with captions, as conversations of one turn",
+    page=f"{HUB}/LLaVA-Pretrain",
+    licence="other",
+    terms="those of the sets whose pictures these are",
+    used_by=("train align",),
+    splits={
+        "train": _conversations(
+            "LLaVA-Pretrain",
+            "blip_laion_cc_sbu_558k.json",
+            "llava-pretrain",
+            "llava-pretrain/images/",
+            (
+                File(
+                    f"{HUB}/LLaVA-Pretrain/resolve/main/images.zip",
+                    "llava-pretrain/images.zip",
+                    unpack="llava-pretrain/images",
+                ),
+            ),
+        )
+    },
+)
+INSTRUCT = DataSet(
+    name="llava-instruct-150k",
+    what="conversations, descriptions and reasoning about COCO photographs, written by GPT-4",
+    page=f"{HUB}/LLaVA-Instruct-150K",
+    licence="CC BY 4.0",
+    used_by=("train instruct",),
+    splits={
+        "train": _conversations(
+            "LLaVA-Instruct-150K",
+            "llava_instruct_150k.json",
+            "llava-instruct",
+            "coco/train2017/",
+            (coco.pictures("train2017"),),
+            single=coco.single,
+        )
+    },
+)
+MIX665K = DataSet(
+    name="mix665k",
+    what="the mixture of LLaVA 1.5: conversations and questions about pictures of COCO, GQA, TextVQA, Visual Genome",
+    page=f"{HUB}/LLaVA-Instruct-150K",
+    licence="CC BY 4.0",
+    terms="those of the sets whose pictures these are",
+    used_by=("train instruct",),
+    splits={
+        "train": _conversations(
+            "LLaVA-Instruct-150K",
+            "llava_v1_5_mix665k.json",
+            "llava-instruct",
+            "",
+            (
+                coco.pictures("train2017"),
+                gqa.PICTURES,
+                textvqa.PICTURES,
+                File(f"{GENOME}/images.zip", "vg/images.zip", unpack="vg"),
+                File(f"{GENOME}/images2.zip", "vg/images2.zip", unpack="vg"),
+            ),
+        )
+    },
+)
+BENCH = DataSet(
+    name="llava-bench",
+    what="60 questions about 24 pictures, with answers of GPT-4",
+    page=f"{HUB}/llava-bench-in-the-wild",
+    licence="Apache-2.0",
+    used_by=("ask", "eval compare"),
+    splits={
+        "test": Split(
+            tuple(
+                File(f"{HUB}/llava-bench-in-the-wild/resolve/main/{name}", f"llava-bench/{name}")
+                for name in ("questions.jsonl", "answers_gpt4.jsonl")
+            ),
+            _bench,
+            single=_bench_picture,
+        )
+    },
+)

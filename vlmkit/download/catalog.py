@@ -1,0 +1,143 @@
+"""What can be downloaded by name, with the facts that were looked up; and a search of it and of the Hub."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vlmkit.datasets import REGISTRY, data_set
+from vlmkit.datasets.base import DataSet, File
+from vlmkit.download.models import ALIASES, HUB, Alias, asking, licence_of
+from vlmkit.models.hub import ANSWER_WITHIN
+from vlmkit.records import Record
+
+
+def entries() -> Iterator[Record]:
+    """{name, kind, bytes, files, licence, url, sha256 or revision, what, used_by}; None is what was not looked up."""
+    for name in REGISTRY:
+        yield _data_set(data_set(name))
+    for name, alias in ALIASES.items():
+        yield _model(name, alias)
+
+
+def _data_set(data: DataSet) -> Record:
+    files = data.files()
+    sizes = [file.size for file in files]
+    return {
+        "name": data.name,
+        "kind": "dataset",
+        "bytes": None if None in sizes else sum(size or 0 for size in sizes),
+        "files": [_file(file) for file in files],
+        "licence": data.licence,
+        "terms": data.terms or None,
+        "url": files[0].url if len(files) == 1 else data.page,
+        "sha256": _sha256(files[0]) if len(files) == 1 else None,
+        "splits": list(data.splits),
+        "what": data.what,
+        "used_by": list(data.used_by),
+    }
+
+
+def _file(file: File) -> Record:
+    return {"url": file.url, "bytes": file.size, "sha256": _sha256(file)}
+
+
+def _sha256(file: File) -> str | None:
+    kind, _, digest = (file.digest or "").partition(":")
+    return digest if kind == "sha256" else None
+
+
+def _model(name: str, alias: Alias) -> Record:
+    return {
+        "name": name,
+        "kind": "model",
+        "bytes": None,
+        "files": None,
+        "licence": None,
+        "url": f"{HUB}/{alias.repo}",
+        "revision": None,
+        "what": alias.what,
+        "used_by": list(alias.used_by),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to look for on the Hub; None is anything. `smallest` and `largest` are parameters as the Hub takes them."""
+
+    words: str
+    task: str | None = None
+    library: str | None = None
+    licence: str | None = None
+    downloads: int = 0
+    smallest: str | None = None
+    largest: str | None = None
+    sort: str = "downloads"
+    limit: int = 20
+
+
+def local(words: str) -> list[Record]:
+    """The entries of the list that have all `words`, in any case."""
+    wanted = words.lower().split()
+    return [entry for entry in entries() if all(word in str(list(entry.values())).lower() for word in wanted)]
+
+
+def on_hub(query: Query) -> list[Record]:
+    """Models of the Hub. Raises Unreachable."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import get_session
+
+    tags = [f"license:{query.licence}"] if query.licence else []
+    tags += [query.library] if query.library else []
+    bounds = [f"{name}:{size}" for name, size in (("min", query.smallest), ("max", query.largest)) if size]
+    found: list[Record] = []
+    with asking(query.words):
+        # Listing tries for half a minute where there is no network; this does not.
+        get_session().get(f"{HfApi().endpoint}/api/models", params={"limit": 1}, timeout=ANSWER_WITHIN)
+        listed = HfApi().list_models(
+            search=query.words,
+            filter=tags or None,
+            pipeline_tag=query.task,
+            num_parameters=",".join(bounds) or None,
+            sort=query.sort,  # type: ignore[arg-type]
+            expand=["downloads", "likes", "library_name", "pipeline_tag", "tags", "safetensors", "sha"],
+        )
+        for info in listed:
+            if (info.downloads or 0) >= query.downloads:
+                found.append(hub_entry(info))
+            elif query.sort == "downloads":
+                break
+            if len(found) == query.limit:
+                break
+    return found
+
+
+def hub_entry(info: Any) -> Record:
+    """A model of the Hub as a record."""
+    weights = getattr(info, "safetensors", None)
+    return {
+        "name": info.id,
+        "kind": "model",
+        "task": info.pipeline_tag,
+        "library": info.library_name,
+        "licence": licence_of(info),
+        "parameters": weights.total if weights else None,
+        "downloads": info.downloads,
+        "likes": info.likes,
+        "url": f"{HUB}/{info.id}",
+        "revision": getattr(info, "sha", None),
+    }
+
+
+def card(name: str, info: Any) -> Record:
+    """The facts of a model's card, as the Hub has them."""
+    said = info.card_data.to_dict() if info.card_data else {}
+    sizes = [file.size for file in info.siblings or []]
+    return {
+        **hub_entry(info),
+        "alias": name if name in ALIASES else None,
+        "bytes": None if None in sizes else sum(sizes),
+        "files": len(sizes),
+        "gated": info.gated,
+        "modified": info.last_modified.isoformat() if info.last_modified else None,
+        **{key: said.get(key) for key in ("base_model", "datasets", "language")},
+    }

