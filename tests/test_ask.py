@@ -44,7 +44,8 @@ def test_json_is_a_record(vlmkit, folder: Path, model: str) -> None:
     (row,) = records(vlmkit("ask", "some/a.png", "what color is it?", "--json").stdout)
     path = str(folder / "a.png")
     identity = row.pop("answer_model")
-    assert row == {"id": path, "image": path, "question": "what color is it?", "answer": plain}
+    question = {"id": path, "image": path, "question": "what color is it?"}
+    assert row == question | {"answer": plain, "finish": "stop"}
     name, digits = identity.split("@")
     assert name == model and len(digits) == 12
 
