@@ -167,7 +167,8 @@ class Failures:
             self.count += 1
             if result.id is None:
                 result.id = f"record {self.seen}"
-            tell(f"{result.image or result.id}: {result.error}: left out, check the file")
+            where = "record" if result.image is None else "address" if "://" in result.image else "file"
+            tell(f"{result.image or result.id}: {result.error}: left out, check the {where}")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 
