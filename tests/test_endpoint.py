@@ -96,7 +96,12 @@ def test_what_is_not_said_is_not_sent(vlmkit, hosted: Hosted) -> None:
     name, digits = row.pop("answer_model").split("@")
     assert name == "openai:tiny" and len(digits) == 12
     assert done.stderr.decode() == f"vlmkit: model {name}@{digits}, device {hosted.url}/\n"
-    assert row == {"id": "what is love?", "question": "what is love?", "answer": "heard: what is love?", "finish": "stop"}
+    assert row == {
+        "id": "what is love?",
+        "question": "what is love?",
+        "answer": "heard: what is love?",
+        "finish": "stop",
+    }
 
 
 def test_pictures_arrive_whole_and_in_order(vlmkit, hosted: Hosted, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def recall(folder: Path, queries: np.ndarray) -> float:
     return float(np.mean([len({h.record["id"] for h in t} & set(f)) / 10 for t, f in zip(truth, found, strict=True)]))
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq", "IVF32,Flat", "PCA16,IVF16,SQ8", "IDMap,Flat", "OPQ8,PQ8"])
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq", "IVF32,Flat", "PCA16,IVF16,SQ8", "IDMap,Flat", "OPQ8,PQ8x4"])
 def test_each_type(tmp_path: Path, kind: str) -> None:
     folder, vectors = tmp_path / "i", clustered(4000)
     write(folder, vectors)

@@ -63,19 +63,18 @@ def test_samples_that_do_not_fit_are_named_and_left_out(data: Path, start: Start
     words = [word for word in line(data, "instruct", "mixed", "out", *short) if word != "-q"]
     done = start(tmp_path, *words).done(3)
     lost = [json.loads(row) for row in (tmp_path / "lost.jsonl").read_text().splitlines()]
-    assert {row["id"] for row in lost} >= {"pair"} and all(
-        "do not fit into --max-length" in row["error"] for row in lost
-    )
+    assert {row["id"] for row in lost} >= {"pair"} and all("do not fit into max-length" in row["error"] for row in lost)
     count = f"(%d samples), 0 dropped: {len(lost)} samples whose pictures or reply do not fit" % (26 - len(lost))
     assert count in done.stderr.decode() and len(lost) < 26
     (tmp_path / "short.toml").write_text("max-length = 8\n")
     done = start(tmp_path, *line(data, "align", "captions", "none", "--config", tmp_path / "short.toml")).done(2)
-    assert done.stderr.decode().splitlines()[-1] == "vlmkit: no sample fits into --max-length: raise --max-length"
+    assert done.stderr.decode().splitlines()[-1] == "vlmkit: no sample fits into max-length: raise it in --config"
 
 
 def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, start: Start, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"id": "a", "question": "what?"}\n')
     (tmp_path / "llava.toml").write_text("patch = 3\n")
+    (tmp_path / "odd.toml").write_text('weigh = "words"\n')
     (tmp_path / "of-align.toml").write_text('stage = "align"\n')
 
     def caption(*flags: object) -> list[str]:
@@ -99,6 +98,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "unknown --report-to paper: use wandb or tensorboard": caption("--report-to", "paper"),
         "8 pictures do not divide into 3 equal parts": caption("--accumulate", "3"),
         "no setting is called patch": caption("--config", tmp_path / "llava.toml"),
+        "weigh = 'words' is not known: use tokens, root, replies": ask("--config", tmp_path / "odd.toml"),
         "of-align.toml is for align, not for instruct": ask("--config", tmp_path / "of-align.toml"),
         "can be trained on": [*ask()[:2], str(tmp_path / "empty.jsonl"), *ask()[3:]],
         "missing.jsonl": [*ask()[:2], "missing.jsonl", *ask()[3:]],

@@ -303,3 +303,40 @@ def test_each_learned_token_sees_its_own_past_alone(
             past = [*zip(whole.ids.tolist(), pair.tolist(), strict=True)]
             expected += [(*past[:at], int(whole.ids[at])) for at in np.flatnonzero(whole.learned)]
     assert sorted(seen, key=str) == sorted(expected, key=str)
+
+
+def test_a_reply_weighs_by_its_length(towers: Path) -> None:
+    vlm = make(towers)
+    items = [(group, pixels(vlm, group.pictures)) for group in groups_of(vlm)]
+    for power in (0, 0.5, 1):
+        batch = collate(packer_of(vlm, 2000), items, power)
+        expected = []
+        for about in DIALOGUES:
+            for dialogue in about:
+                for turn in dialogue.turns:  # each letter is a token, and the end mark another
+                    length = len(turn.reply) + 1
+                    expected += [length**-power] * length
+        assert batch["weights"].tolist() == pytest.approx(expected)
+
+
+def test_dropout_reaches_each_block_and_only_in_training(towers: Path) -> None:
+    vlm = make(towers)
+    items = [(group, pixels(vlm, group.pictures)) for group in groups_of(vlm)]
+    batch = collate(packer_of(vlm, 2000), items)
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
+    changed: list[str] = []
+    with torch.no_grad():
+        plain = Learner(vlm.model).eval().hidden(**inputs)
+        learner = Learner(vlm.model, 0.5)
+        assert torch.equal(learner.eval().hidden(**inputs), plain)
+        for name, block in vlm.model.model.language_model.named_modules():
+            if name.endswith((".self_attn", ".mlp")):
+                block.register_forward_hook(lambda _, __, out, name=name: changed.append(name) if zeros(out) else None)
+        learner.train().hidden(**inputs)
+    assert len(changed) == 2 * vlm.model.config.text_config.num_hidden_layers
+
+
+def zeros(out: Any) -> bool:
+    """Whether about half of what a block gives is nothing."""
+    values = out[0] if isinstance(out, tuple) else out
+    return 0.4 < float((values == 0).float().mean()) < 0.6

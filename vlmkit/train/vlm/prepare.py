@@ -22,7 +22,7 @@ from vlmkit.train.vlm.pack import Packer
 from vlmkit.train.vlm.sequence import Chat, Encode, Plain, Sequence
 from vlmkit.train.vlm.tiny import tiny_towers
 
-TOO_LONG = "pictures or reply do not fit into --max-length"
+TOO_LONG = "pictures or reply do not fit into max-length"
 Rows = Reading[Any]
 
 
@@ -131,7 +131,7 @@ class _Learned:
             if made.sequences:
                 found.append(made)
         if not found:
-            raise VlmkitError("no sample fits into --max-length", "raise --max-length")
+            raise VlmkitError("no sample fits into max-length", "raise it in --config")
         return found, places
 
     def _made(self, reading: Rows, numbers: list[list[int]]) -> Iterator[Group | Failed]:
