@@ -261,8 +261,8 @@ def test_verbose_says_model_device_and_precision(vlmkit, made) -> None:
 
 
 def test_batch_sizes(vlmkit, made, views: list[Path]) -> None:
-    one, two = (embedded(vlmkit, made("siglip2"), views, "--batch-size", size)[0] for size in ("auto", "2"))
-    assert cosines(one, two).min() > 0.99999
+    two = embedded(vlmkit, made("siglip2"), views, "--batch-size", "2")[0]
+    assert cosines(two, loaded(made("siglip2"), views)[0]).min() > 0.99999
     for size in ("-1", "many", "70000"):
         assert b"--batch-size" in vlmkit("embed", views[0], f"--batch-size={size}", code=2).stderr
 

@@ -52,3 +52,4 @@ def _convert(source: Path, target: Path) -> None:
         del model.config.quantization_config
     model.generation_config = read.generation_config
     model.save_pretrained(target)
+    (target / "model.safetensors").chmod((target / "config.json").stat().st_mode)  # it is for its owner alone

@@ -185,8 +185,8 @@ class ChatModel(Protocol):
 
 
 @runtime_checkable
-class HostedModel(ChatModel, Protocol):
-    """A chat model elsewhere. `batch` is how many requests it may have to answer at a time."""
+class HostedModel(Protocol):
+    """What a chat model elsewhere can do besides. `batch` is how many requests it may have to answer at a time."""
 
     def submit(self, request: Request, sampling: Sampling) -> Future[Answer | Unanswerable]:
         """Ask, and do not wait for the answer. What is fatal for all requests, it raises as VlmkitError."""
