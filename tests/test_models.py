@@ -193,10 +193,13 @@ def in_the_cache(folder: Path, repo: str, home: Path) -> Path:
 
 def test_the_cache_of_the_hub_is_enough(vlmkit, environment, made, views: list[Path], tmp_path: Path) -> None:
     environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    in_the_cache(made("clip"), "toys/clip", tmp_path / "hf")
+    in_the_cache(made("clip"), "openai/clip-vit-base-patch32", tmp_path / "hf")
     in_the_cache(made("open_clip_siglip"), "toys/siglip", tmp_path / "hf")
-    for name, maker in (("toys/clip", "clip"), ("hf-hub:toys/siglip", "open_clip_siglip")):
-        images, texts, identity = embedded(vlmkit, name, views)
+    for given, name, maker in (
+        ("clip-b32", "openai/clip-vit-base-patch32", "clip"),
+        ("hf-hub:toys/siglip", "hf-hub:toys/siglip", "open_clip_siglip"),
+    ):
+        images, texts, identity = embedded(vlmkit, given, views)
         expected = LIBRARY[maker](made(maker), views, TEXTS)
         assert identity.startswith(f"{name}@")
         assert cosines(images, expected[0]).min() > 0.9999 and cosines(texts, expected[1]).min() > 0.9999

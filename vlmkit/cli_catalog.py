@@ -19,8 +19,9 @@ def found_by(query: "Query") -> "list[Record]":
     try:
         return on_hub(query)
     except Unreachable as error:
-        tell(f"{error.what}: these are of --list")
-        return local(query.words)
+        unknown = query.only_on_hub()
+        tell(f"{error.what}: these are of --list" + (f", which knows no {', '.join(unknown)}" if unknown else ""))
+        return local(query)
 
 
 def print_card(name: str) -> Exit:

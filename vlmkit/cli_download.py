@@ -155,7 +155,8 @@ def _is_list(name: str) -> bool:
 def _check_names(names: list[str], output: str | None) -> None:
     """Raise VlmkitError for what is no data set and no model, and for an -o that cannot be for all of them."""
     from vlmkit.datasets import REGISTRY
-    from vlmkit.download.models import ALIASES, repo_of
+    from vlmkit.download.models import repo_of
+    from vlmkit.models.aliases import ALIASES
 
     known = [*REGISTRY, *ALIASES]
     for name in names:

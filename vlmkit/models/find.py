@@ -10,6 +10,7 @@ import orjson
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import identity
+from vlmkit.models.aliases import full_name
 
 TRANSFORMERS_TYPES = ("clip", "siglip", "siglip2")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -64,6 +65,7 @@ def find(name: str) -> Checkpoint:
         return _in_folder(path.absolute(), only_open_clip=name.startswith("local-dir:"))
     if name.startswith("local-dir:"):
         raise VlmkitError(f"{path}: no such folder", f"name a folder that holds {OPEN_CLIP_CONFIG}")
+    name = full_name(name)
     if re.fullmatch(r"[\w.-]+:[\w.-]+", name):
         return openclip_files.by_tag(*name.split(":"))
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):

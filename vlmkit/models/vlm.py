@@ -31,6 +31,7 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.aliases import full_name
 from vlmkit.models.connectors import CONNECTORS, QUERIES, ConnectorConfig, ConnectorLlava
 from vlmkit.models.mini.grid import MiniGridConfig, MiniGridModel, image_processor
 from vlmkit.models.patches import PatchesConfig, PatchesModel
@@ -107,8 +108,8 @@ def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
     `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model, taken in
     4 bits with `four_bit`. A folder that holds a configuration and no weights gives fresh ones. Raises VlmkitError.
     """
-    tower, pictures = _tower(vision)
-    language, tokenizer = _language(llm, four_bit)
+    tower, pictures = _tower(full_name(vision))
+    language, tokenizer = _language(full_name(llm), four_bit)
     image_token = _add_image_token(language, tokenizer)
     kind = tower.config.model_type
     config: Any = {
