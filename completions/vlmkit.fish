@@ -138,7 +138,7 @@ complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l attention -r -d 'Save
 complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l constitution -r -d 'Judge and revise answers by the principles in a TOML file; default: those of vlmkit.'
 complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l pairs -r -d 'With --constitution: write better and worse answers, for train prefer.'
 complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l stats -d 'Records with `ms` and `tokens`, too.'
-complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l max-tokens -r -d 'End after N tokens, words or pieces of words. Default: 256.'
+complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l max-tokens -r -d 'End after N tokens, words or pieces of words.'
 complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l temperature -r -d 'Choose words at random, the more the higher; 0: never. Default: 0.0.'
 complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l top-p -r -d 'With --temperature: only among the likeliest words, up to this probability together.'
 complete -c vlmkit -n '__fish_seen_subcommand_from ask' -l base-url -r -d 'Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI\'s own.'

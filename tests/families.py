@@ -22,11 +22,16 @@ from transformers import (
     Florence2Config,
     Florence2ForConditionalGeneration,
     Florence2Processor,
+    GemmaConfig,
     GPT2TokenizerFast,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
     OPTConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    SiglipImageProcessor,
     T5Config,
 )
 
@@ -58,11 +63,11 @@ def byte_pairs(kind: Any, marks: list[str], **settings: Any) -> Any:
     return kind(vocab=made["vocab"], merges=[tuple(pair) for pair in made["merges"]], **settings)
 
 
-def saved(model: Any, processor: Any, folder: Path) -> Path:
-    """Written with weights so large that pictures and words make a difference."""
+def saved(model: Any, processor: Any, folder: Path, but: str = "nothing") -> Path:
+    """Written with weights, `but` some, so large that pictures and words make a difference."""
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and but not in name:
                 parameter.mul_(8)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -143,3 +148,22 @@ def florence(folder: Path) -> Path:
     model = Florence2ForConditionalGeneration(config)
     model.generation_config.no_repeat_ngram_size = 3  # as in the checkpoints
     return saved(model, processor, folder)
+
+
+def paligemma(folder: Path) -> Path:
+    """A PaliGemma whose pictures are nine tokens."""
+    torch.manual_seed(0)
+    marks = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    tokenizer = byte_pairs(GPT2TokenizerFast, ["<pad>", "<eos>", "<bos>", "<unk>"], **marks)
+    shown = SiglipImageProcessor(size={"height": 48, "width": 48})
+    shown.image_seq_length = 9
+    processor = PaliGemmaProcessor(shown, tokenizer)
+    sizes = TOWER | {"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 128}
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    config = PaliGemmaConfig(
+        text_config=GemmaConfig(vocab_size=len(processor.tokenizer), **sizes, **ids),
+        vision_config=TOWER | {"image_size": 48, "patch_size": 16},
+        image_token_index=processor.image_token_id,
+        projection_dim=32,
+    )
+    return saved(PaliGemmaForConditionalGeneration(config), processor, folder, but="embed_tokens")

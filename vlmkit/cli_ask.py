@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from vlmkit.questions import Asked
     from vlmkit.records import Record
 
+PAGE_TOKENS = 1024  # a page of text, or many boxes
+
 
 def ask(
     run: Run,
@@ -90,7 +92,7 @@ def ask(
         ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Records with `ms` and `tokens`, too.")] = False,
-    max_tokens: MaxTokens = ANSWER_TOKENS,
+    max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
     base_url: BaseUrl = None,
@@ -107,7 +109,8 @@ def ask(
     The last argument is the question, unless it is something to read. Pictures named before it belong to one question,
     whose answer is printed bare; a folder, a shard and records have one each, and come as records with `answer` and
     `answer_model`. Records may bring a `question` of their own and several `images`; a question that is named replaces
-    theirs. A picture may also come as bytes on standard input.
+    theirs. A picture may also come as bytes on standard input. An answer has at most 256 tokens, with --ocr and --boxes
+    1,024, unless --max-tokens says otherwise.
     """
     from vlmkit.constitution import read_constitution
     from vlmkit.draw import drawn, save
@@ -129,7 +132,7 @@ def ask(
         raise VlmkitError("--draw without boxes", "add --boxes")
     if pairs is not None and constitution is None:
         raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
-    sampling = sampling_of(run, temperature, top_p, max_tokens)
+    sampling = sampling_of(run, temperature, top_p, max_tokens or (PAGE_TOKENS if ocr or boxes else ANSWER_TOKENS))
     task = "ocr" if ocr else "boxes" if boxes else "answer"
     wishes = Wishes(
         system,

@@ -33,6 +33,7 @@ FAMILIES = {  # of transformers that have no chat template, by the type in their
     "blip-2": "vlmkit.models.blip2:Blip2",
     "instructblip": "vlmkit.models.instructblip:InstructBlip",
     "florence2": "vlmkit.models.florence:Florence",
+    "paligemma": "vlmkit.models.paligemma:PaliGemma",
 }
 TALKERS = {
     "mini": "vlmkit.models.mini.talk:Talk",

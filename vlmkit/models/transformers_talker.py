@@ -1,5 +1,6 @@
 """What all chat models of transformers have in common: opening them, asking them in batches, choosing words."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,8 +75,20 @@ class TransformersTalker:
             else:
                 groups[self._group(request)].append(number)
         for some in groups.values():
-            answers |= zip(some, self._replies([requests[i] for i in some], sampling), strict=True)
+            answers |= zip(some, self._fitting([requests[i] for i in some], sampling), strict=True)
         return [answers[i] for i in range(len(requests))]
+
+    def _fitting(self, requests: list[Request], sampling: Sampling) -> Sequence[Answer | Unanswerable]:
+        """The answers to one group. What does not fit into memory is halved, and done again."""
+        with contextlib.suppress(self._torch.OutOfMemoryError):
+            return self._replies(requests, sampling)
+        if self.device == "cuda":
+            self._torch.cuda.empty_cache()
+        if len(requests) == 1:
+            return [Unanswerable(f"it does not fit into the memory of {self.device}")]
+        self.batch.too_large(len(requests))
+        half = len(requests) // 2
+        return [*self._fitting(requests[:half], sampling), *self._fitting(requests[half:], sampling)]
 
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
         (answer,) = self.answer([request], sampling)
