@@ -164,7 +164,7 @@ def test_examples_work(sandbox: Path, environment: dict[str, str], talking: Path
     environment |= {"XDG_DATA_HOME": str(sandbox / "data"), "OPENAI_BASE_URL": hosted.url}
     if not (FOLDER / GRAPH).exists():  # mini is shipped without its language side
         environment["VLMKIT_CHAT_MODEL"] = str(talking / "packed")
-    for command in TABLE:
+    for command in (command for command in TABLE if command.name != "demo"):  # a test of its own runs that
         for example in command.examples:
             line = ["bash", "-o", "pipefail", "-c", example.line]
             done = subprocess.run(line, capture_output=True, cwd=sandbox, env=environment, timeout=300)
