@@ -188,3 +188,11 @@ def test_flags_that_exclude_each_other(vlmkit, pictures: Path) -> None:
     assert "no name for a picture" in refused("--boxes", "--draw", "x.txt")
     assert "--pairs without principles" in refused("--pairs", "x.jsonl")
     assert "finds no boxes" in refused("--boxes") and "reads no text" in refused("--ocr")
+
+
+def test_closed_standard_streams(shell, pictures: Path) -> None:
+    """Nothing to write to is told; nothing to read ends a conversation before it begins."""
+    done = shell("vlmkit ask a.png 'what is it?' >&-")
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"defect" not in done.stderr, done.stderr
+    done = shell("vlmkit ask --chat a.png <&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

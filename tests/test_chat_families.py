@@ -77,6 +77,7 @@ def test_a_batch_that_does_not_fit_is_halved(place: Path, monkeypatch: pytest.Mo
     assert model.answer(requests, Sampling(MOST)) == expected and model.batch.size <= 2
     most = 0
     refused = model.answer(requests[:2], Sampling(MOST))
+    refused.append(model.stream(requests[0], Sampling(MOST), lambda piece: None))
     assert all(isinstance(one, Unanswerable) and "does not fit into the memory of cpu" in str(one) for one in refused)
 
 
@@ -157,6 +158,9 @@ def test_paligemma_refuses_what_it_cannot(place: Path) -> None:
     one, two, *_ = (model.preprocess(picture) for picture in pictures())
     asked = [Request("a?", [one, two]), Request("a?"), Request("", [one]), Request("a?", [one], start="it is")]
     asked += [Request("a?", [one], system="be brief"), Request("a dog " * 100, [one])]
+    most = next(n for n in range(200) if "more than" in str(model.answer([Request("?" * n, [one])], Sampling(1))[0]))
+    (longest,) = model.answer([Request("?" * (most - 1), [one])], Sampling(MOST))
+    assert isinstance(longest, Answer) and longest.tokens == 1, "one place is left"
     told = ["one picture at a time", "no picture", "without words", "begins its answers itself", "no system text"]
     answers = model.answer(asked, Sampling(MOST))
     for answer, reason in zip(answers, [*told, "more than the 128"], strict=True):

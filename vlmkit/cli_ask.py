@@ -152,7 +152,8 @@ def ask(
     if attention:
         wishes = replace(wishes, looked=lambda looks: save(overlay(*looks), attention))
     bare = conversation.single and not (json or boxes or stats or resume)
-    streams = sys.stdout.isatty() and output is None if stream is None else stream
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
+    streams = on_terminal and output is None if stream is None else stream
     streams = streams and bare and not (schema or constitution or attention)
 
     def results(items: "Iterable[Asked | Failed]", out: Output) -> "Iterator[Record | Failed]":

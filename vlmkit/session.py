@@ -125,8 +125,8 @@ class Session:
 
 def lines(history: Path) -> Iterator[str]:
     """What is typed, with line editing and the history of earlier conversations on a terminal; else standard input."""
-    if not sys.stdin.isatty():
-        yield from sys.stdin
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield from sys.stdin or ()
         return
     import readline
 

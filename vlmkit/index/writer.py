@@ -133,7 +133,6 @@ class Writer:
     def commit(self) -> None:
         """Write all that was added."""
         try:
-            self._finish()
             self._hand_over()
             self._finish()
         except Stopped:  # from now on signals are ignored

@@ -1,5 +1,6 @@
 """Image-text-to-text models of transformers, such as LLaVA: their own processor, chat template and `generate`."""
 
+import contextlib
 import importlib
 import tomllib
 from collections.abc import Callable, Hashable
@@ -63,7 +64,9 @@ class ImageTextToText(TransformersTalker):
         if request.start:
             say(request.start)
         streamer = Saying(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
-        return self._replies([request], replace(sampling, beams=1), streamer)[0]
+        with contextlib.suppress(self._torch.OutOfMemoryError):
+            return self._replies([request], replace(sampling, beams=1), streamer)[0]
+        return self._too_large()
 
     def _group(self, request: Request) -> Hashable:
         return len(request.all_pictures())  # processors take one number at a time

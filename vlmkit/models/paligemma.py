@@ -28,7 +28,7 @@ class PaliGemma(OnePicture):
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
         super().__init__(checkpoint, hardware, "PaliGemmaForConditionalGeneration")
-        self._places = self._processor.image_seq_length - 1  # beside the mark in the text
+        self._places = self._processor.image_seq_length + 1  # less their mark, more a begin mark and a line break
 
     def _prefix(self, request: Request) -> str:
         text = self._plain(request.prompt)

@@ -85,10 +85,13 @@ class TransformersTalker:
         if self.device == "cuda":
             self._torch.cuda.empty_cache()
         if len(requests) == 1:
-            return [Unanswerable(f"it does not fit into the memory of {self.device}")]
+            return [self._too_large()]
         self.batch.too_large(len(requests))
         half = len(requests) // 2
         return [*self._fitting(requests[:half], sampling), *self._fitting(requests[half:], sampling)]
+
+    def _too_large(self) -> Unanswerable:
+        return Unanswerable(f"it does not fit into the memory of {self.device}")
 
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
         (answer,) = self.answer([request], sampling)
