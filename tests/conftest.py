@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from hosted import Hosted
+from warm import start, warm  # noqa: F401 - fixtures
 
 from vlmkit.demo import collect
 

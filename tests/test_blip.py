@@ -140,21 +140,21 @@ def test_replies_end_where_the_model_has_no_more_places(made: Made) -> None:
         assert isinstance(answer, Answer) and answer.tokens < places
 
 
-def test_a_captioner_and_one_for_questions_are_told_apart(made: Made, vlmkit, tmp_path: Path) -> None:
+def test_a_captioner_and_one_for_questions_are_told_apart(made: Made, warm, tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(3)]
     for name, picture in zip(names, pictures(3), strict=True):
         picture.save(tmp_path / name)
-    rows = records(vlmkit("caption", "-m", made("blip"), *names, "--prompt", "the red", "--max-tokens", 8).stdout)
+    rows = records(warm("caption", "-m", made("blip"), *names, "--prompt", "the red", "--max-tokens", 8).stdout)
     assert [row["caption"].lower().startswith("the red") for row in rows] == [True] * 3
     assert rows[0]["caption_model"].startswith(f"{made('blip')}@")
     captioner = load_talker(str(made("blip"))).model
     with pytest.raises(VlmkitError, match="answers no questions: ask Salesforce/blip-vqa-base"):
         captioner.answer([Request("what is it?", [captioner.preprocess(pictures(1)[0])])], Sampling(8))
-    done = vlmkit("caption", "-m", made("vqa"), names[0], "-o", "out.txt", code=2)
+    done = warm("caption", "-m", made("vqa"), names[0], "-o", "out.txt", code=2)
     assert done.stderr.count(b"\n") == 1 and b"take Salesforce/blip-image-captioning-base" in done.stderr
     assert not (tmp_path / "out.txt").exists()
     asked = jsonl({"image": names[0], "question": "red?"}, {"images": names[:2], "question": "red?"})
-    done = vlmkit("ask", "-m", made("vqa"), "--errors", "bad.jsonl", stdin=asked, code=3)
+    done = warm("ask", "-m", made("vqa"), "--errors", "bad.jsonl", stdin=asked, code=3)
     assert [row["image"] for row in records(done.stdout)] == [str(tmp_path / names[0])]
     assert "one picture at a time" in records((tmp_path / "bad.jsonl").read_bytes())[0]["error"]
 

@@ -132,14 +132,14 @@ def test_what_is_no_task_is_refused_and_tasks_are_named(florence: Path) -> None:
     assert [a.boxes for a in answered(florence, [marked])] == [a.boxes for a in answered(florence, [plain])]
 
 
-def test_records_get_boxes_in_pixels_of_the_upright_original(florence: Path, vlmkit, tmp_path: Path) -> None:
+def test_records_get_boxes_in_pixels_of_the_upright_original(florence: Path, warm, tmp_path: Path) -> None:
     upright = picture()
     exif = Image.Exif()
     exif[0x0112] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
     asked = jsonl({"image": "a.png", "question": "<OD>"}, {"image": "a.png", "question": "what is it?"})
     how = ("-m", florence, "--max-tokens", MOST, "--errors", "bad.jsonl")
-    (row,) = records(vlmkit("ask", *how, stdin=asked, code=3).stdout)
+    (row,) = records(warm("ask", *how, stdin=asked, code=3).stdout)
     expected = documented(florence, upright, "<OD>")
     assert expected["bboxes"] and [box["box"] for box in row["boxes"]] == expected["bboxes"]
     assert row["answer"] == " ".join(", ".join(expected["labels"]).split())

@@ -92,10 +92,10 @@ LIBRARY = {
 }
 
 
-def embedded(vlmkit, folder: object, paths: list[Path], *options: object) -> tuple[np.ndarray, np.ndarray, str]:
+def embedded(run, folder: object, paths: list[Path], *options: object) -> tuple[np.ndarray, np.ndarray, str]:
     """Vectors of pictures and of TEXTS by the installed command, and the identity of the model."""
     rows = jsonl(*({"image": str(path)} for path in paths), *({"text": text} for text in TEXTS))
-    found = records(vlmkit("embed", "-m", folder, *options, stdin=rows).stdout)
+    found = records(run("embed", "-m", folder, *options, stdin=rows).stdout)
     vectors = np.stack([vector(record) for record in found])
     return vectors[: len(paths)], vectors[len(paths) :], found[0]["model"]
 
@@ -105,8 +105,8 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_vectors_are_those_of_the_library(vlmkit, made, views: list[Path], name: str) -> None:
-    images, texts, identity = embedded(vlmkit, made(name), views)
+def test_vectors_are_those_of_the_library(warm, made, views: list[Path], name: str) -> None:
+    images, texts, identity = embedded(warm, made(name), views)
     expected_images, expected_texts = LIBRARY[name](made(name), views, TEXTS)
     assert cosines(images, expected_images).min() > 0.9999
     assert cosines(texts, expected_texts).min() > 0.9999
@@ -152,12 +152,12 @@ def test_identity_is_over_weights_and_preprocessing_alone(made, tmp_path: Path, 
         assert (folder / file).read_text() != text and digits() != first
 
 
-def test_pickled_weights_are_refused(vlmkit, made, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(warm, made, tmp_path: Path) -> None:
     for name in ("clip", "open_clip_siglip"):
         folder = shutil.copytree(made(name), tmp_path / name)
         for weights in folder.glob("*.safetensors"):
             weights.rename(weights.with_suffix(".bin"))
-        done = vlmkit("embed", "-m", folder, "--text", "-o", "out.jsonl", stdin=b"a\n", code=2)
+        done = warm("embed", "-m", folder, "--text", "-o", "out.jsonl", stdin=b"a\n", code=2)
         assert b"pickle" in done.stderr and b"safetensors" in done.stderr and done.stderr.count(b"\n") == 1
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -174,11 +174,17 @@ def test_pickled_weights_are_refused(vlmkit, made, tmp_path: Path) -> None:
         ("ViT-B-32:laion2b_s34b_b79k", "hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
     ],
 )
-def test_names_that_lead_nowhere(vlmkit, environment, tmp_path: Path, name: str, told: str) -> None:
-    """One line, at once, before anything is written; the Hub here is a port where nobody listens."""
-    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    done = vlmkit("embed", "-m", name, "--text", "-o", "out.jsonl", stdin=b"a\n", code=2, timeout=60)
+def test_names_that_lead_nowhere(warm, tmp_path: Path, name: str, told: str) -> None:
+    """One line, before anything is written."""
+    done = warm("embed", "-m", name, "--text", "-o", "out.jsonl", stdin=b"a\n", code=2)
     assert told in done.stderr.decode() and done.stderr.count(b"\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_hub_that_does_not_answer(vlmkit, environment, tmp_path: Path) -> None:
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    done = vlmkit("embed", "-m", "no/such-model", "--text", "-o", "out.jsonl", stdin=b"a\n", code=2, timeout=60)
+    assert b"hf download no/such-model" in done.stderr and done.stderr.count(b"\n") == 1
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -222,22 +228,22 @@ def test_half_precision_is_no_part_of_the_identity(made, views: list[Path], prec
         assert not np.array_equal(images, other_images)
 
 
-def test_int8_is_another_model(vlmkit, environment, made, views: list[Path], tmp_path: Path) -> None:
+def test_int8_is_another_model(warm, environment, made, views: list[Path], tmp_path: Path) -> None:
     folder = made("open_clip_quick_gelu")
     whole_images, whole_texts, whole = loaded(folder, views)
-    images, texts, identity = embedded(vlmkit, folder, views, "--precision", "int8")
+    images, texts, identity = embedded(warm, folder, views, "--precision", "int8")
     assert identity.startswith(f"{folder}+int8@") and identity.rpartition("@")[2] != whole.rpartition("@")[2]
     assert cosines(images, whole_images).min() > 0.97 and cosines(texts, whole_texts).min() > 0.97
     assert not np.array_equal(images, whole_images)
     rows = jsonl({"image": str(views[0])})
-    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "-m", folder, "--precision", "int8", stdin=rows).stdout)
-    (hit,) = records(vlmkit("search", "-i", "./i", "--image", views[0]).stdout)
+    warm("index", "-i", "./i", stdin=warm("embed", "-m", folder, "--precision", "int8", stdin=rows).stdout)
+    (hit,) = records(warm("search", "-i", "./i", "--image", views[0]).stdout)
     assert hit["score"] > 0.999
-    done = vlmkit("search", "-i", "./i", "--image", views[0], "--precision", "fp32", code=2)
+    done = warm("search", "-i", "./i", "--image", views[0], "--precision", "fp32", code=2)
     assert identity.encode() in done.stderr and whole.encode() in done.stderr
 
 
-def test_int8_that_changes_too_much_is_refused(vlmkit, made, tmp_path: Path) -> None:
+def test_int8_that_changes_too_much_is_refused(warm, made, tmp_path: Path) -> None:
     """A weight far above the others makes all others of its row vanish in int8."""
     folder = shutil.copytree(made("open_clip_quick_gelu"), tmp_path / "wild")
     weights = load_file(folder / "open_clip_model.safetensors")
@@ -245,29 +251,29 @@ def test_int8_that_changes_too_much_is_refused(vlmkit, made, tmp_path: Path) -> 
         if name.endswith(("c_fc.weight", "c_proj.weight")):
             value[:, 0] = 300.0 * value.abs().max()
     save_file(weights, folder / "open_clip_model.safetensors")
-    done = vlmkit("embed", "-m", folder, "--precision", "int8", "--text", stdin=b"a\n", code=2)
+    done = warm("embed", "-m", folder, "--precision", "int8", "--text", stdin=b"a\n", code=2)
     assert b"int8 changes" in done.stderr and b"0.98 is needed" in done.stderr and b"cosine" in done.stderr
 
 
-def test_mini_and_missing_devices_are_refused(vlmkit, made) -> None:
-    done = vlmkit("embed", "--precision", "int8", "--text", stdin=b"a\n", code=2)
+def test_mini_and_missing_devices_are_refused(warm, made) -> None:
+    done = warm("embed", "--precision", "int8", "--text", stdin=b"a\n", code=2)
     assert done.stderr == b"vlmkit: mini runs in fp32, not in int8: leave --precision out\n"
     if not torch.cuda.is_available():
         for options in (("--device", "cuda"), ("--device", "cuda", "--precision", "int8")):
-            done = vlmkit("embed", "-m", made("clip"), *options, "--text", stdin=b"a\n", code=2)
+            done = warm("embed", "-m", made("clip"), *options, "--text", stdin=b"a\n", code=2)
             assert b"cuda" in done.stderr and done.stderr.count(b"\n") == 1
 
 
-def test_verbose_says_model_device_and_precision(vlmkit, made) -> None:
-    told = vlmkit("embed", "-m", made("siglip"), "-v", "--device", "cpu", "--precision", "bf16", "--text", stdin=b"a\n")
+def test_verbose_says_model_device_and_precision(warm, made) -> None:
+    told = warm("embed", "-m", made("siglip"), "-v", "--device", "cpu", "--precision", "bf16", "--text", stdin=b"a\n")
     assert f"model {made('siglip')}@" in told.stderr.decode() and b"device cpu, precision bf16" in told.stderr
 
 
-def test_batch_sizes(vlmkit, made, views: list[Path]) -> None:
-    two = embedded(vlmkit, made("siglip2"), views, "--batch-size", "2")[0]
+def test_batch_sizes(warm, made, views: list[Path]) -> None:
+    two = embedded(warm, made("siglip2"), views, "--batch-size", "2")[0]
     assert cosines(two, loaded(made("siglip2"), views)[0]).min() > 0.99999
     for size in ("-1", "many", "70000"):
-        assert b"--batch-size" in vlmkit("embed", views[0], f"--batch-size={size}", code=2).stderr
+        assert b"--batch-size" in warm("embed", views[0], f"--batch-size={size}", code=2).stderr
 
 
 def test_a_batch_grows_while_that_pays() -> None:

@@ -51,10 +51,10 @@ def test_the_tower_embeds_as_the_model(tmp_path: Path, maker: str, monkeypatch) 
     assert json.loads(card.read_text())["cosine"] > 0.9999
 
 
-def test_the_second_search_does_not_import_torch(vlmkit, environment, tmp_path: Path) -> None:
+def test_the_second_search_does_not_import_torch(vlmkit, warm, environment, tmp_path: Path) -> None:
     model = dual_encoders.open_clip_quick_gelu(tmp_path / "model")
     paths = [picture(tmp_path / f"{color}.png", color) for color in ("red", "green", "blue")]
-    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "-m", model, *paths).stdout)
+    vlmkit("index", "-i", "./i", stdin=warm("embed", "-m", model, *paths).stdout)
     query = ("A red Car, it's 3", "--json")
     first, modules = search(tmp_path, environment, *query)
     assert set(HEAVY) <= modules
@@ -71,12 +71,12 @@ def test_the_second_search_does_not_import_torch(vlmkit, environment, tmp_path: 
     assert "torch" in modules and mended == first, "a damaged tower is written again"
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(vlmkit, environment, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_done_without(vlmkit, warm, environment, tmp_path: Path) -> None:
     model = dual_encoders.siglip(tmp_path / "model")
-    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "-m", model, picture(tmp_path / "a.png")).stdout)
+    vlmkit("index", "-i", "./i", stdin=warm("embed", "-m", model, picture(tmp_path / "a.png")).stdout)
     (tmp_path / "file").write_text("no folder")
     environment["XDG_CACHE_HOME"] = str(tmp_path / "file")
-    done = vlmkit("search", "-i", "./i", "a", "--json", "-v")
+    done = warm("search", "-i", "./i", "a", "--json", "-v")
     assert len(records(done.stdout)) == 1 and b"texts are embedded by PyTorch" in done.stderr
 
 

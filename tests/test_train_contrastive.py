@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from typing import Any
 import dual_encoders
 import pytest
 import torch
-from conftest import SCRIPT, Vlmkit
 from helpers import SHAPE_WORDS, jpeg, jsonl, records, shapes, tiny_towers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
+from warm import Start, Warm
 
 from vlmkit.cli import main
 from vlmkit.errors import VlmkitError
@@ -86,12 +86,9 @@ DEBUG = ("--preset", "debug", "--val", "0.2", "--accumulate", "2", "--captions",
 
 
 @pytest.fixture(scope="module")
-def debug(place: Path) -> tuple[Path, list[Line]]:
-    """(model, log) of a run in debug, by the installed command."""
-    done = subprocess.run(
-        [SCRIPT, "train", "contrastive", "shapes.tar", *DEBUG, "-o", "debug"], cwd=place, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
+def debug(place: Path, start: Start) -> tuple[Path, list[Line]]:
+    """(model, log) of a run in debug, by the command."""
+    done = start(place, "train", "contrastive", "shapes.tar", *DEBUG, "-o", "debug").done()
     assert done.stderr == b"vlmkit: shapes.tar: 64 rows read, 64 kept (64 samples), 0 dropped\n"
     return place / "debug", records(done.stdout)
 
@@ -123,40 +120,37 @@ def test_embed_and_transformers_open_it(debug: tuple[Path, list[Line]], place: P
     assert len(tokens.input_ids) > 6
 
 
-def test_its_settings_repeat_it(debug: tuple[Path, list[Line]], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    assert main(["train", "contrastive", "--config", "debug/train.toml", "-o", "again", "-q"]) == 0
+def test_its_settings_repeat_it(debug: tuple[Path, list[Line]], place: Path, start: Start) -> None:
+    start(place, "train", "contrastive", "--config", "debug/train.toml", "-o", "again", "-q").done()
     assert digest(place / "again") == digest(debug[0])
 
 
 @pytest.mark.parametrize("kind", ["dual", "towers"])
 def test_a_killed_run_resumes_to_the_same_bytes(
-    kind: str, debug: tuple[Path, list[Line]], place: Path, tmp_path: Path
+    kind: str, debug: tuple[Path, list[Line]], place: Path, tmp_path: Path, start: Start
 ) -> None:
     data = ["train", "contrastive", str(place / "shapes.tar")]
     if kind == "dual":
-        command, whole, kill = [*data, *DEBUG], debug[0], 13
+        command, whole, kill = [*data, *DEBUG], debug[0], random.Random(0).randint(6, 15)
     else:
         towers = ["--vision", str(place / "image-tower"), "--text", str(place / "text-tower"), "--val", "0.2"]
         command = [*data, *towers, "--steps", "12", "--batch-size", "16", "--save-steps", "4", "--preset", "debug"]
-        whole, kill = tmp_path / "whole", 10
-        assert main([*command, "-o", str(whole)]) == 0
+        whole, kill = tmp_path / "whole", random.Random(1).randint(5, 10)
+        start(tmp_path, *command, "-o", whole).done()
     out = tmp_path / "killed"
-    with subprocess.Popen([SCRIPT, *command, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line)["step"] >= kill:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.wait() == -signal.SIGKILL
+    print(f"killed at step {kill}")
+    run = start(tmp_path, *command, "-o", out)
+    run.wait_until(lambda: f'"step":{kill},'.encode() in run.stdout.read_bytes())
+    run.kill()
     assert not (out / "model.safetensors").exists(), "it was to be killed before its end"
     left = checkpoints(out / "checkpoints")
     assert left and all((path / "state.json").exists() for path in left)
-    assert main([*command, "-o", str(out)]) == 2, "it goes on only when told to"
-    assert main([*command, "-o", str(out), "--lr", "0.5", "--resume"]) == 2, "and with the same settings"
-    assert main([*command, "-o", str(out), "--resume"]) == 0
+    start(tmp_path, *command, "-o", out).done(2)  # it goes on only when told to
+    start(tmp_path, *command, "-o", out, "--lr", "0.5", "--resume").done(2)  # and with the same settings
+    start(tmp_path, *command, "-o", out, "--resume").done()
     assert digest(out) == digest(whole)
-    assert main([*command, "-o", str(out), "--resume"]) == 0, "what is finished stays"
+    start(tmp_path, *command, "-o", out, "--resume").done()
+    assert digest(out) == digest(whole), "what is finished stays"
 
 
 @pytest.mark.parametrize(("family", "lock"), LOCKED)
@@ -359,13 +353,13 @@ def test_rows_about_one_picture_are_one_sample(place: Path, tmp_path: Path) -> N
     assert found.times(0).tolist() == [2, 2], "each by the weight of its first row"
 
 
-def test_what_cannot_be_used_is_left_out(vlmkit: Vlmkit, place: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_left_out(warm: Warm, place: Path, tmp_path: Path) -> None:
     (tmp_path / "whole.jpg").write_bytes(jpeg())
     (tmp_path / "other.jpg").write_bytes(jpeg("blue"))
     (tmp_path / "torn.jpg").write_bytes(jpeg()[:-40])
     rows: list[Line] = [{"image": f"{name}.jpg", "captions": [name]} for name in ("whole", "other", "torn", "gone")]
     rows += [{"image": "whole.jpg"}, {"image": "whole.jpg", "captions": []}, {"image": "whole.jpg", "captions": [" "]}]
-    done = vlmkit(
+    done = warm(
         *("train", "contrastive", "-", "--preset", "debug", "--dry-run", "-o", "out", "--errors", "errors.jsonl"),
         stdin=jsonl(*rows),
         code=3,

@@ -17,13 +17,11 @@ from conftest import SCRIPT
 from helpers import records
 from safetensors.torch import load_file
 from vlm_data import line, write_data, write_towers
-from warm import Start, start
+from warm import Start
 
 from vlmkit.errors import VlmkitError
 from vlmkit.train.vlm.checks import check
 from vlmkit.train.vlm.config import VlmConfig
-
-__all__ = ["start"]
 
 
 @pytest.fixture(scope="module")

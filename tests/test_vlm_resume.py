@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from helpers import records
 from vlm_data import write_data
-from warm import Start, start
+from warm import Start
 
-__all__ = ["start"]
 DATA = {"align": "captions", "instruct": "mixed", "prefer": "preferences"}
 STAGES = [("align", []), ("instruct", []), ("instruct", ["--lora", "4"]), ("prefer", []), ("prefer", ["--lora", "4"])]
 

@@ -1,4 +1,4 @@
-"""The command in processes forked from one that has imported what training needs, so that a start takes no time."""
+"""The command in processes forked from one that has imported what models need, so that a start takes no time."""
 
 import gc
 import multiprocessing
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 PRELOAD = ["vlmkit.cli", "vlmkit.train.vlm.stage", "vlmkit.train.vlm.prefer", "vlmkit.train.plot", "peft", "tomli_w"]
+PRELOAD += ["vlmkit.train.contrastive", "open_clip", "onnxruntime", "transformers.models.auto.processing_auto"]
 PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.JpegImagePlugin"]
 SECONDS = 120
 
@@ -21,14 +22,14 @@ SECONDS = 120
 class Running:
     """One command, under way in `folder`; its output stands in files."""
 
-    def __init__(self, context, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, context, arguments: list[str], folder: Path, environment: dict[str, str], stdin: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob(".*.stdout")))
         self.arguments = arguments
-        self.stdout, self.stderr = (folder / f".{number}.{name}" for name in ("stdout", "stderr"))
-        for path in (self.stdout, self.stderr):
-            path.touch()
-        how = arguments, folder, self.stdout, self.stderr, environment
+        self.stdin, self.stdout, self.stderr = (folder / f".{number}.std{name}" for name in ("in", "out", "err"))
+        for path, data in ((self.stdin, stdin), (self.stdout, b""), (self.stderr, b"")):
+            path.write_bytes(data)
+        how = arguments, folder, [self.stdin, self.stdout, self.stderr], environment
         self.process = context.Process(target=_command, args=how)
         self.process.start()
 
@@ -59,14 +60,18 @@ class Running:
 
 
 Start = Callable[..., Running]
+Warm = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
-def _command(arguments: list[str], folder: Path, stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
+def _command(arguments: list[str], folder: Path, streams: list[Path], environment: dict[str, str]) -> None:
     gc.freeze()  # what is imported already need not be looked through
     os.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("VLMKIT_")]:
+        del os.environ[name]
     os.environ.update(environment)
-    for number, path in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    for number, path in enumerate(streams):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - multiprocessing has put another there
     sys.argv = ["vlmkit", *arguments]
     from vlmkit.__main__ import run
 
@@ -74,17 +79,30 @@ def _command(arguments: list[str], folder: Path, stdout: Path, stderr: Path, env
 
 
 @pytest.fixture(scope="session")
-def start() -> Iterator[Start]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start a command in a folder: `start(folder, "train", …)`; it is killed at the end of the session."""
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
 
-        def begin(folder: Path, *arguments: object, environment: dict[str, str] | None = None) -> Running:
-            running = Running(context, [*map(str, arguments)], folder, environment or {})
+        def begin(
+            folder: Path, *arguments: object, environment: dict[str, str] | None = None, stdin: bytes = b""
+        ) -> Running:
+            running = Running(context, [*map(str, arguments)], folder, environment or {}, stdin)
             stack.callback(running.process.kill)
             return running
 
         yield begin
+
+
+@pytest.fixture
+def warm(start: Start, tmp_path: Path, environment: dict[str, str]) -> Warm:
+    """As `vlmkit`, the installed command, but for its start."""
+
+    def run(*arguments: object, code: int = 0, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return start(tmp_path, *arguments, environment=environment, stdin=stdin).done(code)
+
+    return run
