@@ -1,5 +1,6 @@
 """Models of transformers by family, each against the call that its documentation shows; random weights."""
 
+import inspect
 import re
 from functools import cache
 from pathlib import Path
@@ -59,6 +60,28 @@ def test_answers_are_those_of_the_documented_call(place: Path, family: str) -> N
     expected = [documented(made(place, family), some, q) for q, some in zip(QUESTIONS, shown, strict=True)]
     assert [answer.text for answer in answers if isinstance(answer, Answer)] == expected
     assert len(set(expected)) > 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_picture_of_several_questions_is_seen_once(place: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question about two pictures, the others about one of them; a copy is the same picture."""
+    model: Any = load_talker(str(made(place, family))).model
+    one, two, *_ = (model.preprocess(picture) for picture in pictures())
+    shown = [[one, two], [two, one], [one.copy(), one]]
+    requests = [Request(question, some) for question, some in zip(QUESTIONS[1:], shown, strict=True)]
+    expected = [model.answer([request], Sampling(MOST, beams=2))[0] for request in requests]
+    base, looks = model._model.base_model, []
+    look = base.get_image_features
+
+    def counted(pixel_values: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        looks.append(pixel_values)
+        return look(pixel_values, *rest, **named)
+
+    counted.__signature__ = inspect.signature(look)  # type: ignore[attr-defined]
+    monkeypatch.setattr(base, "get_image_features", counted)
+    assert model.answer(requests, Sampling(MOST, beams=2)) == expected and len(looks) == 2
+    looks.clear()
+    assert model.answer(requests[:1], Sampling(MOST, beams=2)) == expected[:1] and len(looks) == 1
 
 
 def test_a_batch_that_does_not_fit_is_halved(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,10 +190,10 @@ def test_paligemma_refuses_what_it_cannot(place: Path) -> None:
         assert isinstance(answer, Unanswerable) and reason in str(answer)
 
 
-def test_the_command_asks_a_family_of_its_own(place: Path, vlmkit, tmp_path: Path) -> None:
+def test_the_command_asks_a_family_of_its_own(place: Path, warm, tmp_path: Path) -> None:
     for number, picture in enumerate(pictures()[:2]):
         picture.save(tmp_path / f"{number}.png")
     rows = jsonl(*({"image": f"{number}.png", "question": "is it red?"} for number in range(2)))
-    found = records(vlmkit("ask", "-m", made(place, "smolvlm"), "--max-tokens", MOST, stdin=rows).stdout)
+    found = records(warm("ask", "-m", made(place, "smolvlm"), "--max-tokens", MOST, stdin=rows).stdout)
     expected = [documented(made(place, "smolvlm"), [picture], "is it red?") for picture in pictures()[:2]]
     assert [row["answer"] for row in found] == [" ".join(text.split()) for text in expected]

@@ -185,10 +185,13 @@ def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: 
         "number": "no answer in what the endpoint sent: 7",
         "refuses": "the model refuses: I would rather not",
         "filtered": "held back by the endpoint's filter",
-        "thinks": "cut off before the answer began; the model may think first, so raise --max-tokens",
+        "thinks": "cut off before the answer began",
         "excessive": "the endpoint answers 400, the context is too long",
         "forbidden": "the endpoint answers 403, not for you",
     }
+    other = "ask in other words or another model"
+    remedies = {"refuses": other, "filtered": other, "thinks": "raise --max-tokens, as the model may think first"}
+    remedies |= dict.fromkeys(("excessive", "forbidden"), "change the question or the picture")
     questions = ["good", *reasons, "silent", "long", "good again"]
     line = ("ask", "--errors", "errors.jsonl", "--option", "timeout=2", "--option", "retries=1", "--batch-size", 16)
     done = vlmkit(*line, stdin=asked(*questions), code=3)
@@ -201,6 +204,9 @@ def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: 
         "good again": "heard: good again",
     }
     assert done.stderr.count(b"\n") == len(reasons) + 1
+    for name in failed:
+        (told,) = [line for line in done.stderr.decode().splitlines() if line.startswith(f"vlmkit: {name}: ")]
+        assert told.endswith(f": left out, {remedies.get(name, 'ask again later')}")
     assert hosted.asked["crowded"] == hosted.asked["gone"] == hosted.asked["hangs"] == 2
     assert hosted.asked["nonsense"] == hosted.asked["excessive"] == 1
 

@@ -102,35 +102,35 @@ def test_a_start_a_system_text_and_marks_in_the_question(llava: Path) -> None:
     assert first == second
 
 
-def test_on_the_tower_of_mini_both_ways_agree(talking: Path, photos: Path, vlmkit) -> None:
+def test_on_the_tower_of_mini_both_ways_agree(talking: Path, photos: Path, warm) -> None:
     """The folder that was trained, by PyTorch, and what mini makes of it."""
     names = [photos / name for name in ("coffee.png", "chelsea.png", "rocket.jpg")]
-    trained = records(vlmkit("caption", "-m", talking / "trained", *names, "--max-tokens", 8).stdout)
-    packed = records(vlmkit("caption", "-m", talking / "packed", *names, "--max-tokens", 8).stdout)
+    trained = records(warm("caption", "-m", talking / "trained", *names, "--length", "long", "--max-tokens", 8).stdout)
+    packed = records(warm("caption", "-m", talking / "packed", *names, "--length", "long", "--max-tokens", 8).stdout)
     assert [row["caption"] for row in trained] == [row["caption"] for row in packed]
     assert len({row["caption"] for row in trained}) == 3
     assert trained[0]["caption_model"].startswith(f"{talking / 'trained'}@")
 
 
-def test_no_code_of_a_folder_is_run(copied: Path, vlmkit, photos: Path) -> None:
+def test_no_code_of_a_folder_is_run(copied: Path, warm, photos: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config["model_type"] = "evil"
     config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForImageTextToText": "evil.Evil"}
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "evil.py").write_text("print('owned')\n")
-    done = vlmkit("ask", "-m", copied, photos / "coffee.png", "what?", code=2, stdin=b"y\n")
+    done = warm("ask", "-m", copied, photos / "coffee.png", "what?", code=2, stdin=b"y\n")
     assert done.stdout == b"" and done.stderr.count(b"\n") == 1 and b"cannot be opened" in done.stderr
 
 
-def test_folders_that_cannot_talk_are_told(copied: Path, tmp_path: Path, vlmkit, photos: Path) -> None:
+def test_folders_that_cannot_talk_are_told(copied: Path, tmp_path: Path, warm, photos: Path) -> None:
     picture = photos / "coffee.png"
     (tmp_path / "empty").mkdir()
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
     for name, reason in {"empty": b"holds no model that answers", "clip": b"but one of type clip"}.items():
-        assert reason in vlmkit("ask", "-m", tmp_path / name, picture, "what?", code=2).stderr
+        assert reason in warm("ask", "-m", tmp_path / name, picture, "what?", code=2).stderr
     (copied / "chat_template.jinja").unlink()
     with pytest.raises(VlmkitError, match="no chat template"):
         load_talker(str(copied))
     (copied / "model.safetensors").unlink()
-    assert b"holds no weights" in vlmkit("caption", "-m", copied, picture, code=2).stderr
+    assert b"holds no weights" in warm("caption", "-m", copied, picture, code=2).stderr

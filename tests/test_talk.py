@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from transformers import (
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.chat import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.mini import Mini
 from vlmkit.models.mini.decoder import PADDING, PLACE, Decoder
 from vlmkit.models.mini.features import PLACES, Features
 from vlmkit.models.mini.generation import nucleus
@@ -79,8 +81,10 @@ def generated(folder: Path, pictures: list[list[np.ndarray]], questions: list[st
         inputs = processor.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        made = model.generate(**inputs, do_sample=False, renormalize_logits=True, **how)
-        found.append(processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+        made = model.generate(**inputs, do_sample=False, renormalize_logits=True, **how)[
+            :, inputs["input_ids"].shape[1] :
+        ]
+        found += [processor.decode(row, skip_special_tokens=True).strip() for row in made]
     return found
 
 
@@ -110,6 +114,22 @@ def test_length_penalty_is_that_of_transformers(talking: Path, talk: Talk, penal
     )
     requests = [Request(question, [a]) for question, a in zip(questions, arrays, strict=True)]
     assert texts(talk.answer(requests, Sampling(12, beams=3, length_penalty=penalty))) == expected
+
+
+def test_the_beam_closest_to_the_picture(talking: Path, talk: Talk) -> None:
+    """Of the four that `generate` finds; with two pictures, and without, the likeliest."""
+    arrays, mini = noise(4, seed=7), Mini()
+    four = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 6}
+    beams = [generated(talking / "trained", [[array]], [""], **four) for array in arrays]
+    near = mini.embed_images(arrays)
+    expected = [some[int((mini.embed_texts(some) @ vector).argmax())] for some, vector in zip(beams, near, strict=True)]
+    requests = [Request("", [array]) for array in arrays]
+    assert texts(talk.answer(requests, Sampling(6, beams=4, closeness=1e6))) == expected
+    likeliest = texts(talk.answer(requests, Sampling(6, beams=4)))
+    assert likeliest == [some[0] for some in beams] != expected
+    requests = [Request(QUESTIONS[1], [arrays[0], arrays[1]]), Request(QUESTIONS[2])]
+    how = Sampling(6, beams=4, closeness=1e6)
+    assert talk.answer(requests, how) == talk.answer(requests, replace(how, closeness=0.0))
 
 
 def test_replies_end_where_the_model_ends_them(talk: Talk) -> None:
@@ -174,9 +194,9 @@ def test_questions_about_one_picture_read_it_once(talk: Talk, monkeypatch: pytes
     requests = [Request(question, [array]) for question in QUESTIONS] + [Request("x", [other])]
     alone = [texts(talk.answer([request], Sampling(8)))[0] for request in requests]
     seen: list[int] = []
-    features = talk._features
-    assert features is not None
-    monkeypatch.setattr(talk, "_features", lambda stack: seen.append(len(stack)) or features(stack))
+    assert talk._features is not None
+    look = talk._features.with_vectors
+    monkeypatch.setattr(talk._features, "with_vectors", lambda stack: seen.append(len(stack)) or look(stack))
     assert texts(talk.answer(requests, Sampling(8))) == alone
     assert seen == [2]
 

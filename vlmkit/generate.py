@@ -148,8 +148,9 @@ def caption_sampling(model: ChatModel, length: str, sampling: Sampling, max_toke
     """`sampling` as the model is told to caption: with beams, unless words are chosen at random."""
     style = model.captions[length]
     beams = 1 if sampling.temperature > 0 else style.beams
+    most = max_tokens or style.max_tokens
     return replace(
-        sampling, max_tokens=max_tokens or style.max_tokens, beams=beams, length_penalty=style.length_penalty
+        sampling, max_tokens=most, beams=beams, length_penalty=style.length_penalty, closeness=style.closeness
     )
 
 
@@ -247,7 +248,7 @@ def _result(turn: Turned | Failed) -> tuple[Record, Reply] | Failed:
 
 def _paired(entry: Asked, reply: Reply | Unanswerable, ms: float) -> tuple[Record, Reply] | Failed:
     if isinstance(reply, Unanswerable):
-        return Failed.of(entry.record, reply)
+        return Failed.of(entry.record, reply, reply.remedy)
     return entry.record, replace(reply, ms=ms)
 
 

@@ -35,17 +35,21 @@ MAX_DEPTH = 200  # of nested JSON: orjson reads 1,024 but writes 254
 
 @dataclass(slots=True)
 class Failed:
-    """A record that a command could not process. It travels in place of the record, so the order is kept."""
+    """A record that a command could not process. It travels in place of the record, so the order is kept.
+
+    `remedy` is what to do, unless it is to check the file.
+    """
 
     id: str | None
     image: str | None
     error: str
+    remedy: str = ""
 
     @classmethod
-    def of(cls, record: Record, error: object) -> "Failed":
+    def of(cls, record: Record, error: object, remedy: str = "") -> "Failed":
         """The failure of `record`, keyed as the record itself would be."""
         image = record.get("image")
-        return cls(record.get("id", image or record.get("text")), image, str(error))
+        return cls(record.get("id", image or record.get("text")), image, str(error), remedy)
 
     def as_record(self) -> Record:
         return {"id": self.id, "image": self.image, "error": self.error}

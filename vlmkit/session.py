@@ -84,7 +84,7 @@ class Session:
             catch()  # the next Ctrl-C is heard again
             answer = Answer("".join(said), "stop", 0)
         if isinstance(answer, Unanswerable):
-            self.note(str(answer))
+            self.note(f"{answer}: {answer.remedy}")
             return
         self.say("\n")
         self.turns.append(Turn(question, self._next, answer.text))

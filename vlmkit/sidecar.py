@@ -33,7 +33,7 @@ def written(results: Iterable[Record | Failed], *, force: bool) -> Iterator[Reco
         if path is None:
             yield Failed.of(result, "no file of its own, so no place for a sidecar")
         elif path in made or (path.exists() and not force):
-            yield Failed.of(result, f"{path} is there already")
+            yield Failed.of(result, f"{path} is there already", "" if path in made else "--force writes it anew")
         else:
             made.add(path)
             with Output(str(path)) as out:

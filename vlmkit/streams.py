@@ -168,7 +168,8 @@ class Failures:
             if result.id is None:
                 result.id = f"record {self.seen}"
             where = "record" if result.image is None else "address" if "://" in result.image else "file"
-            tell(f"{result.image or result.id}: {result.error}: left out, check the {where}")
+            remedy = result.remedy or f"check the {where}"
+            tell(f"{result.image or result.id}: {result.error}: left out, {remedy}")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 

@@ -57,7 +57,8 @@ class Sampling:
     """How words are chosen: greedily at temperature 0, with beams, or at random.
 
     `top_p`: only among the likeliest words that have this probability together (Holtzman and others, 2020). `beams`
-    above 1 at temperature 0: beam search; scores are divided by length ** `length_penalty`.
+    above 1 at temperature 0: beam search; scores are divided by length ** `length_penalty`. `closeness`: how much the
+    cosine between the picture and a beam's text counts beside its score in the end, where a model has both (mini).
     """
 
     max_tokens: int
@@ -66,6 +67,7 @@ class Sampling:
     seed: int = 0
     beams: int = 1
     length_penalty: float = 1.0
+    closeness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,11 @@ class Reply:
 
 
 class Unanswerable(Exception):
-    """This one request cannot be answered; the text says why."""
+    """This one request cannot be answered; the text says why, and `remedy` what to do."""
+
+    def __init__(self, why: str, remedy: str = "ask in other words or another model") -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,7 @@ class CaptionStyle:
     max_tokens: int
     beams: int = 1
     length_penalty: float = 1.0
+    closeness: float = 0.0
 
 
 CAPTIONS = {

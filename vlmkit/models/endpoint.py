@@ -22,7 +22,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models import Hardware
 from vlmkit.models.batch import BatchSize
 from vlmkit.models.chat import CAPTIONS, ENDPOINT, Answer, Hosting, Request, Sampling, Unanswerable
-from vlmkit.models.endpoint_trouble import Trouble
+from vlmkit.models.endpoint_trouble import LATER, Trouble
 from vlmkit.records import loads
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Endpoint:
         try:
             answer = _answer(loads(reply.content), request.start)
         except (ValueError, LookupError, TypeError, AttributeError):
-            return Unanswerable(f"no answer in what the endpoint sent: {self._trouble.short(reply.text)}")
+            return Unanswerable(f"no answer in what the endpoint sent: {self._trouble.short(reply.text)}", LATER)
         if request.task != "boxes" or isinstance(answer, Unanswerable):
             return answer
         size = request.pictures[0].size
@@ -174,9 +174,11 @@ class Endpoint:
                         finish = choice.finish_reason or finish
                         put(choice.delta.content or choice.delta.refusal or "")
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise Unanswerable(f"the reply broke off ({self._trouble.short(str(error))})") from None
-        if finish in (None, "content_filter"):
-            raise Unanswerable("the reply broke off" if finish is None else FILTERED)
+            raise Unanswerable(f"the reply broke off ({self._trouble.short(str(error))})", LATER) from None
+        if finish is None:
+            raise Unanswerable("the reply broke off", LATER)
+        if finish == "content_filter":
+            raise Unanswerable(FILTERED)
         return "length" if finish == "length" else "stop"
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def _answer(reply: Any, start: str) -> Answer | Unanswerable:
         return Unanswerable(FILTERED)
     text = message["content"].strip()
     if not text and finish == "length":
-        return Unanswerable("cut off before the answer began; the model may think first, so raise --max-tokens")
+        return Unanswerable("cut off before the answer began", "raise --max-tokens, as the model may think first")
     if start.strip():
         start = start.strip()
         begun = text[: len(start)].lower() == start.lower()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from openai import APIConnectionError, APIStatusError
 
 LONGEST_REASON = 300  # characters
+LATER = "ask again later"
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Trouble:
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from None
         except TimeoutError:
-            raise Unanswerable("the endpoint sends something, but comes to no end") from None
+            raise Unanswerable("the endpoint sends something, but comes to no end", LATER) from None
         self.heard = True
 
     def short(self, text: str) -> str:
@@ -57,7 +58,7 @@ class Trouble:
         what = f"{reason} ({self.tries} tries)"
         if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self.heard:
             return VlmkitError(f"{self.url} cannot be reached, {what}", "start the server, or check --base-url")
-        return Unanswerable(f"the endpoint fails: {what}")
+        return Unanswerable(f"the endpoint fails: {what}", LATER)
 
     def _refused(self, error: "APIStatusError", settings: Mapping[str, Any]) -> Exception:
         status = error.status_code
@@ -74,7 +75,8 @@ class Trouble:
             return VlmkitError(f"{self.url} redirects to {place}", "name that with --base-url if you trust it")
         if status in (400, 422) and str(error.param) in settings:
             return VlmkitError(what, f"change it, or leave it out with --option {error.param}=null")
-        return Unanswerable(f"the endpoint answers {status}, {reason}")
+        remedy = LATER if status == 429 or status >= 500 else "change the question or the picture"
+        return Unanswerable(f"the endpoint answers {status}, {reason}", remedy)
 
 
 def _said(error: "APIStatusError") -> str:

@@ -15,7 +15,8 @@ from vlmkit.models.attention import Looks, looks
 from vlmkit.models.chat import CAPTIONS, Answer, Request, Sampling, Unanswerable
 from vlmkit.models.find import Checkpoint, read_json
 from vlmkit.models.mini import SIZE, preprocess
-from vlmkit.models.mini.talk import Talk
+from vlmkit.models.mini.talk import WORDLESS
+from vlmkit.models.seen_once import seen_once
 from vlmkit.models.transformers_talker import TransformersTalker
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ class ImageTextToText(TransformersTalker):
             importlib.import_module("vlmkit.models.vlm")  # registers them
         super().__init__(checkpoint, hardware)
         self._stage = _stage(checkpoint.folder)
+        projector = getattr(self._model.base_model, "multi_modal_projector", None)
+        self._reads_text = getattr(projector, "reads_text", False)  # what it says of a picture depends on the question
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
-        self.captions = Talk.captions if self._stage else CAPTIONS
+        self.captions = WORDLESS if self._stage else CAPTIONS
         self._boxes = FORMS.get(str(config.get("model_type")))
         self.tasks = (
             {"answer", "attention"} | (set() if self._stage else {"ocr"}) | ({"boxes"} if self._boxes else set())
@@ -76,12 +79,19 @@ class ImageTextToText(TransformersTalker):
         if form:
             requests = [replace(request, prompt=form.asked(request.prompt)) for request in requests]
         inputs = self._inputs(requests)
-        rows = self._generated(inputs, requests, sampling, streamer)
+        rows = self._generated(self._seen_once(inputs, requests), requests, sampling, streamer)
         made = [row[inputs["input_ids"].shape[1] :] for row in rows]
         if form is None:
             return [self._answer(row, request) for row, request in zip(made, requests, strict=True)]
         seen = self._seen(inputs)
         return [self._found(*one, form) for one in zip(made, requests, seen, strict=True)]
+
+    def _seen_once(self, inputs: Any, requests: list[Request]) -> Any:
+        if self._reads_text:
+            return inputs
+        pictures = [picture for request in requests for picture in request.all_pictures()]
+        with self._torch.inference_mode():
+            return seen_once(self._model, inputs, pictures, lambda one: self._inputs([Request("", [one])]))
 
     def _found(self, tokens: list[int], request: Request, seen: tuple[int, int] | None, form: Form) -> Answer:
         """The reply with its boxes, of which some families write the marks as special tokens."""

@@ -91,7 +91,9 @@ class TransformersTalker:
         return [*self._fitting(requests[:half], sampling), *self._fitting(requests[half:], sampling)]
 
     def _too_large(self) -> Unanswerable:
-        return Unanswerable(f"it does not fit into the memory of {self.device}")
+        return Unanswerable(
+            f"it does not fit into the memory of {self.device}", "take smaller pictures or a smaller model"
+        )
 
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
         (answer,) = self.answer([request], sampling)

@@ -34,17 +34,25 @@ class Features:
             raise VlmkitError(f"{path} has no grid of features", "make it with vlmkit.models.mini.recipe")
         self._name = found["name"].decode()
         self._session = open_graph(path, threads, _declared(found["name"]))
+        self._vectors = self._session.get_outputs()[0]
 
     def __call__(self, pictures: "np.ndarray") -> "np.ndarray":
         """(N, 224, 224, 3) uint8 -> (N, 49, 1280) float32, row by row; 0 to 6, as the last activation is ReLU6."""
+        return self.with_vectors(pictures)[0]
+
+    def with_vectors(self, pictures: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+        """The same, and the vectors that `mini` embeds the pictures as, (N, D) float32."""
         import numpy as np
 
-        rows = [
-            self._session.run([self._name], {"pictures": pictures[i : i + IMAGE_BATCH]})[0]  # (n, 1280, 7, 7)
-            for i in range(0, len(pictures), IMAGE_BATCH)
-        ]
-        grid = np.concatenate(rows) if rows else np.zeros((0, WIDTH, SIDE, SIDE), np.float32)
-        return np.ascontiguousarray(grid.reshape(-1, WIDTH, PLACES).transpose(0, 2, 1))
+        outputs = [self._name, self._vectors.name]
+        grids = [np.zeros((0, WIDTH, SIDE, SIDE), np.float32)]
+        vectors = [np.zeros((0, self._vectors.shape[1]), np.float32)]
+        for i in range(0, len(pictures), IMAGE_BATCH):
+            grid, vector = self._session.run(outputs, {"pictures": pictures[i : i + IMAGE_BATCH]})
+            grids.append(grid)  # (n, 1280, 7, 7)
+            vectors.append(vector)
+        rows = np.concatenate(grids).reshape(-1, WIDTH, PLACES).transpose(0, 2, 1)
+        return np.ascontiguousarray(rows), np.concatenate(vectors)
 
 
 def _declared(name: bytes) -> bytes:

@@ -66,7 +66,8 @@ def nucleus(logits: "np.ndarray", temperature: float, top_p: float) -> "tuple[np
     import numpy as np
 
     odds = np.exp((logits - logits.max()).astype(np.float64) / temperature)
-    order = np.argsort(-odds, kind="stable")
+    needed = np.flatnonzero(odds >= (1 - top_p) * odds.sum() / len(odds))  # what is below adds up to less than the rest
+    order = needed[np.argsort(-odds[needed], kind="stable")]
     reached = (odds[order] / odds.sum()).cumsum()
     kept = order[: int(np.searchsorted(reached, top_p)) + 1]
     return kept, odds[kept] / odds[kept].sum()
@@ -111,8 +112,8 @@ class _Search:
 
 def beam_search(
     step: "Step", logits: "np.ndarray", end: int, limits: list[int], *, beams: int, length_penalty: float
-) -> list[Reply]:
-    """A reply for each row of `logits` (N, V): the best of `beams`, by log probability / length ** `length_penalty`."""
+) -> list[list[tuple[float, Reply]]]:
+    """For each row of `logits` (N, V) `beams` replies, best first, by log probability / length ** `length_penalty`."""
     import numpy as np
 
     searches = [_Search(beams, length_penalty, end, limit) for limit in limits]
@@ -127,7 +128,7 @@ def beam_search(
             row += count
         open_ones = [search for search in open_ones if search.running]
         if not open_ones:
-            return [search.finished[0][1] for search in searches]
+            return [search.finished for search in searches]
         beams_now = [beam for search in open_ones for beam in search.running]
         logits = step(np.array([beam.tokens[-1] for beam in beams_now]), np.array([beam.row for beam in beams_now]))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmkit.generate import caption_sampling
 from vlmkit.images import ahead, open_picture
 from vlmkit.metrics import bleu, cider, vqa_normalize
 from vlmkit.models import Hardware
@@ -19,7 +20,8 @@ TOGETHER = 32
 
 
 def measure(folder: Path, data: Path) -> dict[str, Any]:
-    """Captions of Flickr8k dev (CIDEr, BLEU-4; beam 3), and answers to easy-VQA's test and DAQUAR's dev questions.
+    """Captions of Flickr8k dev (CIDEr, BLEU-4), as `vlmkit caption` makes them; answers to easy-VQA's test and DAQUAR's
+    dev questions.
 
     Exact: equal to a reference after VQA's normalisation. Shuffled: each question with the picture of another one.
     """
@@ -51,9 +53,7 @@ def _exact(folder: Path, asked: list[Record], shown: list[Record]) -> float:
 
 def _answers(folder: Path, shown: Sequence[Record], questions: list[str], captions: bool = False) -> list[str]:
     model = load_talker(str(folder), Hardware()).model
-    style = model.captions["normal"]
-    sampling = Sampling(style.max_tokens, beams=style.beams, length_penalty=style.length_penalty)
-    sampling = sampling if captions else Sampling(max_tokens=8)
+    sampling = caption_sampling(model, "normal", Sampling(1), None) if captions else Sampling(8)
     opened = ahead(shown, lambda row: model.preprocess(open_picture(locate(row["image"]), model.size)[0]), 2, 64)
     pairs = zip(opened, questions, strict=True)
     said: list[str] = []

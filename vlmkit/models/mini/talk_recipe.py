@@ -2,8 +2,9 @@
 
     python -m vlmkit.models.mini.talk_recipe TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
 
-Writes the data, trains as `vlmkit train instruct --vision mini` does, packs, measures the packed model on what was held
-out, with the right pictures and with shuffled ones, and writes DIR with a card. The same command on the same machine
+Writes the data, trains as `vlmkit train instruct --vision mini` and then `vlmkit train prefer` on pairs of its own
+captions do, packs, measures the packed model on what was held out, with the right pictures and with shuffled ones, and
+writes DIR with a card. The same command on the same machine
 makes the same bytes. One JSON object a line on standard error tells how it goes.
 """
 
@@ -20,8 +21,10 @@ from vlmkit.models.mini.data import rows, write_data
 from vlmkit.models.mini.talk_card import card
 from vlmkit.models.mini.talk_measure import measure
 from vlmkit.models.mini.talk_pack import pack_talk
+from vlmkit.models.mini.talk_pairs import caption_pairs
 from vlmkit.models.mini.words import language_model
 from vlmkit.models.torch_embedder import hush
+from vlmkit.records import Record, dumps
 from vlmkit.streams import Failures
 from vlmkit.train.output import check_free, whole_folder
 from vlmkit.train.vlm.config import VlmConfig
@@ -30,7 +33,7 @@ from vlmkit.train.vlm.stage import train
 PIECES, WIDTH, LAYERS = 6000, 256, 6
 EPOCHS = 8
 # How often each file counts an epoch.
-MIXTURE = {"train-captions": 1, "train-questions": 0.5, "easy-train": 0.35, "daquar-train": 1}
+MIXTURE = {"train-captions": 1, "train-questions": 0.25, "easy-train": 0.8, "daquar-train": 2}
 TRAINING: dict[str, Any] = {
     "stage": "instruct",
     "vision": "mini",
@@ -42,11 +45,13 @@ TRAINING: dict[str, Any] = {
     "weight_decay": 0.05,
     "beta2": 0.98,
     "warmup": 0.05,
-    "dropout": 0.1,
+    "dropout": 0.15,
+    "weigh": "root",
     "smoothing": 0.1,
     "pack_length": 256,
     "log_every": 50,
 }
+PREFERRING: dict[str, Any] = {"lr": 2e-4, "projector_lr": 2e-4, "beta": 0.1, "cache_features": True, "log_every": 10}
 
 
 def make(
@@ -74,16 +79,28 @@ def make(
     )
     with Failures() as failures:
         trained = train(config, log, failures, note=lambda _: None, resume=True)
+        pairs = _pairs(work / "pairs", trained, list(rows(data / "train-captions.jsonl")), seed)
+        config = VlmConfig("prefer", [str(pairs)], work / "preferring", start=str(trained), seed=seed, **PREFERRING)
+        preferring = train(config, log, failures, note=lambda _: None, resume=True)
     with whole_folder(out) as made:
-        pack_talk(trained, made)
+        pack_talk(preferring, made)
         figures = measure(made, data)
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
-        recipe = {"epochs": epochs, "mixture": MIXTURE, "seed": seed} | TRAINING
+        recipe = {"epochs": epochs, "mixture": MIXTURE, "seed": seed, "preferring": PREFERRING} | TRAINING
         settings |= {"figures": figures, "recipe": recipe}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
         (made / "TALK_CARD.md").write_text(card(figures, recipe, size))
+
+
+def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> Path:
+    """The pairs of captions by what was trained so far, in the folder with it, packed; made unless they are there."""
+    if not folder.exists():
+        with whole_folder(folder) as made:
+            pack_talk(trained, made)
+            (made / "pairs.jsonl").write_bytes(b"".join(map(dumps, caption_pairs(made, captioned, seed))))
+    return folder / "pairs.jsonl"
 
 
 def texts(data: Path) -> Iterator[str]:
