@@ -278,12 +278,17 @@ def test_preferences(tmp_path: Path) -> None:
         {"id": "2", **row, "rejected": "A dog."},
         {"id": "3", **row, "chosen": ""},
         {"id": "4", "image": "a.png", "question": "What?", "answers": ["dog"]},
+        {"id": "5", "image": "a.png", "chosen": "A dog.", "rejected": "A cat."},
+        {"id": "6", "chosen": "A dog.", "rejected": "A cat."},
     )
     with Failures() as failures:
         made = read_preferences([str(data)], failures=failures)
     source = locate(str(tmp_path / "a.png"))
-    assert made.rows == [Preference("1", (source,), "<image>\nWhat?", "A dog.", "A cat.")]
-    assert made.table[0].reasons == {"chosen and rejected are the same": 1, "empty reply": 1, "malformed row": 1}
+    assert made.rows == [
+        Preference("1", (source,), "<image>\nWhat?", "A dog.", "A cat."),
+        Preference("5", (source,), "<image>", "A dog.", "A cat."),
+    ]
+    assert made.table[0].reasons == {"chosen and rejected are the same": 1, "empty reply": 1, "malformed row": 2}
 
 
 json_values = st.recursive(

@@ -7,9 +7,7 @@ import pytest
 from helpers import records
 from safetensors.torch import load_file
 from vlm_data import line, write_data, write_towers
-from warm import Start, start
-
-__all__ = ["start"]
+from warm import Start
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +92,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "unknown connector glue: use mlp, linear": caption("--connector", "glue"),
         "4 bit needs a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
         "--quantize 8bit is not known: use 4bit": ask("--quantize", "8bit"),
+        "--fsdp shards the model over several GPUs, and there is none": caption("--fsdp", "--device", "cpu"),
         "align trains the projector alone": caption("--lora", "4"),
         "unknown --report-to paper: use wandb or tensorboard": caption("--report-to", "paper"),
         "8 pictures do not divide into 3 equal parts": caption("--accumulate", "3"),

@@ -9,12 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from vlm_data import line, write_data, write_towers
-from warm import Start, start
+from warm import Start
 
 from vlmkit.models.connectors import CONNECTORS
 from vlmkit.models.vlm import build
 
-__all__ = ["start"]
 Weights = dict[str, torch.Tensor]
 LAYERS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
@@ -120,6 +119,23 @@ def test_prefer_trains_the_same(data: Path, aligned: Path, start: Start, tmp_pat
     language = {name for name in before if "vision_tower" not in name}
     expected = {name for name in language if "projector" in name or name.split(".")[-2] in LAYERS} if lora else language
     assert changed(before, weights(tmp_path / "out")) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "flags"),
+    [("instruct", "mixed", []), ("prefer", "preferences", []), ("prefer", "preferences", ["--lora", "4"])],
+)
+def test_what_the_tower_says_may_be_kept(
+    data: Path, aligned: Path, start: Start, tmp_path: Path, stage: str, name: str, flags: list[str]
+) -> None:
+    """In a file of float16, which is all that may tell it from looking again."""
+    (tmp_path / "kept.toml").write_text("cache-features = true\n")
+    words = line(data, stage, name, "out", "--from", aligned, *flags, towers=False)
+    plain = start(tmp_path / "plain", *words)
+    kept = start(tmp_path / "kept", *words, "--config", tmp_path / "kept.toml")
+    losses = [[row["loss"] for row in records(run.done().stdout) if "loss" in row] for run in (plain, kept)]
+    assert len(losses[0]) > 2 and losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[1] != losses[0], "it was kept"
 
 
 @pytest.mark.parametrize(("tower", "llm"), [("clip", "llama"), ("siglip", "qwen2")])

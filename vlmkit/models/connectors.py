@@ -190,7 +190,9 @@ class ConnectorLlava(LlavaForConditionalGeneration):
 
 
 def tower_features(model: LlavaModel, pixels: Tensor) -> Tensor:
-    """What the vision tower of `model` gives its projector: (P, 3, H, W) -> (P, N, F)."""
+    """What the vision tower of `model` gives its projector: (P, 3, H, W) -> (P, N, F), or that itself, from a cache."""
+    if pixels.ndim == 3:
+        return pixels
     layer, strategy = model.config.vision_feature_layer, model.config.vision_feature_select_strategy
     found = model.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
     chosen = [found[layer]] if isinstance(layer, int) else [found[each] for each in layer]

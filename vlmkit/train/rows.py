@@ -92,11 +92,12 @@ def dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Dial
 
 
 def preferences(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Preference]:
-    """The preference of a record {question, chosen, rejected}. Raises Unusable."""
-    missing = [name for name in ("question", "chosen", "rejected") if name not in record]
+    """The preference of a record {question, chosen, rejected}; without a question, of captions. Raises Unusable."""
+    asked = record if "question" in record or not pictures else record | {"question": MARK * len(pictures)}
+    missing = [name for name in ("question", "chosen", "rejected") if name not in asked]
     if missing:
         raise Unusable("malformed row", f"no {missing[0]}")
-    question, chosen, rejected = (_text(record[name], name) for name in ("question", "chosen", "rejected"))
+    question, chosen, rejected = (_text(asked[name], name) for name in ("question", "chosen", "rejected"))
     if chosen == rejected:
         raise Unusable("chosen and rejected are the same")
     for reply in (chosen, rejected):

@@ -24,6 +24,9 @@ def check(config: VlmConfig) -> None:
         raise VlmkitError("align trains the projector alone", "leave --lora out, or use it with instruct")
     if config.quantize is not None:
         _four_bit(config)
+    if config.fsdp and (config.device != "cuda" or world() == 1):
+        lack = "there is none" if config.device != "cuda" else "this is one process"
+        raise VlmkitError(f"--fsdp shards the model over several GPUs, and {lack}", "use torchrun, or leave it out")
     if config.report_to is not None:
         if config.report_to not in WHERE:
             raise VlmkitError(f"unknown --report-to {config.report_to}", f"use {' or '.join(WHERE)}")

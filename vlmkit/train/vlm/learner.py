@@ -58,7 +58,7 @@ class Learner(nn.Module):
         embeds = self.model.get_input_embeddings()(ids)  # (R, L, D)
         is_image = ids == self.model.config.image_token_id
         if seen is not None:
-            features = tower_features(inner, seen) if seen.ndim == 4 else seen  # (P, N, F)
+            features = tower_features(inner, seen)  # (P, N, F)
             features = features.to(next(inner.multi_modal_projector.parameters()).dtype)
             features = dropout(features, self.drop, self.training)
             text, mask = None, None

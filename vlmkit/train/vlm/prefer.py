@@ -12,9 +12,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl import DPOConfig, DPOTrainer
 
-from vlmkit.models.connectors import reads_text
+from vlmkit.models.connectors import project, reads_text
 from vlmkit.models.vlm import Vlm
 from vlmkit.train.vlm.adapt import PROJECTOR, adapters
 from vlmkit.train.vlm.config import VlmConfig
@@ -32,9 +33,13 @@ class Preferring(Drawing, DPOTrainer):
         self, vlm: Vlm, feed: Feed, validation: Feed | None, packer: Packer, settings: dict[str, Any], **rest: Any
     ) -> None:
         config: VlmConfig = rest["config"]
+        reference = None if config.lora else _reference(vlm)
+        if config.cache_features:
+            for model in filter(None, (vlm.model, reference)):
+                _take_features(model.model)
         super().__init__(
             model=vlm.model,
-            ref_model=None if config.lora else _reference(vlm),
+            ref_model=reference,
             args=DPOConfig(**settings, beta=config.beta, max_length=None, gradient_checkpointing=False),
             processing_class=vlm.processor,
             train_dataset=_described(feed),
@@ -80,6 +85,17 @@ def _reference(vlm: Vlm) -> Any:
     """A frozen copy of the model, but for the vision tower, which both share: no stage trains it."""
     tower: Any = vlm.model.model.vision_tower
     return copy.deepcopy(vlm.model, {id(tower): tower}).requires_grad_(False)
+
+
+def _take_features(model: Any) -> None:
+    """From now on the `pixel_values` of `model` are what `Features` keeps."""
+
+    def image_features(pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        dtype = next(model.multi_modal_projector.parameters()).dtype
+        image: Any = list(project(model, pixel_values.to(dtype)))  # one tensor a picture
+        return BaseModelOutputWithPooling(pooler_output=image)
+
+    model.get_image_features = image_features
 
 
 def _described(feed: Feed) -> Dataset:
