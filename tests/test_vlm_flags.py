@@ -73,6 +73,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
     (tmp_path / "empty.jsonl").write_text('{"id": "a", "question": "what?"}\n')
     (tmp_path / "llava.toml").write_text("patch = 3\n")
     (tmp_path / "odd.toml").write_text('weigh = "words"\n')
+    (tmp_path / "blind.toml").write_text("views = 0\n")
     (tmp_path / "of-align.toml").write_text('stage = "align"\n')
 
     def caption(*flags: object) -> list[str]:
@@ -97,6 +98,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "unknown --report-to paper: use wandb or tensorboard": caption("--report-to", "paper"),
         "8 pictures do not divide into 3 equal parts": caption("--accumulate", "3"),
         "no setting is called patch": caption("--config", tmp_path / "llava.toml"),
+        "views = 0 leaves nothing to see: 1 is the picture alone": caption("--config", tmp_path / "blind.toml"),
         "weigh = 'words' is not known: use tokens, root, replies": ask("--config", tmp_path / "odd.toml"),
         "of-align.toml is for align, not for instruct": ask("--config", tmp_path / "of-align.toml"),
         "can be trained on": [*ask()[:2], str(tmp_path / "empty.jsonl"), *ask()[3:]],

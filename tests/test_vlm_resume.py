@@ -19,7 +19,7 @@ STAGES = [("align", []), ("instruct", []), ("instruct", ["--lora", "4"]), ("pref
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_data(tmp_path_factory.mktemp("data"))
-    (folder / "noisy.toml").write_text("dropout = 0.1\nmirror = true\nprojector-lr = 0.01\n")
+    (folder / "noisy.toml").write_text("dropout = 0.1\nviews = 4\nprojector-lr = 0.01\n")
     return folder
 
 

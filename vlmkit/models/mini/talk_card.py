@@ -15,7 +15,8 @@ by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same 
    width {width}, with {pieces:,} pieces of words, from nothing.
 2. `vlmkit train instruct --vision mini`, both stages in one. {epochs:g} times through the captions of Flickr8k, and
    beside them questions made from these captions by rule, easy-VQA and DAQUAR, by weight: {weights}.
-   {batch_size} pictures a step, each with all that is said about it, the captioned ones mirrored half of the time.
+   {batch_size} pictures a step, each with all that is said about it, in one of {views} views: whole, mirrored (where
+   captions name no left and right), cropped at random.
    AdamW, rate {lr:g}, dropout {dropout:g}, label smoothing {smoothing:g}, seed {seed}. The checkpoint with the least
    loss on captions held out was kept.
 3. `vlmkit train prefer` (DPO) on pairs of its own captions of the training pictures: of nine the one closest to what

@@ -38,7 +38,7 @@ TRAINING: dict[str, Any] = {
     "stage": "instruct",
     "vision": "mini",
     "cache_features": True,
-    "mirror": True,
+    "views": 4,
     "batch_size": 32,
     "lr": 1e-3,
     "projector_lr": 1e-3,

@@ -21,13 +21,13 @@ from vlmkit.records import batched
 from vlmkit.train.contrastive.batches import Batch
 from vlmkit.train.contrastive.config import ContrastiveConfig
 from vlmkit.train.contrastive.data import open_sample
-from vlmkit.train.contrastive.features import view_of
 from vlmkit.train.contrastive.gradcache import Pair
 from vlmkit.train.contrastive.learner import parts_of
 from vlmkit.train.contrastive.loop import Peak
 from vlmkit.train.contrastive.native import save
 from vlmkit.train.contrastive.retrieval import retrieval
 from vlmkit.train.rows import Captioned
+from vlmkit.train.views import view_of
 
 CHUNK = 32  # pictures, or texts, at once while nothing is trained
 IMAGE = ("visual.", "vision_model.", "visual_projection.")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -12,25 +11,9 @@ from vlmkit.images import ahead
 from vlmkit.records import batched
 from vlmkit.train.contrastive.data import open_sample
 from vlmkit.train.rows import Captioned
+from vlmkit.train.views import view_of
 
 CHUNK = 8  # pictures at once: what stays in the caches of a CPU
-
-
-def view_of(picture: Image.Image, view: int, key: Sequence[int], size: int) -> Image.Image:
-    """View 0 is the picture, view 1 its mirror image, each further one a random crop seeded by `key`."""
-    if view == 1:
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if view > 1:
-        rng = np.random.default_rng([*key, view])
-        area, ratio = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.25, 0.25))
-        width = min(1.0, float(np.sqrt(area * ratio))) * picture.width
-        height = min(1.0, float(np.sqrt(area / ratio))) * picture.height
-        left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
-        box = (left, top, left + width, top + height)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-        if rng.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return picture
 
 
 def image_features(

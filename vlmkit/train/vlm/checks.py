@@ -18,6 +18,8 @@ def check(config: VlmConfig) -> None:
         raise VlmkitError(what, "change --batch-size or --accumulate")
     if config.start is not None and not os.path.isdir(config.start):
         raise VlmkitError(f"{config.start} is no folder", "name one that vlmkit train made with --from")
+    if config.views < 1:
+        raise VlmkitError(f"views = {config.views} leaves nothing to see", "1 is the picture alone")
     if config.weigh not in POWERS:
         raise VlmkitError(f"weigh = {config.weigh!r} is not known", f"use {', '.join(POWERS)}")
     if config.lora and config.stage == "align":

@@ -31,7 +31,7 @@ class VlmConfig:
     dropout: float = 0.0  # of features, embeddings, and what each attention and MLP block adds
     smoothing: float = 0.0  # of the labels
     weigh: str = "tokens"  # what weighs the same: tokens or replies; root: between, by 1 / sqrt(tokens of the reply)
-    mirror: bool = False  # half of the pictures of captions, without left and right
+    views: int = 1  # of each picture; 2: its mirror image too (captions without left and right); more: random crops
     aspect: str = "crop"  # or pad: to a square, with the mean colour (CLIP towers)
     lora: int | None = None
     quantize: str | None = None

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,6 +21,7 @@ from vlmkit.models.connectors import tower_features
 from vlmkit.models.vlm import Vlm
 from vlmkit.records import batched
 from vlmkit.sources import Bytes, PictureError
+from vlmkit.train.views import view_of
 from vlmkit.train.vlm.pack import Packer
 from vlmkit.train.vlm.sequence import Sequence
 
@@ -37,6 +39,9 @@ class Group:
     mirror: bool  # whether the pictures may be mirrored
 
 
+See = Callable[[Bytes, int, bool], Tensor]  # (picture, view, whether that may be a mirror image) -> (3, H, W) or (N, F)
+
+
 class Draw(NamedTuple):
     """One group in one epoch."""
 
@@ -47,8 +52,8 @@ class Draw(NamedTuple):
 class Feed(Dataset[tuple[Group, list[Tensor]]]):
     """Groups by `Draw`, with their pictures as the model takes them."""
 
-    def __init__(self, groups: Several[Group], see: Callable[[Bytes, bool], Tensor], mirror: bool, seed: int) -> None:
-        self.groups, self.see, self.mirror, self.seed = groups, see, mirror, seed
+    def __init__(self, groups: Several[Group], see: See, views: int, seed: int) -> None:
+        self.groups, self.see, self.views, self.seed = groups, see, views, seed
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -59,9 +64,8 @@ class Feed(Dataset[tuple[Group, list[Tensor]]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Group, list[Tensor]]:
         group = self.groups[draw.group]
-        turned = self.mirror and group.mirror
-        turned = turned and np.random.default_rng([self.seed, draw.epoch, draw.group]).random() < 0.5
-        return group, [self.see(picture, turned) for picture in group.pictures]
+        view = int(np.random.default_rng([self.seed, draw.epoch, draw.group]).integers(self.views))
+        return group, [self.see(picture, view, group.mirror) for picture in group.pictures]
 
 
 def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]], power: float = 0.0) -> dict[str, Any]:
@@ -93,30 +97,36 @@ def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]], power: floa
     return dict(tensors) | {"seen": pixels, "names": names, "tokens": int((rows.unit >= 0).sum())}
 
 
-def pixels_of(vlm: Vlm) -> Callable[[Bytes, bool], Tensor]:
-    """How a picture becomes the tower's pixels (3, H, W): by the model's own image processor."""
+def pixels_of(vlm: Vlm, seed: int) -> See:
+    """How a view of a picture becomes the tower's pixels (3, H, W): by the model's own image processor."""
     side = vlm.vision.image_size
 
-    def see(source: Bytes, turned: bool) -> Tensor:
+    def see(source: Bytes, view: int, mirror: bool) -> Tensor:
         try:
             picture: Image.Image = open_picture(source, side)[0]
         except PictureError as error:
             raise VlmkitError(f"{source}: {error}", "mend or remove the picture, then train again") from None
-        picture = ImageOps.mirror(picture) if turned else picture
+        picture = view_of(picture, view, (seed, zlib.crc32(str(source).encode())), side, mirror)
         return vlm.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
     return see
 
 
 class Features:
-    """What a frozen tower says of each picture (and of its mirror image), computed once, in a file of float16.
+    """What a frozen tower says of each view of each picture, computed once, in a file of float16.
 
-    The file is named after the tower and the pictures, so a run that is resumed finds it again.
+    The file is named after the tower, the views and the pictures, so a run that is resumed finds it again.
     """
 
-    def __init__(self, vlm: Vlm, groups: Several[Group], mirror: bool, folder: Path, workers: int) -> None:
-        keys = ((picture, turned) for group in groups for picture in group.pictures
-                for turned in ((False, True) if mirror and group.mirror else (False,)))  # fmt: skip
+    def __init__(self, vlm: Vlm, groups: Iterable[tuple[Group, int]], seed: int, folder: Path, workers: int) -> None:
+        """`groups` come with the number of their views."""
+        self.seed = seed
+        keys = (
+            _key(picture, view, group.mirror)
+            for group, views in groups
+            for picture in group.pictures
+            for view in range(views)
+        )
         self.at = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         shape = len(self.at), vlm.image_tokens, vlm.vision.hidden_size
         path = folder / f"features-{self._digest(vlm)}.f16"
@@ -130,11 +140,11 @@ class Features:
         told = hashlib.sha256(vlm.vision.to_json_string().encode())
         for weight in vlm.model.model.vision_tower.state_dict().values():
             told.update(weight.detach().float().cpu().numpy().tobytes())
-        told.update(repr(list(self.at)).encode())
+        told.update(repr([self.seed, *self.at]).encode())
         return told.hexdigest()[:12]
 
     def _write(self, vlm: Vlm, values: np.ndarray, workers: int) -> None:
-        see = pixels_of(vlm)
+        see = pixels_of(vlm, self.seed)
         device = next(vlm.model.model.multi_modal_projector.parameters()).device
         opened = ahead(self.at, lambda key: see(*key), workers, depth=4 * CHUNK)
         start = 0
@@ -144,6 +154,10 @@ class Features:
             values[start : start + len(some)] = found
             start += len(some)
 
-    def __call__(self, source: Bytes, turned: bool) -> Tensor:
+    def __call__(self, source: Bytes, view: int, mirror: bool) -> Tensor:
         """(N, F) float16."""
-        return torch.from_numpy(np.array(self.values[self.at[source, turned]]))
+        return torch.from_numpy(np.array(self.values[self.at[_key(source, view, mirror)]]))
+
+
+def _key(source: Bytes, view: int, mirror: bool) -> tuple[Bytes, int, bool]:
+    return source, view, mirror and view > 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vlmkit.train.report import reporter
 from vlmkit.train.vlm.adapt import adapted, freeze
 from vlmkit.train.vlm.checks import POWERS, check
 from vlmkit.train.vlm.config import VlmConfig
-from vlmkit.train.vlm.feed import Features, Feed, collate, pixels_of
+from vlmkit.train.vlm.feed import Features, Feed, See, collate, pixels_of
 from vlmkit.train.vlm.finish import finish
 from vlmkit.train.vlm.learner import Learner
 from vlmkit.train.vlm.prepare import Prepared, prepare
@@ -81,13 +82,13 @@ def _trainer(config: VlmConfig, prepared: Prepared, folder: Path, emit: Log) -> 
 
 
 def _feeds(config: VlmConfig, prepared: Prepared, folder: Path, device: torch.device) -> tuple[Feed, Feed | None]:
-    see: Any = pixels_of(prepared.vlm)
+    see: See = pixels_of(prepared.vlm, config.seed)
     if config.cache_features:
         prepared.vlm.model.to(device)  # type: ignore[arg-type]
-        groups = [*prepared.training, *(replace(group, mirror=False) for group in prepared.validation)]
-        see = Features(prepared.vlm, groups, config.mirror, folder, config.workers)
-    validation = Feed(prepared.validation, see, False, config.seed) if prepared.validation else None
-    return Feed(prepared.training, see, config.mirror, config.seed), validation
+        groups = chain(zip(prepared.training, repeat(config.views)), zip(prepared.validation, repeat(1)))
+        see = Features(prepared.vlm, groups, config.seed, folder, config.workers)
+    validation = Feed(prepared.validation, see, 1, config.seed) if prepared.validation else None
+    return Feed(prepared.training, see, config.views, config.seed), validation
 
 
 def result(config: VlmConfig, prepared: Prepared, trainer: Steady) -> Vlm:
