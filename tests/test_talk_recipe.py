@@ -36,7 +36,7 @@ def test_the_recipe_makes_a_model_that_answers(made: Path, vlmkit, tmp_path: Pat
     settings = json.loads((made / CONFIG).read_text())
     figures = settings["figures"]
     assert figures == log[-1] and figures["captions"] == 64 and figures["easy_vqa_questions"] > 64
-    assert settings["recipe"]["epochs"] == 2
+    assert [phase["epochs"] for phase in settings["recipe"]["phases"]] == [2, 2]
     card = (made / "TALK_CARD.md").read_text()
     assert f"{figures['easy_vqa_exact']:.1%}" in card and "2 times through" in card
     shapes(tmp_path)

@@ -16,12 +16,13 @@ from vlmkit.models.chat import CAPTIONS, Answer, Request, Sampling, Unanswerable
 from vlmkit.models.find import Checkpoint, read_json
 from vlmkit.models.mini import SIZE, preprocess
 from vlmkit.models.mini.talk import WORDLESS
-from vlmkit.models.seen_once import seen_once
+from vlmkit.models.seen_once import seen_once, takes_features
 from vlmkit.models.transformers_talker import TransformersTalker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SHARING = ("llava", "llava_next", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")  # where it was tried
 OURS = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
 
 
@@ -35,8 +36,7 @@ class ImageTextToText(TransformersTalker):
             importlib.import_module("vlmkit.models.vlm")  # registers them
         super().__init__(checkpoint, hardware)
         self._stage = _stage(checkpoint.folder)
-        projector = getattr(self._model.base_model, "multi_modal_projector", None)
-        self._reads_text = getattr(projector, "reads_text", False)  # what it says of a picture depends on the question
+        self._shares = config.get("model_type") in SHARING and takes_features(self._model)
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
         self.captions = WORDLESS if self._stage else CAPTIONS
         self._boxes = FORMS.get(str(config.get("model_type")))
@@ -87,7 +87,7 @@ class ImageTextToText(TransformersTalker):
         return [self._found(*one, form) for one in zip(made, requests, seen, strict=True)]
 
     def _seen_once(self, inputs: Any, requests: list[Request]) -> Any:
-        if self._reads_text:
+        if not self._shares:
             return inputs
         pictures = [picture for request in requests for picture in request.all_pictures()]
         with self._torch.inference_mode():

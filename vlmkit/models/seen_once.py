@@ -37,6 +37,11 @@ def seen_once(
     }
 
 
+def takes_features(model: Any) -> bool:
+    """Whether `generate` takes features in place of pixels: older versions of transformers do not."""
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+
+
 def _joined(parts: list[Any]) -> Any:
     """One of the `parts`, those of all: a tensor (tiles, tokens, width), tensors (tokens, width), or those by layer."""
     import torch

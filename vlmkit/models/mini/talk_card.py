@@ -13,12 +13,12 @@ by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same 
 1. A picture is the 7 x 7 places of mini's own image tower (EfficientNet-Lite0, locked), 1,280 numbers each; a two-layer
    projector makes words of them, which stand before the question. The language model is a Llama of {layers} layers,
    width {width}, with {pieces:,} pieces of words, from nothing.
-2. `vlmkit train instruct --vision mini`, both stages in one. {epochs:g} times through the captions of Flickr8k, and
-   beside them questions made from these captions by rule, easy-VQA and DAQUAR, by weight: {weights}.
-   {batch_size} pictures a step, each with all that is said about it, in one of {views} views: whole, mirrored (where
-   captions name no left and right), cropped at random.
-   AdamW, rate {lr:g}, dropout {dropout:g}, label smoothing {smoothing:g}, seed {seed}. The checkpoint with the least
-   loss on captions held out was kept.
+2. `vlmkit train instruct --vision mini`, both stages in one: the captions of Flickr8k, and beside them questions made
+   from these captions by rule, easy-VQA and DAQUAR, {batch_size} pictures a step, each with all that is said about it,
+   in one of several views: whole, mirrored (where captions name no left and right), cropped at random.
+   AdamW, dropout {dropout:g}, label smoothing {smoothing:g}, seed {seed}. In turn, each from the checkpoint with the
+   least loss on captions held out:
+{phases}
 3. `vlmkit train prefer` (DPO) on pairs of its own captions of the training pictures: of nine the one closest to what
    people wrote, by CIDEr-D, and the farthest. Rate {preferring[lr]:g}, beta {preferring[beta]:g}, once through.
 4. Of eight captions that beam search finds the one is taken that is also close to the picture for the encoders of mini.
@@ -58,5 +58,10 @@ Treat what was learned from the captions as their pictures: for research, not co
 
 def card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
     """`figures` by talk_measure, the settings of the recipe, and `layers`, `width`, `pieces` of the language model."""
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe["mixture"].items())
-    return CARD.format_map(figures | recipe | model | {"weights": weights})
+    return CARD.format_map(figures | recipe | model | {"phases": "\n".join(map(_phase, recipe["phases"]))})
+
+
+def _phase(phase: dict[str, Any]) -> str:
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in phase["mixture"].items())
+    once = f"{phase['epochs']:g} times through, rate {phase['lr']:g}, {phase['views']} views"
+    return f"   - {once}, by weight: {weights}."

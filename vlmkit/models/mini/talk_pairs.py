@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmkit.images import ahead, open_picture
 from vlmkit.metrics import cider
 from vlmkit.models import Hardware
-from vlmkit.models.chat import Answer, Request, Sampling, load_talker
+from vlmkit.models.chat import Answer, Request, Sampling, Unanswerable, load_talker
 from vlmkit.records import Record, batched
 from vlmkit.tars import locate
 
@@ -45,8 +45,10 @@ def _drawn(folder: Path, captioned: Sequence[Record], seed: int) -> Iterator[lis
     number = 0
     for pictures in batched(opened, TOGETHER):
         requests = [Request("", [picture], number=number + n) for picture in pictures for n in range(DRAWN)]
-        first = [answer.text for answer in model.answer(requests[::DRAWN], likeliest) if isinstance(answer, Answer)]
-        others = [answer.text for answer in model.answer(requests, by_chance) if isinstance(answer, Answer)]
+        answers = [*model.answer(requests[::DRAWN], likeliest), *model.answer(requests, by_chance)]
+        assert not any(isinstance(answer, Unanswerable) for answer in answers), "one picture and no words always fit"
+        said = [answer.text for answer in answers if isinstance(answer, Answer)]
+        first, others = said[: len(pictures)], said[len(pictures) :]
         for place, text in enumerate(first):
             yield [text, *others[place * DRAWN : (place + 1) * DRAWN]]
         number += len(requests)

@@ -2,10 +2,10 @@
 
     python -m vlmkit.models.mini.talk_recipe TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
 
-Writes the data, trains as `vlmkit train instruct --vision mini` and then `vlmkit train prefer` on pairs of its own
-captions do, packs, measures the packed model on what was held out, with the right pictures and with shuffled ones, and
-writes DIR with a card. The same command on the same machine
-makes the same bytes. One JSON object a line on standard error tells how it goes.
+Writes the data, trains as `vlmkit train instruct --vision mini` does (twice) and then `vlmkit train prefer` on pairs of
+its own captions, packs, measures the packed model on what was held out, with the right pictures and with shuffled ones,
+and writes DIR with a card. The same command on the same machine makes the same bytes. One JSON object a line on
+standard error tells how it goes.
 """
 
 import argparse
@@ -31,17 +31,25 @@ from vlmkit.train.vlm.config import VlmConfig
 from vlmkit.train.vlm.stage import train
 
 PIECES, WIDTH, LAYERS = 6000, 256, 6
-EPOCHS = 8
-# How often each file counts an epoch.
-MIXTURE = {"train-captions": 1, "train-questions": 0.25, "easy-train": 0.8, "daquar-train": 2}
+# Instruction training, from nothing and then from there; the mixture says how often each file counts an epoch.
+PHASES: tuple[dict[str, Any], ...] = (
+    {
+        "mixture": {"train-captions": 1, "train-questions": 0.25, "easy-train": 0.35, "daquar-train": 2},
+        "epochs": 8,
+        "lr": 1e-3,
+        "views": 2,
+    },
+    {
+        "mixture": {"train-captions": 1, "train-questions": 0.1, "easy-train": 1.5, "daquar-train": 1},
+        "epochs": 4,
+        "lr": 5e-4,
+        "views": 4,
+    },
+)
 TRAINING: dict[str, Any] = {
     "stage": "instruct",
-    "vision": "mini",
     "cache_features": True,
-    "views": 4,
     "batch_size": 32,
-    "lr": 1e-3,
-    "projector_lr": 1e-3,
     "weight_decay": 0.05,
     "beta2": 0.98,
     "warmup": 0.05,
@@ -51,11 +59,19 @@ TRAINING: dict[str, Any] = {
     "pack_length": 256,
     "log_every": 50,
 }
-PREFERRING: dict[str, Any] = {"lr": 2e-4, "projector_lr": 2e-4, "beta": 0.1, "cache_features": True, "log_every": 10}
+PREFERRING: dict[str, Any] = {"lr": 5e-5, "projector_lr": 5e-5, "beta": 0.1, "cache_features": True, "log_every": 10}
 
 
 def make(
-    tars: list[str], val: str, daquar: str, out: Path, *, limit: int | None, epochs: float, work: Path, seed: int = 0
+    tars: list[str],
+    val: str,
+    daquar: str,
+    out: Path,
+    *,
+    limit: int | None,
+    epochs: float | None,
+    work: Path,
+    seed: int = 0,
 ) -> None:
     """The whole recipe; what lies between stands in `work`, from which a run that was cut off goes on."""
     check_free(out)
@@ -67,18 +83,13 @@ def make(
     data = work / "data"
     if not data.exists():
         log({"data": write_data([Path(tar) for tar in tars], [Path(val)], Path(daquar), data, limit)})
-    llm = language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)
-    config = VlmConfig(
-        data=[f"{weight}:{data / name}.jsonl" for name, weight in MIXTURE.items()],
-        out=work / "trained",
-        llm=str(llm),
-        val=str(data / "flickr-dev-captions.jsonl"),
-        epochs=epochs,
-        seed=seed,
-        **TRAINING,
-    )
+    phases = [phase if epochs is None else phase | {"epochs": epochs} for phase in PHASES]
+    beginning = {"llm": str(language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)), "vision": "mini"}
     with Failures() as failures:
-        trained = train(config, log, failures, note=lambda _: None, resume=True)
+        for number, phase in enumerate(phases, 1):
+            config = _phase(phase, data, work / f"trained-{number}", seed, beginning)
+            trained = train(config, log, failures, note=lambda _: None, resume=True)
+            beginning = {"start": str(trained)}
         pairs = _pairs(work / "pairs", trained, list(rows(data / "train-captions.jsonl")), seed)
         config = VlmConfig("prefer", [str(pairs)], work / "preferring", start=str(trained), seed=seed, **PREFERRING)
         preferring = train(config, log, failures, note=lambda _: None, resume=True)
@@ -87,11 +98,25 @@ def make(
         figures = measure(made, data)
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
-        recipe = {"epochs": epochs, "mixture": MIXTURE, "seed": seed, "preferring": PREFERRING} | TRAINING
+        recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING} | TRAINING
         settings |= {"figures": figures, "recipe": recipe}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
         (made / "TALK_CARD.md").write_text(card(figures, recipe, size))
+
+
+def _phase(phase: dict[str, Any], data: Path, out: Path, seed: int, beginning: dict[str, str]) -> VlmConfig:
+    return VlmConfig(
+        data=[f"{weight}:{data / name}.jsonl" for name, weight in phase["mixture"].items()],
+        out=out,
+        val=str(data / "flickr-dev-captions.jsonl"),
+        epochs=phase["epochs"],
+        lr=phase["lr"],
+        projector_lr=phase["lr"],
+        views=phase["views"],
+        seed=seed,
+        **TRAINING | beginning,
+    )
 
 
 def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> Path:
@@ -105,7 +130,7 @@ def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> P
 
 def texts(data: Path) -> Iterator[str]:
     """All that is said in the training files."""
-    for name in MIXTURE:
+    for name in PHASES[0]["mixture"]:
         for row in rows(data / f"{name}.jsonl"):
             yield from row.get("captions") or [row["question"], *row["answers"]]
 
@@ -121,9 +146,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the model")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what lies between, to go on from")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each source")
-    parser.add_argument(
-        "--epochs", type=float, default=EPOCHS, metavar="N", help=f"times through, {EPOCHS} unless told"
-    )
+    parser.add_argument("--epochs", type=float, metavar="N", help="times through in each phase; otherwise as for mini")
     a = parser.parse_args()
     hush()
     try:

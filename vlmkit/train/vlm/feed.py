@@ -64,7 +64,7 @@ class Feed(Dataset[tuple[Group, list[Tensor]]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Group, list[Tensor]]:
         group = self.groups[draw.group]
-        view = int(np.random.default_rng([self.seed, draw.epoch, draw.group]).integers(self.views))
+        view = self.views - 1 - int(np.random.default_rng([self.seed, draw.epoch, draw.group]).random() * self.views)
         return group, [self.see(picture, view, group.mirror) for picture in group.pictures]
 
 
@@ -106,7 +106,7 @@ def pixels_of(vlm: Vlm, seed: int) -> See:
             picture: Image.Image = open_picture(source, side)[0]
         except PictureError as error:
             raise VlmkitError(f"{source}: {error}", "mend or remove the picture, then train again") from None
-        picture = view_of(picture, view, (seed, zlib.crc32(str(source).encode())), side, mirror)
+        picture = view_of(picture, view, (seed, zlib.crc32(picture.tobytes())), side, mirror)
         return vlm.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
     return see
