@@ -2,7 +2,7 @@
 
 Its image tower sees 7 x 7 places, which stand in the text as so many words before the question. Pictures that several
 requests share are read once. Of a conversation it knows the pictures, not what was said. How it was made and what it is
-good for stands in MODEL_CARD.md.
+good for stands in TALK_CARD.md.
 """
 
 import os
