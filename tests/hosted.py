@@ -107,6 +107,20 @@ class _Handler(BaseHTTPRequestHandler):
         error = {"message": message, "type": "some_error", "param": param, "code": None}
         self.send(json.dumps({"error": error}).encode(), code, **headers)
 
+    def on_Locate(self) -> None:
+        found = [{"bbox_2d": [100, 200, 500, 600], "label": "a cat"}]
+        self.say(json.dumps(found) if "every object" in self.text else "A cat sits there.")
+
+    def on_parts(self) -> None:
+        self.say([{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}])
+
+    def on_codes(self) -> None:
+        said = "\x1b]52;c;cm0=\x07\x1b[31mred\x9b2J"
+        if self.body.get("stream"):
+            self.server.go.set()
+            return self.stream(said)
+        self.say(said)
+
     def good(self) -> None:
         if self.body.get("stream"):
             return self.stream("one ", "two\n", "three")
@@ -138,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(b"data: {nonsense\n\ndata: [DONE]\n\n", kind="text/event-stream")
 
     def on_Describe(self) -> None:
-        self.say("A cup of coffee on a table. It is hot.")
+        self.say("" if self.body["model"] == "mute" else "A cup of coffee on a table. It is hot.")
 
     def on_meets(self) -> None:
         """meets N …: answers as soon as there have been N requests at a time; the more words follow, the later."""

@@ -55,6 +55,25 @@ def test_a_conversation_on_a_pipe(vlmkit, pictures: Path, model: str) -> None:
     assert row["answer_model"].startswith(f"{model}@")
 
 
+def test_pictures_as_terminals_paste_them_and_the_system_text(vlmkit, pictures: Path) -> None:
+    (pictures / "a.png").rename(pictures / "my photo.png")
+    shown = "/image 'my photo.png'\nwhat?\n/image my\\ photo.png\nand?\n"
+    said = f"/system be brief\n{shown}/save talk.jsonl\n/save talk.jsonl\n"
+    done = vlmkit("ask", "--chat", stdin=said.encode())
+    assert done.stderr == b"" and done.stdout.count(b"\n") == 2
+    (row,) = records((pictures / "talk.jsonl").read_bytes())
+    assert row["images"] == [str(pictures / "my photo.png")] * 2
+    assert row["conversations"][0] == {"from": "system", "value": "be brief"}
+    done = vlmkit("ask", "--chat", "my photo.png", "what?", stdin=b"/save talk.jsonl\n")
+    assert b"talk.jsonl is there already" in done.stderr, "of another conversation"
+    assert records((pictures / "talk.jsonl").read_bytes()) == [row]
+    (again,) = records(vlmkit("ask", "talk.jsonl").stdout)
+    assert (
+        again["question"].endswith("what?")
+        and again["answer"] == vlmkit("ask", "my photo.png", "my photo.png", "what?").stdout.decode().strip()
+    )
+
+
 def test_the_first_question_may_come_with_the_command(vlmkit, pictures: Path) -> None:
     done = vlmkit("ask", "a.png", "what is it?", "--chat", stdin=b"/new\nwhat is it?\n")
     first, second = done.stdout.decode().splitlines()
@@ -187,6 +206,9 @@ def test_flags_that_exclude_each_other(vlmkit, pictures: Path) -> None:
     assert "--draw without boxes" in refused("--draw", "x.png")
     assert "no name for a picture" in refused("--boxes", "--draw", "x.txt")
     assert "--pairs without principles" in refused("--pairs", "x.jsonl")
+    assert "--json is not for a conversation" in refused("--chat", "--json")
+    assert "-o is not for a conversation" in refused("--chat", "-o", "x.jsonl")
+    assert b"finds no boxes" in vlmkit("caption", "a.png", "--boxes", code=2).stderr
     assert "finds no boxes" in refused("--boxes") and "reads no text" in refused("--ocr")
 
 

@@ -104,6 +104,22 @@ def test_resume_leaves_out_what_is_there(vlmkit, folder: Path, tmp_path: Path) -
     assert not (tmp_path / "new.jsonl").exists()
 
 
+def test_what_is_left_of_a_run_is_not_all_of_it(vlmkit, folder: Path, tmp_path: Path) -> None:
+    """A folder with one bad picture ends with 3 each night, not with 2 from the second on."""
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    for how in (["--resume", tmp_path / "captions.jsonl"], ["--sidecar"]):
+        vlmkit("caption", folder, *how, code=3)
+        vlmkit("caption", folder, *how, code=3)
+    vlmkit("caption", folder / "bad.png", "--sidecar", code=2)
+    assert b"name a file" in vlmkit("caption", folder, "--resume", "-", code=2).stderr
+
+
+def test_a_sidecar_through_a_link_to_nothing(vlmkit, folder: Path, tmp_path: Path) -> None:
+    (folder / "a.txt").symlink_to(tmp_path / "elsewhere.txt")
+    vlmkit("caption", folder / "a.png", "--sidecar")
+    assert not (tmp_path / "elsewhere.txt").exists()
+
+
 def test_a_resumed_run_draws_as_a_whole_one_does(vlmkit, folder: Path, tmp_path: Path) -> None:
     how = ("--temperature", 1, "--max-tokens", 8)
     whole = vlmkit("caption", folder, *how).stdout
@@ -216,5 +232,5 @@ def test_sidecars(vlmkit, tmp_path: Path) -> None:
     assert len(records(vlmkit("caption", folder / "a.png", folder / "b.png", "--sidecar", "--force").stdout)) == 2
     assert (folder / "a.txt").read_text() != "mine\n"
     shard = tar(tmp_path / "shard.tar", {"a.png": (folder / "a.png").read_bytes()})
-    assert b"no place for a sidecar" in vlmkit("caption", shard, "--sidecar", code=2).stderr
+    assert b"no place for a sidecar" in vlmkit("caption", shard, "--sidecar", code=3).stderr
     assert b"add --sidecar" in vlmkit("caption", folder, "--force", code=2).stderr

@@ -413,3 +413,30 @@ def test_without_the_package(environment: dict[str, str], tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 2
     assert done.stderr == b"vlmkit: endpoints need one more package: pip install 'vlmkit[openai]'\n"
+
+
+def test_captions_with_boxes(vlmkit, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png", "teal", (200, 100))
+    (row,) = records(vlmkit("caption", path, "--boxes").stdout)
+    assert row["boxes"] == [{"label": "a cat", "box": [20.0, 20.0, 100.0, 60.0]}]
+    assert row["caption"] == vlmkit("caption", path).stdout.decode().strip()
+    (row,) = records(vlmkit("ask", path, "the dog", "--boxes").stdout)
+    assert row["boxes"] == [] and row["answer"] == "A cat sits there.", "words in place of boxes are not lost"
+
+
+def test_replies_in_parts_and_with_control_codes(vlmkit) -> None:
+    assert vlmkit("ask", "parts please").stdout == b"in parts\n"
+    assert vlmkit("ask", "codes please").stdout == b"]52;c;cm0=[31mred2J\n", "nothing that a terminal obeys"
+    assert vlmkit("ask", "codes please", "--stream").stdout == b"]52;c;cm0=[31mred2J\n"
+
+
+def test_an_answer_that_misses_the_schema_is_told(vlmkit) -> None:
+    done = vlmkit("ask", "what is it?", "--schema", "name, age int")
+    assert done.stdout.startswith(b"heard: ") and b"not of the schema" in done.stderr
+
+
+def test_a_reply_of_nothing_is_no_caption(vlmkit, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    done = vlmkit("caption", path, "--sidecar", "-m", "openai:mute", code=2)
+    assert b"the model said nothing" in done.stderr
+    assert not (tmp_path / "a.txt").exists()

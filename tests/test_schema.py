@@ -49,3 +49,21 @@ def test_what_fits() -> None:
     for said in ("Ada, 36", "", person.replace("36", '"36"'), person[:-1], '{"name": "Ada"}', "{}"):
         assert fitting(said, PERSON) is None
     assert fitting("[1, 2]", {"type": "array", "items": {"type": "integer"}}) == "[1,2]"
+
+
+@pytest.mark.parametrize("where", ["#/$defs/nope", "http://127.0.0.1:9/x.json", "file:///etc/hostname", "other.json"])
+def test_a_reference_out_of_the_schema_is_refused(where: str) -> None:
+    with pytest.raises(VlmkitError, match="which is not in it"):
+        read_schema(json.dumps({"properties": {"x": {"items": {"$ref": where}}}}))
+
+
+def test_references_within_the_schema() -> None:
+    schema = {"properties": {"x": {"$ref": "#/$defs/word"}}, "$defs": {"word": {"type": "string"}}}
+    schema |= {"$schema": "http://json-schema.org/draft-07/schema#"}
+    assert read_schema(json.dumps(schema)) == schema
+    assert fitting('{"x": "a"}', schema) == '{"x":"a"}' and fitting('{"x": 1}', schema) is None
+
+
+def test_a_field_twice() -> None:
+    with pytest.raises(VlmkitError, match="two fields a"):
+        read_schema("a, b, a int")

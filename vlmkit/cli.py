@@ -99,7 +99,7 @@ def embed(
         how = {"texts": text, "floats": floats, "allow_private": allow_private}
         return embedded(items, loaded, **how, batch_size=run.batch_size, workers=run.threads)
 
-    with Failures(errors) as failures, Output(output) as out:
+    with Failures(errors, lone=changed is None) as failures, Output(output) as out:
         if changed is None:
             results = vectorised(items, run.load(model, precision))
         else:

@@ -10,12 +10,14 @@ import typer
 
 from vlmkit.cli_chat import (
     ANSWER_TOKENS,
+    PAGE_TOKENS,
     BaseUrl,
     MaxTokens,
     Options,
     Resume,
     Temperature,
     TopP,
+    check_able,
     check_files,
     deliver,
     sampling_of,
@@ -23,7 +25,7 @@ from vlmkit.cli_chat import (
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import AllowPrivate, ChatModel, Errors, Images, Json, Nul, OutputFile, Run, valid_utf8
 from vlmkit.records import Failed
-from vlmkit.streams import Output, tell
+from vlmkit.streams import Output, spoken, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from vlmkit.models.chat import Sampling, Talker
     from vlmkit.questions import Asked
     from vlmkit.records import Record
-
-PAGE_TOKENS = 1024  # a page of text, or many boxes
 
 
 def ask(
@@ -128,6 +128,9 @@ def ask(
     modes = {"--chat": chat, "--schema": schema, "--ocr": ocr, "--boxes": boxes, "--constitution": constitution}
     modes["--attention"] = attention
     _check(modes, [drawing, attention])
+    files = {"-o": output, "--resume": resume, "--errors": errors, "--json": json, "--stats": stats}
+    if chat and (unused := next((flag for flag, value in files.items() if value), None)):
+        raise VlmkitError(f"{unused} is not for a conversation", "leave it out; /save FILE keeps what was said")
     if drawing is not None and not boxes:
         raise VlmkitError("--draw without boxes", "add --boxes")
     if pairs is not None and constitution is None:
@@ -142,22 +145,23 @@ def ask(
         stats=stats,
     )
     if chat:
-        return _chat(run.load_talker(model, base_url, option), named, question, sampling, system)
+        return _chat(run.load_talker(model, base_url, option), named, question, sampling, system, allow_private)
     reading = Reading(nul=nul, images=images, piped_picture=True)
     conversation = to_ask(named, question, reading, UNASKED.get(task))
     if (drawing or attention) and not conversation.single:
         raise VlmkitError(f"{'--draw' if drawing else '--attention'} is for one picture", "name it alone")
     talker = run.load_talker(model, base_url, option)
-    _check_able(talker, "attention" if attention else task)
+    check_able(talker, "attention" if attention else task)
     if attention:
         wishes = replace(wishes, looked=lambda looks: save(overlay(*looks), attention))
     bare = conversation.single and not (json or boxes or stats or resume)
+    lone = conversation.single or resume is None
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
     streams = on_terminal and output is None if stream is None else stream
     streams = streams and bare and not (schema or constitution or attention)
 
     def results(items: "Iterable[Asked | Failed]", out: Output) -> "Iterator[Record | Failed]":
-        heard = replace(wishes, say=lambda text: out.write(text.encode())) if streams else wishes
+        heard = replace(wishes, say=lambda text: out.write(spoken(text))) if streams else wishes
         found = answered(
             items, talker, sampling, heard, batch_size=run.batch_size, workers=run.threads, allow_private=allow_private
         )
@@ -167,7 +171,7 @@ def ask(
     with Output(pairs) if pairs else nullcontext() as paired:
         if paired:
             wishes = replace(wishes, pair=lambda record: paired.write(dumps(record)))
-        return deliver(run, conversation, results, "answer", count, output, errors, resume, bare=bare)
+        return deliver(run, conversation, results, "answer", count, output, errors, resume, bare=bare, lone=lone)
 
 
 def _check(modes: "Mapping[str, object]", pictures: "Iterable[str | None]") -> None:
@@ -180,12 +184,6 @@ def _check(modes: "Mapping[str, object]", pictures: "Iterable[str | None]") -> N
         check_drawing(path)
 
 
-def _check_able(talker: "Talker", task: str) -> None:
-    if task not in talker.model.tasks:
-        what = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}[task]
-        raise VlmkitError(f"{talker.identity} {what}", "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
-
-
 def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Failed]":
     """Each answer was shown as it came, and needs only the end of its line."""
     for result in results:
@@ -195,12 +193,16 @@ def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Faile
             out.write(b"\n")
 
 
-def _chat(talker: "Talker", images: list[str], question: str | None, sampling: "Sampling", system: str) -> Exit:
+def _chat(
+    talker: "Talker", images: list[str], question: str | None, sampling: "Sampling", system: str, allow_private: bool
+) -> Exit:
     """A conversation, until its end."""
     from vlmkit.session import Session, history_file, lines
 
     out = Output()
-    session = Session(talker, sampling, system, images, lambda text: out.write(text.encode()), tell)
+    session = Session(talker, sampling, system, lambda text: out.write(spoken(text)), tell, allow_private)
+    for image in images:
+        session.show(image)
     if question is not None:
         session.take(question)
     for line in lines(history_file()):

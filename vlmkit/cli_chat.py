@@ -11,14 +11,15 @@ import typer
 
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.options import AllowPrivate, ChatModel, Errors, Images, Inputs, Json, Nul, OutputFile, Run, valid_utf8
-from vlmkit.streams import Failures, Output, progress
+from vlmkit.streams import Failures, Output, progress, spoken, tell
 
 if TYPE_CHECKING:
-    from vlmkit.models.chat import Sampling
+    from vlmkit.models.chat import Sampling, Talker
     from vlmkit.questions import Asked, Conversation
     from vlmkit.records import Failed, Record
 
 ANSWER_TOKENS = 256
+PAGE_TOKENS = 1024  # a page of text, or many boxes
 
 
 class Length(StrEnum):
@@ -94,6 +95,7 @@ def caption(
         bool, typer.Option("--sidecar", help="Also write photo.txt beside each picture that has none yet.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="With --sidecar: write over files that are there.")] = False,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Find every object, too: records with `boxes`.")] = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
@@ -127,6 +129,8 @@ def caption(
 
     talker = run.load_talker(model, base_url, option)
     how = caption_sampling(talker.model, length.value, sampling, max_tokens)
+    if boxes:
+        check_able(talker, "boxes")
 
     def results(items: "Iterable[Asked | Failed]", _: Output) -> "Iterator[Record | Failed]":
         found = captioned(
@@ -135,6 +139,7 @@ def caption(
             how,
             length=length.value,
             start=prompt,
+            boxes=sampling_of(run, temperature, top_p, PAGE_TOKENS) if boxes else None,
             batch_size=run.batch_size,
             workers=run.threads,
             allow_private=allow_private,
@@ -142,8 +147,9 @@ def caption(
         return written(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
-    bare = conversation.single and not json and resume is None
-    return deliver(run, conversation, results, "caption", count, output, errors, resume, bare=bare)
+    bare = conversation.single and not (json or boxes or resume)
+    lone = conversation.single or not (resume or sidecar)
+    return deliver(run, conversation, results, "caption", count, output, errors, resume, bare=bare, lone=lone)
 
 
 def check_files(inputs: list[str], output: str | None, errors: str | None, resume: str | None) -> None:
@@ -153,6 +159,12 @@ def check_files(inputs: list[str], output: str | None, errors: str | None, resum
     check_outputs(inputs, output, errors)
     if resume is not None:
         check_resume(resume, inputs, output, errors)
+
+
+def check_able(talker: "Talker", task: str) -> None:
+    if task not in talker.model.tasks:
+        what = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}[task]
+        raise VlmkitError(f"{talker.identity} {what}", "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
 
 
 def sampling_of(run: Run, temperature: float, top_p: float | None, max_tokens: int | None = None) -> "Sampling":
@@ -174,19 +186,22 @@ def deliver(
     resume: str | None,
     *,
     bare: bool,
+    lone: bool,
 ) -> Exit:
-    """Write what the model says: records, or `bare` the `field` alone."""
+    """Write what the model says: records, or `bare` the `field` alone. `lone`: a single input that fails is fatal."""
     from vlmkit.resume import Resumed
 
     with ExitStack() as files:
-        failures = files.enter_context(Failures(errors))
+        failures = files.enter_context(Failures(errors, lone=lone))
         out = files.enter_context(Output(output) if resume is None else Resumed(resume))
         items = out.missing(conversation.items) if isinstance(out, Resumed) else conversation.items
         made = results(items, out)
         shown = failures.sift(progress(made, quiet=run.quiet or conversation.single, unit="records", count=count))
         if bare:
             for record in shown:
-                out.write(f"{record[field]}\n".encode())
+                out.write(spoken(f"{record[field]}\n"))
+                if record.get("valid") is False:
+                    tell("the answer is not of the schema: name a better model, or ask in other words")
         else:
             out.write_records(shown)
         return failures.verdict()

@@ -143,6 +143,9 @@ def eval(
         workers=run.threads,
     )
     names = files or ["-"]
+    for path in filter(None, (items, html)):
+        if os.path.realpath(path) in map(os.path.realpath, names):
+            raise VlmkitError(f"{path} is an input, too", "name another file")
     if len(names) != (2 if task is EvalTask.COMPARE else 1) or names.count("-") > 1:
         raise VlmkitError(f"{task} of {len(files or [])} files", "vlmkit eval TASK [FILE], vlmkit eval compare A B")
     with _sources(names, images) as sources:

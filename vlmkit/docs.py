@@ -36,6 +36,8 @@ ENVIRONMENT = [
     ("VLMKIT_CHAT_MODEL", "Default of -m for caption and ask."),
     ("VLMKIT_INDEX", "Default of -i."),
     ("XDG_DATA_HOME", "Indexes given by name stand in its folder vlmkit (default ~/.local/share)."),
+    ("OPENAI_API_KEY", "The key that an endpoint of -m openai:NAME gets."),
+    ("OPENAI_BASE_URL", "Where that endpoint is, unless --base-url says it."),
     ("XDG_CACHE_HOME", "Model identities are remembered in its folder vlmkit (default ~/.cache)."),
     ("NO_COLOR", "No colours in tables."),
 ]
@@ -107,7 +109,7 @@ def _choices(parameter: Any) -> list[str]:
 def _flag(option) -> Flag:
     choices = _choices(option)
     value = "" if option.is_flag else option.metavar or "|".join(choices)
-    default = "" if option.is_flag or option.default is None else f" Default: {option.default}."
+    default = "" if option.is_flag or option.default in (None, "") else f" Default: {option.default}."
     variable = f" Environment: {option.envvar}." if option.envvar else ""
     return Flag(option.opts, value, choices, option.help + default + variable)
 

@@ -5,10 +5,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.alt_text import alt_text
+from vlmkit.boxes import EVERYTHING
 from vlmkit.constitution import Constitution, judged
 from vlmkit.images import ahead, open_picture
 from vlmkit.models.batch import BatchSize
@@ -121,18 +123,23 @@ def caption(
     *,
     length: str = "normal",
     start: str = "",
+    boxes: Sampling | None = None,
     batch_size: int,
     workers: int,
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each record with `caption`, which begins with `start`, and `caption_model`, in input order."""
+    """Each record with `caption`, which begins with `start`, and `caption_model`, in input order.
+
+    With `boxes`, by which they are sought, also the `boxes` of every object.
+    """
     style = talker.model.captions[length]
 
     def request(ready: Asked) -> Request:
         return Request(style.prompt, ready.pictures, start=start, number=ready.number)
 
     pictures = (_one_picture(item) for item in items)
-    answered = _answered(pictures, talker.model, None, request, sampling, batch_size, workers, allow_private)
+    answer = partial(_located, talker.model, boxes) if boxes else None
+    answered = _answered(pictures, talker.model, answer, request, sampling, batch_size, workers, allow_private)
     sentences = None if length == "long" else 1
     for found in answered:
         if isinstance(found, Failed):
@@ -141,7 +148,20 @@ def caption(
             record, reply = found
             cut = reply.answer.finish == "length"
             text = alt_text(reply.answer.text, sentences=sentences, cut=cut, guided=bool(start))
-            yield record | {"caption": text, "caption_model": talker.identity}
+            yield record | {"caption": text, "caption_model": talker.identity} | reply.fields
+
+
+def _located(
+    model: ChatModel, how: Sampling, requests: list[Request], sampling: Sampling
+) -> list[Reply | Unanswerable]:
+    """What the model says of each picture, with the boxes of all that it finds there."""
+    sought = [replace(request, prompt=EVERYTHING, start="", task="boxes") for request in requests]
+    pairs = zip(model.answer(requests, sampling), model.answer(sought, how), strict=True)
+    return [
+        said if isinstance(said, Unanswerable) else found if isinstance(found, Unanswerable)
+        else Reply(said, {"boxes": found.boxes or []})
+        for said, found in pairs
+    ]  # fmt: skip
 
 
 def caption_sampling(model: ChatModel, length: str, sampling: Sampling, max_tokens: int | None) -> Sampling:

@@ -139,13 +139,20 @@ def _with_question(
         if isinstance(item, Failed):
             yield item
             continue
-        found = question if question is not None else item.record.get("question", default)
+        found = question if question is not None else item.record.get("question") or _first(item.record) or default
         if isinstance(found, str) and found.strip():
             yield replace(item, record={"id": found} | item.record | {"question": found})
         elif item.number == 0 and item.record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
             raise _no_question()
         else:
-            yield Failed.of(item.record, "no question")
+            yield Failed.of(item.record, "no question", 'give it a "question", or name one for all')
+
+
+def _first(record: Record) -> object:
+    """What is asked first in `conversations`."""
+    said = record.get("conversations")
+    turns = said if isinstance(said, list) else []
+    return next((t.get("value") for t in turns if isinstance(t, dict) and t.get("from") in ("human", "user")), None)
 
 
 def _no_question() -> VlmkitError:

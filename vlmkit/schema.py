@@ -4,12 +4,16 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.chat import Answer, ChatModel, Reply, Request, Sampling, Unanswerable
+
+if TYPE_CHECKING:
+    from referencing import Resource
+    from referencing._core import Resolver
 
 TYPES = {"str": "string", "string": "string", "int": "integer", "float": "number", "bool": "boolean"}
 FIELD = re.compile(r"([A-Za-z_]\w*)(?:\s+(\w+))?(?:\s*:\s*(.+))?")
@@ -21,6 +25,9 @@ def read_schema(text: str) -> dict[str, Any]:
     """The JSON Schema that `text` says. Raises VlmkitError where it says none."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
+    from referencing.jsonschema import DRAFT202012
 
     if os.path.isfile(text):
         with open(text, "rb") as file:
@@ -33,7 +40,24 @@ def read_schema(text: str) -> dict[str, Any]:
         validator_for(schema).check_schema(schema)
     except SchemaError as error:
         raise VlmkitError(f"--schema is no JSON Schema: {error.message}", REMEDY) from None
+    root: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
+    _check_references(root, REGISTRY.with_resource(root.id() or "", root).resolver_with_root(root))
     return schema
+
+
+def _check_references(part: "Resource[Any]", resolver: "Resolver[Any]") -> None:
+    """Raise VlmkitError for a reference to what is not in the schema: nothing is fetched."""
+    from referencing.exceptions import Unresolvable
+
+    for key in ("$ref", "$dynamicRef"):
+        if isinstance(part.contents, dict) and key in part.contents:
+            try:
+                resolver.lookup(part.contents[key])
+            except Unresolvable:
+                what = f"--schema refers to {part.contents[key]}, which is not in it"
+                raise VlmkitError(what, "write that part under $defs; nothing is fetched") from None
+    for inner in part.subresources():
+        _check_references(inner, resolver.in_subresource(inner))
 
 
 def _parsed(data: bytes, name: str) -> dict[str, Any]:
@@ -52,7 +76,9 @@ def _concise(text: str) -> dict[str, Any]:
     for part in filter(None, map(str.strip, text.split("\n" if "\n" in text else ","))):
         match = FIELD.fullmatch(part)
         if match is None or (match[2] or "str") not in TYPES:
-            raise VlmkitError(f"--schema: {part!r} is neither a file nor a field", REMEDY)
+            raise VlmkitError(f"--schema: {part!r} is neither a file nor a field (TYPE: {', '.join(TYPES)})", REMEDY)
+        if match[1] in properties:
+            raise VlmkitError(f"--schema has two fields {match[1]}", "leave one of them out")
         about = {"description": match[3]} if match[3] else {}
         properties[match[1]] = {"type": TYPES[match[2] or "str"]} | about
     if not properties:
@@ -69,8 +95,9 @@ def wish(schema: dict[str, Any]) -> str:
 def fitting(text: str, schema: dict[str, Any]) -> str | None:
     """The JSON in a reply, on one line, if it is of the schema; perhaps in a fence, or with words around it."""
     from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
 
-    validator = validator_for(schema)(schema)
+    validator = validator_for(schema)(schema, registry=REGISTRY)  # which fetches nothing
     for written in (text, *FENCE.findall(text), text[text.find("{") : text.rfind("}") + 1]):
         try:
             found = orjson.loads(written)

@@ -1,6 +1,7 @@
 """--chat: a conversation about pictures, in a terminal or on a pipe."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from vlmkit.records import dumps
 from vlmkit.signals import catch
 from vlmkit.sources import PictureError
 from vlmkit.streams import Output
+from vlmkit.urls import Web, is_url
 
 HISTORY_LINES = 1000
 HELP = """/image PATH   show a picture, with the next question
@@ -32,16 +34,16 @@ class Session:
         talker: Talker,
         sampling: Sampling,
         system: str,
-        images: list[str],
         say: Callable[[str], None],
         note: Callable[[str], None],
+        allow_private: bool = False,
     ) -> None:
         self.talker, self.sampling, self.system, self.say, self.note = talker, sampling, system, say, note
+        self.allow_private = allow_private
         self.turns: list[Turn] = []
         self.names: list[str] = []  # of all pictures, in the order in which they were shown
         self._next: list[Any] = []
-        for name in images:
-            self.show(name)
+        self._saved: set[str] = set()  # files of this conversation
 
     def take(self, line: str) -> bool:
         """Do what a line says, a command or a question; whether the conversation goes on."""
@@ -53,7 +55,7 @@ class Session:
                 self.ask(line.strip())
             return True
         work = {
-            "/image": self.show,
+            "/image": lambda name: self.show(_unquoted(name)),
             "/system": self.instruct,
             "/save": self.save,
             "/new": self.forget,
@@ -94,9 +96,10 @@ class Session:
         """A picture for the next question. Raises VlmkitError."""
         if not name:
             raise VlmkitError("/image without a picture", "write its path behind it")
-        path = os.path.abspath(os.path.expanduser(name))
+        path = name if is_url(name) else os.path.abspath(os.path.expanduser(name))
         try:
-            picture = opened(path, self.talker.model)
+            with Web(allow_private=self.allow_private) as web:
+                picture = opened(web.fetch(name) if is_url(name) else path, self.talker.model)
         except PictureError as error:
             raise VlmkitError(f"{name}: {error}", "name another picture") from None
         self._next = [*self._next, picture]
@@ -113,14 +116,29 @@ class Session:
         if not name or not self.turns:
             what = "there is nothing to save" if name else "/save without a file"
             raise VlmkitError(what, "ask first, then /save FILE")
-        said = []
+        path = os.path.abspath(os.path.expanduser(_unquoted(name)))
+        if os.path.lexists(path) and path not in self._saved:
+            raise VlmkitError(f"{name} is there already", "name another file")
+        said = [{"from": "system", "value": self.system}] if self.system else []
         for turn in self.turns:
             marks = "<image>\n" * len(turn.pictures)
             said += [{"from": "human", "value": marks + turn.prompt}, {"from": "gpt", "value": turn.answer}]
         images = {"image": self.names[0]} if len(self.names) == 1 else {"images": self.names} if self.names else {}
-        record = {"id": Path(name).stem, **images, "conversations": said, "answer_model": self.talker.identity}
-        with Output(os.path.expanduser(name)) as out:
+        record = {"id": Path(path).stem, **images, "conversations": said, "answer_model": self.talker.identity}
+        with Output(path) as out:
             out.write(dumps(record))
+        self._saved.add(path)
+
+
+def _unquoted(name: str) -> str:
+    """`name` without the quotes and backslashes that a shell would need, as terminals paste them."""
+    if os.path.lexists(os.path.expanduser(name)):
+        return name
+    try:
+        words = shlex.split(name)
+    except ValueError:
+        return name
+    return words[0] if len(words) == 1 else name
 
 
 def lines(history: Path) -> Iterator[str]:

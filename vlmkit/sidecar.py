@@ -1,5 +1,6 @@
 """--sidecar: a caption as `photo.txt` beside `photo.jpg`, as trainers of image models read them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def without_caption(items: Iterable[Asked | Failed]) -> Iterator[Asked | Failed]
     """Those of `items` that have no sidecar yet."""
     for item in items:
         path = beside(item.record.get("image")) if isinstance(item, Asked) else None
-        if path is None or not path.exists():
+        if path is None or not os.path.lexists(path):
             yield item
 
 
@@ -32,7 +33,9 @@ def written(results: Iterable[Record | Failed], *, force: bool) -> Iterator[Reco
         path = beside(result.get("image"))
         if path is None:
             yield Failed.of(result, "no file of its own, so no place for a sidecar")
-        elif path in made or (path.exists() and not force):
+        elif not result["caption"]:
+            yield Failed.of(result, "the model said nothing", "name another model, or raise --max-tokens")
+        elif path in made or (os.path.lexists(path) and not force):
             yield Failed.of(result, f"{path} is there already", "" if path in made else "--force writes it anew")
         else:
             made.add(path)

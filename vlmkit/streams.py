@@ -5,6 +5,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,6 +23,7 @@ from vlmkit.sources import is_picture_name
 from vlmkit.tars import is_tar_name
 
 SNIFF_BYTES = 16
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and line break
 
 T = TypeVar("T")
 
@@ -147,10 +149,14 @@ def _told(what: str, remedy: str) -> Iterator[None]:
 
 
 class Failures:
-    """Reports the records that failed, and decides the exit code: some failed, or the only one did."""
+    """Reports the records that failed, and decides the exit code: some failed, or the only one did.
 
-    def __init__(self, errors: str | None = None) -> None:
+    Without `lone` the only one counts as one of several: the others were done by an earlier run.
+    """
+
+    def __init__(self, errors: str | None = None, *, lone: bool = True) -> None:
         self._output = Output(errors) if errors is not None else None
+        self._lone = lone
         self.seen = 0
         self.count = 0
 
@@ -175,7 +181,7 @@ class Failures:
 
     def verdict(self) -> Exit:
         """The exit code. Raises VlmkitError where the only input failed, so that no file is changed."""
-        if self.seen == self.count == 1:
+        if self._lone and self.seen == self.count == 1:
             raise AlreadyTold
         return Exit.SOME_FAILED if self.count else Exit.OK
 
@@ -203,6 +209,11 @@ def tell(text: str) -> None:
             tqdm.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+def spoken(text: str) -> bytes:
+    """What a model said, as a terminal may show it: nothing in it clears the screen or sets the clipboard."""
+    return CONTROL.sub("", text).encode()
 
 
 def progress(

@@ -166,7 +166,7 @@ def _figure(scores: Scores, measure: Measure, items: "np.ndarray", draw: "np.nda
             error = standard_error(values) if n > 1 else None
             if np.isin(values, (0, 1)).all():
                 bounds, how = wilson(values.sum(), n), "wilson"
-    if len(items) < 2 and how != "wilson":
+    if n < 2 and how != "wilson":
         error, bounds = None, None
     if np.isfinite(value) and bounds is not None:
         bounds = min(bounds[0], value), max(bounds[1], value)  # resamples of a skewed figure may all lie on one side

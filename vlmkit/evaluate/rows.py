@@ -171,7 +171,10 @@ def with_lmms_fields(record: Record) -> Record:
 
 
 def identity(record: Record, names: Names, number: int) -> str:
-    """The id of an item: the named field, `id`, another tool's key, or its place in the file."""
+    """The id of an item: the named field, `id`, another tool's key, or its place in the file.
+
+    Where it is no more than the picture, the question belongs to it, as several may be asked about one picture.
+    """
     if names.id is not None:
         found = text_of(field(record, names.id))
         if found is None:
@@ -180,7 +183,9 @@ def identity(record: Record, names: Names, number: int) -> str:
     # An id that only repeats the picture or the text was made up on reading: another tool's key says more.
     made_up = record.get("id") in (record.get("image"), record.get("text"))
     keys = (*OTHER_KEYS, "id") if made_up else ("id", *OTHER_KEYS)
-    return next((found for key in keys if (found := text_of(record.get(key))) is not None), f"item {number}")
+    key, found = next(((key, found) for key in keys if (found := text_of(record.get(key)))), ("", f"item {number}"))
+    asked = text_of(field(record, names.question)) if made_up and key == "id" else None
+    return found if asked is None or asked == found else f"{found}: {asked}"
 
 
 def missing(what: str, ids: list[str], flag: str, record: Record) -> VlmkitError:

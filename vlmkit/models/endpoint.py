@@ -157,7 +157,8 @@ class Endpoint:
             return answer
         size = request.pictures[0].size
         found = boxes(answer.text, HOSTED, size) or boxes(answer.text, GEMINI, size)
-        return replace(answer, text=", ".join(box["label"] for box in found), boxes=found)
+        words = not found and "[" not in answer.text  # instead of a list, and worth reading
+        return replace(answer, text=answer.text if words else ", ".join(box["label"] for box in found), boxes=found)
 
     async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> str:
         """How it finished. Raises Unanswerable where it fails, or breaks off."""
@@ -242,7 +243,10 @@ def _answer(reply: Any, start: str) -> Answer | Unanswerable:
         return Unanswerable(f"the model refuses: {message['refusal']}")
     if finish == "content_filter":
         return Unanswerable(FILTERED)
-    text = message["content"].strip()
+    content = message["content"]
+    if isinstance(content, list):  # of parts, as some servers answer
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
+    text = content.strip()
     if not text and finish == "length":
         return Unanswerable("cut off before the answer began", "raise --max-tokens, as the model may think first")
     if start.strip():
