@@ -112,7 +112,8 @@ def test_changed_neither_opens_what_is_unchanged_nor_loads_the_model(vlmkit, tmp
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert vlmkit("embed", "--changed", "./i", "-m", "nobody", "in").stdout == b""
     (tmp_path / "in/dangling.png").symlink_to("nothing")
-    vlmkit("embed", "--changed", "./i", "in", code=2)
+    vlmkit("embed", "--changed", "./i", "in", code=3)
+    vlmkit("embed", "--changed", "./i", "in/dangling.png", code=2)
 
 
 def test_changed_texts(vlmkit) -> None:

@@ -85,7 +85,7 @@ def embed(
     from vlmkit.embed import embed as embedded
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
-    from vlmkit.inputs import Reading, check_outputs, count_inputs, read_inputs
+    from vlmkit.inputs import Reading, check_outputs, count_inputs, is_one_picture, read_inputs
 
     check_outputs(inputs or [], output, errors)
     if floats and form is Format.SAFETENSORS:
@@ -99,7 +99,8 @@ def embed(
         how = {"texts": text, "floats": floats, "allow_private": allow_private}
         return embedded(items, loaded, **how, batch_size=run.batch_size, workers=run.threads)
 
-    with Failures(errors, lone=changed is None) as failures, Output(output) as out:
+    lone = changed is None or list(map(is_one_picture, inputs or [])) == [True]
+    with Failures(errors, lone=lone) as failures, Output(output) as out:
         if changed is None:
             results = vectorised(items, run.load(model, precision))
         else:
