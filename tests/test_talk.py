@@ -22,8 +22,10 @@ from transformers import (
     LlavaProcessor,
     TopPLogitsWarper,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
+from vlmkit.generate import caption_sampling
 from vlmkit.models.chat import Answer, Request, Sampling, Unanswerable, load_talker
 from vlmkit.models.mini import Mini
 from vlmkit.models.mini.decoder import PADDING, PLACE, Decoder
@@ -132,6 +134,28 @@ def test_the_beam_closest_to_the_picture(talking: Path, talk: Talk) -> None:
     assert talk.answer(requests, how) == talk.answer(requests, replace(how, closeness=0.0))
 
 
+def test_captions_are_those_of_the_mean_of_picture_and_mirror_image(
+    talking: Path, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate` on a tower whose grid is the mean of both, each place with itself."""
+    arrays = noise(3, seed=11)
+    plain = generated(talking / "trained", [[array] for array in arrays], [""] * 3, max_new_tokens=12)
+    tower = trained(talking / "trained")[0].model.vision_tower
+    look = tower.forward
+
+    def both_ways(pixel_values: torch.Tensor, **rest: object) -> BaseModelOutput:
+        there, back = (look(each, **rest).last_hidden_state for each in (pixel_values, pixel_values.flip(-1)))
+        grid = (there + back.unflatten(1, (7, 7)).flip(2).flatten(1, 2)) / 2
+        return BaseModelOutput(grid, hidden_states=(grid,))
+
+    monkeypatch.setattr(tower, "forward", both_ways)
+    expected = generated(talking / "trained", [[array] for array in arrays], [""] * 3, max_new_tokens=12)
+    requests = [Request("", [array]) for array in arrays]
+    assert texts(talk.answer(requests, Sampling(12, mirrored=True))) == expected != plain
+    assert texts(talk.answer(requests, Sampling(12))) == plain
+    assert all(caption_sampling(talk, length, Sampling(1), None).mirrored for length in talk.captions)
+
+
 def test_replies_end_where_the_model_ends_them(talk: Talk) -> None:
     requests = [Request(question, [array]) for question, array in zip(QUESTIONS * 4, noise(24), strict=True)]
     answers = talk.answer(requests, Sampling(30))
@@ -196,7 +220,7 @@ def test_questions_about_one_picture_read_it_once(talk: Talk, monkeypatch: pytes
     seen: list[int] = []
     assert talk._features is not None
     look = talk._features.with_vectors
-    monkeypatch.setattr(talk._features, "with_vectors", lambda stack: seen.append(len(stack)) or look(stack))
+    monkeypatch.setattr(talk._features, "with_vectors", lambda stack, _: seen.append(len(stack)) or look(stack))
     assert texts(talk.answer(requests, Sampling(8))) == alone
     assert seen == [2]
 

@@ -167,10 +167,13 @@ def _located(
 def caption_sampling(model: ChatModel, length: str, sampling: Sampling, max_tokens: int | None) -> Sampling:
     """`sampling` as the model is told to caption: with beams, unless words are chosen at random."""
     style = model.captions[length]
-    beams = 1 if sampling.temperature > 0 else style.beams
-    most = max_tokens or style.max_tokens
     return replace(
-        sampling, max_tokens=most, beams=beams, length_penalty=style.length_penalty, closeness=style.closeness
+        sampling,
+        max_tokens=max_tokens or style.max_tokens,
+        beams=1 if sampling.temperature > 0 else style.beams,
+        length_penalty=style.length_penalty,
+        closeness=style.closeness,
+        mirrored=style.mirrored,
     )
 
 

@@ -59,6 +59,7 @@ class Sampling:
     `top_p`: only among the likeliest words that have this probability together (Holtzman and others, 2020). `beams`
     above 1 at temperature 0: beam search; scores are divided by length ** `length_penalty`. `closeness`: how much the
     cosine between the picture and a beam's text counts beside its score in the end, where a model has both (mini).
+    `mirrored`: pictures are seen in a mirror as well, by models that can (mini).
     """
 
     max_tokens: int
@@ -68,6 +69,7 @@ class Sampling:
     beams: int = 1
     length_penalty: float = 1.0
     closeness: float = 0.0
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ class CaptionStyle:
     beams: int = 1
     length_penalty: float = 1.0
     closeness: float = 0.0
+    mirrored: bool = False
 
 
 CAPTIONS = {

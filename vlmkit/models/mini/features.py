@@ -40,10 +40,18 @@ class Features:
         """(N, 224, 224, 3) uint8 -> (N, 49, 1280) float32, row by row; 0 to 6, as the last activation is ReLU6."""
         return self.with_vectors(pictures)[0]
 
-    def with_vectors(self, pictures: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
-        """The same, and the vectors that `mini` embeds the pictures as, (N, D) float32."""
+    def with_vectors(self, pictures: "np.ndarray", mirrored: bool = False) -> "tuple[np.ndarray, np.ndarray]":
+        """The same, and the vectors that `mini` embeds the pictures as, (N, D) float32.
+
+        With `mirrored` both are the means over a picture and its mirror image, whose places are turned back.
+        """
         import numpy as np
 
+        if mirrored:
+            here, vector = self.with_vectors(pictures)
+            there, other = self.with_vectors(np.ascontiguousarray(pictures[:, :, ::-1]))
+            back = there.reshape(-1, SIDE, SIDE, WIDTH)[:, :, ::-1].reshape(here.shape)
+            return (here + back) / 2, (vector + other) / 2
         outputs = [self._name, self._vectors.name]
         grids = [np.zeros((0, WIDTH, SIDE, SIDE), np.float32)]
         vectors = [np.zeros((0, self._vectors.shape[1]), np.float32)]

@@ -84,7 +84,11 @@ class Talk:
     device = "cpu"
     size = SIZE
     tasks = ("answer",)
-    captions: ClassVar = WORDLESS | {"normal": replace(WORDLESS["normal"], beams=8, closeness=CLOSENESS)}
+    captions: ClassVar = {
+        "short": replace(WORDLESS["short"], mirrored=True),
+        "normal": replace(WORDLESS["normal"], beams=8, closeness=CLOSENESS, mirrored=True),
+        "long": replace(WORDLESS["long"], mirrored=True),
+    }
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
         import orjson
@@ -142,7 +146,7 @@ class Talk:
     ) -> list[Reply]:
         import numpy as np
 
-        past, rows, vectors = self._heads(requests)
+        past, rows, vectors = self._heads(requests, sampling.mirrored)
         logits, past = self._decoder(_padded(tails), past, rows)
 
         def step(tokens: "np.ndarray", rows: "np.ndarray") -> "np.ndarray":
@@ -186,7 +190,7 @@ class Talk:
             chosen.append(beams[totals.index(max(totals))][1])
         return chosen
 
-    def _heads(self, requests: list[Request]) -> "tuple[Past, np.ndarray, list[np.ndarray | None]]":
+    def _heads(self, requests: list[Request], mirrored: bool) -> "tuple[Past, np.ndarray, list[np.ndarray | None]]":
         """The beginnings of all prompts, each distinct one once, which of them each request has, and the vector of its
         picture where it has one picture.
         """
@@ -199,7 +203,9 @@ class Talk:
         stack = [picture for pictures in shown for picture in pictures]
         if stack and self._features is None:
             self._features = Features(self._folder, self._threads)
-        grid, vectors = self._features.with_vectors(np.stack(stack)) if stack and self._features else (None, ())
+        grid, vectors = (
+            self._features.with_vectors(np.stack(stack), mirrored) if stack and self._features else (None, ())
+        )
         each = iter(vectors)
         seen = [[next(each) for _ in pictures] for pictures in shown]
         heads = [self._prompts.head(len(request.all_pictures()), request.system) for request in distinct.values()]

@@ -2,10 +2,10 @@
 
     python -m vlmkit.models.mini.talk_recipe TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
 
-Writes the data, trains as `vlmkit train instruct --vision mini` does (twice) and then `vlmkit train prefer` on pairs of
-its own captions, packs, measures the packed model on what was held out, with the right pictures and with shuffled ones,
-and writes DIR with a card. The same command on the same machine makes the same bytes. One JSON object a line on
-standard error tells how it goes.
+Writes the data, trains as `vlmkit train instruct --vision mini` does (twice) and then `vlmkit train prefer` (twice) on
+pairs of its own captions, packs, measures the packed model on what was held out, with the right pictures and with
+shuffled ones, and writes DIR with a card. The same command on the same machine makes the same bytes. One JSON object a
+line on standard error tells how it goes.
 """
 
 import argparse
@@ -59,6 +59,7 @@ TRAINING: dict[str, Any] = {
     "pack_length": 256,
     "log_every": 50,
 }
+ROUNDS = 2  # of preferring, each on what the model says by then
 PREFERRING: dict[str, Any] = {"lr": 5e-5, "projector_lr": 5e-5, "beta": 0.1, "cache_features": True, "log_every": 10}
 
 
@@ -90,15 +91,17 @@ def make(
             config = _phase(phase, data, work / f"trained-{number}", seed, beginning)
             trained = train(config, log, failures, note=lambda _: None, resume=True)
             beginning = {"start": str(trained)}
-        pairs = _pairs(work / "pairs", trained, list(rows(data / "train-captions.jsonl")), seed)
-        config = VlmConfig("prefer", [str(pairs)], work / "preferring", start=str(trained), seed=seed, **PREFERRING)
-        preferring = train(config, log, failures, note=lambda _: None, resume=True)
+        captioned = list(rows(data / "train-captions.jsonl"))
+        for number in range(1, ROUNDS + 1):
+            pairs, place = _pairs(work / f"pairs-{number}", trained, captioned, seed), work / f"preferring-{number}"
+            config = VlmConfig("prefer", [str(pairs)], place, start=str(trained), seed=seed, **PREFERRING)
+            trained = train(config, log, failures, note=lambda _: None, resume=True)
     with whole_folder(out) as made:
-        pack_talk(preferring, made)
+        pack_talk(trained, made)
         figures = measure(made, data)
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
-        recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING} | TRAINING
+        recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING, "rounds": ROUNDS} | TRAINING
         settings |= {"figures": figures, "recipe": recipe}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
