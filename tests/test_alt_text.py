@@ -39,7 +39,8 @@ def test_long_ones_keep_their_whole_sentences() -> None:
     said = "A man sits. He wears a hat. He looks at"
     assert alt_text(said, sentences=None) == "A man sits. He wears a hat. He looks at."
     assert alt_text(said, sentences=None, cut=True) == "A man sits. He wears a hat."
-    assert alt_text("a man looks at", sentences=None, cut=True) == "A man looks at."
+    assert alt_text("a man looks at", cut=True) == "A man looks at"
+    assert alt_text("a man looks .", cut=True) == "A man looks."
 
 
 def test_what_was_asked_for_stays() -> None:

@@ -63,6 +63,23 @@ def test_one_reference_gives_exact_and_relaxed_alone(vlmkit) -> None:
     assert all("|refs:1|" in record["signature"] for record in found.values())
     mixed = by_metric(vlmkit("eval", "vqa", stdin=jsonl(*rows, question(9, "red"))).stdout)
     assert mixed["vqa_accuracy"]["n"] == 1 and "|refs:1-10|skipped:4|" in mixed["vqa_accuracy"]["signature"]
+    assert mixed["exact"]["n"] == 5 and "|skipped:0|" in mixed["exact"]["signature"]
+
+
+def test_several_questions_about_one_picture_need_no_ids(vlmkit) -> None:
+    rows = [{"image": "a.jpg", "question": f"{what}?", "answers": ["red"], "answer": "red"} for what in ("a", "b")]
+    assert by_metric(vlmkit("eval", "vqa", stdin=jsonl(*rows)).stdout)["exact"]["n"] == 2
+    told = vlmkit("eval", "vqa", stdin=jsonl(rows[0], rows[0]), code=2).stderr.decode()
+    assert re.search(r"duplicate ids: \S*a\.jpg: a\?", told)
+
+
+@pytest.mark.parametrize("flag", ["--items", "--html"])
+def test_no_input_is_written_over(vlmkit, tmp_path: Path, flag: str) -> None:
+    file = write(tmp_path / "a.jsonl", question(1, "red"))
+    before = file.read_bytes()
+    done = vlmkit("eval", "vqa", "a.jsonl", flag, "./a.jsonl", code=2)
+    assert done.stderr == b"vlmkit: ./a.jsonl is an input, too: name another file\n"
+    assert file.read_bytes() == before
 
 
 def test_categories_hardest_first_with_confusions(vlmkit) -> None:

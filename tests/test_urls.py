@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from helpers import jpeg, jsonl, records
@@ -189,6 +190,19 @@ def test_arguments_and_records(vlmkit, site: str) -> None:
     assert by_record == by_name | {"id": "mine", "kept": [1]} and text["text"] == "a word"
     (sorted_in,) = records(vlmkit("classify", "--allow-private", f"{site}/good.jpg", "--labels", "a,b").stdout)
     assert sorted_in["label"] in ("a", "b")
+
+
+def test_a_picture_on_the_web_in_a_conversation(
+    vlmkit, environment: dict[str, str], server, site: str, talking: Path, tmp_path: Path
+) -> None:
+    environment["VLMKIT_CHAT_MODEL"] = str(talking / "packed")
+    (tmp_path / "same.png").write_bytes(PICTURE)
+    said = f"/image {site}/good.jpg\nwhat is it?\n"
+    done = vlmkit("ask", "--chat", "--allow-private", stdin=said.encode())
+    assert done.stdout == vlmkit("ask", "same.png", "what is it?").stdout and done.stderr == b""
+    assert server.hits["good"] == 1
+    done = vlmkit("ask", "--chat", stdin=said.encode())
+    assert server.hits["good"] == 1 and b"--allow-private" in done.stderr
 
 
 def test_search_by_a_picture_on_the_web(vlmkit, server, site: str) -> None:

@@ -13,16 +13,19 @@ LOOSE = re.compile(r"\s+([.,;:!?]|'s\b)")  # punctuation set apart, as in tokeni
 
 
 def alt_text(text: str, *, sentences: int | None = 1, cut: bool = False, guided: bool = False) -> str:
-    """`text` with a capital and a full stop, at most `sentences` of it; without its last words where it was `cut`
-    and a whole sentence stands before them. What opens it is left out unless it was `guided` there.
+    """`text` with a capital and a full stop, at most `sentences` of it. Where it was `cut`, without its last words if
+    a whole sentence stands before them, and otherwise with no full stop. What opens it is left out unless it was
+    `guided` there.
     """
     text = LOOSE.sub(r"\1", " ".join(text.split()))
     if not guided:
         text = OPENING.sub("", text, count=1) if OPENING.match(text) else text
     parts = SENTENCE_END.split(text)
-    if cut and len(parts) > 1 and not parts[-1].endswith((".", "!", "?")):
+    cut = cut and not parts[-1].endswith((".", "!", "?"))
+    if cut and len(parts) > 1:
         parts.pop()
+        cut = False
     text = " ".join(parts[:sentences]).rstrip(" ,;:-")
     if not text:
         return ""
-    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    return text[0].upper() + text[1:] + ("" if cut or text.endswith((".", "!", "?")) else ".")

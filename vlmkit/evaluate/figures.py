@@ -99,8 +99,8 @@ class Scores:
     confusions: list[tuple[str, str]] = field(default_factory=list)  # wanted, answered
     tells_unparsed: bool = False  # as a figure of its own
 
-    def signature(self, head: str, n: int, ci: str, seed: int) -> str:
-        marks = {"n": n, **self.marks, "ci": ci, "seed": seed, "vlmkit": __version__}
+    def signature(self, head: str, n: int, ci: str, seed: int, **own: object) -> str:
+        marks = {"n": n, **self.marks, **own, "ci": ci, "seed": seed, "vlmkit": __version__}
         return "|".join([head, *(f"{key}:{value}" for key, value in marks.items() if value is not None)])
 
 
@@ -168,6 +168,7 @@ def _figure(scores: Scores, measure: Measure, items: "np.ndarray", draw: "np.nda
                 bounds, how = wilson(values.sum(), n), "wilson"
     if n < 2 and how != "wilson":
         error, bounds = None, None
+    own = {"skipped": len(items) - n} if measure.is_plain() else {}
     if np.isfinite(value) and bounds is not None:
         bounds = min(bounds[0], value), max(bounds[1], value)  # resamples of a skewed figure may all lie on one side
     return {
@@ -176,7 +177,7 @@ def _figure(scores: Scores, measure: Measure, items: "np.ndarray", draw: "np.nda
         "n": n,
         "stderr": rounded(error),
         "ci95": None if bounds is None else [rounded(bound) for bound in bounds],
-        "signature": scores.signature(measure.head, n, how if bounds else "none", seed),
+        "signature": scores.signature(measure.head, n, how if bounds else "none", seed, **own),
     }
 
 

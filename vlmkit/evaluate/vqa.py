@@ -75,7 +75,7 @@ def vqa(rows: Iterable[Row], options: Options) -> Scores:
                     "rule": found.rule,
                 },
             )
-    several = sum(value == value for value in soft)
+    several = any(value == value for value in soft)
     measures: list[Measure] = [mean_measure("vqa_accuracy", f"vqa:{variant}", soft)] if several else []
     measures += [
         mean_measure("exact", f"exact:{variant}", exact),
@@ -83,7 +83,7 @@ def vqa(rows: Iterable[Row], options: Options) -> Scores:
     ]
     if several:
         measures.append(mean_measure("confidence", f"confidence:{variant}", confidence))
-    marks: dict[str, object] = {"refs": gathered.refs(), "skipped": len(soft) - several if several else 0}
+    marks: dict[str, object] = {"refs": gathered.refs(), "skipped": 0}
     return Scores(
         "vqa", measures=measures, marks=marks, unparsed=flags(unparsed), confusions=confusions, **gathered.shared()
     )
