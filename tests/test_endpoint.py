@@ -437,6 +437,7 @@ def test_an_answer_that_misses_the_schema_is_told(vlmkit) -> None:
 
 def test_a_reply_of_nothing_is_no_caption(vlmkit, tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
-    done = vlmkit("caption", path, "--sidecar", "-m", "openai:mute", code=2)
-    assert b"the model said nothing" in done.stderr
+    for how in ([], ["--sidecar"]):
+        done = vlmkit("caption", path, *how, "-m", "openai:mute", code=2)
+        assert b"the model said nothing" in done.stderr and done.stdout == b""
     assert not (tmp_path / "a.txt").exists()

@@ -148,7 +148,10 @@ def caption(
             record, reply = found
             cut = reply.answer.finish == "length"
             text = alt_text(reply.answer.text, sentences=sentences, cut=cut, guided=bool(start))
-            yield record | {"caption": text, "caption_model": talker.identity} | reply.fields
+            if text:
+                yield record | {"caption": text, "caption_model": talker.identity} | reply.fields
+            else:
+                yield Failed.of(record, "the model said nothing", "name another model, or raise --max-tokens")
 
 
 def _located(

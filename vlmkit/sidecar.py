@@ -33,8 +33,6 @@ def written(results: Iterable[Record | Failed], *, force: bool) -> Iterator[Reco
         path = beside(result.get("image"))
         if path is None:
             yield Failed.of(result, "no file of its own, so no place for a sidecar")
-        elif not result["caption"]:
-            yield Failed.of(result, "the model said nothing", "name another model, or raise --max-tokens")
         elif path in made or (os.path.lexists(path) and not force):
             yield Failed.of(result, f"{path} is there already", "" if path in made else "--force writes it anew")
         else:
