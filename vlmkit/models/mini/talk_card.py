@@ -20,8 +20,8 @@ by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same 
    least loss on captions held out:
 {phases}
 3. `vlmkit train prefer` (DPO) on pairs of its own captions of the training pictures: of nine the one closest to what
-   people wrote, by CIDEr-D, and the farthest. Rate {preferring[lr]:g}, beta {preferring[beta]:g}, once through;
-   {rounds} rounds, each with captions of the model by then.
+   people wrote, by CIDEr-D, and the farthest. Rate {preferring[lr]:g}, beta {preferring[beta]:g}, once through; and
+   then {preferred:.0%} of the weights after it and the rest of those before.
 4. For a caption the places of the picture and of its mirror image are averaged, and of eight that beam search finds the
    one is taken that is also close to the picture for the encoders of mini. Weights are kept in 8 bits and computed with
    in float32.
