@@ -12,8 +12,6 @@ from hosted import Hosted
 
 from vlmkit.docs import commands, documents, drifted
 from vlmkit.examples import EXAMPLES
-from vlmkit.models.mini.grid import FOLDER
-from vlmkit.models.mini.talk import GRAPH
 
 ROOT = Path(__file__).parents[1]
 TABLE = commands()
@@ -159,11 +157,9 @@ def _sample(color: str, number: int) -> list[tuple[str, bytes]]:
     return [(".jpg", jpeg(color, (64 + number, 64))), (".txt", f"a {color} field, number {number}".encode())]
 
 
-def test_examples_work(sandbox: Path, environment: dict[str, str], talking: Path, hosted: Hosted) -> None:
+def test_examples_work(sandbox: Path, environment: dict[str, str], hosted: Hosted) -> None:
     """In order, as they build on each other, through a shell."""
     environment |= {"XDG_DATA_HOME": str(sandbox / "data"), "OPENAI_BASE_URL": hosted.url}
-    if not (FOLDER / GRAPH).exists():  # mini is shipped without its language side
-        environment["VLMKIT_CHAT_MODEL"] = str(talking / "packed")
     for command in (command for command in TABLE if command.name != "demo"):  # a test of its own runs that
         for example in command.examples:
             line = ["bash", "-o", "pipefail", "-c", example.line]

@@ -1,14 +1,21 @@
-"""The recipe of what mini talks with, on 64 pictures."""
+"""The recipe of what mini talks with, on 64 pictures, and the weights that it made for the package."""
 
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import jsonl, records, shapes
 
-from vlmkit.models.mini.talk import CONFIG
+from vlmkit.inputs import records_of
+from vlmkit.metrics import vqa_normalize
+from vlmkit.models.mini.talk import CONFIG, FILES, GRAPH, TOKENIZER
+
+MINI = Path(sys.modules["vlmkit.models.mini.talk"].__file__ or "").parent
+QUESTIONS = 400
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +49,37 @@ def test_the_recipe_makes_a_model_that_answers(made: Path, vlmkit, tmp_path: Pat
     shapes(tmp_path)
     done = vlmkit("ask", tmp_path / "shapes.tar", "what is it?", "-m", made, "--max-tokens", "4")
     assert len(records(done.stdout)) == 64
+
+
+def test_it_takes_at_most_18_megabytes() -> None:
+    assert sum((MINI / name).stat().st_size for name in (GRAPH, TOKENIZER, CONFIG)) <= 18_000_000
+    assert sum(path.stat().st_size for path in MINI.iterdir() if path.is_file()) <= 40_000_000
+    settings = json.loads((MINI / CONFIG).read_text())
+    assert f"{settings['figures']['cider']:.3f}" in (MINI / "TALK_CARD.md").read_text()
+    assert set(FILES) <= {path.name for path in MINI.iterdir()}
+
+
+def test_it_sees_what_it_is_asked_about(vlmkit, tmp_path: Path) -> None:
+    """easy-VQA's test questions: right, and a fifth less with the pictures of other questions."""
+    from vlmkit.datasets.easy_vqa import easy_vqa
+
+    rows = list(islice(easy_vqa("test"), QUESTIONS))
+    images = [row["image"] for row in rows]
+    turned = [row | {"image": image} for row, image in zip(rows, np.roll(images, QUESTIONS // 2).tolist(), strict=True)]
+
+    def right(asked: list[dict]) -> float:
+        answered = records(vlmkit("ask", stdin=jsonl(*asked)).stdout)
+        return float(np.mean([vqa_normalize(row["answer"]) == vqa_normalize(row["answers"][0]) for row in answered]))
+
+    assert right(rows) >= 0.94
+    assert right(turned) <= 0.75
+
+
+def test_captions_of_real_photographs(shared: Path, vlmkit) -> None:
+    """Guards against getting worse: on 200 pictures of Flickr8k dev, with a margin for so few of them."""
+    from vlmkit.metrics import cider
+
+    pictures = list(islice(records_of([str(shared / "data/flickr8k/dev-000.tar")]), 200))
+    rows = records(vlmkit("caption", stdin=jsonl(*pictures)).stdout)
+    found = cider([row["caption"] for row in rows], [row["captions"] for row in rows], tokenize="py")
+    assert found["corpus"] >= 0.45
