@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import noise, records
+from helpers import jsonl, noise, records
 from PIL import Image
 from talkers import clip_tower, talker
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -117,12 +117,13 @@ def test_a_start_a_system_text_and_marks_in_the_question(llava: Path) -> None:
 
 def test_on_the_tower_of_mini_both_ways_agree(talking: Path, photos: Path, warm) -> None:
     """The folder that was trained, by PyTorch, and what mini makes of it."""
-    names = [photos / name for name in ("coffee.png", "chelsea.png", "rocket.jpg")]
-    trained = records(warm("caption", "-m", talking / "trained", *names, "--length", "long", "--max-tokens", 8).stdout)
-    packed = records(warm("caption", "-m", talking / "packed", *names, "--length", "long", "--max-tokens", 8).stdout)
-    assert [row["caption"] for row in trained] == [row["caption"] for row in packed]
-    assert len({row["caption"] for row in trained}) == 3
-    assert trained[0]["caption_model"].startswith(f"{talking / 'trained'}@")
+    names = "coffee.png", "chelsea.png", "rocket.jpg"
+    rows = jsonl(*({"image": str(photos / name), "question": "what is it?"} for name in names))
+    trained = records(warm("ask", "-m", talking / "trained", "--max-tokens", 8, stdin=rows).stdout)
+    packed = records(warm("ask", "-m", talking / "packed", "--max-tokens", 8, stdin=rows).stdout)
+    assert [row["answer"] for row in trained] == [row["answer"] for row in packed]
+    assert len({row["answer"] for row in trained}) == 3
+    assert trained[0]["answer_model"].startswith(f"{talking / 'trained'}@")
 
 
 def test_no_code_of_a_folder_is_run(copied: Path, warm, photos: Path) -> None:
