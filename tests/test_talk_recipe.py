@@ -12,9 +12,10 @@ from helpers import jsonl, records, shapes
 
 from vlmkit.inputs import records_of
 from vlmkit.metrics import vqa_normalize
+from vlmkit.models import mini
 from vlmkit.models.mini.talk import CONFIG, FILES, GRAPH, TOKENIZER
 
-MINI = Path(sys.modules["vlmkit.models.mini.talk"].__file__ or "").parent
+MINI = Path(mini.__file__).parent
 QUESTIONS = 400
 
 
@@ -59,7 +60,7 @@ def test_it_takes_at_most_18_megabytes() -> None:
     assert set(FILES) <= {path.name for path in MINI.iterdir()}
 
 
-def test_it_sees_what_it_is_asked_about(vlmkit, tmp_path: Path) -> None:
+def test_it_sees_what_it_is_asked_about(vlmkit) -> None:
     """easy-VQA's test questions: right, and a fifth less with the pictures of other questions."""
     from vlmkit.datasets.easy_vqa import easy_vqa
 
