@@ -63,13 +63,14 @@ def test_answers_are_those_of_the_documented_call(llava: Path, beams: int) -> No
     assert all(answer.tokens == 10 if answer.finish == "length" else answer.tokens <= 10 for answer in answers)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_questions_about_one_picture_look_at_it_once(llava: Path, beams: int) -> None:
+@pytest.mark.parametrize(("tower", "beams"), [("clip", 1), ("clip", 3), ("mini", 1)])
+def test_questions_about_one_picture_look_at_it_once(llava: Path, talking: Path, tower: str, beams: int) -> None:
     (picture,) = pictures(1)
-    model = load_talker(str(llava)).model
-    expected = [documented(llava, [picture], f"<user><image>{q}<reply>", num_beams=beams) for q in QUESTIONS]
-    tower, seen = model._model.model.vision_tower, []
-    tower.register_forward_pre_hook(
+    folder = {"clip": llava, "mini": talking / "trained"}[tower]
+    model = load_talker(str(folder)).model
+    expected = [documented(folder, [picture], f"<user><image>{q}<reply>", num_beams=beams) for q in QUESTIONS]
+    vision, seen = model._model.model.vision_tower, []
+    vision.register_forward_pre_hook(
         lambda _, args, named: seen.append(len((*args, *named.values())[0])), with_kwargs=True
     )
     answers = model.answer([Request(question, [picture]) for question in QUESTIONS], Sampling(10, beams=beams))

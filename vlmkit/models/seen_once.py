@@ -30,8 +30,9 @@ def seen_once(
         seen[key] = look(**{name: value for name, value in alone(picture).items() if name in taken}, return_dict=True)
     features = copy(seen[keys[0]])
     for name in LISTS:
-        if features.get(name) is not None:
-            features[name] = _joined([seen[key][name] for key in keys])
+        # Not as keys: LLaVA adds the first one to what the tower gave, which need not have a field of that name.
+        if getattr(features, name, None) is not None:
+            setattr(features, name, _joined([getattr(seen[key], name) for key in keys]))
     return {name: value for name, value in inputs.items() if name != "pixel_values"} | {
         "mm_encoder_outputs": {"image": features}
     }
