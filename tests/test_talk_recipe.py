@@ -24,9 +24,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the recipe makes of 64 pictures of each source, by its command."""
     place = tmp_path_factory.mktemp("recipe")
     shard = shapes(place)
+    words = "what is it?", "what is in the middle", "how many are there"
     asked = [
-        {"id": f"{n}-q", "image": f"{shard}/{n:03}.png", "question": "what is it?", "answers": ["a shape"]}
+        {"id": f"{n}-{k}", "image": f"{shard}/{n:03}.png", "question": question, "answers": [f"shape {(n + k) % 4}"]}
         for n in range(64)
+        for k, question in enumerate(words[: 1 + n % 3])
     ]
     (place / "daquar.jsonl").write_bytes(jsonl(*asked))
     command = [sys.executable, "-m", "vlmkit.models.mini.talk_recipe", shard, "--val", shard]

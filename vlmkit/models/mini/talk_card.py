@@ -22,7 +22,11 @@ by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same 
 3. `vlmkit train prefer` (DPO) on pairs of its own captions of the training pictures: of nine the one closest to what
    people wrote, by CIDEr-D, and the farthest. Rate {preferring[lr]:g}, beta {preferring[beta]:g}, once through; and
    then {preferred:.0%} of the weights after it and the rest of those before.
-4. For a caption the places of the picture and of its mirror image are averaged, and of eight that beam search finds the
+4. `vlmkit train instruct` again, on more questions about DAQUAR's pictures than people asked, with what kernel ridge
+   regression answers to them that was fitted to DAQUAR's questions about other pictures; with captions of its own, and
+   some of what it learned before. Dropout {teaching[dropout]:g}, no smoothing, the last checkpoint:
+{taught}
+5. For a caption the places of the picture and of its mirror image are averaged, and of eight that beam search finds the
    one is taken that is also close to the picture for the encoders of mini. Weights are kept in 8 bits and computed with
    in float32.
 
@@ -60,7 +64,8 @@ Treat what was learned from the captions as their pictures: for research, not co
 
 def card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
     """`figures` by talk_measure, the settings of the recipe, and `layers`, `width`, `pieces` of the language model."""
-    return CARD.format_map(figures | recipe | model | {"phases": "\n".join(map(_phase, recipe["phases"]))})
+    told = {"phases": "\n".join(map(_phase, recipe["phases"])), "taught": _phase(recipe["teaching"])}
+    return CARD.format_map(figures | recipe | model | told)
 
 
 def _phase(phase: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ def measure(folder: Path, data: Path) -> dict[str, Any]:
     Exact: equal to a reference after VQA's normalisation. Shuffled: each question with the picture of another one.
     """
     captioned = list(rows(data / "flickr-dev-captions.jsonl"))
-    said = _answers(folder, captioned, [""] * len(captioned), captions=True)
+    said = answers(folder, captioned, [""] * len(captioned), captions=True)
     references = [row["captions"] for row in captioned]
     found: dict[str, Any] = {
         "captions": len(captioned),
@@ -43,7 +43,7 @@ def measure(folder: Path, data: Path) -> dict[str, Any]:
 
 
 def _exact(folder: Path, asked: list[Record], shown: list[Record]) -> float:
-    said = _answers(folder, shown, [row["question"] for row in asked])
+    said = answers(folder, shown, [row["question"] for row in asked])
     right = [
         vqa_normalize(answer) in {vqa_normalize(each) for each in row["answers"]}
         for answer, row in zip(said, asked, strict=True)
@@ -51,7 +51,8 @@ def _exact(folder: Path, asked: list[Record], shown: list[Record]) -> float:
     return round(float(np.mean(right)), 4)
 
 
-def _answers(folder: Path, shown: Sequence[Record], questions: list[str], captions: bool = False) -> list[str]:
+def answers(folder: Path, shown: Sequence[Record], questions: list[str], captions: bool = False) -> list[str]:
+    """What the packed model in `folder` says: short answers, or captions as `vlmkit caption` makes them."""
     model = load_talker(str(folder), Hardware()).model
     sampling = caption_sampling(model, "normal", Sampling(1), None) if captions else Sampling(8)
     opened = ahead(shown, lambda row: model.preprocess(open_picture(locate(row["image"]), model.size)[0]), 2, 64)

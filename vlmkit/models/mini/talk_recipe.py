@@ -3,9 +3,10 @@
     python -m vlmkit.models.mini.talk_recipe TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
 
 Writes the data, trains as `vlmkit train instruct --vision mini` does (twice) and then `vlmkit train prefer` on pairs of
-its own captions, takes weights between those before and after that, packs, measures the packed model on what was held
-out, with the right pictures and with shuffled ones, and writes DIR with a card. The same command on the same machine
-makes the same bytes. One JSON object a line on standard error tells how it goes.
+its own captions, takes weights between those before and after that, trains on from there on what a teacher answers,
+packs, measures the packed model on what was held out, with the right pictures and with shuffled ones, and writes DIR
+with a card. The same command on the same machine makes the same bytes. One JSON object a line on standard error tells
+how it goes.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from typing import Any
 from vlmkit.errors import VlmkitError
 from vlmkit.models.mini.data import rows, write_data
 from vlmkit.models.mini.talk_card import card
-from vlmkit.models.mini.talk_measure import measure
+from vlmkit.models.mini.talk_measure import answers, measure
 from vlmkit.models.mini.talk_pack import pack_talk
 from vlmkit.models.mini.talk_pairs import caption_pairs
+from vlmkit.models.mini.teacher import taught
 from vlmkit.models.mini.words import language_model
 from vlmkit.models.torch_embedder import hush
 from vlmkit.records import Record, dumps
@@ -61,6 +63,22 @@ TRAINING: dict[str, Any] = {
     "pack_length": 256,
     "log_every": 50,
 }
+# Then on what the teacher answers; its own captions, so that it goes on to write them as it learned to prefer.
+TEACHING: dict[str, Any] = {
+    "mixture": {
+        "daquar-taught": 1,
+        "own-captions": 1,
+        "daquar-train": 1,
+        "easy-train": 0.2,
+        "train-questions": 0.05,
+    },
+    "epochs": 2,
+    "lr": 8e-4,
+    "views": 4,
+    "dropout": 0.05,
+    "smoothing": 0.0,
+    "pack_length": 320,
+}
 PREFERRED = 0.75  # of the weights after preferring, the rest of those before: the best of 0, 0.6, 0.75 and 1 on dev
 PREFERRING: dict[str, Any] = {"lr": 5e-5, "projector_lr": 5e-5, "beta": 0.1, "cache_features": True, "log_every": 10}
 
@@ -86,41 +104,43 @@ def make(
     data = work / "data"
     if not data.exists():
         log({"data": write_data([Path(tar) for tar in tars], [Path(val)], Path(daquar), data, limit)})
-    phases = [phase if epochs is None else phase | {"epochs": epochs} for phase in PHASES]
+    times = {} if epochs is None else {"epochs": epochs}
+    phases, teaching = [phase | times for phase in PHASES], TEACHING | times
+    val = str(data / "flickr-dev-captions.jsonl")
     beginning = {"llm": str(language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)), "vision": "mini"}
     with Failures() as failures:
         for number, phase in enumerate(phases, 1):
-            config = _phase(phase, data, work / f"trained-{number}", seed, beginning)
+            config = _phase(phase, [data], work / f"trained-{number}", seed, beginning | {"val": val})
             trained = train(config, log, failures, note=lambda _: None, resume=True)
             beginning = {"start": str(trained)}
         pairs = _pairs(work / "pairs", trained, list(rows(data / "train-captions.jsonl")), seed)
         config = VlmConfig("prefer", [str(pairs)], work / "preferring", start=str(trained), seed=seed, **PREFERRING)
         preferring = train(config, log, failures, note=lambda _: None, resume=True)
         between = _between(trained, preferring, work / "between")
+        lessons = _lessons(work / "lessons", between, data, seed)
+        config = _phase(teaching, [lessons, data], work / "taught", seed, {"start": str(between)})
+        talker = train(config, log, failures, note=lambda _: None, resume=True)
     with whole_folder(out) as made:
-        pack_talk(between, made)
+        pack_talk(talker, made)
         figures = measure(made, data)
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
-        recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING, "preferred": PREFERRED} | TRAINING
+        recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING, "preferred": PREFERRED}
+        recipe |= {"teaching": teaching} | TRAINING
         settings |= {"figures": figures, "recipe": recipe}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
         (made / "TALK_CARD.md").write_text(card(figures, recipe, size))
 
 
-def _phase(phase: dict[str, Any], data: Path, out: Path, seed: int, beginning: dict[str, str]) -> VlmConfig:
-    return VlmConfig(
-        data=[f"{weight}:{data / name}.jsonl" for name, weight in phase["mixture"].items()],
-        out=out,
-        val=str(data / "flickr-dev-captions.jsonl"),
-        epochs=phase["epochs"],
-        lr=phase["lr"],
-        projector_lr=phase["lr"],
-        views=phase["views"],
-        seed=seed,
-        **TRAINING | beginning,
-    )
+def _phase(phase: dict[str, Any], folders: list[Path], out: Path, seed: int, beginning: dict[str, str]) -> VlmConfig:
+    """The mixture's files stand in one of `folders`."""
+    settings = TRAINING | phase | beginning
+    data = [
+        f"{weight}:{next(filter(Path.exists, (folder / f'{name}.jsonl' for folder in folders)))}"
+        for name, weight in settings.pop("mixture").items()
+    ]
+    return VlmConfig(data=data, out=out, projector_lr=phase["lr"], seed=seed, **settings)
 
 
 def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> Path:
@@ -130,6 +150,20 @@ def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> P
             pack_talk(trained, made)
             (made / "pairs.jsonl").write_bytes(b"".join(map(dumps, caption_pairs(made, captioned, seed))))
     return folder / "pairs.jsonl"
+
+
+def _lessons(folder: Path, model: Path, data: Path, seed: int) -> Path:
+    """What a teacher answers, and captions by `model`, in the folder with it, packed; made unless they are there."""
+    if not folder.exists():
+        with whole_folder(folder) as made:
+            pack_talk(model, made)
+            lessons = taught(list(rows(data / "daquar-train.jsonl")), seed)
+            (made / "daquar-taught.jsonl").write_bytes(b"".join(map(dumps, lessons)))
+            captioned = list(rows(data / "train-captions.jsonl"))
+            said = answers(made, captioned, [""] * len(captioned), captions=True)
+            own = ({"image": row["image"], "captions": [text]} for row, text in zip(captioned, said, strict=True))
+            (made / "own-captions.jsonl").write_bytes(b"".join(map(dumps, own)))
+    return folder
 
 
 def _between(before: Path, after: Path, out: Path) -> Path:

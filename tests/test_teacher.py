@@ -1,0 +1,47 @@
+"""The teacher of mini, on pictures of one colour each."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlmkit.models.mini.teacher import taught
+
+COLORS = {"red": (200, 30, 30), "green": (40, 180, 60), "blue": (30, 60, 210)}
+QUESTIONS = "what color is the wall", "what is the color of the floor", "which color has the door"
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[dict]:
+    """Two of three questions about each of 18 pictures."""
+    rows = []
+    for number in range(18):
+        name, color = list(COLORS.items())[number % 3]
+        noise = np.random.default_rng(number).integers(-25, 25, (64, 80, 3))
+        path = tmp_path / f"{number}.png"
+        Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(path)
+        questions = [question for n, question in enumerate(QUESTIONS) if n != number // 3 % 3]
+        rows += [{"id": f"{number}-{q}", "image": str(path), "question": q, "answers": [name]} for q in questions]
+    return rows
+
+
+def test_it_answers_what_nobody_asked(asked: list[dict]) -> None:
+    """Pictures that the answering teacher was told nothing about: it has to see them."""
+    rows = list(taught(asked, seed=0))
+    assert {row["image"] for row in rows} == {row["image"] for row in asked}
+    pairs = [(row["image"], row["question"]) for row in rows]
+    assert len(set(pairs)) == len(pairs) and not set(pairs) & {(row["image"], row["question"]) for row in asked}
+    right = {row["image"]: row["answers"] for row in asked}
+    assert np.mean([row["answers"] == right[row["image"]] for row in rows]) > 0.9
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert rows == list(taught(asked, seed=0))
+
+
+def test_it_puts_other_things_into_questions(asked: list[dict]) -> None:
+    """Things that are asked about and are answers, such as a door."""
+    doors = [row | {"question": "what is beside the door", "answers": ["wall"]} for row in asked[::2]]
+    walls = [row | {"question": "what is beside the wall", "answers": ["door"]} for row in asked[1::2]]
+    new = {row["question"] for row in taught([*asked, *doors, *walls], seed=0)}
+    assert "what color is the door" in new
+    assert all("wall" in question or "floor" in question or "door" in question for question in new)
