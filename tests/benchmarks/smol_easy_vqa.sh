@@ -37,7 +37,7 @@ END
 printf 'cache-features = true\npack-length = 256\nlog-every = 10\n' > "$out/settings.toml"
 vlmkit train align "$out/captions.jsonl" --vision mini --llm "$llm" --config "$out/settings.toml" --batch-size 16 \
     -o "$out/aligned"
-vlmkit train instruct "$out/questions.jsonl" --from "$out/aligned" --config "$out/settings.toml" --batch-size 4 \
+vlmkit train instruct "$out/questions.jsonl" --from "$out/aligned" --config "$out/settings.toml" --batch-size 16 \
     --lr 1e-4 -o "$out/talker"
 for name in test shuffled; do
     vlmkit ask -m "$out/talker" --max-tokens 4 < "$out/$name.jsonl" > "$out/$name-answers.jsonl"
