@@ -63,7 +63,8 @@ def test_answers_are_those_of_the_documented_call(llava: Path, beams: int) -> No
     assert all(answer.tokens == 10 if answer.finish == "length" else answer.tokens <= 10 for answer in answers)
 
 
-@pytest.mark.parametrize(("tower", "beams"), [("clip", 1), ("clip", 3), ("mini", 1)])
+@pytest.mark.parametrize("tower", ["clip", "mini"])
+@pytest.mark.parametrize("beams", [1, 3])
 def test_questions_about_one_picture_look_at_it_once(llava: Path, talking: Path, tower: str, beams: int) -> None:
     (picture,) = pictures(1)
     folder = {"clip": llava, "mini": talking / "trained"}[tower]
