@@ -174,9 +174,14 @@ def test_a_kill_costs_nothing_that_is_there(vlmkit, environment, tmp_path: Path,
     whole = {name for name in there if not name.startswith(".")}
     assert 8 <= len(whole) < 60
     server.slow = 0
-    written = {name: (tmp_path / "out/images" / name).stat() for name in whole}
+
+    def written() -> dict[str, tuple[int, int]]:
+        facts = {name: (tmp_path / "out/images" / name).stat() for name in whole}
+        return {name: (fact.st_ino, fact.st_mtime_ns) for name, fact in facts.items()}
+
+    before = written()
     vlmkit("download", "urls.jsonl", "-o", "out", "--allow-private")
-    assert {name: (tmp_path / "out/images" / name).stat() for name in whole} == written
+    assert written() == before
     assert [row["id"] for row in read(tmp_path / "out/records.jsonl")] == [row["id"] for row in urls]
 
 
