@@ -1,5 +1,5 @@
 # ruff: noqa: TID253 - this file only helps to make the model
-"""Vectors of questions and of pictures whose product says how alike two are, for the teacher of `mini`."""
+"""How alike questions are, and pictures, for the teacher of `mini`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,22 +27,29 @@ FRAMES: tuple[list[tuple[float, float, float] | None], ...] = (
 
 
 class Questions:
-    """Questions as vectors of length 1: their words, rare ones longer, beside what `mini` embeds them as."""
+    """How alike questions are to known ones: by their words, rare ones counting more, and by what `mini` embeds."""
 
     def __init__(self, known: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
         self._counter: Any = CountVectorizer(binary=True, token_pattern=r"\w+", dtype=np.float32)
         found = self._counter.fit_transform(known)
-        self._rarity = np.sqrt(np.log(len(known) / np.asarray(found.sum(0))[0]))
+        self._rarity = np.sqrt(np.log(len(known) / np.asarray(found.sum(0))))
         self._mini = Mini()
         self._mean = self._mini.embed_texts(list(known)).mean(0)
+        self._known = self._vectors(known)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, words + D) float32."""
-        words = _unit(self._counter.transform(texts).toarray() * self._rarity)
-        meaning = _unit(self._mini.embed_texts(list(texts)) - self._mean)
-        return np.hstack([WORDS**0.5 * words, (1 - WORDS) ** 0.5 * meaning]).astype(np.float32)
+        """(M, N) float32: each of `texts` with each known one; 1 is the same."""
+        (words, meaning), (known_words, known_meaning) = self._vectors(texts), self._known
+        return WORDS * (words @ known_words.T).toarray() + (1 - WORDS) * meaning @ known_meaning.T
+
+    def _vectors(self, texts: Sequence[str]) -> tuple[Any, np.ndarray]:
+        """Of length 1: sparse ones of the words, and (N, D)."""
+        from sklearn.preprocessing import normalize
+
+        words = normalize(self._counter.transform(texts).multiply(self._rarity).tocsr())
+        return words.astype(np.float32), _unit(self._mini.embed_texts(list(texts)) - self._mean).astype(np.float32)
 
 
 def picture_vectors(pictures: Sequence[str]) -> np.ndarray:

@@ -22,9 +22,10 @@ by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same 
 3. `vlmkit train prefer` (DPO) on pairs of its own captions of the training pictures: of nine the one closest to what
    people wrote, by CIDEr-D, and the farthest. Rate {preferring[lr]:g}, beta {preferring[beta]:g}, once through; and
    then {preferred:.0%} of the weights after it and the rest of those before.
-4. `vlmkit train instruct` again, on more questions about DAQUAR's pictures than people asked, with what kernel ridge
-   regression answers to them that was fitted to DAQUAR's questions about other pictures; with captions of its own, and
-   some of what it learned before. Dropout {teaching[dropout]:g}, no smoothing, the last checkpoint:
+4. `vlmkit train instruct` again, on more questions about DAQUAR's pictures and crops of them than people asked, with
+   what kernel ridge regression answers that was fitted to DAQUAR's questions about other pictures; with captions of its
+   own, and some of what it learned before. Dropout {teaching[0][dropout]:g}, no smoothing. The average of the
+   weights of these, each trained with another seed and from the same beginning:
 {taught}
 5. For a caption the places of the picture and of its mirror image are averaged, and of eight that beam search finds the
    one is taken that is also close to the picture for the encoders of mini. Weights are kept in 8 bits and computed with
@@ -64,7 +65,7 @@ Treat what was learned from the captions as their pictures: for research, not co
 
 def card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
     """`figures` by talk_measure, the settings of the recipe, and `layers`, `width`, `pieces` of the language model."""
-    told = {"phases": "\n".join(map(_phase, recipe["phases"])), "taught": _phase(recipe["teaching"])}
+    told = {"phases": "\n".join(map(_phase, recipe["phases"])), "taught": "\n".join(map(_phase, recipe["teaching"]))}
     return CARD.format_map(figures | recipe | model | told)
 
 

@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from vlmkit.images import open_picture
 from vlmkit.models.mini.alike import Questions, picture_vectors
 from vlmkit.records import Record
+from vlmkit.tars import locate
 from vlmkit.train.split import share
 
-EACH = 64  # questions about a picture
+EACH = 40  # questions about a picture
+CROPS = 2  # of each picture, that count as pictures of their own
+SIDES = 0.6, 0.9  # of a crop, as shares of the picture's
 RIDGE = 0.5
 PARTS = 10  # of the pictures; each has a teacher that was told about the others
 ALIKE = 5.0  # how much sooner a picture is asked what a picture like it was asked
@@ -29,39 +33,60 @@ OFTEN = 5  # times that something is an answer, and stands in questions, to be p
 class Teacher:
     """Kernel ridge regression with one output for each answer."""
 
-    def __init__(self, vectors: np.ndarray, answers: Sequence[str]) -> None:
-        """`vectors` (N, D), of question and picture side by side, and N `answers`."""
+    def __init__(self, alike: np.ndarray, answers: Sequence[str]) -> None:
+        """`alike` (N, N), the kernel of what is told, and N `answers`."""
         from sklearn.kernel_ridge import KernelRidge
 
         self._answers, number = np.unique(answers, return_inverse=True)
         given = np.eye(len(self._answers), dtype=np.float32)[number]
-        self._model: Any = KernelRidge(alpha=RIDGE, kernel="rbf", gamma=0.5).fit(vectors, given)
+        self._model: Any = KernelRidge(alpha=RIDGE, kernel="precomputed").fit(alike, given)
 
-    def __call__(self, vectors: np.ndarray) -> list[str]:
-        """The likeliest answers to questions (M, D)."""
-        return self._answers[self._model.predict(vectors).argmax(1)].tolist()
+    def __call__(self, alike: np.ndarray) -> list[str]:
+        """The likeliest answers to M questions, by their kernel (M, N) with what was told."""
+        return self._answers[self._model.predict(alike).argmax(1)].tolist()
 
 
-def taught(asked: Sequence[Record], seed: int) -> Iterator[Record]:
-    """{id, image, question, answers}: up to EACH new questions about each picture of `asked`, records of that form."""
-    pictures = list(dict.fromkeys(row["image"] for row in asked))
-    place = {picture: number for number, picture in enumerate(pictures)}
+def taught(asked: Sequence[Record], crops: Path, seed: int) -> Iterator[Record]:
+    """{id, image, question, answers}: up to EACH new questions about each picture of `asked`, records of that form.
+
+    And about crops of it, which are written into the folder `crops`.
+    """
+    whole = list(dict.fromkeys(row["image"] for row in asked))
+    place = {picture: number for number, picture in enumerate(whole)}
     about = np.array([place[row["image"]] for row in asked])
     answers = np.array([row["answers"][0] for row in asked])
     texts = [row["question"] for row in asked]
-    vectors, seen = Questions(texts), picture_vectors(pictures)
-    known = np.hstack([vectors(texts), seen[about]])
+    pictures = whole + [crop for picture in whole for crop in _cropped(picture, crops, seed)]
+    part = np.array([int(PARTS * share(f"teacher {Path(picture).name}")) for picture in whole])
+    part = np.concatenate([part, part.repeat(CROPS)])
+    questions, seen = Questions(texts), picture_vectors(pictures)
+    near = np.exp(seen @ seen[: len(whole)].T - 1)
+    known = np.exp(questions(texts) - 1) * near[np.ix_(about, about)]
     new = list(_new(texts, answers.tolist(), about, seen, seed))
-    part = np.array([int(PARTS * share(f"teacher {Path(picture).name}")) for picture in pictures])
     for number in np.unique(part):
-        told = part[about] != number
-        teacher = Teacher(known[told], answers[told])
-        for picture in np.flatnonzero((part == number) & np.array([bool(some) for some in new])):
-            some = new[picture]
-            said = teacher(np.hstack([vectors(some), np.repeat(seen[[picture]], len(some), 0)]))
-            for n, (question, answer) in enumerate(zip(some, said, strict=True)):
+        told = np.flatnonzero(part[about] != number)
+        teacher = Teacher(known[np.ix_(told, told)], answers[told].tolist())
+        for some in np.array_split(np.flatnonzero(part == number), PARTS):
+            here = [(picture, text) for picture in some for text in new[picture]]
+            if not here:
+                continue
+            shown, text = zip(*here, strict=True)
+            alike = np.exp(questions(text)[:, told] - 1) * near[np.ix_(shown, about[told])]
+            for n, (picture, question, answer) in enumerate(zip(shown, text, teacher(alike), strict=True)):
                 name = f"taught-{Path(pictures[picture]).stem}-{n}"
                 yield {"id": name, "image": pictures[picture], "question": question, "answers": [answer]}
+
+
+def _cropped(picture: str, folder: Path, seed: int) -> Iterator[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    image = open_picture(locate(picture))[0]
+    for n in range(CROPS):
+        rng = np.random.default_rng([seed, n, *Path(picture).name.encode()])
+        size = rng.uniform(*SIDES, 2) * image.size
+        left, top = rng.uniform(0, 1, 2) * (image.size - size)
+        path = folder / f"{Path(picture).stem}-crop{n}.jpg"
+        image.crop((left, top, left + size[0], top + size[1])).save(path, quality=95)
+        yield str(path)
 
 
 def _new(texts: list[str], answers: list[str], about: np.ndarray, seen: np.ndarray, seed: int) -> Iterator[list[str]]:
