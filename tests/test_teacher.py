@@ -29,7 +29,7 @@ def asked(tmp_path: Path) -> list[dict]:
 def test_it_answers_what_nobody_asked(asked: list[dict], tmp_path: Path) -> None:
     """Pictures that the answering teacher was told nothing about, and crops of them: it has to see them."""
     crops = tmp_path / "crops"
-    rows = list(taught(asked, crops, seed=0))
+    rows = list(taught(asked, crops, seed=0, each=40, crops=2))
     whole = {row["image"] for row in asked}
     assert {row["image"] for row in rows} == whole | {str(path) for path in crops.iterdir()}
     assert len(list(crops.iterdir())) == 2 * len(whole)
@@ -39,7 +39,7 @@ def test_it_answers_what_nobody_asked(asked: list[dict], tmp_path: Path) -> None
     assert np.mean([row["answers"] == right[Path(row["image"]).stem.split("-")[0]] for row in rows]) > 0.9
     assert len({row["id"] for row in rows}) == len(rows)
     before = {path.name: path.read_bytes() for path in crops.iterdir()}
-    assert rows == list(taught(asked, crops, seed=0))
+    assert rows == list(taught(asked, crops, seed=0, each=40, crops=2))
     assert before == {path.name: path.read_bytes() for path in crops.iterdir()}
 
 
@@ -47,6 +47,6 @@ def test_it_puts_other_things_into_questions(asked: list[dict], tmp_path: Path) 
     """Things that are asked about and are answers, such as a door."""
     doors = [row | {"question": "what is beside the door", "answers": ["wall"]} for row in asked[::2]]
     walls = [row | {"question": "what is beside the wall", "answers": ["door"]} for row in asked[1::2]]
-    new = {row["question"] for row in taught([*asked, *doors, *walls], tmp_path / "crops", seed=0)}
+    new = {row["question"] for row in taught([*asked, *doors, *walls], tmp_path, seed=0, each=40, crops=0)}
     assert "what color is the door" in new
     assert all("wall" in question or "floor" in question or "door" in question for question in new)

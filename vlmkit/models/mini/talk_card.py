@@ -1,5 +1,6 @@
 """The card of what `mini` talks with, in the words of what was measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 CARD = """# What mini talks with
@@ -24,8 +25,8 @@ by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same 
    then {preferred:.0%} of the weights after it and the rest of those before.
 4. `vlmkit train instruct` again, on more questions about DAQUAR's pictures and crops of them than people asked, with
    what kernel ridge regression answers that was fitted to DAQUAR's questions about other pictures; with captions of its
-   own, and some of what it learned before. Dropout {teaching[0][dropout]:g}, no smoothing. The average of the
-   weights of these, each trained with another seed and from the same beginning:
+   own, and some of what it learned before. The average of the weights of these, from the same beginning, each trained
+   with a seed of its own and without smoothing:
 {taught}
 5. For a caption the places of the picture and of its mirror image are averaged, and of eight that beam search finds the
    one is taken that is also close to the picture for the encoders of mini. Weights are kept in 8 bits and computed with
@@ -65,8 +66,15 @@ Treat what was learned from the captions as their pictures: for research, not co
 
 def card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
     """`figures` by talk_measure, the settings of the recipe, and `layers`, `width`, `pieces` of the language model."""
-    told = {"phases": "\n".join(map(_phase, recipe["phases"])), "taught": "\n".join(map(_phase, recipe["teaching"]))}
+    told = {"phases": "\n".join(map(_phase, recipe["phases"]))}
+    told["taught"] = "\n".join(_pupil(teaching, recipe["lessons"]) for teaching in recipe["teaching"])
     return CARD.format_map(figures | recipe | model | told)
+
+
+def _pupil(teaching: dict[str, Any], lessons: Sequence[dict[str, int]]) -> str:
+    which = teaching["lessons"]
+    drawn = "{each} questions about a picture, {crops} crops of it".format_map(lessons[which])
+    return f"{_phase(teaching)} Dropout {teaching['dropout']:g}; draw {which + 1} of questions: {drawn}."
 
 
 def _phase(phase: dict[str, Any]) -> str:

@@ -78,7 +78,14 @@ TEACHING: dict[str, Any] = {
     "smoothing": 0.0,
     "pack_length": 320,
 }
-PUPILS = 3, 1.5  # times through, each with a seed of its own; their average answers more than either
+LESSONS: tuple[dict[str, int], ...] = {"each": 40, "crops": 2}, {"each": 40, "crops": 2}, {"each": 80, "crops": 0}
+# Each has a seed of its own; their average answers more than any of them.
+PUPILS: tuple[dict[str, Any], ...] = (
+    {"lessons": 0, "epochs": 3},
+    {"lessons": 0, "epochs": 1.5},
+    {"lessons": 1, "epochs": 1.5},
+    {"lessons": 2, "epochs": 2, "dropout": 0.05},
+)
 PREFERRED = 0.75  # of the weights after preferring, the rest of those before: the best of 0, 0.6, 0.75 and 1 on dev
 PREFERRING: dict[str, Any] = {"lr": 5e-5, "projector_lr": 5e-5, "beta": 0.1, "cache_features": True, "log_every": 10}
 
@@ -106,7 +113,7 @@ def make(
         log({"data": write_data([Path(tar) for tar in tars], [Path(val)], Path(daquar), data, limit)})
     times = {} if epochs is None else {"epochs": epochs}
     phases = [phase | times for phase in PHASES]
-    teachings = [TEACHING | {"epochs": pupil} | times for pupil in PUPILS]
+    teachings = [TEACHING | pupil | times for pupil in PUPILS]
     val = str(data / "flickr-dev-captions.jsonl")
     beginning = {"llm": str(language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)), "vision": "mini"}
     with Failures() as failures:
@@ -118,11 +125,12 @@ def make(
         config = VlmConfig("prefer", [str(pairs)], work / "preferring", start=str(trained), seed=seed, **PREFERRING)
         preferring = train(config, log, failures, note=lambda _: None, resume=True)
         between = _averaged({trained: 1 - PREFERRED, preferring: PREFERRED}, work / "between")
-        lessons = _lessons(work / "lessons", between, data, work / "crops", seed)
+        own = _own(work / "own", between, list(rows(data / "train-captions.jsonl")))
         pupils: list[Path] = []
         for number, teaching in enumerate(teachings):
+            lessons = _lessons(work, teaching["lessons"], data, seed)
             pupil = work / f"taught-{number}"
-            config = _phase(teaching, [lessons, data], pupil, seed + number, {"start": str(between)})
+            config = _phase(teaching, [lessons, own, data], pupil, seed + number, {"start": str(between)})
             pupils.append(train(config, log, failures, note=lambda _: None, resume=True))
         talker = _averaged(dict.fromkeys(pupils, 1 / len(pupils)), work / "averaged")
     with whole_folder(out) as made:
@@ -131,7 +139,7 @@ def make(
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
         recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING, "preferred": PREFERRED}
-        recipe |= {"teaching": teachings} | TRAINING
+        recipe |= {"lessons": LESSONS, "teaching": teachings} | TRAINING
         settings |= {"figures": figures, "recipe": recipe}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
@@ -141,6 +149,7 @@ def make(
 def _phase(phase: dict[str, Any], folders: list[Path], out: Path, seed: int, beginning: dict[str, str]) -> VlmConfig:
     """The mixture's files stand in one of `folders`."""
     settings = TRAINING | phase | beginning
+    settings.pop("lessons", None)
     data = [
         f"{weight}:{next(filter(Path.exists, (folder / f'{name}.jsonl' for folder in folders)))}"
         for name, weight in settings.pop("mixture").items()
@@ -157,17 +166,25 @@ def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> P
     return folder / "pairs.jsonl"
 
 
-def _lessons(folder: Path, model: Path, data: Path, crops: Path, seed: int) -> Path:
-    """What a teacher answers, and captions by `model`, in the folder with it, packed; made unless they are there."""
+def _own(folder: Path, model: Path, captioned: list[Record]) -> Path:
+    """Captions by `model`, in the folder with it, packed; made unless they are there."""
     if not folder.exists():
         with whole_folder(folder) as made:
             pack_talk(model, made)
-            lessons = taught(list(rows(data / "daquar-train.jsonl")), crops, seed)
-            (made / "daquar-taught.jsonl").write_bytes(b"".join(map(dumps, lessons)))
-            captioned = list(rows(data / "train-captions.jsonl"))
             said = answers(made, captioned, [""] * len(captioned), captions=True)
             own = ({"image": row["image"], "captions": [text]} for row, text in zip(captioned, said, strict=True))
             (made / "own-captions.jsonl").write_bytes(b"".join(map(dumps, own)))
+    return folder
+
+
+def _lessons(work: Path, number: int, data: Path, seed: int) -> Path:
+    """A folder with what a teacher answers; made unless it is there."""
+    folder = work / f"lessons-{number}"
+    if not folder.exists():
+        asked = list(rows(data / "daquar-train.jsonl"))
+        with whole_folder(folder) as made:
+            lessons = taught(asked, work / f"crops-{number}", seed + number, **LESSONS[number])
+            (made / "daquar-taught.jsonl").write_bytes(b"".join(map(dumps, lessons)))
     return folder
 
 

@@ -20,8 +20,6 @@ from vlmkit.records import Record
 from vlmkit.tars import locate
 from vlmkit.train.split import share
 
-EACH = 40  # questions about a picture
-CROPS = 2  # of each picture, that count as pictures of their own
 SIDES = 0.6, 0.9  # of a crop, as shares of the picture's
 RIDGE = 0.5
 PARTS = 10  # of the pictures; each has a teacher that was told about the others
@@ -46,23 +44,23 @@ class Teacher:
         return self._answers[self._model.predict(alike).argmax(1)].tolist()
 
 
-def taught(asked: Sequence[Record], crops: Path, seed: int) -> Iterator[Record]:
-    """{id, image, question, answers}: up to EACH new questions about each picture of `asked`, records of that form.
+def taught(asked: Sequence[Record], folder: Path, seed: int, *, each: int, crops: int) -> Iterator[Record]:
+    """{id, image, question, answers}: up to `each` new questions about each picture of `asked`, records of that form.
 
-    And about crops of it, which are written into the folder `crops`.
+    And about so many `crops` of it, which are written into `folder` and count as pictures of their own.
     """
     whole = list(dict.fromkeys(row["image"] for row in asked))
     place = {picture: number for number, picture in enumerate(whole)}
     about = np.array([place[row["image"]] for row in asked])
     answers = np.array([row["answers"][0] for row in asked])
     texts = [row["question"] for row in asked]
-    pictures = whole + [crop for picture in whole for crop in _cropped(picture, crops, seed)]
+    pictures = whole + [crop for picture in whole for crop in _cropped(picture, folder, crops, seed)]
     part = np.array([int(PARTS * share(f"teacher {Path(picture).name}")) for picture in whole])
-    part = np.concatenate([part, part.repeat(CROPS)])
+    part = np.concatenate([part, part.repeat(crops)])
     questions, seen = Questions(texts), picture_vectors(pictures)
     near = np.exp(seen @ seen[: len(whole)].T - 1)
     known = np.exp(questions(texts) - 1) * near[np.ix_(about, about)]
-    new = list(_new(texts, answers.tolist(), about, seen, seed))
+    new = list(_new(texts, answers.tolist(), about, seen, each, seed))
     for number in np.unique(part):
         told = np.flatnonzero(part[about] != number)
         teacher = Teacher(known[np.ix_(told, told)], answers[told].tolist())
@@ -77,10 +75,10 @@ def taught(asked: Sequence[Record], crops: Path, seed: int) -> Iterator[Record]:
                 yield {"id": name, "image": pictures[picture], "question": question, "answers": [answer]}
 
 
-def _cropped(picture: str, folder: Path, seed: int) -> Iterator[str]:
+def _cropped(picture: str, folder: Path, crops: int, seed: int) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     image = open_picture(locate(picture))[0]
-    for n in range(CROPS):
+    for n in range(crops):
         rng = np.random.default_rng([seed, n, *Path(picture).name.encode()])
         size = rng.uniform(*SIDES, 2) * image.size
         left, top = rng.uniform(0, 1, 2) * (image.size - size)
@@ -89,7 +87,9 @@ def _cropped(picture: str, folder: Path, seed: int) -> Iterator[str]:
         yield str(path)
 
 
-def _new(texts: list[str], answers: list[str], about: np.ndarray, seen: np.ndarray, seed: int) -> Iterator[list[str]]:
+def _new(
+    texts: list[str], answers: list[str], about: np.ndarray, seen: np.ndarray, each: int, seed: int
+) -> Iterator[list[str]]:
     """What each picture is asked: what others are, sooner such as look like it, some of it about another thing.
 
     Nothing that `texts` ask about it.
@@ -99,7 +99,7 @@ def _new(texts: list[str], answers: list[str], about: np.ndarray, seen: np.ndarr
     old = set(zip(about.tolist(), texts, strict=True))
     for picture, vector in enumerate(seen):
         odds = np.exp(ALIKE * (seen[about] @ vector))
-        drawn = (texts[number] for number in rng.choice(len(texts), EACH, p=odds / odds.sum()))
+        drawn = (texts[number] for number in rng.choice(len(texts), each, p=odds / odds.sum()))
         found = (_swapped(text, things, rng) if rng.random() < SWAPPED else text for text in drawn)
         yield [text for text in dict.fromkeys(found) if (picture, text) not in old]
 
