@@ -5,8 +5,8 @@
 Writes the data, trains as `vlmkit train instruct --vision mini` does (twice) and then `vlmkit train prefer` on pairs of
 its own captions, takes weights between those before and after that, trains pupils on from there on what a teacher
 answers, averages all their weights and those that they began with, packs, measures the packed model on what was held
-out, with the right pictures and with shuffled ones, and writes DIR with a card. The same command on the same machine makes the same bytes. One JSON
-object a line on standard error tells how it goes.
+out, with the right pictures and with shuffled ones, and writes DIR with a card. The same command on the same machine
+makes the same bytes. One JSON object a line on standard error tells how it goes.
 """
 
 import argparse
