@@ -47,7 +47,8 @@ class Teacher:
 def taught(asked: Sequence[Record], folder: Path, seed: int, *, each: int, crops: int) -> Iterator[Record]:
     """{id, image, question, answers}: up to `each` new questions about each picture of `asked`, records of that form.
 
-    And about so many `crops` of it, which are written into `folder` and count as pictures of their own.
+    And about so many `crops` of it, which are written into `folder` and count as pictures of their own. About half of
+    the questions end with a question mark: DAQUAR has none, and people write one.
     """
     whole = list(dict.fromkeys(row["image"] for row in asked))
     place = {picture: number for number, picture in enumerate(whole)}
@@ -72,7 +73,8 @@ def taught(asked: Sequence[Record], folder: Path, seed: int, *, each: int, crops
             alike = np.exp(questions(text)[:, told] - 1) * near[np.ix_(shown, about[told])]
             for n, (picture, question, answer) in enumerate(zip(shown, text, teacher(alike), strict=True)):
                 name = f"taught-{Path(pictures[picture]).stem}-{n}"
-                yield {"id": name, "image": pictures[picture], "question": question, "answers": [answer]}
+                written = question + "?" * (n % 2)
+                yield {"id": name, "image": pictures[picture], "question": written, "answers": [answer]}
 
 
 def _cropped(picture: str, folder: Path, crops: int, seed: int) -> Iterator[str]:
