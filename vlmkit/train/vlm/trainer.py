@@ -29,12 +29,14 @@ class Drawing(Steady):
     def loader(self, feed: Feed, draws: Several[Draw]) -> DataLoader:
         """The groups that `draws` name, in batches."""
         on_gpu = self.args.device.type == "cuda"
+        workers = self.config.workers if on_gpu else 0
         return DataLoader(
             feed,
             self.args.per_device_train_batch_size,
             sampler=draws,
             collate_fn=self.data_collator,
-            num_workers=self.config.workers if on_gpu else 0,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,  # what Python 3.14 takes instead would pickle `feed`
             pin_memory=on_gpu,
         )
 
