@@ -3,7 +3,8 @@
 #
 # SHARED/data/flickr8k/dev-000.tar holds 1,000 captioned pictures, SHARED/data/daquar DAQUAR's questions, of which those
 # are asked that the recipe of mini holds out; easy-VQA's test questions come from its package (extra `recipe`). Questions
-# are asked with their pictures and then with those of other questions. One JSON object a figure.
+# are asked with their pictures and then with those of other questions; DAQUAR's, which have none, with question marks,
+# too. One JSON object a figure.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -28,8 +29,10 @@ for name, rows in (("easy-vqa", list(easy_vqa("test"))), ("daquar", daquar)):
     turned = [row | {"image": image} for row, image in zip(rows, shuffled, strict=True)]
     for kind, some in (("", rows), ("-shuffled", turned)):
         Path(sys.argv[2], f"{name}{kind}.jsonl").write_bytes(b"".join(map(dumps, some)))
+marked = (row | {"question": row["question"] + "?"} for row in daquar)
+Path(sys.argv[2], "daquar-marked.jsonl").write_bytes(b"".join(map(dumps, marked)))
 END
-for name in easy-vqa easy-vqa-shuffled daquar daquar-shuffled; do
+for name in easy-vqa easy-vqa-shuffled daquar daquar-shuffled daquar-marked; do
     echo "$name" >&2
     vlmkit ask --max-tokens 8 < "$work/$name.jsonl" | vlmkit eval vqa --by category --json
 done

@@ -25,8 +25,9 @@ by `python -m vlmkit.models.mini.talk_recipe`; this card is written by the same 
    then {preferred:.0%} of the weights after it and the rest of those before.
 4. `vlmkit train instruct` again, on more questions about DAQUAR's pictures and crops of them than people asked, with
    what kernel ridge regression answers that was fitted to DAQUAR's questions about other pictures; with captions of its
-   own, and some of what it learned before. The average of the weights before this and of these, which began there, each
-   trained with a seed of its own and without smoothing:
+   own, and some of what it learned before. Half of the new questions end with a question mark, which DAQUAR's lack.
+   The average of the weights before this and of these, which began there, each trained with a seed of its own and
+   without smoothing:
 {taught}
 5. For a caption the places of the picture and of its mirror image are averaged, and of eight that beam search finds the
    one is taken that is also close to the picture for the encoders of mini. Weights are kept in 8 bits and computed with
