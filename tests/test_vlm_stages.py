@@ -54,6 +54,7 @@ def test_the_installed_command_goes_through_all_stages(data: Path, vlmkit, tmp_p
     """From nothing, each stage from the one before it."""
     log = records(vlmkit("train", "align", data / "captions.jsonl", "-o", "one", "--preset", "debug").stdout)
     assert [entry["step"] for entry in log] == list(range(1, 21))
+    assert [entry["epoch"] for entry in log] == [1 + step // 3 for step in range(20)], "24 pictures, 8 a step"
     assert {"step", "loss", "lr", "tokens_per_s", "samples_per_s", "memory_gb"} <= log[0].keys()
     assert log[-1]["loss"] < log[0]["loss"]
     two = vlmkit("train", "instruct", data / "mixed.jsonl", "-o", "two", "--preset", "debug", "--from", "one")

@@ -46,6 +46,11 @@ class Steady(Trainer):
         """Whose trained weights a checkpoint holds."""
         return self.model
 
+    @property
+    def epoch(self) -> int:
+        """The time through the data that the last step was in, from 1."""
+        return math.ceil(self.state.epoch or 0)
+
     def watch(self, loss: Tensor, names: tuple[str, ...], tokens: int) -> None:
         """Count a micro-batch. Raises VlmkitError if its loss is not finite."""
         if not math.isfinite(value := float(loss.detach())):
@@ -58,7 +63,7 @@ class Steady(Trainer):
         """One JSON object: step, epoch, loss, lr, grad_norm and the rates since the one before."""
         super().log(logs, start_time)
         record: dict[str, Any] = {"step": self.state.global_step}
-        record |= {_shown(name): value for name, value in logs.items()}
+        record |= {_shown(name): value for name, value in logs.items()} | {"epoch": self.epoch}
         if "loss" in logs:
             seconds = max(time.perf_counter() - self.since, 1e-9)
             world = self.args.world_size

@@ -22,6 +22,11 @@ class Drawing(Steady):
         self.config, self.feed, self.draws = config, feed, draws
         super().__init__(*args, **rest)
 
+    @property
+    def epoch(self) -> int:
+        """That of the last draw; to `Trainer` all draws are one epoch."""
+        return self.draws[max(self.state.global_step, 1) * self.config.batch_size - 1].epoch + 1
+
     def get_train_dataloader(self) -> DataLoader:
         """All draws of the run, as one epoch."""
         return self.accelerator.prepare(self.loader(self.feed, self.draws))
