@@ -23,9 +23,9 @@ CONVERSATIONS = {
     },
 }
 CAPTIONS = {
-    "astronaut.png": "A man in a yellow shirt is playing a game.",
-    "motorcycle_left.png": "A man is riding a motorcycle.",
-    "coffee.png": "A brown dog is standing in front of a window.",  # it has seen few cups
+    "astronaut.png": "A boy in a yellow shirt is wearing a blue helmet.",
+    "motorcycle_left.png": "A man in a black helmet is riding a motorcycle.",
+    "coffee.png": "A black and white dog is in front of a window.",  # it has seen few cups
 }
 
 
