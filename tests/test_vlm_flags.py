@@ -71,6 +71,7 @@ def test_samples_that_do_not_fit_are_named_and_left_out(data: Path, start: Start
 
 def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, start: Start, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"id": "a", "question": "what?"}\n')
+    (tmp_path / "empty").mkdir()
     (tmp_path / "llava.toml").write_text("patch = 3\n")
     (tmp_path / "odd.toml").write_text('weigh = "words"\n')
     (tmp_path / "blind.toml").write_text("views = 0\n")
@@ -87,6 +88,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "the language model has no chat template: name a chat": ask("--llm", data / "mute"),
         f"{aligned} has the connector mlp, not linear: leave": ask("--from", aligned, "--connector", "linear"),
         f"{aligned} brings its own towers: leave --llm out": ask("--from", aligned, "--llm", data / "llama"),
+        f"{tmp_path}/empty: Unrecognized model in {tmp_path}/empty": ask("--from", tmp_path / "empty"),
         f"{data}/llama: a llama model, not one of the LLaVA form": ask("--from", data / "llama"),
         "nowhere is no folder: name one that vlmkit train made": ask("--from", "nowhere"),
         f"{data}/llama: llama is no CLIP or SigLIP tower": caption("--vision", data / "llama"),
@@ -101,7 +103,10 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "views = 0 leaves nothing to see: 1 is the picture alone": caption("--config", tmp_path / "blind.toml"),
         "weigh = 'words' is not known: use tokens, root, replies": ask("--config", tmp_path / "odd.toml"),
         "of-align.toml is for align, not for instruct": ask("--config", tmp_path / "of-align.toml"),
-        "can be trained on": [*ask()[:2], str(tmp_path / "empty.jsonl"), *ask()[3:]],
+        "give records with captions, a question and answers": [*ask()[:2], str(tmp_path / "empty.jsonl"), *ask()[3:]],
+        "give records with image, question, chosen and rejected": [
+            *("train", "prefer", str(data / "questions.jsonl"), "-o", "out", "--from", str(aligned), "-q")
+        ],
         "missing.jsonl": [*ask()[:2], "missing.jsonl", *ask()[3:]],
         "DATA is missing": [*ask()[:2], *ask()[3:]],
         "--output is missing": ["train", "align", str(data / "captions.jsonl"), "--preset", "debug"],

@@ -38,6 +38,11 @@ class Stopped(BaseException):
         self.code = code
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says first, without its full stop, to stand inside a line of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def one_line(text: str) -> str:
     """`text` with line breaks, control characters and undecodable bytes escaped, so that it prints as one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 from vlmkit.models.aliases import full_name
 from vlmkit.models.find import PICKLES
 from vlmkit.models.hub import ANSWER_WITHIN, NAME, cached
@@ -77,7 +77,7 @@ class asking:
             remedy = "check the name, or hf auth login"
             raise VlmkitError(f"the Hub has no model {self._what}, or not for you", remedy) from None
         if isinstance(error, (OSError, HfHubHTTPError, HFValidationError, HTTPError, ValueError)):
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            reason = first_line(error)[:120]
             raise Unreachable(f"the Hub cannot be asked for {self._what} ({reason})", "check the network") from None
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 
 ANSWER_WITHIN = 5.0  # seconds
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -38,7 +38,7 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
     except RepositoryNotFoundError:
         raise VlmkitError(f"the Hub has no model {repo}, or not for you", "check the name, or hf auth login") from None
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = first_line(error)[:120]
         what = f"{repo} is not in the cache of the Hub, and the Hub cannot be asked ({reason})"
         raise VlmkitError(
             what, f"where there is a network: hf download {repo} --local-dir DIR, then name DIR"

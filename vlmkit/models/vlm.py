@@ -30,7 +30,7 @@ from transformers import (
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 from vlmkit.models.aliases import full_name
 from vlmkit.models.connectors import CONNECTORS, QUERIES, ConnectorConfig, ConnectorLlava
 from vlmkit.models.mini.grid import MiniGridConfig, MiniGridModel, image_processor
@@ -96,7 +96,7 @@ def open_vlm(folder: str, four_bit: bool = False) -> Vlm:
         model, report = opened
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
-        raise VlmkitError(f"{folder}: {_first_line(error)}", "name a folder that vlmkit train made") from None
+        raise VlmkitError(f"{folder}: {first_line(error)}", "name a folder that vlmkit train made") from None
     if wrong := sorted(report["missing_keys"]) or sorted(report["unexpected_keys"]):
         raise VlmkitError(f"{folder}: its weights do not fit its configuration ({wrong[0]})", "train it again")
     return Vlm(model, processor)
@@ -186,7 +186,7 @@ def _tower(name: str) -> tuple[Any, Any]:
         kind = TOWERS[config.model_type]
         tower = kind.from_pretrained(name, dtype=torch.float32) if _has_weights(name) else kind(config)
     except (OSError, ValueError, SafetensorError) as error:
-        raise VlmkitError(f"{name}: {_first_line(error)}", "name a CLIP or SigLIP model, or a folder") from None
+        raise VlmkitError(f"{name}: {first_line(error)}", "name a CLIP or SigLIP model, or a folder") from None
     try:
         return tower, AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
@@ -209,7 +209,7 @@ def _language(name: str, four_bit: bool) -> tuple[Any, Any]:
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
     except (OSError, ValueError, SafetensorError) as error:
-        raise VlmkitError(f"{name}: {_first_line(error)}", "name a causal language model, or a folder") from None
+        raise VlmkitError(f"{name}: {first_line(error)}", "name a causal language model, or a folder") from None
     if tokenizer.eos_token_id is None:
         raise VlmkitError(f"{name}: its tokenizer has no end token", "name another --llm")
     if tokenizer.pad_token_id is None:
@@ -254,7 +254,3 @@ def _add_image_token(language: Any, tokenizer: Any) -> int:
     new = range(rows, language.get_input_embeddings().weight.shape[0])
     language.generation_config.suppress_tokens = [token] if token < rows else list(new)
     return token
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]

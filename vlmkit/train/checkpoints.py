@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 
 CHECKPOINT = "checkpoint-"
 PARTIAL = ".partial"
@@ -51,7 +51,7 @@ def whole_or_told(what: str, folder: Path) -> Iterator[None]:
             raise
         last = last_checkpoint(folder)
         kept = f"{last.name} is whole" if last else "there is no checkpoint before it"
-        told = f"{what} cannot be written ({str(error).splitlines()[0]}), {kept}"
+        told = f"{what} cannot be written ({first_line(error)}), {kept}"
         raise VlmkitError(told, "free some space, then use --resume") from None
 
 

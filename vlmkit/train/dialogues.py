@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.images import ahead, check_picture
@@ -43,6 +44,11 @@ __all__ = [
 
 AT_ONCE = 64  # rows that one thread checks
 Learn = Callable[[Record, str, tuple[Bytes, ...]], list[Row]]
+FORMS: dict[Any, str] = {
+    dialogues: "captions, a question and answers, or conversations",
+    preferences: "image, question, chosen and rejected",
+    captioned: "image and captions",
+}
 
 
 def read_dialogues(
@@ -159,7 +165,7 @@ def _read(
             reading.rows.extend(found)
             reading.sources.extend([number] * len(found))
     if not reading.rows:
-        raise _nothing(reading.table)
+        raise _nothing(reading.table, FORMS[learn])
     return reading
 
 
@@ -201,8 +207,8 @@ def _counted(results: Iterator[list[Row] | _Dropped], counts: Counts, seen: set[
         yield result.failed
 
 
-def _nothing(table: list[Counts]) -> VlmkitError:
+def _nothing(table: list[Counts], form: str) -> VlmkitError:
     names = ", ".join(counts.name for counts in table)
     why = "; ".join(counts.why for counts in table if counts.dropped) or "no rows"
-    remedy = "give records with captions, a question and answers, or conversations (vlmkit train --help)"
-    return VlmkitError(f"nothing in {names} can be trained on ({why})", remedy)
+    what = f"nothing in {names} can be trained on ({why})"
+    return VlmkitError(what, f"give records with {form} (vlmkit train --help)")

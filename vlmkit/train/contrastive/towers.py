@@ -15,7 +15,7 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 from vlmkit.models.torch_embedder import hush
 from vlmkit.train.contrastive.text import layers_of
 
@@ -61,7 +61,7 @@ def build(vision: str, text: str, dim: int, dropout: float) -> tuple[CustomTextC
     try:
         model = CustomTextCLIP(**config)
     except (OSError, ValueError) as error:
-        raise VlmkitError(f"{text}: not a text encoder ({_first_line(error)})", "name a folder or a model") from None
+        raise VlmkitError(f"{text}: not a text encoder ({first_line(error)})", "name a folder or a model") from None
     model.visual.trunk.load_state_dict(_without_classifier(trunk.state_dict(), model.visual.trunk))
     config["text_cfg"]["hf_model_pretrained"] = False
     return model, {"model_cfg": config, "preprocess_cfg": preprocess}
@@ -73,7 +73,7 @@ def _open_trunk(vision: str) -> nn.Module:
         return timm.create_model(name, pretrained=True)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise VlmkitError(
-            f"{vision}: not an image tower ({_first_line(error)})", "name a timm model or folder"
+            f"{vision}: not an image tower ({first_line(error)})", "name a timm model or folder"
         ) from None
 
 
@@ -84,10 +84,6 @@ def _without_classifier(weights: dict[str, Tensor], trunk: nn.Module) -> dict[st
     if missing := wanted - kept.keys():
         raise VlmkitError(f"the image tower lacks {min(missing)}", "name another one with --vision")
     return kept
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def lock(model: CustomTextCLIP, text_layers: int) -> int:
