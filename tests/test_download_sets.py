@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,10 +213,12 @@ def content(url: str) -> bytes:
 
 
 @pytest.fixture
-def server(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+def server(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
         del environment[name]
+    room = shutil.disk_usage(tmp_path)._replace(free=10**12)  # the room that the true archives would need
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
     with serving() as faulty:
         for name in REGISTRY:
             urls = [file.url for file in data_set(name).files() if not file.url.startswith("pypi:")]
