@@ -71,6 +71,7 @@ def test_samples_that_do_not_fit_are_named_and_left_out(data: Path, start: Start
 
 def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, start: Start, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"id": "a", "question": "what?"}\n')
+    (tmp_path / "moved.jsonl").write_text('{"image": "gone.jpg", "question": "what?", "answers": ["a"]}\n')
     (tmp_path / "empty").mkdir()
     (tmp_path / "llava.toml").write_text("patch = 3\n")
     (tmp_path / "odd.toml").write_text('weigh = "words"\n')
@@ -107,6 +108,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "give records with image, question, chosen and rejected": [
             *("train", "prefer", str(data / "questions.jsonl"), "-o", "out", "--from", str(aligned), "-q")
         ],
+        "name the folder of the pictures with --images": [*ask()[:2], str(tmp_path / "moved.jsonl"), *ask()[3:]],
         "missing.jsonl": [*ask()[:2], "missing.jsonl", *ask()[3:]],
         "DATA is missing": [*ask()[:2], *ask()[3:]],
         "--output is missing": ["train", "align", str(data / "captions.jsonl"), "--preset", "debug"],

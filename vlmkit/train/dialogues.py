@@ -42,6 +42,7 @@ __all__ = [
     "read_preferences",
 ]
 
+MISSING = "missing picture"
 AT_ONCE = 64  # rows that one thread checks
 Learn = Callable[[Record, str, tuple[Bytes, ...]], list[Row]]
 FORMS: dict[Any, str] = {
@@ -123,7 +124,7 @@ class _Pictures:
         try:
             source = source or locate(name)
         except PictureError as error:
-            return Unusable("missing picture", str(error), name)
+            return Unusable(MISSING, str(error), name)
         try:
             if self.check:
                 check_picture(source)
@@ -211,4 +212,6 @@ def _nothing(table: list[Counts], form: str) -> VlmkitError:
     names = ", ".join(counts.name for counts in table)
     why = "; ".join(counts.why for counts in table if counts.dropped) or "no rows"
     what = f"nothing in {names} can be trained on ({why})"
+    if all(set(counts.reasons) <= {MISSING} for counts in table) and any(counts.dropped for counts in table):
+        return VlmkitError(what, "name the folder of the pictures with --images")
     return VlmkitError(what, f"give records with {form} (vlmkit train --help)")
