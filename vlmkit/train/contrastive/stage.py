@@ -18,6 +18,7 @@ from vlmkit.train.contrastive.data import Pictures, read_pictures
 from vlmkit.train.contrastive.learner import Learner
 from vlmkit.train.contrastive.processes import processes, rank, world
 from vlmkit.train.contrastive.run import Run
+from vlmkit.train.deterministic import deterministic
 from vlmkit.train.folder import begin, finishing, open_run
 from vlmkit.train.log import Log
 from vlmkit.train.plot import plot_losses
@@ -103,7 +104,7 @@ def train(
 
     Raises VlmkitError; then there are checkpoints in the folder, or there is no folder.
     """
-    with processes(config.device):
+    with processes(config.device), deterministic(config.device):
         start = begin(config, resume)
         if start.finished:
             note(f"{config.out} is finished already")

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from vlmkit.models.vlm import Vlm
 from vlmkit.streams import Failures, steps_bar
+from vlmkit.train.deterministic import deterministic
 from vlmkit.train.folder import CURVES, begin, open_run
 from vlmkit.train.log import Log
 from vlmkit.train.ranks import first_speaks, rank
@@ -33,7 +34,7 @@ def train(
     config: VlmConfig, emit: Log, failures: Failures, note: Note, resume: bool = False, quiet: bool = False
 ) -> Path:
     """Run the stage; what it makes stands in `config.out` once all is done. Raises VlmkitError."""
-    with first_speaks():
+    with deterministic(config.device), first_speaks():
         check(config)
         start = begin(config, resume)
         if start.finished:
@@ -51,7 +52,7 @@ def train(
         report = reporter(config.report_to if rank() == 0 else None, config.out / CURVES)
         if start.checkpoint:
             note(f"going on from step {start.checkpoint.name.rpartition('-')[2]} of {prepared.steps}")
-    with steps_bar(prepared.steps, quiet=quiet or rank() > 0) as show:
+    with deterministic(config.device), steps_bar(prepared.steps, quiet=quiet or rank() > 0) as show:
         trainer.add_callback(EachStep(show))
         trainer.run(start.checkpoint)
     if trainer.is_world_process_zero():
