@@ -1,5 +1,6 @@
 """What the language stages learn, and that packing changes nothing: against the model's own call, one by one."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
+from transformers import LlavaForConditionalGeneration
 from vlm_data import COLORS, LLAMA_2, clip, llama, qwen2, siglip
 
 from vlmkit.errors import VlmkitError
@@ -72,6 +74,10 @@ def groups_of(vlm: Vlm) -> list[Group]:
     return [Group(about[0].id, about[0].pictures, [encode(d) for d in about], False) for about in DIALOGUES]
 
 
+# transformers 5.24 calls it cache
+CACHE = "cache" if "cache" in signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def one_by_one(vlm: Vlm, dialogue: Dialogue, learned: np.ndarray) -> torch.Tensor:
     """The logits before each learned token, by the processor and the model as transformers documents them."""
@@ -88,7 +94,7 @@ def one_by_one(vlm: Vlm, dialogue: Dialogue, learned: np.ndarray) -> torch.Tenso
     ids, first = inputs["input_ids"], int(learned.argmax())
     prompt = {"attention_mask": inputs["attention_mask"][:, :first], "pixel_values": inputs["pixel_values"]}
     start = vlm.model(input_ids=ids[:, :first], use_cache=True, **prompt)
-    rest = vlm.model(input_ids=ids[:, first:], past_key_values=start.past_key_values)
+    rest = vlm.model(input_ids=ids[:, first:], **{CACHE: start.past_key_values})
     return torch.cat([start.logits, rest.logits], 1)[0, learned.nonzero()[0] - 1]
 
 
