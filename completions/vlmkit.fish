@@ -168,7 +168,7 @@ complete -c vlmkit -n '__fish_seen_subcommand_from train' -l vision -r -d 'Visio
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l llm -r -d 'Causal language model of transformers, by name or folder.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l text -r -d 'Text tower of contrastive training.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l connector -r -d 'mlp (LLaVA\'s), linear, qformer, cross-attention, adaptive.'
-complete -c vlmkit -n '__fish_seen_subcommand_from train' -l from -r -d 'Go on from what an earlier stage made; contrastive: from any dual encoder.'
+complete -c vlmkit -n '__fish_seen_subcommand_from train' -l from -r -d 'Go on from what an earlier stage made, or mini; contrastive: any dual encoder.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l loss -r -d 'Contrastive loss: infonce (CLIP\'s) or siglip.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l lock -r -d 'Tower of contrastive training that is not trained: image, text, none.'
 complete -c vlmkit -n '__fish_seen_subcommand_from train' -l captions -r -d 'Captions of each picture in a contrastive batch.'

@@ -62,7 +62,7 @@ def train(
     ] = None,
     start: Annotated[
         str | None,
-        _option("--from", "M", "Go on from what an earlier stage made; contrastive: from any dual encoder."),
+        _option("--from", "M", "Go on from what an earlier stage made, or mini; contrastive: any dual encoder."),
     ] = None,
     loss: Annotated[str | None, _option("--loss", "LOSS", "Contrastive loss: infonce (CLIP's) or siglip.")] = None,
     lock: Annotated[

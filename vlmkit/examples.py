@@ -155,6 +155,11 @@ EXAMPLES: dict[str, list[Example]] = {
             '{"step":1,"loss":…',
         ),
         Example(
+            "Or teach mini, which talks already, what it is asked here.",
+            "vlmkit train instruct answers.jsonl --from mini --steps 2 --batch-size 4 -o taught",
+            '{"step":1,"loss":…',
+        ),
+        Example(
             "What would a run train, and what would it cost?",
             "vlmkit train instruct 2:answers.jsonl shard.tar --preset debug --from aligned -o other --dry-run",
             '{"stage":"instruct","trainable_parameters":…,"total_parameters":…,"samples":…,"steps":20,…',

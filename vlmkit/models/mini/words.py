@@ -14,6 +14,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
 )
 CONTEXT = 512  # tokens
+HEAD = 32  # numbers of each head of attention
 ROWS = 64  # the embedding table is a multiple of it, the image token included
 
 
@@ -23,21 +24,31 @@ def language_model(folder: Path, texts: Iterable[str], pieces: int, width: int, 
     Texts are taken in lower case, without accents, numbers by digit, words in byte-pair pieces, at most `pieces`.
     """
     tokenizer = _tokenizer(texts, pieces)
+    llama(folder, tokenizer, -(-(len(tokenizer) + 1) // ROWS) * ROWS, width, layers)
+    return folder
+
+
+def llama(folder: Path, tokenizer: PreTrainedTokenizerFast, rows: int, width: int, layers: int) -> None:
+    """Write a configuration with `rows` for the vocabulary of `tokenizer`, and that, to `folder`."""
     tokenizer.save_pretrained(folder)
     LlamaConfig(
-        vocab_size=-(-(len(tokenizer) + 1) // ROWS) * ROWS,
+        vocab_size=rows,
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
+        num_attention_heads=width // HEAD,
+        num_key_value_heads=width // HEAD,
         tie_word_embeddings=True,
         max_position_embeddings=CONTEXT,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
-    return folder
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The vocabulary in a file that the tokenizers library wrote."""
+    return _whole(Tokenizer.from_file(str(path)))
 
 
 def _tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:
@@ -49,6 +60,10 @@ def _tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:
     made.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=pieces, min_frequency=3, special_tokens=MARKS, show_progress=False)
     made.train_from_iterator(texts, trainer)
+    return _whole(made)
+
+
+def _whole(made: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="</s>", chat_template=TEMPLATE
     )

@@ -11,6 +11,7 @@ import torch
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.connectors import reads_text
+from vlmkit.models.mini.talk_unpack import trainable
 from vlmkit.models.vlm import Vlm, build, open_vlm, pad_to_square
 from vlmkit.records import Failed
 from vlmkit.streams import Failures
@@ -84,7 +85,8 @@ def opened(config: VlmConfig, rows: list[Any]) -> Vlm:
             if tower is not None:
                 remedy = f"leave {flag} out, or begin without --from"
                 raise VlmkitError(f"{config.start} brings its own towers", remedy)
-        vlm = open_vlm(config.start, four_bit)
+        with trainable(config.start) as start:
+            vlm = open_vlm(start, four_bit)
         if config.connector not in (None, vlm.connector):
             what = f"{config.start} has the connector {vlm.connector}, not {config.connector}"
             raise VlmkitError(what, "leave --connector out, or begin anew without --from")
