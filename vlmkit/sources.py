@@ -38,6 +38,9 @@ class Source(NamedTuple):
     size: int
     mtime: float
 
+    def __str__(self) -> str:
+        return f"{self.path} at byte {self.offset}" if self.offset else self.path
+
     def read(self) -> bytes:
         if self.size > MAX_BYTES:
             raise PictureError(f"{self.size} bytes are more than a picture has (the limit is 1 GiB)")
@@ -61,6 +64,9 @@ class Memory:
 
     data: bytes
     mtime: float | None = None
+
+    def __str__(self) -> str:
+        return f"a picture of {self.size} bytes"
 
     @property
     def size(self) -> int:

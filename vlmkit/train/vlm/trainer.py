@@ -1,12 +1,15 @@
 """How the stages go through their data; and align and instruct, which average over a step's learned tokens."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from vlmkit.errors import VlmkitError
 from vlmkit.train.ranks import world
 from vlmkit.train.vlm.adapt import PROJECTOR
 from vlmkit.train.vlm.config import VlmConfig
@@ -36,14 +39,17 @@ class Drawing(Steady):
         on_gpu = self.args.device.type == "cuda"
         workers = self.config.workers if on_gpu else 0
         return DataLoader(
-            feed,
+            _Draws(),
             self.args.per_device_train_batch_size,
             sampler=draws,
-            collate_fn=self.data_collator,
+            collate_fn=partial(read, feed, self.data_collator),
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,  # what Python 3.14 takes instead would pickle `feed`
             pin_memory=on_gpu,
         )
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return super()._prepare_inputs(whole(inputs))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW: the projector at its own rate, no decay for biases and norms."""
@@ -70,7 +76,8 @@ class VlmTrainer(Drawing):
         return self.model.model
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        count = torch.tensor(sum(float(batch["weights"].sum()) for batch in batch_samples), device=device)
+        weights = (float(whole(batch)["weights"].sum()) for batch in batch_samples)
+        count = torch.tensor(sum(weights), device=device)
         return self.accelerator.gather(count).sum()
 
     def compute_loss(
@@ -87,17 +94,40 @@ class VlmTrainer(Drawing):
         self.model_wrapped.eval()
         total, count = torch.zeros(2, dtype=torch.float64)
         feed: Any = self.eval_dataset
-        for inputs in self.loader(feed, feed.all()):
+        for batch in self.loader(feed, feed.all()):
+            inputs = self._prepare_inputs(batch)
             inputs.pop("names"), inputs.pop("tokens")
             inputs["weights"] = torch.ones_like(inputs["weights"])
             with torch.no_grad(), self.compute_loss_context_manager():
-                total += self.model_wrapped(**self._prepare_inputs(inputs)).double().cpu()
+                total += self.model_wrapped(**inputs).double().cpu()
             count += len(inputs["labels"])
         self.model_wrapped.train()
         metrics = {"eval_loss": float(total / count)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class _Draws(Dataset[Draw]):
+    """Each draw by itself: what it names is read with the rest of its batch."""
+
+    def __getitem__(self, draw: Draw) -> Draw:
+        return draw
+
+
+def read(feed: Feed, collate: Callable[[list[Any]], dict[str, Any]], draws: list[Draw]) -> dict[str, Any]:
+    """The batch of `draws`, or the error that it met: torch hands on those of loader processes as text alone."""
+    try:
+        return collate([feed[draw] for draw in draws])
+    except VlmkitError as error:
+        return {"error": error}
+
+
+def whole(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch, if it could be read. Raises VlmkitError."""
+    if "error" in batch:
+        raise batch["error"]
+    return batch
 
 
 def arguments(config: VlmConfig, out: str, steps: int, validates: bool) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""A picture that goes bad after it was checked, read in a process of its own as on a GPU: told in one line."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+from vlm_data import write_data, write_towers
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.vlm import Vlm
+from vlmkit.sources import Bytes
+from vlmkit.streams import Failures
+from vlmkit.train.vlm import stage, trainer
+from vlmkit.train.vlm.config import VlmConfig
+from vlmkit.train.vlm.feed import See, pixels_of
+
+BAD = "pictures/7.png"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_towers(write_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def broken(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From the start of the steps, one picture cannot be read; the numbers of processes that were asked for."""
+    asked: list[int] = []
+
+    def loader(*arguments: Any, **options: Any) -> DataLoader:
+        options |= {"num_workers": 1, "multiprocessing_context": "fork"}
+        asked.append(options["num_workers"])
+        return DataLoader(*arguments, **options)
+
+    def seeing(vlm: Vlm, seed: int) -> See:
+        whole = pixels_of(vlm, seed)
+
+        def see(source: Bytes, view: int, mirror: bool) -> Any:
+            if str(source).endswith(BAD):
+                raise VlmkitError(f"{source}: truncated", "mend or remove the picture, then train again")
+            return whole(source, view, mirror)
+
+        return see
+
+    monkeypatch.setattr(trainer, "DataLoader", loader)
+    monkeypatch.setattr(stage, "pixels_of", seeing)
+    return asked
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")  # TRL uses the old name
+@pytest.mark.parametrize(
+    ("kind", "name", "held_out"),
+    [("instruct", "questions", False), ("instruct", "questions", True), ("prefer", "preferences", False)],
+)
+def test_it_is_named(data: Path, broken: list[int], tmp_path: Path, kind: str, name: str, held_out: bool) -> None:
+    """In training, and among what is held out."""
+    rows = (data / f"{name}.jsonl").read_text().splitlines(keepends=True)
+    for part, kept in (("good", [row for row in rows if BAD not in row]), ("all", rows)):
+        (tmp_path / f"{part}.jsonl").write_text("".join(kept).replace("pictures/", f"{data}/pictures/"))
+    towers = {"vision": str(data / "clip"), "llm": str(data / "llama")}
+    told = partial(VlmConfig, kind, out=tmp_path / "out", epochs=1, batch_size=4, **towers)
+    if held_out:
+        config = told(data=[str(tmp_path / "good.jsonl")], val=str(tmp_path / "all.jsonl"))
+    else:
+        config = told(data=[str(tmp_path / "all.jsonl")])
+    with Failures() as failures, pytest.raises(VlmkitError) as caught:
+        stage.train(config, lambda _: None, failures, note=lambda _: None, quiet=True)
+    line = str(caught.value)
+    assert line == f"{data}/{BAD}: truncated: mend or remove the picture, then train again"
+    assert broken and set(broken) == {1}
+    assert not (tmp_path / "out" / "model.safetensors").exists()
