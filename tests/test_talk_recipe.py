@@ -32,7 +32,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (place / "daquar.jsonl").write_bytes(jsonl(*asked))
     command = [sys.executable, "-m", "vlmkit.models.mini.talk_recipe", shard, "--val", shard]
-    command += ["--daquar", place / "daquar.jsonl", "--limit", "64", "--epochs", "1", "-o", place / "made"]
+    command += ["--daquar", place / "daquar.jsonl", "--limit", "64", "--epochs", "1", "--pupils", "2"]
+    command += ["-o", place / "made"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (place / "made/log").write_text(done.stderr)
@@ -47,6 +48,7 @@ def test_the_recipe_makes_a_model_that_answers(made: Path, vlmkit, tmp_path: Pat
     figures = settings["figures"]
     assert figures == log[-1] and figures["captions"] == 64 and figures["easy_vqa_questions"] > 64
     assert [phase["epochs"] for phase in settings["recipe"]["phases"]] == [1, 1]
+    assert len(settings["recipe"]["teaching"]) == 2
     card = (made / "TALK_CARD.md").read_text()
     assert f"{figures['easy_vqa_exact']:.1%}" in card and "1 times through" in card
     shapes(tmp_path)

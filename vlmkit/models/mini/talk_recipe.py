@@ -105,6 +105,7 @@ def make(
     *,
     limit: int | None,
     epochs: float | None,
+    pupils: int | None,
     work: Path,
     seed: int = 0,
 ) -> None:
@@ -120,7 +121,7 @@ def make(
         log({"data": write_data([Path(tar) for tar in tars], [Path(val)], Path(daquar), data, limit)})
     times = {} if epochs is None else {"epochs": epochs}
     phases = [phase | times for phase in PHASES]
-    teachings = [TEACHING | pupil | times for pupil in PUPILS]
+    teachings = [TEACHING | pupil | times for pupil in PUPILS[:pupils]]
     val = str(data / "flickr-dev-captions.jsonl")
     beginning = {"llm": str(language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)), "vision": "mini"}
     with Failures() as failures:
@@ -133,13 +134,13 @@ def make(
         preferring = train(config, log, failures, note=lambda _: None, resume=True)
         between = _averaged({trained: 1 - PREFERRED, preferring: PREFERRED}, work / "between")
         own = _own(work / "own", between, list(rows(data / "train-captions.jsonl")))
-        pupils = [between]
+        trained_on = [between]
         for number, teaching in enumerate(teachings):
             lessons = _lessons(work, teaching["lessons"], data, seed)
             pupil = work / f"taught-{number}"
             config = _phase(teaching, [lessons, own, data], pupil, seed, {"start": str(between)})
-            pupils.append(train(config, log, failures, note=lambda _: None, resume=True))
-        talker = _averaged(dict.fromkeys(pupils, 1 / len(pupils)), work / "averaged")
+            trained_on.append(train(config, log, failures, note=lambda _: None, resume=True))
+        talker = _averaged(dict.fromkeys(trained_on, 1 / len(trained_on)), work / "averaged")
     with whole_folder(out) as made:
         pack_talk(talker, made)
         figures = measure(made, data)
@@ -232,13 +233,15 @@ def main() -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what lies between, to go on from")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each source")
     parser.add_argument("--epochs", type=float, metavar="N", help="times through in each phase; otherwise as for mini")
+    parser.add_argument("--pupils", type=int, metavar="N", help="only the first N of them")
     a = parser.parse_args()
     hush()
     try:
         with tempfile.TemporaryDirectory(prefix="mini-talk-") as temporary:
             work = a.work or Path(temporary)
             work.mkdir(parents=True, exist_ok=True)
-            make(a.data, a.val, a.daquar, a.out, limit=a.limit, epochs=a.epochs, work=work)
+            less = {"limit": a.limit, "epochs": a.epochs, "pupils": a.pupils}
+            make(a.data, a.val, a.daquar, a.out, **less, work=work)
     except VlmkitError as error:
         sys.stderr.write(f"talk_recipe: {error}\n")
         return 2
