@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -89,7 +90,10 @@ DEBUG = ("--preset", "debug", "--val", "0.2", "--accumulate", "2", "--captions",
 def debug(place: Path, start: Start) -> tuple[Path, list[Line]]:
     """(model, log) of a run in debug, by the command."""
     done = start(place, "train", "contrastive", "shapes.tar", *DEBUG, "-o", "debug").done()
-    assert done.stderr == b"vlmkit: shapes.tar: 64 rows read, 64 kept (64 samples), 0 dropped\n"
+    read, split = done.stderr.splitlines()
+    assert read == b"vlmkit: shapes.tar: 64 rows read, 64 kept (64 samples), 0 dropped"
+    assert re.fullmatch(rb"vlmkit: (\d+) of these pictures held out for validation, (\d+) to train on", split)
+    assert sum(map(int, re.findall(rb"\d+", split))) == 64
     return place / "debug", records(done.stdout)
 
 

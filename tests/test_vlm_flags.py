@@ -115,6 +115,10 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "--vision is missing": ["train", "align", str(data / "captions.jsonl"), "-o", "out", "-q"],
         "nowhere does not exist: make that folder first": [*ask()[:4], "nowhere/out", *ask()[5:]],
         "validation fraction 2.0 is not between 0 and 1": caption("--val", "2"),
+        "--lr -1 is no rate: give one of 0 or more": ask("--lr", "-1"),
+        "--projector-lr nan is no rate: give one of 0 or more": ask("--projector-lr", "nan"),
+        "--epochs 0 trains nothing: give a number above 0": caption("--epochs", "0"),
+        "--early-stop counts validations, and there are none: give --val": caption("--early-stop", "2"),
     }  # fmt: skip
     for expected, words in cases.items():
         done = start(tmp_path, *words).done(2)

@@ -108,7 +108,7 @@ def test_full_disk_keeps_the_last_checkpoint(data: Path, start: Start, tmp_path:
 def test_a_loss_that_is_no_number_stops_it(data: Path, start: Start, tmp_path: Path) -> None:
     done = start(tmp_path, *command(data, "align", []), "--projector-lr", "1e30").done(2)
     (told,) = done.stderr.decode().splitlines()
-    assert told.startswith("vlmkit: the loss is nan at step ") and told.endswith(": try a lower rate")
+    assert told.startswith("vlmkit: the loss is nan at step ") and told.endswith(": try a lower rate, in a new folder")
     step = int(told.split("step ")[1].split(",")[0])
     assert step == len(losses(done.stdout)) + 1
     named = told.split("samples ")[1].split(":")[0].split(", ")
@@ -163,13 +163,13 @@ def test_a_folder_that_holds_another_run_is_refused(data: Path, start: Start, tm
     running.wait_until((tmp_path / "out/checkpoints/checkpoint-3").is_dir)
     running.kill()
     assert "out holds an unfinished run: use --resume" in refused()
-    assert "out holds a run with other settings: compare out/checkpoints/train.toml" in refused(
+    assert "out holds a run with other settings (seed): compare out/checkpoints/train.toml" in refused(
         "--resume", "--seed", "1"
     )
     start(tmp_path, *line, "--resume").done()
     before = made(tmp_path / "out")
     assert "out holds a finished run: use --resume" in refused()
-    assert "out holds a run with other settings: compare out/train.toml" in refused("--resume", "--seed", "1")
+    assert "out holds a run with other settings (seed): compare out/train.toml" in refused("--resume", "--seed", "1")
     assert made(tmp_path / "out") == before
 
 

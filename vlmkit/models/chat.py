@@ -293,7 +293,7 @@ def _transformers(name: str, folder: Path) -> Checkpoint:
     kind = read_json(config).get("model_type") if config.is_file() else None
     if kind is None or kind in TRANSFORMERS_TYPES:
         what = f"{name} holds no model that answers" + (f", but one of type {kind}" if kind else "")
-        raise VlmkitError(what, "name an image-text-to-text model of transformers, or what vlmkit train made")
+        raise VlmkitError(what, "name an image-text-to-text model of transformers, or what vlmkit train has finished")
     backend = str(kind) if str(kind) in FAMILIES else "transformers"
     processing = present(folder, [*PROCESSING, *(f"{QFORMER}/{file}" for file in TOKENIZER_FILES)])
     return Checkpoint(name, backend, folder, transformers_weights(name, folder), processing)

@@ -3,8 +3,9 @@
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from vlmkit.train.settings import as_toml
 MARKERS = "model.safetensors", "model.safetensors.index.json"  # a folder with one of them is finished
 SETTINGS = "train.toml"
 CURVES = "runs"  # what --report-to tensorboard writes
+NAMED = 4  # settings that differ
 FINISHING = ".finish-"  # folders in which the end of a run is put together
 
 
@@ -45,9 +47,19 @@ def begin(config: Any, resume: bool) -> Start:
     if not resume:
         raise VlmkitError(f"{out} holds {held}", "use --resume for that one, or name a new folder with -o")
     told = (out if finished else folder) / SETTINGS
-    if not told.is_file() or told.read_text() != as_toml(config):
-        raise VlmkitError(f"{out} holds a run with other settings", f"compare {told}, or name a new folder with -o")
+    before = told.read_text() if told.is_file() else ""
+    if before != (now := as_toml(config)):
+        what = f"{out} holds a run with other settings ({', '.join(_differing(before, now)[:NAMED])})"
+        raise VlmkitError(what, f"compare {told}, or name a new folder with -o")
     return Start(finished, checkpoint)
+
+
+def _differing(one: str, other: str) -> list[str]:
+    """The names of settings whose values differ; `one` may have been edited by hand."""
+    told, asked = {}, tomllib.loads(other)
+    with suppress(tomllib.TOMLDecodeError):
+        told = tomllib.loads(one)
+    return [name for name in dict.fromkeys([*told, *asked]) if told.get(name) != asked.get(name)]
 
 
 def open_run(config: Any) -> Path:

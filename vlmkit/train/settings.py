@@ -1,5 +1,6 @@
 """A run's configuration: defaults, then a preset, then a TOML file, then flags; each wins over those before it."""
 
+import math
 import tomllib
 import types
 import typing
@@ -32,7 +33,19 @@ def resolve(kind: type[T], preset: dict[str, Any], told: dict[str, Any], flags: 
     if missing:
         name = "DATA" if missing[0] == "data" else f"--{flag_of(missing[0])}"
         raise VlmkitError(f"{name} is missing", "give it on the command line or in --config, see vlmkit train --help")
+    _check(settings)
     return kind(**settings)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Raises VlmkitError where a run would only seem to do what was asked for."""
+    for name, value in settings.items():
+        if name.endswith("lr") and not 0 <= value < math.inf:
+            raise VlmkitError(f"--{flag_of(name)} {value:g} is no rate", "give one of 0 or more, such as 1e-4")
+    if settings.get("epochs", 1) <= 0:
+        raise VlmkitError(f"--epochs {settings['epochs']:g} trains nothing", "give a number above 0")
+    if settings.get("patience") and settings.get("val") is None:
+        raise VlmkitError("--early-stop counts validations, and there are none", "give --val")
 
 
 def _required(field: Any) -> bool:

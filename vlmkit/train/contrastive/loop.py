@@ -69,7 +69,7 @@ class Loop:
         loss = full_batch_gradient(embed, parts, self.objective, parameters)
         if not math.isfinite(loss):
             what = f"the loss is {loss} at step {self.step}, pictures {', '.join(ids())}"
-            raise VlmkitError(what, "try a lower rate")
+            raise VlmkitError(what, "try a lower rate, in a new folder")
         norm = nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False).item()
         self.optimizer.step()
         self.objective.clamp()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vlmkit.errors import VlmkitError
-from vlmkit.streams import Failures
+from vlmkit.streams import Failures, tell
 from vlmkit.train.checkpoints import last_checkpoint, wait
 from vlmkit.train.contrastive.batches import Batch, batches
 from vlmkit.train.contrastive.card import model_card
@@ -115,6 +115,9 @@ def train(
         steps = steps_of(config, made)
         if failures is not None and rank() == 0:
             show(made.training.table)
+            if made.validation and not isinstance(config.val, str):
+                held_out, kept = len(made.validation.rows), len(made.training.rows)
+                tell(f"{held_out} of these pictures held out for validation, {kept} to train on")
         wait()
         with _begun(config.out), opened(config, made, steps) as learner:
             if world() > 1:

@@ -15,7 +15,7 @@ def model_card(vlm: Vlm, config: VlmConfig, history: list[dict[str, Any]]) -> st
     opens = (
         "Opens with `AutoModelForImageTextToText.from_pretrained` of transformers."
         if native
-        else "**Not native**: opens through vlmkit alone, for its connector or its vision tower is vlmkit's own."
+        else "**Not native**: opens after `import vlmkit.models.vlm`, its connector or tower is vlmkit's own."
     )
     figures = f"- training loss {losses[0]['loss']:.4f} at step {losses[0]['step']}, " if losses else ""
     figures += f"{losses[-1]['loss']:.4f} at step {losses[-1]['step']}\n" if losses else ""

@@ -17,7 +17,7 @@ def check(config: VlmConfig) -> None:
         what = f"{config.batch_size} pictures do not divide into {config.accumulate * world()} equal parts"
         raise VlmkitError(what, "change --batch-size or --accumulate")
     if config.start not in (None, "mini") and not os.path.isdir(config.start):
-        raise VlmkitError(f"{config.start} is no folder", "name one that vlmkit train made with --from, or mini")
+        raise VlmkitError(f"{config.start} is no folder", "name one that vlmkit train made, or mini")
     if config.views < 1:
         raise VlmkitError(f"views = {config.views} leaves nothing to see", "1 is the picture alone")
     if config.weigh not in POWERS:

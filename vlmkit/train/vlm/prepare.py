@@ -14,7 +14,7 @@ from vlmkit.models.connectors import reads_text
 from vlmkit.models.mini.talk_unpack import trainable
 from vlmkit.models.vlm import Vlm, build, open_vlm, pad_to_square
 from vlmkit.records import Failed
-from vlmkit.streams import Failures
+from vlmkit.streams import Failures, tell
 from vlmkit.train.dialogues import Dialogue, Preference, Reading, Turn, read_dialogues, read_preferences
 from vlmkit.train.table import show
 from vlmkit.train.vlm.config import VlmConfig
@@ -66,6 +66,8 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Prepa
         show(training.table)
         if isinstance(config.val, str) and validation:
             show(validation.table)
+        elif validation:
+            tell(f"{len(validation.rows)} of these samples held out for validation, {len(training.rows)} to train on")
     draws, steps = _draws(config, lambda epoch: _epoch(training, places, config, epoch))
     return Prepared(vlm, groups, held_out, draws, steps, packer, reopen)
 

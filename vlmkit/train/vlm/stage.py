@@ -57,6 +57,8 @@ def train(
         trainer.run(start.checkpoint)
     if trainer.is_world_process_zero():
         finish(result(config, prepared, trainer), config, trainer.state.log_history)
+    if torch.distributed.is_initialized():  # at the exit of Python its threads may abort the process
+        torch.distributed.destroy_process_group()
     return config.out
 
 

@@ -55,7 +55,8 @@ class Steady(Trainer):
         """Count a micro-batch. Raises VlmkitError if its loss is not finite."""
         if not math.isfinite(value := float(loss.detach())):
             where = f"step {self.state.global_step + 1}" + (f", process {rank()}" if rank() else "")
-            raise VlmkitError(f"the loss is {value} at {where}, samples {', '.join(names)}", "try a lower rate")
+            what = f"the loss is {value} at {where}, samples {', '.join(names)}"
+            raise VlmkitError(what, "try a lower rate, in a new folder")
         self.seen["tokens"] += tokens
         self.seen["samples"] += len(names)
 
