@@ -83,16 +83,28 @@ def test_transformers_answers_with_it_what_ask_answers(unpacked: Path, vlmkit, t
 
 
 def test_other_graphs_are_refused(talking: Path, tmp_path: Path) -> None:
-    """Heads of 16 numbers; and one weight more."""
+    """Heads of 16 numbers; one weight more; other frequencies of the positions; what is damaged or not there."""
     with pytest.raises(VlmkitError, match=r"talk.onnx is no model of the form of mini's"):
         unpack_talk(talking / "packed", tmp_path / "out")
-    graph = onnx.load(MINI / GRAPH)
-    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3, np.float32), "more"))
-    (tmp_path / "packed").mkdir()
-    onnx.save(graph, tmp_path / "packed" / GRAPH)
-    (tmp_path / "packed" / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
-    with pytest.raises(VlmkitError, match=r"is no model of the form of mini's: go on from"):
-        unpack_talk(tmp_path / "packed", tmp_path / "out")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
+    more, faster = onnx.load(MINI / GRAPH), onnx.load(MINI / GRAPH)
+    more.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3, np.float32), "more"))
+    (frequencies,) = (each for each in faster.graph.initializer if list(each.dims) == [16])
+    doubled = 2 * onnx.numpy_helper.to_array(frequencies)
+    frequencies.CopyFrom(onnx.numpy_helper.from_array(doubled, frequencies.name))
+    for other in (more, faster):
+        onnx.save(other, packed / GRAPH)
+        with pytest.raises(VlmkitError, match=r"is no model of the form of mini's: go on from"):
+            unpack_talk(packed, tmp_path / "out")
+    (packed / GRAPH).write_bytes((MINI / GRAPH).read_bytes()[:1000])
+    with pytest.raises(VlmkitError, match=r"packed is no whole model \(.+\): name another one"):
+        unpack_talk(packed, tmp_path / "out")
+    (packed / GRAPH).write_bytes((MINI / GRAPH).read_bytes())
+    (packed / TOKENIZER).unlink()
+    with pytest.raises(VlmkitError, match=r"packed is no whole model \(.+\): name another one"):
+        unpack_talk(packed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -134,13 +134,13 @@ def make(
         preferring = train(config, log, failures, note=lambda _: None, resume=True)
         between = _averaged({trained: 1 - PREFERRED, preferring: PREFERRED}, work / "between")
         own = _own(work / "own", between, list(rows(data / "train-captions.jsonl")))
-        trained_on = [between]
+        models = [between]
         for number, teaching in enumerate(teachings):
             lessons = _lessons(work, teaching["lessons"], data, seed)
             pupil = work / f"taught-{number}"
             config = _phase(teaching, [lessons, own, data], pupil, seed, {"start": str(between)})
-            trained_on.append(train(config, log, failures, note=lambda _: None, resume=True))
-        talker = _averaged(dict.fromkeys(trained_on, 1 / len(trained_on)), work / "averaged")
+            models.append(train(config, log, failures, note=lambda _: None, resume=True))
+        talker = _averaged(dict.fromkeys(models, 1 / len(models)), work / "averaged")
     with whole_folder(out) as made:
         pack_talk(talker, made)
         figures = measure(made, data)

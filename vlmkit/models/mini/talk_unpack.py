@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 from vlmkit.models.mini.grid import FOLDER
 from vlmkit.models.mini.talk import GRAPH, TOKENIZER
 from vlmkit.models.mini.talk_graph import STORES, talk_side
@@ -42,20 +42,23 @@ def unpack_talk(packed: Path, out: Path) -> None:
     """Write a LlavaForConditionalGeneration on mini's image tower into the folder `out`, from what `pack_talk` wrote.
 
     Its weights are those that the packed model computes with, in float32; packed again they give the same bytes. Raises
-    VlmkitError for graphs of other models than `vlmkit.models.mini.words` makes.
+    VlmkitError for damaged files, and for graphs of other models than `vlmkit.models.mini.words` makes.
     """
-    graph = onnx.load(packed / GRAPH).graph
+    try:
+        graph, tokenizer = onnx.load(packed / GRAPH).graph, read_tokenizer(packed / TOKENIZER)
+    except Exception as error:  # each library has its own, tokenizers no other than this
+        raise VlmkitError(f"{packed} is no whole model ({first_line(error)})", "name another one with --from") from None
     shapes = {
         value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in [*graph.input, *graph.output]
     }
-    _, heads, size, _ = shapes["key0"]
+    _, heads, size, _ = shapes.get("key0", [0] * 4)
     layers = sum(name.startswith("key") for name in shapes)
     other = VlmkitError(f"{packed / GRAPH} is no model of the form of mini's", "go on from the folder it was made of")
     if size != HEAD:
         raise other
     with tempfile.TemporaryDirectory(prefix="vlmkit-") as folder:
-        llama(Path(folder), read_tokenizer(packed / TOKENIZER), shapes["logits"][1], heads * size, layers)
+        llama(Path(folder), tokenizer, shapes["logits"][1], heads * size, layers)
         vlm = build("mini", folder, "mlp")
     weights = {name: value for name, value in vlm.model.state_dict().items() if name != "lm_head.weight"}
     ends = FIRST + np.cumsum([value.numel() for value in weights.values()])
@@ -72,6 +75,8 @@ def unpack_talk(packed: Path, out: Path) -> None:
     for place, value in zip(places, values, strict=True):
         if place.size and place.min() >= FIRST:
             found[place.astype(np.int64) - FIRST] = value
+        elif not np.array_equal(place, value):
+            raise other
     with torch.no_grad():
         for name, value in weights.items():
             value.copy_(torch.from_numpy(found[numbers[name].astype(np.int64) - FIRST]))
