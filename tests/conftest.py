@@ -13,7 +13,7 @@ import pytest
 from hosted import Hosted
 from warm import start, warm  # noqa: F401 - fixtures
 
-from vlmkit.demo import collect
+from vlmkit.cli.demo import collect
 
 hypothesis.settings.register_profile("any machine", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("any machine")
@@ -61,7 +61,7 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `trained`, a small vision-language model of random weights, and `packed`, what mini makes of it."""
     from talkers import talker
 
-    from vlmkit.models.mini.talk_pack import pack_talk
+    from vlmkit.recipes.mini.export_chat import pack_talk
 
     folder = tmp_path_factory.mktemp("talking")
     talker(folder / "trained")

@@ -8,9 +8,9 @@ import pytest
 from helpers import jpeg, jsonl, noise, picture, records, tar
 from PIL import Image
 
-from vlmkit.questions import split
-from vlmkit.sources import is_picture
-from vlmkit.streams import SNIFF_BYTES
+from vlmkit.generate.questions import split
+from vlmkit.io.sources import is_picture
+from vlmkit.io.terminal import SNIFF_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -261,8 +261,8 @@ def test_a_file_of_that_name_is_no_question(tmp_path: Path, monkeypatch: pytest.
 
 def test_mini_itself(vlmkit, folder: Path, environment: dict[str, str]) -> None:
     """Where its weights are not shipped it says so in one line."""
-    from vlmkit.models.mini.grid import FOLDER
-    from vlmkit.models.mini.talk import GRAPH
+    from vlmkit.models.chat.mini import GRAPH
+    from vlmkit.models.llava.vision import FOLDER
 
     del environment["VLMKIT_CHAT_MODEL"]
     shipped = (FOLDER / GRAPH).exists()

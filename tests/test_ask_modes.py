@@ -8,9 +8,9 @@ from conftest import SCRIPT
 from helpers import jsonl, noise, records
 from PIL import Image
 
-from vlmkit.constitution import read_constitution
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat import Answer, Request, Sampling, load_talker
+from vlmkit.generate.constitution import read_constitution
+from vlmkit.models.chat.base import Answer, Request, Sampling, load_talker
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,7 @@ SCORES = {
 
 
 def test_the_better_answer_is_kept() -> None:
-    from vlmkit.constitution import judged
+    from vlmkit.generate.constitution import judged
 
     constitution = read_constitution("default")
     script = {"Answer yes or no": "No, it is harmless.", "Say in one sentence": "It is no dog."}

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat import Answer, Request, Sampling, Unanswerable, find_talker, load_talker
+from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, find_talker, load_talker
 
 QUESTIONS = ["what color is the car?", "red?", "how many people are there", "is it"]
 STARTS = ["", "the red dog", "a man", ""]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmkit.boxes import FORMS, GEMINI, MOONDREAM, Form, boxes
+from vlmkit.models.boxes import FORMS, GEMINI, MOONDREAM, Form, boxes
 
 CAT = {"label": "cat", "box": [80.0, 120.0, 560.0, 360.0]}  # of a picture of 640 x 480
 FENCED = '```json\n[\n  {"bbox_2d": %s, "label": "cat"}\n]\n```'

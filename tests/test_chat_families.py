@@ -14,7 +14,7 @@ from helpers import jsonl, noise, records
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmkit.models.chat import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, load_talker
 
 QUESTIONS = ["what color is the car?", "the red dog", "is it red?", "a man"]
 SIZES = [(100, 80), (60, 90), (64, 64), (200, 100)]

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import jsonl, picture, records
-
-from vlmkit.docs import commands
+from vlmkit.man.generate import commands
 
 NAMES = [command.name for command in commands()]
 

@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.images import check_picture, open_picture
-from vlmkit.sources import PictureError
-from vlmkit.streams import Failures
-from vlmkit.tars import locate
-from vlmkit.train import rows
-from vlmkit.train.dialogues import Dialogue, Preference, Reading, Turn, held_out, read_dialogues, read_preferences
-from vlmkit.train.mixture import GROUP, Entry
-from vlmkit.train.table import Counts
+from vlmkit.io.images import check_picture, open_picture
+from vlmkit.io.sources import PictureError, locate
+from vlmkit.io.terminal import Failures
+from vlmkit.train.data import samples as rows
+from vlmkit.train.data.dataset import Dialogue, Preference, Reading, Turn, held_out, read_dialogues, read_preferences
+from vlmkit.train.data.mixture import GROUP, Entry
+from vlmkit.train.data.report import Counts
 
 
 def read(*data: object, **options) -> Reading[Dialogue]:
@@ -165,7 +164,7 @@ def test_tar_shards_and_records_about_their_members(tmp_path: Path) -> None:
 def test_standard_input_is_data(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     program = (
-        "from vlmkit.train.dialogues import *; from vlmkit.streams import Failures\n"
+        "from vlmkit.train.data.dataset import *; from vlmkit.io.terminal import Failures\n"
         "reading = read_dialogues(['2:-'], failures=Failures())\n"
         "print(reading.rows[0].turns[0].reply, reading.table[0].name, reading.table[0].weight)"
     )
@@ -235,7 +234,7 @@ def test_what_cannot_be_used_is_dropped_counted_and_named(tmp_path: Path, bad: d
 
 
 def test_a_missing_picture_of_many_rows_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmkit.train import dialogues
+    from vlmkit.train.data import dataset as dialogues
 
     looked: list[str] = []
     monkeypatch.setattr(dialogues, "locate", lambda name: looked.append(name) or locate(name))

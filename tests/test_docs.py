@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from helpers import jpeg, jsonl, tar, tiny_towers
 from hosted import Hosted
+from vlmkit.man.generate import commands, documents, drifted
 
-from vlmkit.docs import commands, documents, drifted
-from vlmkit.examples import EXAMPLES
+from vlmkit.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 TABLE = commands()

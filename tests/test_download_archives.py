@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmkit.download.archives import unpack
-from vlmkit.download.part import TransferError
+from vlmkit.download.fetch import TransferError
+from vlmkit.download.store import unpack
 
 
 def tar_with(path: Path, *members: tarfile.TarInfo) -> Path:

@@ -24,7 +24,7 @@ from vlmkit.datasets import REGISTRY, data_set
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.download.run import Fetching
 from vlmkit.errors import VlmkitError
-from vlmkit.records import Failed
+from vlmkit.io.records import Failed
 
 PHOTO = jpeg("green")
 

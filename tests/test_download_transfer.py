@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from faults import Faulty, serving
 
-from vlmkit.download.part import Part, TransferError, Version
-from vlmkit.download.transfer import PIECE, Line, Wanted, fetch, mirrored
+from vlmkit.download.fetch import PIECE, Line, Part, TransferError, Version, Wanted, fetch, mirrored
 
 MIB = 1 << 20
 SMALL = random.Random(1).randbytes(700_001)
@@ -20,7 +19,7 @@ LARGE = random.Random(2).randbytes(2 * PIECE + 12_345)
 
 @pytest.fixture(autouse=True)
 def _directly_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmkit.download.transfer.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("vlmkit.download.fetch.FIRST_PAUSE", 0.01)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 

@@ -18,8 +18,8 @@ from hosted import Hosted, pictures, question
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models import Hardware
-from vlmkit.models.chat import Answer, Hosting, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, Hosting, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.registry import Hardware
 
 KEY = "sk-secret-0123456789"
 GPS = 0x8825
@@ -377,7 +377,7 @@ def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environmen
     ],
 )
 def test_refusals(hosted: Hosted, monkeypatch, capsys, arguments: list[str], told: str) -> None:
-    from vlmkit.cli import main
+    from vlmkit.cli.app import main
 
     monkeypatch.setenv("VLMKIT_CHAT_MODEL", "openai:tiny")
     monkeypatch.setattr(sys, "stdin", None)

@@ -13,7 +13,7 @@ import pytest
 from helpers import jsonl, records
 from predictions import TEN, by_metric, question, retrieval_rows, write
 
-from vlmkit.evaluate.task import guess_category
+from vlmkit.eval.task import guess_category
 from vlmkit.metrics.tokens import java_missing
 
 needs_java = pytest.mark.skipif(java_missing() is not None, reason=str(java_missing()))
@@ -396,7 +396,7 @@ def test_empty_input_is_no_error(vlmkit) -> None:
 def test_scoring_loads_no_model(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", question(1, "red"), question(2, "red"))
     code = (
-        "import sys; from vlmkit.cli import main; assert main(sys.argv[1:]) == 0;"
+        "import sys; from vlmkit.cli.app import main; assert main(sys.argv[1:]) == 0;"
         "assert not {'torch', 'transformers', 'onnxruntime', 'PIL'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, "eval", "vqa", str(file)], capture_output=True).returncode == 0

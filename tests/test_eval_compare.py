@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from predictions import answers, by_metric, question, retrieval_rows, write
 
-from vlmkit.evaluate import evaluate
-from vlmkit.evaluate.compare import parse_weights, scored
-from vlmkit.evaluate.figures import figures
-from vlmkit.evaluate.rows import Source
-from vlmkit.evaluate.task import Options
+from vlmkit.eval.compare import parse_weights, scored
+from vlmkit.eval.predictions import Source
+from vlmkit.eval.registry import evaluate
+from vlmkit.eval.results import figures
+from vlmkit.eval.task import Options
 
 
 def test_compare_says_which_is_better(vlmkit, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, load_talker
 
 MOST = 30  # tokens
 CAPTIONS = ["<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"]

@@ -15,9 +15,9 @@ from talkers import talker
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.mini import Mini
-from vlmkit.models.mini.features import PLACES, WIDTH, Features
-from vlmkit.models.mini.grid import FOLDER, MiniGridConfig, MiniGridModel, image_processor
+from vlmkit.models.chat.mini import PLACES, WIDTH, Features
+from vlmkit.models.embedders.mini import Mini
+from vlmkit.models.llava.vision import FOLDER, MiniGridConfig, MiniGridModel, image_processor
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_places_are_in_reading_order(features: Features) -> None:
 
 def test_it_comes_without_pytorch_and_without_onnx() -> None:
     code = (
-        "import sys, numpy; from pathlib import Path; from vlmkit.models.mini.features import Features;"
+        "import sys, numpy; from pathlib import Path; from vlmkit.models.chat.mini import Features;"
         f"Features(Path({str(FOLDER)!r}), 1)(numpy.zeros((1, 224, 224, 3), numpy.uint8));"
         "print(*({'torch', 'transformers', 'onnx', 'PIL'} & set(sys.modules)))"
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
-from vlmkit.index.upkeep import set_type, upkeep
+from vlmkit.index.maintenance import set_type, upkeep
 
 DIM = 8
 

@@ -17,7 +17,7 @@ from helpers import embedded, jsonl, records
 
 from vlmkit.errors import Stopped
 from vlmkit.index import Index, Writer
-from vlmkit.index.upkeep import set_type, upkeep
+from vlmkit.index.maintenance import set_type, upkeep
 
 DRIVER = """
 import os, shutil, signal, sqlite3, sys, traceback

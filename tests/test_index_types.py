@@ -11,8 +11,8 @@ import pytest
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
+from vlmkit.index.maintenance import set_type, upkeep
 from vlmkit.index.types import choose
-from vlmkit.index.upkeep import set_type, upkeep
 
 DIM = 32
 

@@ -15,7 +15,7 @@ import pytest
 from helpers import embedded, jsonl
 
 from vlmkit.index import Index, Writer
-from vlmkit.index.upkeep import set_type, upkeep
+from vlmkit.index.maintenance import set_type, upkeep
 
 SOON = 5.0  # seconds; two on a quiet machine
 

@@ -14,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
-from vlmkit.inputs import Item, read_inputs
-from vlmkit.records import Failed, dumps, pack, read_blobs
-from vlmkit.sources import PictureError
-from vlmkit.tars import locate
+from vlmkit.io.inputs import Item, read_inputs
+from vlmkit.io.records import Failed, dumps, pack, read_blobs
+from vlmkit.io.sources import PictureError, locate
 
 IN_A_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 

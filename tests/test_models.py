@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models import Hardware, load_embedder
-from vlmkit.models.batch import BatchSize
-from vlmkit.models.torch_embedder import TorchEmbedder
+from vlmkit.models.batching import BatchSize
+from vlmkit.models.embedders.base import TorchEmbedder
+from vlmkit.models.registry import Hardware, load_embedder
 
 TEXTS = ["a Cat", "x", "A dog, A Dog! it's 3 dogs", "tail of a long text that is cut " * 20, "one two"]
 

@@ -85,7 +85,7 @@ def test_a_file_cut_anywhere_is_bad_or_the_same(form: str, photos: Path) -> None
     """At 25 places: never a picture with other pixels. (What a cut takes may be padding that nobody needs.)"""
     import pillow_heif
 
-    from vlmkit.images import PictureError, open_picture
+    from vlmkit.io.images import PictureError, open_picture
 
     class Bytes:
         mtime = 0.0
@@ -128,7 +128,7 @@ def test_heic_without_its_package_says_how_to_get_it(vlmkit, environment, tmp_pa
 def test_the_middle_of_a_long_picture_is_all_that_is_cropped_to(size: tuple[int, int]) -> None:
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-    from vlmkit.images import middle
+    from vlmkit.io.images import middle
 
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     picture = Image.fromarray(noise)

@@ -15,17 +15,27 @@ from hypothesis import strategies as st
 
 from vlmkit.datasets.easy_vqa import easy_vqa
 from vlmkit.errors import VlmkitError
-from vlmkit.inputs import records_of
-from vlmkit.train.questions import questions
-from vlmkit.train.questions.mentions import actions, mentions, places, tokens
-from vlmkit.train.questions.presence import shown
-from vlmkit.train.questions.scene import Scene
-from vlmkit.train.questions.words import ACTIONS, ANIMALS, CLOTHES, COLORS, PEOPLE, SIGHTS, THINGS, UNLIKE, nouns
+from vlmkit.io.inputs import records_of
+from vlmkit.recipes.mini.caption_questions import questions
+from vlmkit.recipes.mini.caption_questions.mentions import actions, mentions, places, tokens
+from vlmkit.recipes.mini.caption_questions.presence import shown
+from vlmkit.recipes.mini.caption_questions.scene import Scene
+from vlmkit.recipes.mini.caption_questions.wordlists import (
+    ACTIONS,
+    ANIMALS,
+    CLOTHES,
+    COLORS,
+    PEOPLE,
+    SIGHTS,
+    THINGS,
+    UNLIKE,
+    nouns,
+)
 
-rules = import_module("vlmkit.train.questions.rules")
+rules = import_module("vlmkit.recipes.mini.caption_questions.rules")
 
 FILLERS = ("a", "two", "the", "another", "running", "sits", "in", "on", "no", "of", "mouth", "and", ",", ".", "'s")
-COMMAND = ("vlmkit.models.mini.data", "train.jsonl", "--val", "dev.jsonl", "--daquar", "asked.jsonl")
+COMMAND = ("vlmkit.recipes.mini.data", "train.jsonl", "--val", "dev.jsonl", "--daquar", "asked.jsonl")
 
 
 def scene(*captions: str) -> Scene:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
-from vlmkit.records import Failed, decode_embedding, dumps, pack, pack_file, read_blobs, read_jsonl
+from vlmkit.io.records import Failed, decode_embedding, dumps, pack, pack_file, read_blobs, read_jsonl
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlmkit.errors import VlmkitError
-from vlmkit.schema import fitting, read_schema
+from vlmkit.generate.schema import fitting, read_schema
 
 PERSON = {
     "type": "object",

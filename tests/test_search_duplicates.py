@@ -10,7 +10,7 @@ from helpers import embedded, jsonl, picture, records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmkit.duplicates import Vectors, linked
+from vlmkit.search.duplicates import Vectors, linked
 
 
 def brute_force(vectors: np.ndarray, threshold: float) -> list[list[int]]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
-from vlmkit.query import Question, query_vector, weighted_file, weighted_text
-from vlmkit.search import Choice, search
+from vlmkit.search.query import Question, query_vector, weighted_file, weighted_text
+from vlmkit.search.search import Choice, search
 
 
 def unit(rows: object) -> np.ndarray:
@@ -212,7 +212,7 @@ def test_relative_tells_what_is_not_there(vlmkit, indexed: Path) -> None:
 
 
 def test_relative_is_the_standard_score_against_everyday_texts(vlmkit, indexed: Path, tmp_path: Path) -> None:
-    from vlmkit.background import texts
+    from vlmkit.search.search import texts
 
     lines = "".join(text + "\n" for text in texts()).encode()
     everyday = np.stack([vector(r) for r in records(vlmkit("embed", "--text", stdin=lines).stdout)])

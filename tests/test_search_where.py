@@ -12,8 +12,8 @@ from helpers import embedded, jsonl, records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmkit.records import dumps
-from vlmkit.where import matching, parse_condition
+from vlmkit.index.where import matching, parse_condition
+from vlmkit.io.records import dumps
 
 COMPARE = {"=": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 names = st.sampled_from(["a", "b", "c d", "é", "x"])

@@ -25,14 +25,12 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
-from vlmkit.generate import caption_sampling
-from vlmkit.models.chat import Answer, Request, Sampling, Unanswerable, load_talker
-from vlmkit.models.mini import Mini
-from vlmkit.models.mini.decoder import PADDING, PLACE, Decoder
-from vlmkit.models.mini.features import PLACES, Features
-from vlmkit.models.mini.generation import nucleus
-from vlmkit.models.mini.talk import FILES, GRAPH, Prompts, Talk
-from vlmkit.models.mini.talk_pack import pack_talk
+from vlmkit.generate.pipeline import caption_sampling
+from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.decoding import nucleus
+from vlmkit.models.chat.mini import FILES, GRAPH, PADDING, PLACE, PLACES, Decoder, Features, Prompts, Talk
+from vlmkit.models.embedders.mini import Mini
+from vlmkit.recipes.mini.export_chat import pack_talk
 
 QUESTIONS = ["", "what color is the car?", "is it red", "", "a dog", "x"]
 SHAPES = {
@@ -310,14 +308,14 @@ def test_the_identity_is_of_all_that_decides(talking: Path, tmp_path: Path) -> N
         folder = tmp_path / name
         shutil.copytree(talking / "packed", folder)
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
-        from vlmkit.models.chat import find_talker
+        from vlmkit.models.chat.base import find_talker
 
         assert find_talker(str(folder)).digits() != first.rpartition("@")[2]
 
 
 def test_an_answer_comes_without_pytorch(talking: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from vlmkit.cli import main; "
+        "import sys; from vlmkit.cli.app import main; "
         f"assert main(['ask', '-m', {str(talking / 'packed')!r}, {str(picture(tmp_path / 'a.png'))!r}, 'what?']) == 0;"
         "print(*({'torch', 'transformers', 'onnx', 'open_clip', 'faiss'} & set(sys.modules)))"
     )

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from helpers import jsonl, records, shapes
 
-from vlmkit.inputs import records_of
+from vlmkit.io.inputs import records_of
 from vlmkit.metrics import vqa_normalize
-from vlmkit.models import mini
-from vlmkit.models.mini.talk import CONFIG, FILES, GRAPH, TOKENIZER
+from vlmkit.models.chat.mini import CONFIG, FILES, GRAPH, TOKENIZER
+from vlmkit.models.embedders import mini
 
 MINI = Path(mini.__file__).parent
 QUESTIONS = 400
@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k, question in enumerate(words[: 1 + n % 3])
     ]
     (place / "daquar.jsonl").write_bytes(jsonl(*asked))
-    command = [sys.executable, "-m", "vlmkit.models.mini.talk_recipe", shard, "--val", shard]
+    command = [sys.executable, "-m", "vlmkit.recipes.mini.train_chat", shard, "--val", shard]
     command += ["--daquar", place / "daquar.jsonl", "--limit", "64", "--epochs", "1", "--pupils", "2"]
     command += ["-o", place / "made"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models import mini
-from vlmkit.models.mini.talk import GRAPH, TOKENIZER
-from vlmkit.models.mini.talk_pack import pack_talk
-from vlmkit.models.mini.talk_unpack import unpack_talk
-from vlmkit.models.mini.words import language_model
-from vlmkit.models.vlm import build
-from vlmkit.train.vlm.finish import save
+from vlmkit.models.chat.mini import GRAPH, TOKENIZER
+from vlmkit.models.embedders import mini
+from vlmkit.models.llava.import_mini import unpack_talk
+from vlmkit.models.llava.model import build
+from vlmkit.recipes.mini.export_chat import pack_talk
+from vlmkit.recipes.mini.tokenizer import language_model
+from vlmkit.train.vlm.run import save
 
 MINI = Path(mini.__file__).parent
 WEIGHTS = "model.safetensors"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmkit.models.mini.teacher import taught
+from vlmkit.recipes.mini.pseudo_labels import taught
 
 COLORS = {"red": (200, 30, 30), "green": (40, 180, 60), "blue": (30, 60, 210)}
 QUESTIONS = "what color is the wall", "what is the color of the floor", "which color has the door"

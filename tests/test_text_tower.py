@@ -13,9 +13,8 @@ from helpers import picture, records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmkit.models import Hardware, load_embedder
-from vlmkit.models.samples import TEXTS
-from vlmkit.models.tokenize import bytes_pairs, cleaned
+from vlmkit.models.embedders.onnx import TEXTS, bytes_pairs, cleaned
+from vlmkit.models.registry import Hardware, load_embedder
 
 HEAVY = ("torch", "open_clip", "transformers")
 SHOW_MODULES = """

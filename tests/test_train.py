@@ -15,15 +15,13 @@ from helpers import SHAPE_WORDS, jpeg, shapes, tar, tiny_towers
 from safetensors.torch import load_file
 
 from vlmkit.errors import VlmkitError
-from vlmkit.streams import Failures
-from vlmkit.train.contrastive.batches import batches
-from vlmkit.train.contrastive.config import LitConfig
-from vlmkit.train.contrastive.data import open_sample, read_pictures, read_samples
-from vlmkit.train.contrastive.loop import rate
+from vlmkit.io.files import whole_folder
+from vlmkit.io.terminal import Failures
+from vlmkit.train.config import LitConfig
 from vlmkit.train.contrastive.losses import infonce
 from vlmkit.train.contrastive.retrieval import retrieval
-from vlmkit.train.contrastive.stage import train
-from vlmkit.train.output import whole_folder
+from vlmkit.train.contrastive.run import rate, train
+from vlmkit.train.contrastive.sampler import batches, open_sample, read_pictures, read_samples
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +119,7 @@ def test_open_clip_opens_the_folder_and_finds_the_same(place: Path, run: tuple[P
 
 
 def test_a_moved_folder_opens(place: Path, run: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    from vlmkit.train.contrastive.towers import open_folder
+    from vlmkit.train.contrastive.two_towers import open_folder
 
     moved = tmp_path / "moved"
     shutil.copytree(run[0], moved)

@@ -25,17 +25,15 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
 from warm import Start, Warm
 
-from vlmkit.cli import main
+from vlmkit.cli.app import main
 from vlmkit.errors import VlmkitError
-from vlmkit.streams import Failures
+from vlmkit.io.terminal import Failures
 from vlmkit.train.checkpoints import checkpoints, staged
-from vlmkit.train.contrastive.batches import batches
-from vlmkit.train.contrastive.config import ContrastiveConfig, LitConfig
-from vlmkit.train.contrastive.data import read_pictures
+from vlmkit.train.config import ContrastiveConfig, LitConfig
 from vlmkit.train.contrastive.gradcache import full_batch_gradient
-from vlmkit.train.contrastive.loop import Loop, Peak, optimizer_for
 from vlmkit.train.contrastive.losses import Objective, siglip
-from vlmkit.train.contrastive.stage import opened, plan, train
+from vlmkit.train.contrastive.run import Loop, Peak, opened, optimizer_for, plan, train
+from vlmkit.train.contrastive.sampler import batches, read_pictures
 
 Line = dict[str, Any]
 LOCKED = [*product(("clip", "open_clip_siglip"), ("image", "text", "none")), ("siglip", "image")]

@@ -2,7 +2,7 @@
 
 import torch
 
-from vlmkit.train.deterministic import deterministic
+from vlmkit.train.distributed import deterministic
 
 
 def gradients(times: int) -> set[bytes]:

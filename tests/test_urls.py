@@ -248,7 +248,7 @@ def test_a_proxy_does_not_open_the_way_to_private_addresses(vlmkit, environment,
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
-    from vlmkit.net import is_public
+    from vlmkit.io.transport import is_public
 
     assert is_public(address) is public
 
@@ -257,8 +257,8 @@ def test_the_address_connected_to_is_the_one_checked(monkeypatch: pytest.MonkeyP
     """A name server that first says public, then private: the name is looked up once, and that answer is used."""
     import socket
 
-    from vlmkit.sources import PictureError
-    from vlmkit.urls import Web
+    from vlmkit.io.http import Web
+    from vlmkit.io.sources import PictureError
 
     answers = [["192.0.2.1", "127.0.0.1"], ["127.0.0.1"]]
 
@@ -273,8 +273,8 @@ def test_the_address_connected_to_is_the_one_checked(monkeypatch: pytest.MonkeyP
 
 
 def test_no_server_can_stretch_the_time(site: str) -> None:
-    from vlmkit.sources import PictureError
-    from vlmkit.urls import Web
+    from vlmkit.io.http import Web
+    from vlmkit.io.sources import PictureError
 
     start = time.monotonic()
     with Web(allow_private=True, seconds=1.0) as web, pytest.raises(PictureError, match="too slow"):

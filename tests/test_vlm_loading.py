@@ -9,12 +9,13 @@ from torch.utils.data import DataLoader
 from vlm_data import write_data, write_towers
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.vlm import Vlm
-from vlmkit.sources import Bytes
-from vlmkit.streams import Failures
-from vlmkit.train.vlm import stage, trainer
-from vlmkit.train.vlm.config import VlmConfig
-from vlmkit.train.vlm.feed import See, pixels_of
+from vlmkit.io.sources import Bytes
+from vlmkit.io.terminal import Failures
+from vlmkit.models.llava.model import Vlm
+from vlmkit.train.config import VlmConfig
+from vlmkit.train.vlm import run as stage
+from vlmkit.train.vlm import sft as trainer
+from vlmkit.train.vlm.collator import See, pixels_of
 
 BAD = "pictures/7.png"
 

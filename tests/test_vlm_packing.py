@@ -15,15 +15,15 @@ from transformers import LlavaForConditionalGeneration
 from vlm_data import COLORS, LLAMA_2, clip, llama, qwen2, siglip
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.connectors import CONNECTORS, reads_text
-from vlmkit.models.vlm import Vlm, build
-from vlmkit.train.rows import Dialogue, Turn
-from vlmkit.train.vlm.feed import Group, collate
-from vlmkit.train.vlm.learner import Learner, sees
-from vlmkit.train.vlm.pack import Packer
-from vlmkit.train.vlm.prefer import pairs
-from vlmkit.train.vlm.prepare import fit
-from vlmkit.train.vlm.sequence import Chat, Plain, Sequence
+from vlmkit.models.llava.connectors import CONNECTORS, reads_text
+from vlmkit.models.llava.model import Vlm, build
+from vlmkit.train.data.samples import Dialogue, Turn
+from vlmkit.train.vlm.collator import Group, collate
+from vlmkit.train.vlm.dpo import pairs
+from vlmkit.train.vlm.loss import Learner, sees
+from vlmkit.train.vlm.packing import Packer
+from vlmkit.train.vlm.run import fit
+from vlmkit.train.vlm.tokenize import Chat, Plain, Sequence
 
 IMAGE = 9
 PICTURES = [Image.new("RGB", (40, 30), color) for color in COLORS]

@@ -20,8 +20,7 @@ from vlm_data import line, write_data, write_towers
 from warm import Start
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.vlm.checks import check
-from vlmkit.train.vlm.config import VlmConfig
+from vlmkit.train.config import VlmConfig, check
 
 
 @pytest.fixture(scope="module")

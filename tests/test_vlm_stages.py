@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from vlm_data import line, write_data, write_towers
 from warm import Start
 
-from vlmkit.models.connectors import CONNECTORS
-from vlmkit.models.vlm import build
+from vlmkit.models.llava.connectors import CONNECTORS
+from vlmkit.models.llava.model import build
 
 Weights = dict[str, torch.Tensor]
 LAYERS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}

@@ -8,11 +8,10 @@ from helpers import noise
 from PIL import Image, ImageOps
 from vlm_data import clip, llama
 
-from vlmkit.models.connectors import tower_features
-from vlmkit.models.vlm import Vlm, build
-from vlmkit.sources import Bytes
-from vlmkit.tars import locate
-from vlmkit.train.vlm.feed import Draw, Features, Feed, Group, pixels_of
+from vlmkit.io.sources import Bytes, locate
+from vlmkit.models.llava.connectors import tower_features
+from vlmkit.models.llava.model import Vlm, build
+from vlmkit.train.vlm.collator import Draw, Features, Feed, Group, pixels_of
 
 
 @pytest.fixture(scope="module")

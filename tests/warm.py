@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-PRELOAD = ["vlmkit.cli", "vlmkit.train.vlm.stage", "vlmkit.train.vlm.prefer", "vlmkit.train.plot", "peft", "tomli_w"]
+PRELOAD = ["vlmkit.cli.app", "vlmkit.train.vlm.run", "vlmkit.train.vlm.dpo", "vlmkit.train.trainer", "peft", "tomli_w"]
 PRELOAD += ["vlmkit.train.contrastive", "open_clip", "onnxruntime", "transformers.models.auto.processing_auto"]
 PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.JpegImagePlugin"]
 SECONDS = 120

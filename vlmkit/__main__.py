@@ -3,15 +3,14 @@
 import sys
 from typing import NoReturn
 
-from vlmkit.errors import Stopped
-from vlmkit.signals import catch
+from vlmkit.errors import Stopped, catch
 
 
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
     try:
         catch()
-        from vlmkit.cli import main
+        from vlmkit.cli.app import main
 
         code = main(sys.argv[1:])
     except Stopped as stop:

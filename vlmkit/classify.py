@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models import Embedder
-from vlmkit.records import Failed, Record, batched
-from vlmkit.streams import stdin_bytes
+from vlmkit.io.records import Failed, Record, batched
+from vlmkit.io.terminal import stdin_bytes
+from vlmkit.models.registry import Embedder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from vlmkit.records import encode_embedding
+from vlmkit.io.records import encode_embedding
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmkit.images import open_picture
-from vlmkit.models import load_embedder
-from vlmkit.tars import locate
+from vlmkit.io.images import open_picture
+from vlmkit.io.sources import locate
+from vlmkit.models.registry import load_embedder
 
 ROUNDS = 4
 

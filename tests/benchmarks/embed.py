@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmkit.demo import collect
+from vlmkit.cli.demo import collect
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 

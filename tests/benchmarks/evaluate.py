@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmkit.records import encode_embedding
+from vlmkit.io.records import encode_embedding
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 CAPTIONS, DIM, REFERENCES, WORDS = 5, 512, 10, 3000

@@ -21,9 +21,9 @@ import faiss
 import numpy as np
 
 from vlmkit.index import Index
-from vlmkit.index.approximate import set_effort
+from vlmkit.index.ann import set_effort
 from vlmkit.index.store import built_path
-from vlmkit.records import Record, pack
+from vlmkit.io.records import Record, pack
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 BLOCK = 50_000

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmkit.images import ahead, open_picture
-from vlmkit.models.mini import FILES, SIZE, Mini
-from vlmkit.records import batched
-from vlmkit.tars import locate
+from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.records import batched
+from vlmkit.io.sources import locate
+from vlmkit.models.embedders.mini import FILES, SIZE, Mini
 
 # What a person would type, and the beginnings of the names of the photographs that show it.
 QUERIES = {
@@ -90,9 +90,9 @@ def flickr_recall(model: Mini, shard: Path) -> dict[str, float]:
     """Recall both ways on a Flickr8k shard, fractions."""
     import torch
 
-    from vlmkit.models.mini.recipe import vectors
-    from vlmkit.train.contrastive.data import read_samples
+    from vlmkit.recipes.mini.train_embedder import vectors
     from vlmkit.train.contrastive.retrieval import retrieval
+    from vlmkit.train.contrastive.sampler import read_samples
 
     return retrieval(*map(torch.from_numpy, vectors(model, read_samples([str(shard)]))))
 

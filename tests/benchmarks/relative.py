@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmkit import background
-from vlmkit.models import load_embedder
-from vlmkit.records import decode_embedding, read_blobs
+from vlmkit.io.records import decode_embedding, read_blobs
+from vlmkit.models.registry import load_embedder
+from vlmkit.search import search as background
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 FORMS = ("{}", "a {}", "a photo of a {}")

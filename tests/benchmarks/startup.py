@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vlmkit.demo import collect
+from vlmkit.cli.demo import collect
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 ROUNDS = 7

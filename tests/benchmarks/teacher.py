@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmkit.inputs import records_of
+from vlmkit.io.inputs import records_of
 from vlmkit.metrics import vqa_normalize
-from vlmkit.models.mini.alike import Questions, picture_vectors
-from vlmkit.models.mini.data import DAQUAR_DEV
-from vlmkit.models.mini.teacher import Teacher
-from vlmkit.train.split import share
+from vlmkit.recipes.mini.data import DAQUAR_DEV
+from vlmkit.recipes.mini.kernels import Questions, picture_vectors
+from vlmkit.recipes.mini.pseudo_labels import Teacher
+from vlmkit.train.data.mixture import share
 
 
 def right(alike: np.ndarray, part: np.ndarray, answers: np.ndarray) -> Iterator[np.ndarray]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmkit.records import Failed, Record
+from vlmkit.io.records import Failed, Record
 
 Convert = Callable[[Path], Iterator[Record | Failed]]
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.records import Failed, Record
+from vlmkit.io.records import Failed, Record
 
 ARCHIVE = File(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -47,7 +47,7 @@ def _write(path: Path, planes: bytes) -> None:
     import numpy as np
     from PIL import Image
 
-    from vlmkit.download.pictures import write_whole
+    from vlmkit.download.url_list import write_whole
 
     pixels = np.frombuffer(planes, np.uint8).reshape(3, SIDE, SIDE).transpose(1, 2, 0)
     data = io.BytesIO()

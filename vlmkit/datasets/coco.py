@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.records import Failed, Record, loads
+from vlmkit.io.records import Failed, Record, loads
 
 SITE = "http://images.cocodataset.org"
 _SHA256 = {

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.records import Failed, Record
+from vlmkit.io.records import Failed, Record
 
 SITE = "https://raw.githubusercontent.com/jayantk/lsp/master/data/daquar/reduced"
 PICTURES = File(

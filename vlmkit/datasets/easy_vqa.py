@@ -11,7 +11,7 @@ from typing import Literal
 
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.errors import VlmkitError
-from vlmkit.records import Failed, Record, loads
+from vlmkit.io.records import Failed, Record, loads
 
 WHEEL = File(
     "pypi:easy-vqa==1.0",

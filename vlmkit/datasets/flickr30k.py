@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.datasets.coco import KARPATHY, karpathy
-from vlmkit.records import Failed, Record
+from vlmkit.io.records import Failed, Record
 
 PICTURES = File(
     "https://huggingface.co/datasets/nlphuji/flickr30k/resolve/main/flickr30k-images.zip",

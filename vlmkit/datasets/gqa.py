@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.records import Failed, Record, loads
+from vlmkit.io.records import Failed, Record, loads
 
 SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa"
 QUESTIONS = File(f"{SITE}/questions1.2.zip", "gqa/questions1.2.zip", unpack="gqa")

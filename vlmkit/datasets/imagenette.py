@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.records import Failed, Record
+from vlmkit.io.records import Failed, Record
 
 ARCHIVE = File(
     "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlmkit.datasets import coco, gqa, textvqa
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.records import Failed, Record, loads, read_jsonl
+from vlmkit.io.records import Failed, Record, loads, read_jsonl
 
 HUB = "https://huggingface.co/datasets/liuhaotian"
 GENOME = "https://cs.stanford.edu/people/rak248/VG_100K_2"

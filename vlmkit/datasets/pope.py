@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.datasets.coco import single
-from vlmkit.records import Failed, Record, read_jsonl
+from vlmkit.io.records import Failed, Record, read_jsonl
 
 COMMIT = "e3e39262c85a6a83f26cf5094022a782cb0df58d"
 SITE = f"https://raw.githubusercontent.com/AoiDragon/POPE/{COMMIT}/output/coco"

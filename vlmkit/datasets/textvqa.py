@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.records import Failed, Record, loads
+from vlmkit.io.records import Failed, Record, loads
 
 SITE = "https://dl.fbaipublicfiles.com/textvqa"
 PICTURES = File(f"{SITE}/images/train_val_images.zip", "textvqa/train_val_images.zip", unpack="textvqa")

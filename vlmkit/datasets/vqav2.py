@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.datasets.coco import photo, pictures, single
-from vlmkit.records import Failed, Record, loads
+from vlmkit.io.records import Failed, Record, loads
 
 SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 

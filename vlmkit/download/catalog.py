@@ -7,10 +7,9 @@ from typing import Any
 
 from vlmkit.datasets import REGISTRY, data_set
 from vlmkit.datasets.base import DataSet, File
-from vlmkit.download.models import HUB, asking, licence_of
-from vlmkit.models.aliases import ALIASES, Alias
-from vlmkit.models.hub import ANSWER_WITHIN
-from vlmkit.records import Record
+from vlmkit.download.hub import HUB, asking, licence_of
+from vlmkit.io.records import Record
+from vlmkit.models.resolve import ALIASES, ANSWER_WITHIN, Alias
 
 
 def entries() -> Iterator[Record]:

@@ -14,8 +14,7 @@ types: which type at which size. upkeep: builds the approximate index. verify, p
 """
 
 from vlmkit.index.reader import Hit, Index, NoIndex
-from vlmkit.index.rows import decoded
 from vlmkit.index.store import State, index_folder
-from vlmkit.index.writer import Writer
+from vlmkit.index.writer import Writer, decoded
 
 __all__ = ["Hit", "Index", "NoIndex", "State", "Writer", "decoded", "index_folder"]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import exact
-from vlmkit.index.approximate import Approximate
+from vlmkit.index.ann import Approximate
 from vlmkit.index.store import State, connect, damaged, read_built, read_live, read_state, told, vectors_path
 from vlmkit.index.types import choose
-from vlmkit.records import Record, batched, loads
-from vlmkit.where import Condition, matching
+from vlmkit.index.where import Condition, matching
+from vlmkit.io.records import Record, batched, loads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,7 +218,7 @@ class Index:
 
     def verify(self) -> None:
         """Check every invariant; raises VlmkitError with the first that does not hold."""
-        from vlmkit.index.verify import verify
+        from vlmkit.index.maintenance import verify
 
         with told(self.folder):
             verify(self, self._db)

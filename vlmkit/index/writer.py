@@ -1,16 +1,20 @@
-"""Writer: records into an index, and out of it, a transaction at a time."""
+"""Records on their way into an index, each embedding checked and in the form that is stored.
 
+Writer: records into an index, and out of it, a transaction at a time.
+"""
+
+import base64
 import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import Stopped, VlmkitError
 from vlmkit.index.reader import Index, map_vectors
@@ -33,11 +37,44 @@ from vlmkit.index.store import (
     write_state,
 )
 from vlmkit.index.types import check_type
-from vlmkit.models import digits_of
-from vlmkit.records import Record, batched, dumps
+from vlmkit.io.records import ROUNDING, Failed, Record, batched, decode_embedding, dumps
+from vlmkit.models.registry import digits_of
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+def decoded(results: Iterable[Record | Failed]) -> Iterator[Record | Failed]:
+    """Each record with its `embedding` as a unit vector (D float16); one without id or embedding fails."""
+    for record in results:
+        if isinstance(record, Failed):
+            yield record
+        elif record.get("id") is None:
+            yield Failed.of(record, "no id")
+        else:
+            try:
+                record["embedding"] = _stored(record.get("embedding"))
+                yield record
+            except ValueError as error:
+                yield Failed.of(record, f"{error}; vlmkit embed makes one" if "embedding" not in record else error)
+
+
+def _stored(value: Any) -> "np.ndarray":
+    """D float16. What is a unit vector but for rounding stays as it is, so that a copy of an index is exact."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):  # of a safetensors blob, which was checked when it was read
+        return value
+    if isinstance(value, str):
+        try:
+            value = np.frombuffer(base64.b64decode(value, validate=True), "<f2")
+        except ValueError:
+            raise ValueError("embedding is not base64 of float16 numbers") from None
+        wide = value.astype(np.float32)
+        if abs(wide.dot(wide) - 1) < ROUNDING:
+            return value
+    return decode_embedding(value).astype("<f2")
+
 
 COMMIT_RECORDS = 10_000
 COMMIT_SECONDS = 10.0

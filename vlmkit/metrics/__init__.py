@@ -6,9 +6,15 @@ VlmkitError and a ValueError.
 
 from vlmkit.metrics.answers import anls, pope, pope_label, relaxed_accuracy
 from vlmkit.metrics.captions import bleu, cider, rouge_l
-from vlmkit.metrics.checks import MetricError
 from vlmkit.metrics.ranking import recall_at_k
-from vlmkit.metrics.stats import bootstrap_ci, clustered_stderr, mcnemar, paired_bootstrap, paired_permutation
+from vlmkit.metrics.stats import (
+    MetricError,
+    bootstrap_ci,
+    clustered_stderr,
+    mcnemar,
+    paired_bootstrap,
+    paired_permutation,
+)
 from vlmkit.metrics.vqa import vqa_accuracy, vqa_normalize
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vlmkit.metrics.checks import MetricError, check_variant
+from vlmkit.metrics.stats import MetricError, check_variant
 
 ANLS_VARIANTS = ("rrc", "paper")
 ANLS_THRESHOLD = 0.5

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.metrics.checks import MetricError
+from vlmkit.metrics.stats import MetricError
 from vlmkit.metrics.tokens import tokenized
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlmkit.metrics.checks import MetricError, numbers
+from vlmkit.metrics.stats import MetricError, numbers
 
 if TYPE_CHECKING:
     import numpy as np

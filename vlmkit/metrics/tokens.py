@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmkit.errors import VlmkitError
-from vlmkit.metrics.checks import check_variant
+from vlmkit.metrics.stats import check_variant
 
 TOKENIZERS = ("ptb", "py")
 PTB_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from vlmkit.metrics.checks import MetricError, check_variant
+from vlmkit.metrics.stats import MetricError, check_variant
 
 VARIANTS = ("official", "always", "textvqa")
 MATCHES_FOR_FULL_SCORE = 3

@@ -2,15 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vlmkit.train.contrastive.processes import add_up, gathered, rank, shares
+from vlmkit.train.distributed import add_up, gathered, rank, shares
 
 Pair = tuple[Tensor | None, Tensor | None]
 Embed = Callable[[Any, bool], Pair]
+
+
+class Peak(NamedTuple):
+    """The highest rate of some parameters, by what it is called in the log; they rest for the first `start` steps."""
+
+    name: str
+    rate: float
+    start: int = 0
 
 
 def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module, trained: Sequence[Tensor]) -> float:

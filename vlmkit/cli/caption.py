@@ -1,0 +1,206 @@
+"""The command caption, and what it shares with ask; cli.py enters both in the command table."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmkit.cli.options import AllowPrivate, ChatModel, Errors, Images, Inputs, Json, Nul, OutputFile, Run, valid_utf8
+from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.terminal import Failures, Output, progress, spoken, tell
+
+if TYPE_CHECKING:
+    from vlmkit.generate.questions import Asked, Conversation
+    from vlmkit.io.records import Failed, Record
+    from vlmkit.models.chat.base import Sampling, Talker
+
+ANSWER_TOKENS = 256
+PAGE_TOKENS = 1024  # a page of text, or many boxes
+
+
+class Length(StrEnum):
+    SHORT = "short"
+    NORMAL = "normal"
+    LONG = "long"
+
+
+def _number(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise VlmkitError(f"{value} is no number to choose words by", "give a number such as 0.7")
+    return value
+
+
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, metavar="N", help="End after N tokens, words or pieces of words.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature",
+        min=0,
+        metavar="T",
+        callback=_number,
+        help="Choose words at random, the more the higher; 0: never.",
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        min=0,
+        max=1,
+        metavar="P",
+        callback=_number,
+        help="With --temperature: only among the likeliest words, up to this probability together.",
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="FILE", help="Append records to FILE, and leave out those that it holds."),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        callback=valid_utf8,
+        help="Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        callback=valid_utf8,
+        help="What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
+    ),
+]
+
+
+def caption(
+    run: Run,
+    inputs: Inputs = None,
+    output: OutputFile = None,
+    model: ChatModel = "mini",
+    prompt: Annotated[
+        str, typer.Option("--prompt", metavar="TEXT", callback=valid_utf8, help="How each caption begins.")
+    ] = "",
+    length: Annotated[Length, typer.Option("--length", show_choices=True, help="How much to say.")] = Length.NORMAL,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="Also write photo.txt beside each picture that has none yet.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --sidecar: write over files that are there.")] = False,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Find every object, too: records with `boxes`.")] = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    base_url: BaseUrl = None,
+    option: Options = None,
+    images: Images = None,
+    nul: Nul = False,
+    allow_private: AllowPrivate = False,
+    resume: Resume = None,
+    errors: Errors = None,
+    json: Json = False,
+) -> Exit:
+    """Say what is on pictures.
+
+    One sentence fit for alt text, printed bare for one picture; for several, folders, shards and records, each record
+    with its `caption` and `caption_model`. A picture may also come as bytes on standard input.
+    """
+    from vlmkit.generate.pipeline import caption as captioned
+    from vlmkit.generate.pipeline import caption_sampling, without_caption, written
+    from vlmkit.generate.questions import to_caption
+    from vlmkit.io.inputs import Reading, count_inputs
+
+    named = inputs or []
+    if force and not sidecar:
+        raise VlmkitError("--force is about sidecars", "add --sidecar")
+    check_files(named, output, errors, resume)
+    sampling = sampling_of(run, temperature, top_p)
+    reading = Reading(nul=nul, images=images, piped_picture=True)
+    conversation = to_caption(named, reading)
+
+    talker = run.load_talker(model, base_url, option)
+    how = caption_sampling(talker.model, length.value, sampling, max_tokens)
+    if boxes:
+        check_able(talker, "boxes")
+
+    def results(items: "Iterable[Asked | Failed]", _: Output) -> "Iterator[Record | Failed]":
+        found = captioned(
+            without_caption(items) if sidecar and not force else items,
+            talker,
+            how,
+            length=length.value,
+            start=prompt,
+            boxes=sampling_of(run, temperature, top_p, PAGE_TOKENS) if boxes else None,
+            batch_size=run.batch_size,
+            workers=run.threads,
+            allow_private=allow_private,
+        )
+        return written(found, force=force) if sidecar else found
+
+    count = partial(count_inputs, named, reading)
+    bare = conversation.single and not (json or boxes or resume)
+    lone = conversation.single or not (resume or sidecar)
+    return deliver(run, conversation, results, "caption", count, output, errors, resume, bare=bare, lone=lone)
+
+
+def check_files(inputs: list[str], output: str | None, errors: str | None, resume: str | None) -> None:
+    from vlmkit.generate.resume import check_resume
+    from vlmkit.io.inputs import check_outputs
+
+    check_outputs(inputs, output, errors)
+    if resume is not None:
+        check_resume(resume, inputs, output, errors)
+
+
+def check_able(talker: "Talker", task: str) -> None:
+    if task not in talker.model.tasks:
+        what = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}[task]
+        raise VlmkitError(f"{talker.identity} {what}", "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
+
+
+def sampling_of(run: Run, temperature: float, top_p: float | None, max_tokens: int | None = None) -> "Sampling":
+    from vlmkit.models.chat.base import Sampling
+
+    if top_p is not None and not temperature:
+        raise VlmkitError("--top-p chooses at random, which temperature 0 never does", "add --temperature 0.7")
+    return Sampling(max_tokens or ANSWER_TOKENS, temperature, 1.0 if top_p is None else top_p, run.seed or 0)
+
+
+def deliver(
+    run: Run,
+    conversation: "Conversation",
+    results: "Callable[[Iterable[Asked | Failed], Output], Iterator[Record | Failed]]",
+    field: str,
+    count: Callable[[], int | None],
+    output: str | None,
+    errors: str | None,
+    resume: str | None,
+    *,
+    bare: bool,
+    lone: bool,
+) -> Exit:
+    """Write what the model says: records, or `bare` the `field` alone. `lone`: a single input that fails is fatal."""
+    from vlmkit.generate.resume import Resumed
+
+    with ExitStack() as files:
+        failures = files.enter_context(Failures(errors, lone=lone))
+        out = files.enter_context(Output(output) if resume is None else Resumed(resume))
+        items = out.missing(conversation.items) if isinstance(out, Resumed) else conversation.items
+        made = results(items, out)
+        shown = failures.sift(progress(made, quiet=run.quiet or conversation.single, unit="records", count=count))
+        if bare:
+            for record in shown:
+                out.write(spoken(f"{record[field]}\n"))
+                if record.get("valid") is False:
+                    tell("the answer is not of the schema: name a better model, or ask in other words")
+        else:
+            out.write_records(shown)
+        return failures.verdict()

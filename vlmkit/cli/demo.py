@@ -1,0 +1,70 @@
+"""demo: the main job on photographs that scikit-image and scikit-learn carry."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from vlmkit.cli.options import Run
+from vlmkit.errors import Exit, VlmkitError
+
+PHOTOGRAPHS = {
+    "skimage/data": (
+        "astronaut.png brick.png chelsea.png coffee.png coins.png grass.png gravel.png horse.png hubble_deep_field.jpg"
+        " ihc.png motorcycle_left.png page.png retina.jpg rocket.jpg"
+    ),
+    "sklearn/datasets/images": "china.jpg flower.jpg",
+}
+LINES = [
+    "vlmkit embed photos/ | vlmkit index -i ./demo.index",
+    "vlmkit index -i ./demo.index --info",
+    'vlmkit search -i ./demo.index "a cup of coffee" -k 3',
+    'vlmkit search -i ./demo.index "a rocket on the launch pad" -k 3',
+    "vlmkit search -i ./demo.index --image photos/flower.jpg -k 3",
+    "vlmkit classify photos/chelsea.png photos/motorcycle_left.png --labels cat,dog,motorcycle,building -k 2",
+]
+
+
+def collect(folder: Path) -> int:
+    """Copy the photographs that are installed into `folder`; how many. Raises VlmkitError if there are none."""
+    count = 0
+    for place, names in PHOTOGRAPHS.items():
+        package, _, inside = place.partition("/")
+        spec = importlib.util.find_spec(package)
+        for root in spec.submodule_search_locations or [] if spec else []:
+            for name in names.split():
+                source = Path(root) / inside / name
+                if source.is_file():
+                    shutil.copy(source, folder / name)
+                    count += 1
+    if not count:
+        raise VlmkitError("the demo's photographs are not installed", "pip install 'vlmkit[demo]'")
+    return count
+
+
+def _show() -> None:
+    """Print each shell line, then run it. Raises VlmkitError if one fails."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with tempfile.TemporaryDirectory(prefix="vlmkit-demo-") as name:
+        folder = Path(name)
+        (folder / "photos").mkdir()
+        count = collect(folder / "photos")
+        print(f"# {count} photographs of scikit-image and scikit-learn are in photos/", flush=True)
+        for line in LINES:
+            print(f"\n$ {line}", flush=True)
+            code = subprocess.run(line, shell=True, cwd=folder, env=os.environ | {"PATH": path}).returncode
+            if code:
+                raise VlmkitError(f"a line of the demo ended with exit code {code}", f"run it yourself: {line}")
+        print('\n# Now yours: vlmkit embed PHOTOS/ | vlmkit index, then vlmkit search "what you look for"', flush=True)
+
+
+def demo(run: Run) -> Exit:
+    """Show what vlmkit does, on photographs that come with Python packages.
+
+    Prints each command line before it runs it, in a temporary folder. Needs the extra `demo`.
+    """
+    _show()
+    return Exit.OK

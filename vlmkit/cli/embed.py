@@ -1,0 +1,94 @@
+"""The command embed."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmkit.cli.options import (
+    AllowPrivate,
+    EmbedModel,
+    EmbedPrecision,
+    Errors,
+    Format,
+    Images,
+    Inputs,
+    Json,
+    Nul,
+    OutputFile,
+    Run,
+)
+from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.terminal import Failures, Output, progress
+
+if TYPE_CHECKING:
+    from vlmkit.io.inputs import Item
+    from vlmkit.io.records import Failed, Record
+    from vlmkit.models.registry import Model
+
+
+def embed(
+    run: Run,
+    inputs: Inputs = None,
+    output: OutputFile = None,
+    model: EmbedModel = "mini",
+    precision: EmbedPrecision = None,
+    text: Annotated[bool, typer.Option("--text", help="Lines are texts; of records embed the field text.")] = False,
+    form: Annotated[
+        Format, typer.Option("--format", help="JSONL, or safetensors: smaller, and quicker to read.")
+    ] = Format.JSONL,
+    floats: Annotated[
+        bool, typer.Option("--floats", help="The embedding as a list of numbers, not as base64 of float16.")
+    ] = False,
+    changed: Annotated[
+        str | None,
+        typer.Option(
+            "--changed",
+            metavar="INDEX",
+            help="Only what is new, or has another time or size than in INDEX; if there is no INDEX yet, all.",
+        ),
+    ] = None,
+    images: Images = None,
+    nul: Nul = False,
+    allow_private: AllowPrivate = False,
+    errors: Errors = None,
+    json: Json = False,
+) -> Exit:
+    """Turn pictures and texts into vectors.
+
+    Reads pictures, folders, webdataset shards, URLs and records, and writes one record each with its vector in
+    `embedding`. Pictures are rotated as their EXIF orientation says, transparent parts become white, and of an
+    animation it is the first frame. One that cannot be read, or is not whole, is named, left out, and makes the exit
+    code 3. A URL that is in the index of --changed is not fetched again.
+    """
+    from vlmkit.embed import changed as only_changed
+    from vlmkit.embed import embed as embedded
+    from vlmkit.embed import when_needed
+    from vlmkit.index import index_folder
+    from vlmkit.io.inputs import Reading, check_outputs, count_inputs, is_one_picture, read_inputs
+
+    check_outputs(inputs or [], output, errors)
+    if floats and form is Format.SAFETENSORS:
+        raise VlmkitError("--floats is a form of JSONL", "leave out --floats or --format safetensors")
+    if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
+        raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
+    reading = Reading(texts=text, nul=nul, images=images)
+    items = read_inputs(inputs or [], reading)
+
+    def vectorised(items: "Iterable[Item | Failed]", loaded: "Model") -> "Iterator[Record | Failed]":
+        how = {"texts": text, "floats": floats, "allow_private": allow_private}
+        return embedded(items, loaded, **how, batch_size=run.batch_size, workers=run.threads)
+
+    lone = changed is None or list(map(is_one_picture, inputs or [])) == [True]
+    with Failures(errors, lone=lone) as failures, Output(output) as out:
+        if changed is None:
+            results = vectorised(items, run.load(model, precision))
+        else:
+            new = only_changed(items, index_folder(changed))
+            results = when_needed(new, lambda some: vectorised(some, run.load(model, precision)))
+        count = partial(count_inputs, inputs or [], reading) if changed is None else lambda: None
+        shown = progress(results, quiet=run.quiet, unit="records", count=count)
+        out.write_records(failures.sift(shown), form.value)
+        return failures.verdict()

@@ -1,0 +1,260 @@
+"""The command eval; cli.py enters it in the command table."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmkit.cli.options import Images, Json, OutputFile, Run
+from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.io.terminal import Output, console, stdin_file, stdin_is_terminal
+
+if TYPE_CHECKING:
+    from vlmkit.eval.predictions import Source
+    from vlmkit.eval.task import Options
+    from vlmkit.io.records import Record
+    from vlmkit.models.registry import Model
+
+EMBED_BATCH = 16
+
+
+class EvalTask(StrEnum):
+    VQA = "vqa"
+    CAPTION = "caption"
+    RETRIEVAL = "retrieval"
+    CLASSIFY = "classify"
+    POPE = "pope"
+    ANLS = "anls"
+    CHARTQA = "chartqa"
+    COMPARE = "compare"
+
+
+class Tokenizer(StrEnum):
+    PTB = "ptb"
+    PY = "py"
+    NONE = "none"
+
+
+def _field(flag: str, text: str, metavar: str = "FIELD"):
+    return typer.Option(flag, metavar=metavar, help=text)
+
+
+def eval(
+    run: Run,
+    task: Annotated[
+        EvalTask,
+        typer.Argument(
+            metavar="TASK",
+            help="What to score: vqa, caption, retrieval, classify, pope, anls, chartqa; or compare, with two files.",
+            show_default=False,
+        ),
+    ],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Predictions: JSONL, JSON, lmms-eval samples, VLMEvalKit .tsv or .xlsx; - for standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        _field("--variant", "vqa: official, always, textvqa; anls: rrc, paper; pope: official, strict.", "V"),
+    ] = None,
+    by: Annotated[
+        str | None, _field("--by", "Figures by FIELD, too, hardest first; category is guessed if absent.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        _field("--metric", "Only metric M; may be repeated. compare: any field with numbers, too.", "M"),
+    ] = None,
+    k: Annotated[str, _field("-k", "retrieval: the k of recall@k, separated by commas.", "N,N")] = "1,5,10",
+    items: Annotated[
+        str | None, _field("--items", "Write each item to FILE: scores, strings compared, rule that decided.", "FILE")
+    ] = None,
+    html: Annotated[
+        str | None, _field("--html", "Write a page to FILE: the items with thumbnails, worst first.", "FILE")
+    ] = None,
+    output: OutputFile = None,
+    prediction: Annotated[str | None, _field("--prediction", "Field of the prediction, dotted if nested.")] = None,
+    references: Annotated[str | None, _field("--references", "Field of the references.")] = None,
+    id_field: Annotated[str | None, _field("--id", "Field of the id.")] = None,
+    question: Annotated[str, _field("--question", "Field of the question.")] = "question",
+    truth: Annotated[
+        str | None,
+        _field("--truth", "References from FILE: records, VQA or COCO annotations, joined on the id.", "FILE"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", metavar="MODEL", help="caption: CLIPScore with MODEL; retrieval: embed with MODEL."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Tokenizer | None, typer.Option(help="caption: PTB needs Java, and is used if there is one; py needs none.")
+    ] = None,
+    cluster: Annotated[str | None, _field("--cluster", "Items with the same FIELD are not independent.")] = None,
+    confusions: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Most frequent confusions; 10 for classify and with --by.")
+    ] = None,
+    compare_as: Annotated[
+        EvalTask | None, typer.Option("--task", help="compare: score both as this task, not as their fields suggest.")
+    ] = None,
+    weights: Annotated[
+        str | None, _field("--weights", "compare: one weighted score, quality=0.4,latency=0.3,length=0.3.", "W")
+    ] = None,
+    latency: Annotated[str, _field("--latency", "compare: field with the seconds that a prediction took.")] = "latency",
+    images: Images = None,
+    json: Json = False,
+) -> Exit:
+    """Score predictions, say how sure each figure is, and compare two models.
+
+    Reads records that hold predictions and references; needs no model for what is in them. Prints one JSON object a
+    metric: value, n, standard error, 95 % interval, and a signature that says how it was made. A table on a terminal.
+
+    `vlmkit eval compare A B` scores both files on the same items and prints A minus B with its interval, p of a
+    permutation test and of McNemar's exact test. What cannot be scored is refused: missing or duplicate ids, missing
+    references, k above N, CIDEr of one image.
+    """
+    from vlmkit.eval.predictions import Names
+    from vlmkit.eval.task import Options
+
+    def load(name: str | None) -> "Model":
+        return run.load(model or name or os.environ.get("VLMKIT_EMBED_MODEL") or "mini")
+
+    options = Options(
+        names=Names(id_field, prediction, references, question),
+        variant=variant,
+        by=by,
+        cluster=cluster,
+        latency=latency if weights is not None and "latency" in weights else None,
+        truth=truth,
+        metrics=tuple(metric or ()),
+        details=items is not None or html is not None,
+        ks=_numbers(k),
+        tokenizer=None if tokenizer is None else tokenizer.value,
+        model=load,
+        model_asked=model is not None,
+        batch_size=run.batch(EMBED_BATCH),
+        workers=run.threads,
+    )
+    names = files or ["-"]
+    for path in filter(None, (items, html)):
+        if os.path.realpath(path) in map(os.path.realpath, names):
+            raise VlmkitError(f"{path} is an input, too", "name another file")
+    if len(names) != (2 if task is EvalTask.COMPARE else 1) or names.count("-") > 1:
+        raise VlmkitError(f"{task} of {len(files or [])} files", "vlmkit eval TASK [FILE], vlmkit eval compare A B")
+    with _sources(names, images) as sources:
+        if task is EvalTask.COMPARE:
+            figures, shown = _compared(sources, options, compare_as, weights, run.seed or 0)
+        else:
+            figures, shown = _scored(task.value, sources[0], options, confusions, run.seed or 0)
+    _write_items(shown, items)
+    if html is not None:
+        _write_page(f"vlmkit eval {task} {' '.join(files or [])}", figures, shown, html)
+    with Output(output) as out:
+        if output is None and not json and sys.stdout.isatty():
+            _print_table(figures)
+        else:
+            out.write_records(figures)
+    return Exit.OK
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise VlmkitError(f"-k {text}: not numbers", "write -k 1,5,10") from None
+
+
+@contextmanager
+def _sources(names: Sequence[str], images: str | None) -> "Iterator[list[Source]]":
+    """The files to read; standard input becomes one."""
+    from vlmkit.eval.predictions import Source
+
+    if "-" in names and stdin_is_terminal():
+        raise VlmkitError("no input", "name a file, or pipe something in (see --help)")
+    for name in names:
+        if os.path.isdir(name):
+            raise VlmkitError(f"{name}: a folder, not predictions", "name a file of records")
+        if name != "-" and not os.path.isfile(name):
+            raise VlmkitError(f"{name}: no such file", "check the name")
+    with stdin_file() if "-" in names else _nothing() as spool:
+        yield [
+            Source(spool, "-", images or os.getcwd()) if name == "-" else Source(name, name, images) for name in names
+        ]
+
+
+@contextmanager
+def _nothing() -> Iterator[str]:
+    yield ""
+
+
+def _scored(
+    task: str, source: "Source", options: "Options", most: int | None, seed: int
+) -> "tuple[list[Record], list[Record]]":
+    from vlmkit.eval.registry import evaluate
+    from vlmkit.eval.results import confusions, figures
+
+    scores = evaluate(task, source, options)
+    usual = 10 if task == "classify" or options.by is not None else 0
+    found = [*figures(scores, options.metrics, seed), *confusions(scores, usual if most is None else most)]
+    return found if scores.ids else [], scores.details
+
+
+def _compared(
+    sources: "list[Source]", options: "Options", task: EvalTask | None, weights: str | None, seed: int
+) -> "tuple[list[Record], list[Record]]":
+    from vlmkit.eval import compare
+
+    shares = None if weights is None else compare.parse_weights(weights)
+    if task is EvalTask.COMPARE:
+        raise VlmkitError("--task compare", "name what both files are scored as, such as vqa")
+    name = compare.task_of(sources[0], options.metrics) if task is None else task.value
+    pair = compare.scored(name, sources[0], sources[1], options)
+    found = list(compare.differences(pair, options, seed))
+    if shares is not None and found:
+        found.append(compare.weighted(pair, options, shares, seed))
+    return found, compare.flips(pair) if options.details else []
+
+
+def _write_items(shown: "list[Record]", path: str | None) -> None:
+    if path is not None:
+        with Output(path) as out:
+            out.write_records(shown)
+
+
+def _write_page(title: str, figures: "list[Record]", shown: "list[Record]", path: str) -> None:
+    from vlmkit.eval.report import page
+
+    with Output(path) as out:
+        for piece in page(title, figures, shown):
+            out.write(piece)
+
+
+def _print_table(figures: "Sequence[Record]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vlmkit.eval.report import bounds, name_of, number
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("metric", overflow="fold")
+    compared = any("a" in figure for figure in figures)
+    for name in ["A", "B", "A - B"] if compared else ["value"]:
+        table.add_column(name, justify="right")
+    for name in ["95 % interval", *(["p"] if compared else []), "n"]:
+        table.add_column(name, justify="right")
+    for figure in figures:
+        sides = [number(figure["a"]), number(figure["b"])] if compared else []
+        chance = [number(figure["p"])] if compared else []
+        cells = [*sides, number(figure["value"]), bounds(figure), *chance, str(figure["n"])]
+        table.add_row(Text(one_line(name_of(figure))), *cells)
+    terminal = console()
+    terminal.print(table)
+    for signature in dict.fromkeys(str(figure["signature"]) for figure in figures if "category" not in figure):
+        terminal.print(Text(one_line(signature)), style="dim", soft_wrap=True)

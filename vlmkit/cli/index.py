@@ -1,0 +1,185 @@
+"""The command index; cli.py enters it in the command table."""
+
+import gc
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run
+from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.terminal import Failures, Output, progress, stderr_is_terminal, stdin_is_terminal, tell
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vlmkit.index import Writer
+
+COLLECTED = 50_000  # records hold no cycles; looking for some took a tenth of the time
+
+
+def _several(flag: str, metavar: str, text: str):
+    return typer.Option(flag, metavar=metavar, help=f"{text}; may be repeated.", show_default=False)
+
+
+def index(
+    run: Run,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Embedded records, JSONL or safetensors.", show_default=False),
+    ] = None,
+    index: IndexName = "default",
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="auto, flat (exact), hnsw, ivf, ivfpq, or a FAISS factory string."),
+    ] = None,
+    remove: Annotated[list[str] | None, _several("--remove", "ID", "Drop the record with this id")] = None,
+    prune: Annotated[list[str] | None, _several("--prune", "DIR", "Drop records under DIR whose file is gone")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Prune also where DIR is missing or most records under it would go.")
+    ] = False,
+    merge: Annotated[list[str] | None, _several("--merge", "INDEX", "Add all records of another index")] = None,
+    info: Annotated[bool, typer.Option("--info", help="Print what the index holds, as one JSON object.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the index; exit code 2 if it is damaged.")] = False,
+    dump: Annotated[bool, typer.Option("--dump", help="Write every record with its embedding.")] = False,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Form of --dump: JSONL (the default) or safetensors.")
+    ] = None,
+    output: OutputFile = None,
+    errors: Errors = None,
+    json: Json = False,
+) -> Exit:
+    """Add embedded records to an index, or look after it.
+
+    A record replaces the one with the same `id`. An index holds the vectors of one model and refuses others. It is
+    saved every 10,000 records or 10 seconds and at the end; each save is complete or absent. Up to 256 MB of vectors
+    are searched exactly; above that, or with --type, an approximate index is built at the end, from whose candidates
+    the exact cosines are taken. The exit code of --remove is 1 if it found none of the ids, 3 if not all.
+    """
+    from vlmkit.index import Index, Writer, index_folder
+    from vlmkit.index.maintenance import change_type, check_folders, upkeep
+    from vlmkit.index.store import silent
+    from vlmkit.io.inputs import check_outputs
+
+    changes = {"FILE": files, "--type": kind, "--remove": remove, "--prune": prune, "--merge": merge}
+    looks = {"--dump": dump, "--info": info, "--verify": verify}
+    _check_flags(changes, looks, force=force, form=form, output=output)
+    check_outputs(files or [], output, errors)
+    folder = index_folder(index)
+    if any(looks.values()):
+        _look(folder, info=info, verify=verify, dump=dump, form=form, output=output)
+        return Exit.OK
+    check_folders(prune or [], force=force)
+    reads = bool(files) or not (remove or merge or ((prune or kind) and stdin_is_terminal()))
+    if not reads and not merge:
+        with Index(folder):  # there must be one
+            pass
+    code = Exit.OK
+    note = silent if run.quiet else cache(tell)  # once
+    with Failures(errors) as failures, Writer(folder, kind, note) as writer:
+        before = writer.state.type if writer.state else "auto"
+        _merge(writer, merge or [])
+        if reads:
+            _add(run, writer, files or [], failures)
+        writer.commit()
+        if remove:
+            code = _remove(writer, remove)
+        if prune and _exists(folder):
+            _prune(run, writer, prune, force=force)
+    _note(run, f"{writer.added} records saved in {folder}")
+    if _exists(folder):
+        if kind is not None:
+            change_type(folder, kind, before, note)
+        else:
+            upkeep(folder, note=note)
+    return code or failures.verdict()
+
+
+def _check_flags(
+    changes: Mapping[str, object], looks: Mapping[str, bool], *, force: bool, form: Format | None, output: str | None
+) -> None:
+    """Raise VlmkitError for flags that contradict each other or do nothing."""
+    given = [name for name, value in changes.items() if value is not None and value != []]
+    looked = [name for name, value in looks.items() if value]
+    if given and looked:
+        raise VlmkitError(f"{looked[0]} only looks, so it excludes {given[0]}", "run one after the other")
+    if "--dump" in looked and looked != ["--dump"]:
+        raise VlmkitError(f"--dump excludes {looked[1]}", "run one after the other")
+    if "FILE" in given and ("--remove" in given or "--merge" in given):
+        flag = "--remove" if "--remove" in given else "--merge"
+        raise VlmkitError(f"{flag} reads no files of records", f"repeat it for each one: {flag} A {flag} B")
+    if force and "--prune" not in given:
+        raise VlmkitError("--force is for --prune alone", "leave it out")
+    if form is not None and "--dump" not in looked:
+        raise VlmkitError("--format is for --dump alone", "leave it out")
+    if output is not None and not {"--dump", "--info"} & set(looked):
+        raise VlmkitError("-o is for --dump and --info", "name the index with -i")
+
+
+def _look(folder: "Path", *, info: bool, verify: bool, dump: bool, form: Format | None, output: str | None) -> None:
+    from vlmkit.index import Index
+
+    if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
+        raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
+    with Index(folder) as opened, Output(output) as out:
+        if verify:
+            opened.verify()
+        if info:
+            out.write_records([opened.info()])
+        if dump:
+            out.write_records(opened.dump(), (form or Format.JSONL).value)
+
+
+def _merge(writer: "Writer", names: list[str]) -> None:
+    from vlmkit.index import Index, index_folder
+
+    for name in names:  # all of them fit before the first is taken
+        with Index(index_folder(name)) as other:
+            if writer.folder.exists() and os.path.samefile(other.folder, writer.folder):
+                raise VlmkitError(f"{name} is the index itself", "name another index to merge")
+            writer.expect(other.state.model, other.state.dim)
+    for name in names:
+        with Index(index_folder(name)) as other:
+            writer.merge(other)
+
+
+def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> None:
+    from vlmkit.index import decoded
+    from vlmkit.io.inputs import records_of
+
+    for name in files:
+        if os.path.isdir(name):
+            raise VlmkitError(f"{name} is a folder of pictures, not of records", f"vlmkit embed {name} | vlmkit index")
+    gc.set_threshold(COLLECTED)
+    for record in failures.sift(progress(decoded(records_of(files)), quiet=run.quiet, unit="records")):
+        writer.add(record)
+
+
+def _remove(writer: "Writer", ids: list[str]) -> Exit:
+    removed = set(writer.remove([(key, None) for key in ids]))
+    missing = [key for key in dict.fromkeys(ids) if key not in removed]
+    for key in missing:
+        tell(f"{key}: no record in the index has this id: check it with --dump")
+    return Exit.OK if not missing else Exit.SOME_FAILED if removed else Exit.NOTHING_FOUND
+
+
+def _prune(run: Run, writer: "Writer", folders: list[str], *, force: bool) -> None:
+    from vlmkit.index import Index
+    from vlmkit.index.maintenance import lost
+
+    with Index(writer.folder) as index:
+        rows = lost(index, folders, force=force)
+    if rows:
+        _note(run, f"{len(writer.remove(rows))} records pruned")
+
+
+def _exists(folder: "Path") -> bool:
+    return (folder / "index.sqlite").exists()
+
+
+def _note(run: Run, text: str) -> None:
+    if not run.quiet and stderr_is_terminal():
+        tell(text)

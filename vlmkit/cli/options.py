@@ -1,0 +1,234 @@
+"""Options, each declared once, and the decorator that enters a command into the command table."""
+
+import contextlib
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmkit import __version__
+from vlmkit.cli.examples import EXAMPLES
+from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.io.terminal import Output, stderr_is_terminal, tell
+
+if TYPE_CHECKING:
+    from vlmkit.models.chat.base import Talker
+    from vlmkit.models.registry import Model
+
+PROGRAM = "vlmkit"
+TAGLINE = "Composable commands for pictures and language."
+
+app = typer.Typer(
+    help=TAGLINE,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Output().write(f"{PROGRAM} {__version__}\n".encode())
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
+]
+
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    pass
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+AUTO = 0  # the batch size that suits
+LARGEST_BATCH = 65_536
+
+
+def _batch_size(text: str | int) -> int:
+    """`auto` or a number."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (size := AUTO if text == "auto" else int(text)) <= LARGEST_BATCH:
+            return size
+    raise ValueError(f"{text!r} is neither 1 to {LARGEST_BATCH} nor auto")
+
+
+def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
+    """`text` as it is. Raises VlmkitError where the command line holds bytes that are no text."""
+    for one in [text] if isinstance(text, str) else text or []:
+        try:
+            one.encode()
+        except UnicodeEncodeError:
+            raise VlmkitError(f"{one_line(one)} is not UTF-8", "write it in UTF-8, see locale") from None
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The options that every command has."""
+
+    device: Annotated[
+        Device, typer.Option(help="Where models run; auto takes CUDA, then MPS, then the CPU.", show_choices=True)
+    ] = Device.AUTO
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            parser=_batch_size, metavar="N", help="Pictures or texts in one batch; auto or 0 for what suits the device."
+        ),
+    ] = AUTO
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")] = (
+        None
+    )
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still told.")] = (
+        False
+    )
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Say which model, device and precision are used.")
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False
+    version: Version = False
+
+    def batch(self, suits: int) -> int:
+        return self.batch_size or suits
+
+    @property
+    def threads(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
+    def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Model":
+        """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""
+        from vlmkit.models.registry import INT8, Hardware, load_embedder, name_of
+
+        hardware = Hardware(self.device.value, precision=precision.value if precision else None)
+        chatty = not self.quiet and stderr_is_terminal()
+        note = tell if self.verbose and not self.quiet else lambda _: None
+        model = load_embedder(
+            name, hardware, quick_texts=quick_texts, tell=tell if chatty else lambda _: None, note=note
+        )
+        used = "int8" if name_of(model.identity).endswith(INT8) else hardware.precision or "fp32"
+        note(f"model {model.identity}, device {model.embedder.device}, precision {used}")
+        return model
+
+    def load_talker(self, name: str, base_url: str | None = None, options: list[str] | None = None) -> "Talker":
+        """The chat model called `name`, on this device, or at `base_url` with `options`."""
+        from vlmkit.models.chat.base import Hosting, load_talker
+        from vlmkit.models.registry import Hardware
+
+        talker = load_talker(name, Hardware(self.device.value), Hosting.of(base_url, options or []))
+        if self.verbose and not self.quiet:
+            tell(f"model {talker.identity}, device {talker.model.device}")
+        return talker
+
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT",
+        help=(
+            "Pictures, http(s) URLs, folders with all below them but what is hidden, .tar shards, .jsonl or .json "
+            "records, safetensors, - for standard input: records, or a list of names."
+        ),
+        show_default=False,
+    ),
+]
+OutputFile = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="FILE", help="Write to FILE, whole or not at all; - is standard output."),
+]
+Errors = Annotated[
+    str | None, typer.Option("--errors", metavar="FILE", help="Write failed records to FILE: id, image, error.")
+]
+EmbedModel = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", metavar="MODEL", envvar="VLMKIT_EMBED_MODEL", help="Model that embeds: a name or a folder."
+    ),
+]
+ChatModel = Annotated[
+    str,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        envvar="VLMKIT_CHAT_MODEL",
+        help="Model that answers: a name or a folder; openai:NAME of an endpoint.",
+    ),
+]
+EmbedPrecision = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision",
+        show_choices=True,
+        help="Numbers that the model computes with; fp32 if not told. The vectors of int8 count as another model's.",
+    ),
+]
+IndexName = Annotated[
+    str,
+    typer.Option(
+        "-i",
+        "--index",
+        metavar="INDEX",
+        envvar="VLMKIT_INDEX",
+        help="Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit.",
+    ),
+]
+Images = Annotated[
+    str | None, typer.Option("--images", metavar="DIR", help="Folder of relative image fields in records.")
+]
+Nul = Annotated[
+    bool, typer.Option("-0", "--null", help="Names on standard input end in NUL, as find -print0 writes them.")
+]
+AllowPrivate = Annotated[
+    bool,
+    typer.Option("--allow-private", help="Fetch from private and local addresses too, and through the proxies set."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Records out, one JSON object a line, on a terminal too.")]
+
+
+class Format(StrEnum):
+    JSONL = "jsonl"
+    SAFETENSORS = "safetensors"
+
+
+def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:
+    """Enter `function` in the command table: its own options and those of `Run`, which it gets as `run`."""
+    common = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(Run)
+    ]
+    own = [p for p in inspect.signature(function).parameters.values() if p.name != "run"]
+
+    @functools.wraps(function)
+    def with_run(**options: Any) -> Exit | None:
+        run = Run(**{parameter.name: options.pop(parameter.name) for parameter in common})
+        return function(run=run, **options)
+
+    with_run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
+    )
+    with_run.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+    shown = "\n".join(f"  # {example.what}\n  {example.line}" for example in EXAMPLES[function.__name__])
+    return app.command(epilog=f"\b\nExamples:\n{shown}")(with_run)

@@ -1,0 +1,158 @@
+"""What is asked: the question on the command line, its pictures, records with questions of their own."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+from vlmkit.errors import VlmkitError
+from vlmkit.io.http import is_url
+from vlmkit.io.inputs import Item, Reading, is_one_picture, read_inputs
+from vlmkit.io.records import Failed, Record
+from vlmkit.io.sources import Memory, is_member, is_picture_name, is_tar_name
+from vlmkit.io.terminal import stdin_is_terminal
+from vlmkit.models.boxes import EVERYTHING
+
+# What is asked where there is no question.
+UNASKED = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
+RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
+
+
+@dataclass(slots=True)
+class Asked:
+    """A record with the pictures that it is about: paths, URLs, their bytes, and at last what the model takes.
+
+    `number` is its place in the input.
+    """
+
+    record: Record
+    pictures: list[Any] = field(default_factory=list)
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is to be answered; `single` where it is one question, whose answer is printed bare."""
+
+    items: Iterable[Asked | Failed]
+    single: bool
+
+
+def split(arguments: list[str]) -> tuple[list[str], str | None]:
+    """(INPUT, question): the last argument is the question unless it is, or looks like, something to read."""
+    if not arguments or _is_input(arguments[-1]):
+        return arguments, None
+    if not arguments[-1].strip():
+        raise VlmkitError("the question is empty", "write what you want to know")
+    return arguments[:-1], arguments[-1]
+
+
+def _is_input(argument: str) -> bool:
+    suffix = argument.lower().endswith(RECORD_SUFFIXES) or is_picture_name(argument) or is_tar_name(argument)
+    return suffix or argument == "-" or is_url(argument) or os.path.lexists(argument) or is_member(argument)
+
+
+def to_ask(inputs: list[str], question: str | None, how: Reading, default: str | None = None) -> Conversation:
+    """Pictures named in INPUT are one question; what folders, tar files and records hold is one question each.
+
+    `question` replaces that of records, `default` stands in where there is none. Raises VlmkitError
+    for a missing path and for pictures without a question.
+    """
+    parts = list(_parts(inputs, how))
+    if not parts and question is not None and inputs in ([], ["-"]):
+        return Conversation([Asked({"id": question, "question": question})], single=True)
+    if not parts and not inputs and stdin_is_terminal():
+        raise VlmkitError("nothing to ask", 'name pictures and a question: vlmkit ask photo.jpg "what is this?"')
+    named = [item for is_named, items in parts if is_named for item in items]
+    if question is None and default is None and (named or any(map(os.path.isdir, inputs))):
+        raise _no_question()
+    streams = [items for is_named, items in parts if not is_named]
+    first = [_together(named)] if named else []
+    everything = chain(first, map(asked, chain.from_iterable(streams)))
+    return Conversation(_with_question(_numbered(everything), question, default), single=not streams)
+
+
+def to_caption(inputs: list[str], how: Reading) -> Conversation:
+    """One picture each, in the order of INPUT."""
+    parts = list(_parts(inputs, how))
+    if not parts and not inputs:
+        read_inputs(inputs, how)  # raises VlmkitError at a terminal
+    items = chain.from_iterable(items for _, items in parts)
+    return Conversation(_numbered(map(asked, items)), single=[is_named for is_named, _ in parts] == [True])
+
+
+def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
+    """What each INPUT holds, and whether it is a picture alone; an empty standard input is no part."""
+    if inputs:
+        read_inputs(inputs, how)  # a missing path is told before anything is read
+    for path in inputs or ([] if stdin_is_terminal() else ["-"]):
+        items = read_inputs([path], how)
+        if path != "-":
+            yield is_one_picture(path), items
+        elif (first := next(items, None)) is not None:
+            piped = isinstance(first, Item) and isinstance(first.source, Memory)
+            yield piped, chain([first], items)
+
+
+def asked(item: Item | Failed) -> Asked | Failed:
+    """What `item` is about; a record with `images` is about all of them."""
+    if isinstance(item, Failed):
+        return item
+    image, images = item.record.get("image"), item.record.get("images")
+    if images:
+        if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+            return Failed.of(item.record, "images is not a list of paths")
+        return Asked(item.record, images)
+    if item.source is not None:
+        return Asked(item.record, [item.source])
+    if image is None or isinstance(image, str):
+        return Asked(item.record, [] if image is None else [image])
+    return Failed.of(item.record | {"image": None}, "image is not a path")
+
+
+def _together(items: list[Item | Failed]) -> Asked | Failed:
+    """One question about all of `items`; if one of them cannot be read, there is none."""
+    several: list[Asked] = []
+    for item in map(asked, items):
+        if isinstance(item, Failed):
+            return item
+        several.append(item)
+    if len(several) == 1:
+        return several[0]
+    names = [one.record["id"] for one in several]
+    return Asked({"id": " ".join(names), "images": names}, [picture for one in several for picture in one.pictures])
+
+
+def _numbered(items: Iterable[Asked | Failed]) -> Iterator[Asked | Failed]:
+    for number, item in enumerate(items):
+        if isinstance(item, Asked):
+            item.number = number
+        yield item
+
+
+def _with_question(
+    items: Iterable[Asked | Failed], question: str | None, default: str | None
+) -> Iterator[Asked | Failed]:
+    for item in items:
+        if isinstance(item, Failed):
+            yield item
+            continue
+        found = question if question is not None else item.record.get("question") or _first(item.record) or default
+        if isinstance(found, str) and found.strip():
+            yield replace(item, record={"id": found} | item.record | {"question": found})
+        elif item.number == 0 and item.record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
+            raise _no_question()
+        else:
+            yield Failed.of(item.record, "no question", 'give it a "question", or name one for all')
+
+
+def _first(record: Record) -> object:
+    """What is asked first in `conversations`."""
+    said = record.get("conversations")
+    turns = said if isinstance(said, list) else []
+    return next((t.get("value") for t in turns if isinstance(t, dict) and t.get("from") in ("human", "user")), None)
+
+
+def _no_question() -> VlmkitError:
+    return VlmkitError("pictures, but no question", 'write it behind them: vlmkit ask photo.jpg "what is this?"')

@@ -1,0 +1,130 @@
+"""--schema: answers as JSON of a given form, in a file, as JSON, or as `name, age int, bio: what is known`."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.chat.base import Answer, ChatModel, Reply, Request, Sampling, Unanswerable
+
+if TYPE_CHECKING:
+    from referencing import Resource
+    from referencing._core import Resolver
+
+TYPES = {"str": "string", "string": "string", "int": "integer", "float": "number", "bool": "boolean"}
+FIELD = re.compile(r"([A-Za-z_]\w*)(?:\s+(\w+))?(?:\s*:\s*(.+))?")
+FENCE = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
+REMEDY = "give a JSON Schema, a file of one, or fields such as 'name, age int, bio: what is known'"
+
+
+def read_schema(text: str) -> dict[str, Any]:
+    """The JSON Schema that `text` says. Raises VlmkitError where it says none."""
+    from jsonschema import SchemaError
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
+    from referencing.jsonschema import DRAFT202012
+
+    if os.path.isfile(text):
+        with open(text, "rb") as file:
+            schema = _parsed(file.read(), text)
+    elif text.lstrip().startswith("{"):
+        schema = _parsed(text.encode(), "--schema")
+    else:
+        schema = _concise(text)
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as error:
+        raise VlmkitError(f"--schema is no JSON Schema: {error.message}", REMEDY) from None
+    root: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
+    _check_references(root, REGISTRY.with_resource(root.id() or "", root).resolver_with_root(root))
+    return schema
+
+
+def _check_references(part: "Resource[Any]", resolver: "Resolver[Any]") -> None:
+    """Raise VlmkitError for a reference to what is not in the schema: nothing is fetched."""
+    from referencing.exceptions import Unresolvable
+
+    for key in ("$ref", "$dynamicRef"):
+        if isinstance(part.contents, dict) and key in part.contents:
+            try:
+                resolver.lookup(part.contents[key])
+            except Unresolvable:
+                what = f"--schema refers to {part.contents[key]}, which is not in it"
+                raise VlmkitError(what, "write that part under $defs; nothing is fetched") from None
+    for inner in part.subresources():
+        _check_references(inner, resolver.in_subresource(inner))
+
+
+def _parsed(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        found = orjson.loads(data)
+    except ValueError as error:
+        raise VlmkitError(f"{name} is not JSON ({error})", REMEDY) from None
+    if not isinstance(found, dict):
+        raise VlmkitError(f"{name} is not a JSON object", REMEDY)
+    return found
+
+
+def _concise(text: str) -> dict[str, Any]:
+    """An object of the fields in `text`, parted by commas, or by line breaks where there are any."""
+    properties: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, text.split("\n" if "\n" in text else ","))):
+        match = FIELD.fullmatch(part)
+        if match is None or (match[2] or "str") not in TYPES:
+            raise VlmkitError(f"--schema: {part!r} is neither a file nor a field (TYPE: {', '.join(TYPES)})", REMEDY)
+        if match[1] in properties:
+            raise VlmkitError(f"--schema has two fields {match[1]}", "leave one of them out")
+        about = {"description": match[3]} if match[3] else {}
+        properties[match[1]] = {"type": TYPES[match[2] or "str"]} | about
+    if not properties:
+        raise VlmkitError("--schema is empty", REMEDY)
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def wish(schema: dict[str, Any]) -> str:
+    """What a model is told beside the question."""
+    return f"Answer with JSON alone, of this JSON Schema: {orjson.dumps(schema).decode()}"
+
+
+def fitting(text: str, schema: dict[str, Any]) -> str | None:
+    """The JSON in a reply, on one line, if it is of the schema; perhaps in a fence, or with words around it."""
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+
+    validator = validator_for(schema)(schema, registry=REGISTRY)  # which fetches nothing
+    for written in (text, *FENCE.findall(text), text[text.find("{") : text.rfind("}") + 1]):
+        try:
+            found = orjson.loads(written)
+        except ValueError:
+            continue
+        if validator.is_valid(found):
+            return orjson.dumps(found).decode()
+    return None
+
+
+def conforming(
+    model: ChatModel, requests: Sequence[Request], sampling: Sampling, schema: dict[str, Any]
+) -> list[Reply | Unanswerable]:
+    """Replies as JSON of `schema` on one line, `valid`; one that is not is asked for once more, then given as it is."""
+    asked = [replace(request, prompt=f"{request.prompt}\n{wish(schema)}", schema=schema) for request in requests]
+    answers = model.answer(asked, sampling)
+    wrong = [i for i, answer in enumerate(answers) if _invalid(answer, schema)]
+    again = [replace(asked[i], prompt=f"{asked[i].prompt}\nGive nothing but the JSON.") for i in wrong]
+    for i, answer in zip(wrong, model.answer(again, sampling) if again else [], strict=True):
+        answers[i] = answer
+    return [answer if isinstance(answer, Unanswerable) else _checked(answer, schema) for answer in answers]
+
+
+def _invalid(answer: Answer | Unanswerable, schema: dict[str, Any]) -> bool:
+    return isinstance(answer, Answer) and fitting(answer.text, schema) is None
+
+
+def _checked(answer: Answer, schema: dict[str, Any]) -> Reply:
+    found = fitting(answer.text, schema)
+    return Reply(answer if found is None else replace(answer, text=found), {"valid": found is not None})

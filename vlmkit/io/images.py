@@ -1,0 +1,302 @@
+"""Open pictures: whole or not at all, rotated as the camera meant, as RGB; and work ahead in order.
+
+Decoders run in threads: one that hangs in C code cannot be stopped from here, so what is known to make them slow (too
+many pixels, too many scans) is refused before.
+
+Is a picture file whole? For the formats whose decoders are content with less than all of it.
+
+JPEG, JPEG 2000, BMP, AVIF and HEIC need nothing here: their decoders report what is missing.
+"""
+
+import io
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vlmkit.io.sources import Bytes, PictureError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF"]  # EPS would run Ghostscript
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
+DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
+ORIENTATION = 0x0112  # the EXIF tag
+# What makes a picture with this EXIF orientation upright.
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+SIDEWAYS = (5, 6, 7, 8)
+JPEG_END = b"\xff\xd9"
+
+_large = threading.Lock()
+
+
+def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, int]:
+    """Decode a picture wholly: (RGB image, width, height), rotated by its EXIF orientation.
+
+    `width` and `height` are in pixels of the original. With `size`, a JPEG may be decoded at a fraction of its size,
+    with no side under 1.6 times `size` (Pillow's `draft`, which scales in the DCT domain). Of an animation it is the
+    first frame, of several pages the first. Embedded colour profiles are left out of account, as the models' own
+    libraries do. Pictures of more than 178,956,970 pixels, Pillow's limit, are refused. Raises PictureError.
+    """
+    from PIL import Image
+
+    data = _read(source)
+    with _told(data), _opened(data) as image:
+        width, height = image.size
+        check_whole(image, data)
+        if size and image.format in ("JPEG", "MPO"):
+            side = int(DRAFT_MARGIN * size)
+            image.draft("RGB", (side, side))
+        with _large if width * height > LARGE else nullcontext():
+            load(image)
+            turned = _orientation(image)
+            upright = _rgb(_eight_bit(image))
+            if turned in TURNS:
+                upright = upright.transpose(Image.Transpose[TURNS[turned]])
+        return upright, *((height, width) if turned in SIDEWAYS else (width, height))
+
+
+def check_picture(source: Bytes) -> None:
+    """Raise PictureError unless `source` is a picture, and whole as far as header and end tell.
+
+    A JPEG that ends as it should and a PNG whose checksums are right are not decoded, which is ten times as fast;
+    others are. What is damaged in the middle of a JPEG shows only where it is opened.
+    """
+    data = _read(source)
+    with _told(data), _opened(data) as image:
+        check_whole(image, data)
+        if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(JPEG_END)):
+            return
+    open_picture(source)
+
+
+def _read(source: Bytes) -> bytes:
+    data = source.read()
+    if not data:
+        raise PictureError("the file is empty")
+    return data
+
+
+@contextmanager
+def _told(data: bytes) -> Iterator[None]:
+    """Whatever goes wrong with the picture `data` becomes a PictureError."""
+    from PIL import Image
+
+    try:
+        yield
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise PictureError("too many pixels to be opened safely (the limit is 178,956,970)") from None
+    except Image.UnidentifiedImageError:
+        raise PictureError(_what_it_is(data)) from None
+    except MemoryError:
+        raise PictureError("not enough memory to decode it") from None
+    except Exception as error:
+        # Pillow's decoders raise exceptions of nearly every kind on damaged files.
+        raise PictureError(str(error) or repr(error)) from None
+
+
+def _opened(data: bytes) -> "Image":
+    from PIL import Image
+
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        _register_heif()
+    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "HEIF" or name in Image.OPEN])
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise PictureError("HEIC pictures need one more package: pip install 'vlmkit[heic]'") from None
+    register_heif_opener(thumbnails=False)
+
+
+def _what_it_is(data: bytes) -> str:
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in head:
+        return "an SVG drawing, not a picture of pixels"
+    if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "not a picture but a web page"
+    return "not a picture that can be read"
+
+
+def _orientation(image: "Image") -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or nonsense."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # corrupt EXIF makes no bad picture; it raises whatever it likes
+        return 1
+    return found if found in TURNS else 1
+
+
+def _eight_bit(image: "Image") -> "Image":
+    """16-bit and float grey scaled to 8 bits: Pillow's own conversion would clip it to white."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    levels = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+    highest = float(levels.max(initial=0))
+    top = max(highest, 1.0) if image.mode == "F" or highest > 65535 else 65535.0
+    return Image.fromarray((levels.clip(0, top) * (255 / top)).astype(np.uint8))
+
+
+def _rgb(image: "Image") -> "Image":
+    """RGB; transparent parts become white, as on a page."""
+    from PIL import Image, ImageCms
+
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        page = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(page, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def middle(image: "Image", ratio: int = 16) -> "Image":
+    """The middle of a very long picture: all that is left where the short side is scaled and the long one cropped.
+
+    Without it a picture of 65,000 x 1 pixels becomes one of 14,560,000 x 224 on the way.
+    """
+    short, long = sorted(image.size)
+    cut = (long - ratio * short) // 2
+    if cut <= 0:
+        return image
+    across = image.width == long
+    return image.crop((cut, 0, long - cut, short) if across else (0, cut, short, long - cut))
+
+
+def ahead(items: Iterable[In], work: Callable[[In], Out], workers: int, depth: int) -> Iterator[Out]:
+    """`work(item)` for each item in threads, in order, with at most `depth` results waiting."""
+    waiting: deque[Future[Out]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+MAX_SCANS = 500  # of a progressive JPEG: encoders write about ten; each costs a pass over all pixels
+STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and lengths of strips, of tiles
+
+_libtiff = threading.local()
+
+
+def check_whole(image: "Image", data: bytes) -> None:
+    """Raise PictureError unless `data`, which Pillow opened as `image`, is a whole file of its format."""
+    check = {"PNG": _png, "GIF": _gif, "TIFF": _tiff}.get(image.format or "")
+    if check is not None:
+        check(data)
+    if image.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise PictureError(f"more than {MAX_SCANS} scans, which no camera or editor writes")
+    if image.format in ("WEBP", "AVIF", "HEIF") and not any(data[-max(1024, len(data) // 8) :]):
+        raise PictureError("the file ends in zeros, as an interrupted copy does")
+
+
+def _png(data: bytes) -> None:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.verify()  # the checksums of all chunks up to IEND
+
+
+def _gif(data: bytes) -> None:
+    """Walk over the blocks to the trailer (GIF89a specification, 1990)."""
+    try:
+        at = 13 + _gif_table(data[10])
+        while (kind := data[at]) != 0x3B:
+            if kind == 0x2C:
+                at += 11 + _gif_table(data[at + 9])
+            elif kind == 0x21:
+                at += 2
+            else:
+                raise PictureError("the GIF is damaged between its blocks")
+            while data[at]:
+                at += 1 + data[at]
+            at += 1
+    except IndexError:
+        raise PictureError("truncated: the GIF has no end") from None
+
+
+def _gif_table(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _tiff(data: bytes) -> None:
+    """Strips and tiles of all pages must lie inside the file."""
+    from PIL import Image, TiffImagePlugin
+
+    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+        assert isinstance(image, TiffImagePlugin.TiffImageFile)
+        for page in range(image.n_frames):
+            image.seek(page)
+            for offsets, lengths in STRIPS:
+                ends = map(sum, zip(_numbers(image, offsets), _numbers(image, lengths), strict=False))
+                if max(ends, default=0) > len(data):
+                    raise PictureError("truncated: the TIFF ends before its picture does")
+
+
+def _numbers(image: Any, tag: int) -> tuple[int, ...]:
+    value = image.tag_v2.get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def load(image: "Image") -> None:
+    """Decode. What libtiff calls an error is one here: Pillow leaves it at a line on standard error."""
+    _libtiff.failed = False
+    if image.format == "TIFF":
+        _listen_to_libtiff()
+    image.load()
+    if _libtiff.failed:
+        raise PictureError("the TIFF is damaged")
+
+
+@cache
+def _listen_to_libtiff() -> Callable[..., None] | None:
+    """Take libtiff's errors, for this process, into a flag of the thread; None where Pillow hides its libtiff."""
+    import ctypes
+
+    from PIL import _imaging
+
+    def note(_module: int, _format: int, _arguments: int) -> None:
+        _libtiff.failed = True
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(note)
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler.restype = ctypes.c_void_p
+        library.TIFFSetErrorHandler(handler)
+    except (OSError, AttributeError):  # linked statically
+        return None
+    return handler  # kept, since libtiff calls it

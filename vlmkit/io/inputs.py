@@ -1,0 +1,377 @@
+"""INPUT: files, folders, tar shards and records become one ordered stream of items."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import IO, Literal
+
+from vlmkit.errors import VlmkitError
+from vlmkit.io.http import is_url
+from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
+from vlmkit.io.sources import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    Bytes,
+    Memory,
+    PictureError,
+    Source,
+    compressed_tar,
+    is_compressed_tar_name,
+    is_member,
+    is_picture,
+    is_picture_name,
+    is_tar_name,
+    locate,
+    members,
+)
+from vlmkit.io.terminal import read_head, stdin_bytes, stdin_is_terminal
+
+
+@dataclass(slots=True)
+class Item:
+    """A record on its way, with the place of its picture where that is known already."""
+
+    record: Record
+    source: Bytes | None = None
+
+    def locate(self) -> Bytes:
+        """Where the picture of this item is; one by URL must have been fetched. Raises PictureError."""
+        if self.source is None:
+            image = self.record["image"]
+            if not isinstance(image, str):
+                raise PictureError("image is not a path")
+            if is_url(image):
+                raise PictureError("a picture by URL, which this command does not fetch")
+            self.source = locate(image)
+        return self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
+
+    With `piped_picture` standard input may also be the bytes of one picture, the record `-`.
+    """
+
+    texts: bool = False
+    nul: bool = False
+    images: str | None = None
+    piped_picture: bool = False
+
+
+def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
+    """The items of INPUT in order; with none, of standard input. A missing path raises VlmkitError at once."""
+    for path in inputs:
+        if path != "-" and not is_url(path) and not os.path.lexists(path) and not is_member(path):
+            remedy = (
+                "check the name (texts are piped in: echo TEXT | vlmkit embed --text)"
+                if how.texts
+                else "check the name"
+            )
+            raise VlmkitError(f"{path}: {_missing(path)}", remedy)
+    if how.images is not None and not os.path.isdir(how.images):
+        raise VlmkitError(f"{how.images}: no such folder", "check --images")
+    if not inputs and stdin_is_terminal():
+        raise VlmkitError("no input", "name files or folders, or pipe something in (see --help)")
+    return _chain(inputs or ["-"], how)
+
+
+def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
+    """How many items `read_inputs` gives, without opening a picture; None for standard input, which is read once."""
+    return None if not inputs or "-" in inputs else sum(1 for _ in _chain(inputs, how))
+
+
+def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
+    for path in inputs:
+        yield from _standard_input(how) if path == "-" else _expand(path, how)
+
+
+def _standard_input(how: Reading) -> Iterator[Item | Failed]:
+    head, stream = stdin_bytes()
+    form = _form(head)
+    if how.piped_picture and is_picture(head):
+        yield _piped(stream)
+        return
+    if form is None and b"\0" in head and not how.nul:
+        raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
+    if form is not None:
+        yield from _records(form, stream, "-", how.images or os.getcwd())
+        return
+    for line in _lines(stream, b"\0" if how.nul else b"\n"):
+        if how.texts:
+            yield _text(line)
+        else:
+            path = os.fsdecode(line)
+            if is_url(path) or os.path.lexists(path) or is_member(path):
+                yield from _expand(path, how)
+            else:
+                yield _failed(path, _missing(path))
+
+
+def _missing(path: str) -> str:
+    other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
+    return "only http and https URLs are fetched" if other else "no such file or folder"
+
+
+def _piped(stream: IO[bytes]) -> Item | Failed:
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        return Failed("-", None, "more than a picture has (the limit is 1 GiB)")
+    return Item({"id": "-"}, Memory(data))
+
+
+def _lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
+    """The non-empty lines of `stream`, read as they come."""
+    if end == b"\n":
+        yield from (line for raw in stream if (line := raw.rstrip(b"\r\n")))
+        return
+    rest = b""
+    while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+        *whole, rest = (rest + chunk).split(end)
+        yield from filter(None, whole)
+    if rest:
+        yield rest
+
+
+def _text(line: bytes) -> Item | Failed:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return Failed(line.decode(errors="backslashreplace"), None, "the text is not UTF-8")
+    return Item({"id": text, "text": text})
+
+
+def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
+    """What a stream that starts with `head` holds; None for neither records nor safetensors."""
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if is_blob(head):
+        return "blobs"
+    return {b"[": "array", b"{": "jsonl"}.get(first)  # type: ignore[return-value]
+
+
+def _records(form: str, stream: IO[bytes], name: str, folder: str) -> Iterator[Item | Failed]:
+    rows: Iterator[Record] | Iterator[Record | Failed]
+    if form == "blobs":
+        rows = read_blobs(stream, name)
+    elif form == "array" or (name.lower().endswith(".json") and not _is_jsonl(stream)):
+        rows = read_json(stream.read(), name)
+    else:
+        rows = read_jsonl(stream, name)
+    for row in rows:
+        yield row if isinstance(row, Failed) else Item(_absolute(row, folder))
+
+
+def _is_jsonl(stream: IO[bytes]) -> bool:
+    """Whether the first line is a whole JSON value: `.json` files hold one document or JSONL."""
+    try:
+        loads(stream.readline())
+    except ValueError:
+        return False
+    finally:
+        stream.seek(0)
+    return True
+
+
+def _absolute(record: Record, folder: str) -> Record:
+    """`record` with absolute `image` and `images` and an `id` where these can be told."""
+    image, images = record.get("image"), record.get("images")
+    if isinstance(image, str) and not _is_absolute(image):
+        record["image"] = _absolute_path(image, folder)
+    if isinstance(images, list):
+        record["images"] = [_absolute_path(one, folder) if isinstance(one, str) else one for one in images]
+    if record.get("id") is not None:
+        return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
+    key = record.get("image")
+    if key is None:
+        key = record.get("text")
+    return record if key is None else {"id": key} | {name: value for name, value in record.items() if name != "id"}
+
+
+def _absolute_path(image: str, folder: str) -> str:
+    return image if not image or _is_absolute(image) or is_url(image) else os.path.abspath(os.path.join(folder, image))
+
+
+def _is_absolute(path: str) -> bool:
+    """Whether `path` is absolute and normalised for sure, told faster than os.path.abspath does it."""
+    return path[:1] == "/" and "//" not in path and "/." not in path and path[-1] != "/"
+
+
+def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
+    if path == os.devnull:  # the usual name of an empty input
+        return
+    if is_url(path):
+        yield _picture(path)
+    elif os.path.isdir(path):
+        yield from _walk(os.path.abspath(path), frozenset())
+    elif is_tar_name(path):
+        yield from _tar(os.path.abspath(path))
+    else:
+        yield from _file(path, how)
+
+
+def is_one_picture(path: str) -> bool:
+    """Whether INPUT `path` stands for one picture, not for a folder, a tar file, records or standard input."""
+    if is_url(path) or is_member(path):
+        return True
+    if path == "-" or os.path.isdir(path) or is_tar_name(path):
+        return False
+    try:
+        head = read_head(path) if os.path.isfile(path) else b""
+    except OSError:
+        return True
+    return _form(head) is None and (bool(head) or is_picture_name(path) or not os.path.isfile(path))
+
+
+def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
+    """A file named by the user: records by content, lines of text with `--text`, else a picture."""
+    name = os.path.abspath(path)
+    if is_member(name):
+        yield _picture(name)
+        return
+    if not os.path.isfile(name):
+        yield _failed(name, _not_regular(name))
+        return
+    if is_compressed_tar_name(name):
+        yield _failed(name, str(compressed_tar()))
+        return
+    try:
+        head = read_head(name)
+        form = _form(head)
+        with open(name, "rb") as stream:
+            if form is not None:
+                yield from _records(form, stream, name, how.images or os.path.dirname(name))
+            elif how.texts:
+                yield from map(_text, _lines(stream, b"\0" if how.nul else b"\n"))
+            elif head or is_picture_name(name):  # an empty list of records is a list
+                yield _picture(name)
+    except OSError as error:
+        yield _failed(name, error.strerror or str(error))
+
+
+def _not_regular(path: str) -> str:
+    try:
+        locate(path)
+    except PictureError as error:
+        return str(error)
+    return "not a regular file"
+
+
+def _picture(path: str) -> Item | Failed:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return _failed(path, "the file name is not UTF-8")
+    return Item({"id": path, "image": path})
+
+
+def _failed(path: str, error: str) -> Failed:
+    name = os.fsencode(path).decode(errors="backslashreplace")
+    return Failed(name, name, error)
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Failed]:
+    """Pictures and tar members under `folder` in the order of their paths; hidden ones and loops of links skipped."""
+    try:
+        here = os.stat(folder)
+        key = (here.st_dev, here.st_ino)
+        if key in above:
+            return
+        with os.scandir(folder) as entries:
+            # With its slash a folder sorts where its files stand among all sorted paths.
+            names = sorted(e.name + "/" * _is_folder(e) for e in entries if not e.name.startswith("."))
+    except OSError as error:
+        yield _failed(folder, error.strerror or str(error))
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.endswith("/"):
+            yield from _walk(path[:-1], above | {key})
+        elif is_tar_name(name):
+            yield from _tar(path)
+        elif is_picture_name(name):
+            yield _picture(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _tar(path: str) -> Iterator[Item | Failed]:
+    try:
+        source = locate(path)
+    except PictureError as error:
+        yield _failed(path, str(error))
+    else:
+        yield from _samples(path, source, 1)
+
+
+def _samples(tar: str, source: Source, depth: int) -> Iterator[Item | Failed]:
+    """The samples of a webdataset shard: members of one stem are one sample, its picture and its JSON or caption.
+
+    A tar file inside is read in its place.
+    """
+    try:
+        for _, group in groupby(members(source), lambda member: _stem(member[0])):
+            shown = [(name, found) for name, found in group if not _hidden(name)]
+            yield from _sample(tar, shown)
+            for name, found in shown:
+                if is_tar_name(name) and depth < MAX_DEPTH:
+                    yield from _samples(f"{tar}/{name}", found, depth + 1)
+                elif is_tar_name(name):
+                    yield _failed(f"{tar}/{name}", f"more than {MAX_DEPTH} tar files inside each other")
+    except PictureError as error:
+        yield _failed(tar, str(error))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
+
+
+def _stem(member: str) -> str:
+    folder, name = os.path.split(member)
+    return os.path.join(folder, name.split(".")[0])
+
+
+def _sample(tar: str, sample: list[tuple[str, Source]]) -> Iterable[Item | Failed]:
+    pictures = [member for member in sample if is_picture_name(member[0])]
+    if not pictures:
+        return []
+    fields: Record = {}
+    for name, source in sample:
+        try:
+            if name.lower().endswith(".json") and isinstance(found := loads(source.read()), dict):
+                fields = found | fields
+            elif name.lower().endswith(".txt"):
+                fields.setdefault("captions", [str(source.read(), "utf-8").strip()])
+        except (ValueError, PictureError) as error:
+            return [_failed(f"{tar}/{name}", str(error))]
+    # More pictures of one stem (`a.jpg`, `a.png`) are records of their own; the fields go with the first.
+    return [_member(tar, name, source, {} if i else fields) for i, (name, source) in enumerate(pictures)]
+
+
+def _member(tar: str, name: str, source: Source, fields: Record) -> Item | Failed:
+    item = _picture(f"{tar}/{name}")
+    if isinstance(item, Item):
+        item = Item(item.record | fields | {"image": item.record["image"]}, source)
+    return item
+
+
+def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:
+    """The records of INPUT alone, for commands that open no pictures."""
+    return (item if isinstance(item, Failed) else item.record for item in read_inputs(inputs, how))
+
+
+def check_outputs(inputs: list[str], output: str | None, errors: str | None) -> None:
+    """Raise VlmkitError where a file to write is one to read, or both files to write are one."""
+    files = {os.path.realpath(path) for path in inputs if os.path.isfile(path)}
+    for path in {output, errors} - {None, "-"}:
+        here = os.path.realpath(str(path))
+        if here in files and (path == errors or is_picture_name(here)):
+            raise VlmkitError(f"{path} would be overwritten, it is an input", "name another file to write")
+    if errors not in (None, "-") and output not in (None, "-") and os.path.realpath(errors) == os.path.realpath(output):
+        raise VlmkitError(f"-o and --errors are both {output}", "name two files")

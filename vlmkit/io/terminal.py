@@ -1,0 +1,331 @@
+"""The only file that touches standard input, output and error: atomic files, failures, progress."""
+
+import atexit
+import contextlib
+import errno
+import io
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.io.records import Failed, Record, dumps, pack, pack_file
+from vlmkit.io.sources import is_picture_name, is_tar_name
+
+SNIFF_BYTES = 16
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and line break
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class ClosedPipe(BaseException):
+    """The reader of standard output went away: the command ends quietly, with exit code 0."""
+
+
+class Output:
+    """Standard output, or a file that is written whole or not at all.
+
+    A file is a temporary one in the same folder until the `with` block ends without an exception, then renamed.
+    An existing device or FIFO (`/dev/null`) is written to directly, a symbolic link keeps pointing to its target.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        if path is not None and os.path.isfile(path) and (is_picture_name(path) or is_tar_name(path)):
+            raise VlmkitError(f"{path} is a picture or a tar, which would be lost", "name another file to write")
+        self.name = "standard output" if path in (None, "-") else path
+        self._target: str | None = None
+        self._temporary: str | None = None
+        if path is None or path == "-":
+            if sys.stdout is None:
+                raise VlmkitError("standard output is closed", "open it, or use -o FILE")
+            self._file: IO[bytes] | io.FileIO = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115 (closed in __exit__)
+            return
+        target = os.path.realpath(path)
+        with _told(f"cannot write {path}", "name a file in a folder that you can write to"):
+            if os.path.exists(target) and not os.path.isfile(target):
+                self._file = open(target, "wb", buffering=0)  # noqa: SIM115
+                return
+            mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else 0o666 & ~_umask()
+            folder, name = os.path.split(target)
+            self._target = target
+            self._temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
+            # A signal may arrive before the `with` block is entered: the end of the process clears up as well.
+            atexit.register(_remove, self._temporary)
+            self._file = open(self._temporary, "x+b")  # noqa: SIM115
+            os.chmod(self._temporary, mode)
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines. One system call a line keeps a line whole on a pipe even when a signal arrives."""
+        view = memoryview(data)
+        try:
+            with _no_bar() if self._target is None else contextlib.nullcontext():
+                while view:
+                    view = view[self._file.write(view) or 0 :]
+        except BrokenPipeError:
+            raise ClosedPipe from None
+        except OSError as error:
+            raise _cannot_write(self.name, error) from None
+
+    def write_records(self, records: Iterable[Record], form: str = "jsonl") -> None:
+        """Write `records` as they come, in the form `jsonl` or `safetensors`."""
+        if form == "jsonl":
+            for record in records:
+                self.write(dumps(record))
+        elif self._target is None:
+            for blob in pack(records):
+                self.write(blob)
+        else:
+            with (
+                _told(f"cannot write {self.name}", "free some space"),
+                tempfile.TemporaryFile(dir=os.path.dirname(self._target)) as spool,
+            ):
+                pack_file(records, self._file, spool)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._target is None or self._temporary is None:
+            self._file.close()  # standard output itself stays open: closefd=False
+            return
+        try:
+            if kind is None:
+                with _told(f"cannot write {self.name}", "free some space"):
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    os.replace(self._temporary, self._target)
+                    self._temporary = None
+        finally:
+            with contextlib.suppress(OSError):  # what is given up may not fit on the disk
+                self._file.close()
+            if self._temporary is not None:
+                _remove(self._temporary)
+
+
+def _no_bar() -> contextlib.AbstractContextManager[None]:
+    """A progress bar steps aside for what is written to the terminal it stands on."""
+    if "tqdm" not in sys.modules or sys.stdout is None or not sys.stdout.isatty():
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode()
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):  # gone already, renamed to what it was made for
+        os.unlink(path)
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def _cannot_write(name: str, error: OSError) -> VlmkitError:
+    remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another file"
+    return VlmkitError(f"cannot write {name}: {error.strerror}", remedy)
+
+
+@contextlib.contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VlmkitError(f"{what}: {error.strerror}", remedy) from None
+
+
+class Failures:
+    """Reports the records that failed, and decides the exit code: some failed, or the only one did.
+
+    Without `lone` the only one counts as one of several: the others were done by an earlier run.
+    """
+
+    def __init__(self, errors: str | None = None, *, lone: bool = True) -> None:
+        self._output = Output(errors) if errors is not None else None
+        self._lone = lone
+        self.seen = 0
+        self.count = 0
+
+    def __enter__(self) -> "Failures":
+        return self
+
+    def sift(self, results: Iterable[T | Failed]) -> Iterator[T]:
+        """What is no failure among `results`; failures go to standard error and the `--errors` file."""
+        for result in results:
+            self.seen += 1
+            if not isinstance(result, Failed):
+                yield result
+                continue
+            self.count += 1
+            if result.id is None:
+                result.id = f"record {self.seen}"
+            where = "record" if result.image is None else "address" if "://" in result.image else "file"
+            remedy = result.remedy or f"check the {where}"
+            tell(f"{result.image or result.id}: {result.error}: left out, {remedy}")
+            if self._output:
+                self._output.write(dumps(result.as_record()))
+
+    def verdict(self) -> Exit:
+        """The exit code. Raises VlmkitError where the only input failed, so that no file is changed."""
+        if self._lone and self.seen == self.count == 1:
+            raise AlreadyTold
+        return Exit.SOME_FAILED if self.count else Exit.OK
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._output:
+            # The list of failures is worth keeping where the failures themselves end the command.
+            self._output.__exit__(None if kind is AlreadyTold else kind, error, trace)
+
+
+class AlreadyTold(Exception):
+    """Fatal, and its line stands on standard error already."""
+
+
+def tell(text: str) -> None:
+    """One line on standard error, above a progress bar if there is one."""
+    if sys.stderr is None:
+        return
+    line = one_line(f"vlmkit: {text}")
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed: nothing is left to tell it to
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def spoken(text: str) -> bytes:
+    """What a model said, as a terminal may show it: nothing in it clears the screen or sets the clipboard."""
+    return CONTROL.sub("", text).encode()
+
+
+def progress(
+    results: Iterable[T | Failed], *, quiet: bool, unit: str, count: Callable[[], int | None] = lambda: None
+) -> Iterable[T | Failed]:
+    """`results` with a bar on standard error, if that is a terminal, and a line at the end that sums up.
+
+    `count` tells how many there will be; it runs beside, and the bar says when they will be done once it has ended.
+    """
+    if quiet or not stderr_is_terminal():
+        return results
+    return _with_bar(results, unit, count)
+
+
+def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int | None]) -> Iterator[T | Failed]:
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True, leave=False) as bar:
+        Thread(target=lambda: setattr(bar, "total", count()), daemon=True).start()
+        failed = 0
+        for result in results:
+            bar.update()
+            failed += isinstance(result, Failed)
+            yield result
+        seconds = bar.format_dict["elapsed"]
+    left_out = f", {failed} of them left out" if failed else ""
+    tell(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
+
+
+@contextlib.contextmanager
+def steps_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """What to tell how many of `total` steps are done, first of all how many were done before.
+
+    A bar if standard error is a terminal, and a line at the end.
+    """
+    if quiet or not stderr_is_terminal():
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="steps", dynamic_ncols=True, leave=False) as bar:
+        before: int | None = None
+
+        def show(done: int) -> None:
+            nonlocal before
+            if before is None:
+                before = bar.initial = bar.n = done
+            bar.update(done - bar.n)
+
+        yield show
+        seconds = bar.format_dict["elapsed"]
+    count = bar.n - (before or 0)
+    tell(f"{count} steps in {seconds:.1f} s, {count / max(seconds, 1e-3):.2g} a second")
+
+
+def console(stderr: bool = False) -> "Console":
+    """Standard output, or standard error, for tables: without any style where NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def stderr_is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def stdin_is_terminal() -> bool:
+    """Whether nothing is piped in: a terminal, or a closed standard input."""
+    return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
+
+
+def stdin_bytes() -> tuple[bytes, IO[bytes]]:
+    """The first bytes of standard input, and a stream of all of it, those bytes included."""
+    raw: Any = sys.stdin.buffer
+    head = b""
+    while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
+        more = raw.read1(SNIFF_BYTES - len(head))
+        if not more:
+            break
+        head += more
+    if raw.seekable():
+        raw.seek(-len(head), os.SEEK_CUR)
+        return head, raw
+    return head, io.BufferedReader(_Rewound(head, raw), 1 << 16)
+
+
+class _Rewound(io.RawIOBase):
+    """A pipe whose first bytes were read already."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head = head
+        self._rest: Any = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self._head[: len(buffer)] or self._rest.read1(len(buffer))
+        self._head = self._head[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def read_head(path: Path | str) -> bytes:
+    """The first bytes of a regular file."""
+    with open(path, "rb") as file:
+        return file.read(SNIFF_BYTES)
+
+
+@contextlib.contextmanager
+def stdin_file() -> Iterator[str]:
+    """Standard input as a temporary file, for what is read more than once."""
+    with tempfile.NamedTemporaryFile(prefix="vlmkit-") as spool:
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+        spool.flush()
+        yield spool.name

@@ -1,0 +1,118 @@
+"""Florence-2, which is asked by task: captions, text in pictures, and where things are."""
+
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from itertools import chain
+from typing import Any, ClassVar
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.boxes import EVERYTHING
+from vlmkit.models.chat.base import Answer, Box, CaptionStyle, Request
+from vlmkit.models.chat.single_image import OnePicture
+from vlmkit.models.registry import Hardware
+from vlmkit.models.resolve import Checkpoint, read_json
+
+TASK = re.compile(r"\s*(<[A-Z_]+>)(.*)", re.DOTALL)
+PLACE = re.compile(r"<loc_\d+>")  # one of a thousand across the picture, or down it
+
+
+class Florence(OnePicture):
+    """Florence-2 (Xiao et al. 2024) in the form that transformers has a class for.
+
+    A prompt is a task, such as `<OD>`, with a text behind it where the task takes one: `<CAPTION_TO_PHRASE_GROUNDING>
+    a green car`. Tasks that ask where things are give boxes. Captions have three beams, as in its documentation.
+    """
+
+    family = "Florence-2"
+    tasks = ("answer", "ocr", "boxes")
+    captions: ClassVar = {
+        "short": CaptionStyle("<CAPTION>", 64, beams=3),
+        "normal": CaptionStyle("<DETAILED_CAPTION>", 128, beams=3),
+        "long": CaptionStyle("<MORE_DETAILED_CAPTION>", 256, beams=3),
+    }
+
+    def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
+        if "auto_map" in read_json(checkpoint.folder / "config.json"):
+            what = f"{checkpoint.name} is a Florence-2 that runs code of its own"
+            raise VlmkitError(what, "name one without, such as florence-community/Florence-2-base")
+        super().__init__(checkpoint, hardware, "Florence2ForConditionalGeneration")
+        forms = self._processor.tasks_answer_post_processing_type
+        known = self._processor.post_processor_config or {}
+        self._forms = {task: form for task, form in forms.items() if form in known}
+        if not self._forms:
+            raise VlmkitError(f"the processor of {checkpoint.name} knows no task", "get the whole model again")
+        self._arguments["forced_eos_token_id"] = None  # what was cut is not to look as if it had ended
+        self._prompts = self._processor.task_prompts_without_inputs | self._processor.task_prompts_with_input
+        self._places = self._processor.num_image_tokens
+        self._marks = {mark for mark in self._marks if not PLACE.fullmatch(mark)} | set(forms)
+
+    def _task(self, request: Request) -> tuple[str, str]:
+        """(the task, the text behind it); no task is an empty one."""
+        if request.task == "ocr":
+            return "<OCR>", ""
+        if request.task == "boxes" and not TASK.fullmatch(request.prompt):
+            text = self._plain(request.prompt)
+            return ("<OD>", "") if text == EVERYTHING else ("<OPEN_VOCABULARY_DETECTION>", text)
+        found = TASK.fullmatch(request.prompt)
+        return (found[1], self._plain(found[2])) if found else ("", self._plain(request.prompt))
+
+    def _told(self, request: Request) -> str:
+        task, text = self._task(request)
+        return self._prompts[task].format(input=text)
+
+    def _refusal(self, request: Request) -> str | None:
+        task, text = self._task(request)
+        takes_text = task in self._processor.task_prompts_with_input
+        if task not in self._forms:
+            return f"{self.family} answers no free questions, it is asked by task: {', '.join(self._forms)}"
+        if text and not takes_text:
+            return f"{task} takes no text behind it"
+        if takes_text and not text:
+            return f"{task} needs a text behind it"
+        return super()._refusal(request)
+
+    def _length(self, request: Request) -> int:
+        begun = len(self._tokenizer(request.start).input_ids)  # in the decoder, which has as many places
+        return max(super()._length(request), begun)
+
+    def _group(self, request: Request) -> Hashable:
+        return request.start
+
+    def _inputs(self, requests: list[Request]) -> Mapping[str, Any]:
+        inputs = super()._inputs(requests)
+        if not requests[0].start:
+            return inputs
+        own = self._model.generation_config
+        begun = self._tokenizer(self._plain(requests[0].start), add_special_tokens=False).input_ids
+        row = self._torch.tensor([[own.decoder_start_token_id, own.bos_token_id, *begun]], device=self.device)
+        return {**inputs, "decoder_input_ids": row.repeat(len(requests), 1)}
+
+    def _repeated(self, inputs: Mapping[str, Any]) -> int:
+        return inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
+
+    def _answer(self, tokens: list[int], request: Request) -> Answer:
+        task, text = self._task(request)
+        if self._forms[task] == "pure_text":
+            return super()._answer(tokens, request)
+        words, finish, made = self._cut(tokens)
+        said = request.start + self._tokenizer.decode(words, skip_special_tokens=False)
+        found = self._processor.post_process_generation(said, task=task, image_size=request.pictures[0].size)
+        boxes = list(_boxes(found[task], PLACE.sub("", text).strip() or "region"))
+        return Answer(", ".join(box["label"] for box in boxes), finish, made, boxes)
+
+
+def _boxes(found: Mapping[str, Any], nameless: str) -> Iterator[Box]:
+    """What the processor of Florence-2 found, in pixels; `nameless` is the label of what has none."""
+    labels = found.get("labels", [])
+    for label, box in zip(found.get("bboxes_labels", labels), found.get("bboxes", []), strict=False):
+        yield Box(label=label or nameless, box=box)
+    outlined = chain(
+        zip(labels, ([quad] for quad in found.get("quad_boxes", [])), strict=False),
+        zip(found.get("polygons_labels", labels), found.get("polygons", []), strict=False),
+    )
+    for label, polygons in outlined:
+        for polygon in polygons:
+            if len(polygon) >= 6:  # three corners
+                across, down = polygon[::2], polygon[1::2]
+                around = [min(across), min(down), max(across), max(down)]
+                yield Box(label=label or nameless, box=around, polygon=polygon)

@@ -1,0 +1,63 @@
+"""PaliGemma, which is asked by a prefix: `caption en`, `answer en QUESTION`, `detect THINGS`, `ocr`."""
+
+import re
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar
+
+from vlmkit.models.boxes import FORMS, boxes
+from vlmkit.models.chat.base import Answer, CaptionStyle, Request
+from vlmkit.models.chat.single_image import OnePicture
+from vlmkit.models.registry import Hardware
+from vlmkit.models.resolve import Checkpoint
+
+# The prefixes of its training (big_vision, configs/proj/paligemma), with the code of a language.
+PREFIX = re.compile(r"(cap|caption|describe) [a-z]{2}|(answer|question) [a-z]{2} .+|(detect|segment) .+|ocr", re.DOTALL)
+MARK = "<image>"
+
+
+class PaliGemma(OnePicture):
+    """PaliGemma (Beyer et al. 2024) and PaliGemma 2. A question that is no prefix of its own gets `answer en`."""
+
+    family = "PaliGemma"
+    tasks = ("answer", "ocr", "boxes")
+    captions: ClassVar = {
+        "short": CaptionStyle("cap en", 32),
+        "normal": CaptionStyle("caption en", 64),
+        "long": CaptionStyle("describe en", 256),
+    }
+
+    def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
+        super().__init__(checkpoint, hardware, "PaliGemmaForConditionalGeneration")
+        self._places = self._processor.image_seq_length + 1  # less their mark, more a begin mark and a line break
+
+    def _prefix(self, request: Request) -> str:
+        text = self._plain(request.prompt)
+        if request.task == "ocr":
+            return "ocr"
+        if request.task == "boxes" and not text.startswith("detect "):
+            return FORMS["paligemma"].asked(text)
+        return text if PREFIX.fullmatch(text) else f"answer en {text}"
+
+    def _told(self, request: Request) -> str:
+        return MARK + self._prefix(request)
+
+    def _refusal(self, request: Request) -> str | None:
+        if request.start:
+            return f"{self.family} begins its answers itself"
+        if request.task != "ocr" and not self._plain(request.prompt):
+            return "a question without words"
+        return super()._refusal(request)
+
+    def _group(self, request: Request) -> Hashable:
+        return self._length(request)  # none needs padding, between which and the picture it would look
+
+    def _repeated(self, inputs: Mapping[str, Any]) -> int:
+        return inputs["input_ids"].shape[1]
+
+    def _answer(self, tokens: list[int], request: Request) -> Answer:
+        if not self._prefix(request).startswith("detect "):
+            return super()._answer(tokens, request)
+        words, finish, made = self._cut(tokens)
+        said = self._tokenizer.decode(words, skip_special_tokens=False)
+        found = boxes(said, FORMS["paligemma"], request.pictures[0].size)
+        return Answer(", ".join(box["label"] for box in found), finish, made, found)

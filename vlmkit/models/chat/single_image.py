@@ -1,0 +1,96 @@
+"""Chat models of transformers that look at one picture, scaled to one size, and read one text beside it."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vlmkit.errors import VlmkitError
+from vlmkit.models.chat.base import Answer, Request, Sampling
+from vlmkit.models.chat.transformers import TransformersTalker
+from vlmkit.models.registry import Hardware
+from vlmkit.models.resolve import Checkpoint, read_json
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+class Picture(NamedTuple):
+    """`pixels` (3, H, W) uint8 in the size that the model takes; `size` (width, height) of the original."""
+
+    pixels: "torch.Tensor"
+    size: tuple[int, int]
+
+
+class OnePicture(TransformersTalker):
+    """A family of models that takes one picture a request and no system text.
+
+    `family` is its name in a message. `_context`: tokens that encoder and decoder have places for, each or together,
+    None for any number. `_places`: tokens of the picture in the request.
+    """
+
+    family: str
+    _context: int | None
+    _places = 0
+
+    def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str) -> None:
+        super().__init__(checkpoint, hardware, kind)
+        if self._missing:
+            what = f"{checkpoint.name} lacks weights of its {kind} ({self._missing[0]} and others)"
+            raise VlmkitError(what, "get the whole model again")
+        self._context = getattr(self._model.config.text_config, "max_position_embeddings", None)
+        self._tokenizer.padding_side = "right"
+
+    def preprocess(self, image: "Image") -> Picture:
+        """Scaled here, in threads, so that what waits is small; the rest is done in `_inputs`."""
+        made = self._processor.image_processor(
+            images=[image], do_rescale=False, do_normalize=False, return_tensors="pt"
+        )
+        return Picture(made["pixel_values"][0], image.size)
+
+    def _told(self, request: Request) -> str:
+        """The text that the model reads."""
+        raise NotImplementedError
+
+    def _refusal(self, request: Request) -> str | None:
+        if request.system:
+            return f"{self.family} takes no system text: leave --system out"
+        if len(request.pictures) != 1:
+            shown = f"{len(request.pictures)} pictures" if request.pictures else "no picture"
+            return f"{self.family} looks at one picture at a time, and this has {shown}"
+        if self._context is not None and (length := self._length(request)) >= self._context:
+            return f"{length} tokens with its picture, more than the {self._context} of the model"
+        return None
+
+    def _length(self, request: Request) -> int:
+        """Tokens of the request."""
+        return self._places + len(self._tokenizer(self._told(request)).input_ids)
+
+    def _group(self, request: Request) -> Hashable:
+        return bool(self._told(request))
+
+    def _replies(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
+        inputs = self._inputs(requests)
+        before = self._repeated(inputs)
+        if self._context is not None:
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._context - before))
+        rows = self._generated(inputs, requests, sampling)
+        return [self._answer(row[before:], request) for row, request in zip(rows, requests, strict=True)]
+
+    def _inputs(self, requests: list[Request]) -> Mapping[str, Any]:
+        texts = [self._told(request) for request in requests]
+        pixels = [request.pictures[0].pixels for request in requests]
+        made = self._processor(images=pixels, text=texts if texts[0] else None, padding=True, return_tensors="pt")
+        return made.to(self.device, self._model.dtype)
+
+    def _repeated(self, inputs: Mapping[str, Any]) -> int:
+        """How many tokens the library returns before those of the reply; of a decoder apart it is the begin mark."""
+        return 1
+
+
+def architecture(checkpoint: Checkpoint) -> str:
+    """The class of transformers that a checkpoint was saved by. Raises VlmkitError where it does not say."""
+    found = read_json(checkpoint.folder / "config.json").get("architectures")
+    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str):
+        raise VlmkitError(f"the config.json of {checkpoint.name} names no architecture", "get the whole model again")
+    return found[0]

@@ -1,0 +1,126 @@
+"""Which pictures, views and captions make each batch: a pure function of seed and epoch.
+
+Pictures with captions: DATA as every stage reads it, each picture once.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from PIL.Image import Image
+
+from vlmkit.errors import VlmkitError
+from vlmkit.io.images import open_picture
+from vlmkit.io.sources import Bytes, PictureError
+from vlmkit.io.terminal import Failures
+from vlmkit.train.data.dataset import read_captioned
+from vlmkit.train.data.mixture import Reading
+from vlmkit.train.data.samples import Captioned
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B different pictures, and C captions of each."""
+
+    pictures: np.ndarray  # (B,) which samples
+    views: np.ndarray  # (B,) which view of each
+    captions: np.ndarray  # (C, B) which caption of each
+    epoch: int = 1
+    step: int = 0  # that it makes, from 1
+
+    def parts(self, count: int) -> list["Batch"]:
+        """`count` batches of equal size, give or take one picture; fewer where there are fewer pictures."""
+        ends = np.linspace(0, len(self.pictures), min(count, len(self.pictures)) + 1).astype(int)
+        return [
+            replace(self, pictures=self.pictures[a:b], views=self.views[a:b], captions=self.captions[:, a:b])
+            for a, b in pairwise(ends)
+        ]
+
+
+def batches(
+    counts: Sequence[int],
+    size: int,
+    views: int,
+    captions: int,
+    seed: int,
+    epoch: int,
+    times: np.ndarray | None = None,
+    least: int = 2,
+) -> Iterator[Batch]:
+    """The batches of one epoch: picture i, of `counts[i]` captions, `times[i]` times (once unless told).
+
+    `captions` of them each time, repeated where it has fewer. A picture stands at most once in a batch, so no caption
+    of it is ever taken for a negative: its next turn waits for the next batch. Batches of fewer than `least` pictures,
+    which the last ones may be, are left out: one picture alone has no negatives.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    drawn = np.repeat(np.arange(len(counts)), 1 if times is None else times)  # (D,)
+    order = rng.permutation(len(drawn))
+    view = rng.integers(views, size=len(drawn))
+    chosen = [np.resize(rng.permutation(counts[int(i)]), captions) for i in drawn]
+    for some in _without_repeats(order, drawn, size):
+        if len(some) >= least:
+            yield Batch(drawn[some], view[some], np.stack([chosen[i] for i in some], axis=1), epoch)
+
+
+def _without_repeats(order: np.ndarray, drawn: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    rest = deque(order.tolist())
+    while rest:
+        some: list[int] = []
+        later: list[int] = []
+        here: set[int] = set()
+        while rest and len(some) < size:
+            place = rest.popleft()
+            (later if drawn[place] in here else some).append(place)
+            here.add(int(drawn[place]))
+        rest.extendleft(reversed(later))
+        yield np.array(some)
+
+
+Pictures = Reading[Captioned]
+
+
+def read_pictures(
+    data: list[str],
+    failures: Failures,
+    images: str | None = None,
+    limit: int | None = None,
+    workers: int = 4,
+    quiet: bool = False,
+) -> Pictures:
+    """The pictures of DATA in order, at most `limit` of them; `images` is the folder of relative names.
+
+    Rows about one picture become one sample with all their captions, so that no caption is ever contrasted with its own
+    picture. Its id and its weight are those of the first of these rows. What cannot be used goes to `failures`.
+    """
+    reading = read_captioned(data, images=images, limit=limit, failures=failures, workers=workers, quiet=quiet)
+    found: dict[Bytes, tuple[Captioned, int]] = {}
+    for row, source in zip(reading.rows, reading.sources, strict=True):
+        first, place = found.get(row.picture, (None, source))
+        found[row.picture] = (_joined(first, row) if first else row, place)
+    rows, sources = zip(*list(found.values())[:limit], strict=True)
+    return Reading(list(rows), list(sources), reading.table)
+
+
+def _joined(first: Captioned, row: Captioned) -> Captioned:
+    new = tuple(caption for caption in row.captions if caption not in first.captions)
+    return Captioned(first.id, first.picture, first.captions + new)
+
+
+def read_samples(data: list[str], images: str | None = None, limit: int | None = None) -> list[Captioned]:
+    """The pictures of DATA, all of them usable: raises VlmkitError where one is not."""
+    failures = Failures()
+    pictures = read_pictures(data, failures, images, limit)
+    if failures.count:
+        raise VlmkitError(f"{failures.count} rows cannot be used", "mend or remove them")
+    return pictures.rows
+
+
+def open_sample(sample: Captioned, size: int) -> Image:
+    """The decoded RGB picture, upright; a large JPEG at no less than 1.6 times `size`. Raises VlmkitError."""
+    try:
+        return open_picture(sample.picture, size)[0]
+    except PictureError as error:
+        raise VlmkitError(f"{sample.id}: {error}", "mend or remove the picture, then train again") from None

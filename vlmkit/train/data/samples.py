@@ -1,0 +1,208 @@
+"""COCO captions: one JSON document of pictures and annotations (Chen and others, 2015) as records.
+
+One record becomes what is learned from it: a question and a reply, a conversation, captions, or a preference.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from re import compile as pattern
+from typing import Any
+
+from vlmkit.io.records import Failed, Record
+from vlmkit.io.sources import Bytes
+
+
+def is_coco(record: Record) -> bool:
+    """Whether `record` is a whole COCO document and no record of one picture."""
+    return all(isinstance(record.get(name), list) for name in ("images", "annotations"))
+
+
+def coco_records(document: Record) -> Iterator[Record | Failed]:
+    """{id, image, captions} for each picture of the document, in its order; one without captions has none."""
+    captions: dict[object, list[object]] = {}
+    for number, found in enumerate(document["annotations"]):
+        if isinstance(found, dict) and "caption" in found:
+            captions.setdefault(found.get("image_id"), []).append(found["caption"])
+        else:
+            yield Failed(f"annotations[{number}]", None, "no caption")
+    for number, picture in enumerate(document["images"]):
+        if isinstance(picture, dict) and isinstance(picture.get("file_name"), str):
+            key = picture.get("id")
+            yield {"id": str(key), "image": picture["file_name"], "captions": captions.pop(key, None)}
+        else:
+            yield Failed(f"images[{number}]", None, "no file_name")
+    for key in captions:
+        yield Failed(str(key), None, "captions of a picture that the document does not have")
+
+
+MARK = "<image>"
+SIDES = pattern(r"(?i)\b(left|right)")
+SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply", "system": "system"}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is asked, `<image>` where each picture stands, and the reply that is learned."""
+
+    user: str
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One sample: pictures, still closed, in the order of their marks, and one or more turns about them."""
+
+    id: str
+    pictures: tuple[Bytes, ...]
+    turns: tuple[Turn, ...]
+    system: str = ""
+    mirror: bool = False  # a caption without left and right: its pictures may be mirrored or cropped
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A question with the reply that is liked better and the one that is liked less."""
+
+    id: str
+    pictures: tuple[Bytes, ...]
+    question: str
+    chosen: str
+    rejected: str
+    system: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """A picture, still closed, and all that is said of it (at least one caption)."""
+
+    id: str
+    picture: Bytes
+    captions: tuple[str, ...]
+
+    @property
+    def pictures(self) -> tuple[Bytes, ...]:
+        return (self.picture,)
+
+
+class Unusable(Exception):
+    """Nothing can be learned from this row: `reason`, and the picture it is about where it is about one."""
+
+    def __init__(self, reason: str, detail: str = "", image: str | None = None) -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+        self.image = image
+
+
+def picture_names(record: Record) -> list[str]:
+    """The pictures a record names: `images`, or `image` (some LLaVA files have a list there). Raises Unusable."""
+    named = record.get("images") or record.get("image")
+    names = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(isinstance(name, str) and name for name in names):
+        raise Unusable("malformed row", "image is not a path")
+    return names
+
+
+def dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Dialogue]:
+    """The samples of a record: one for each caption, else one. Raises Unusable.
+
+    Where a record could be read in several ways a conversation comes first, then a question, then captions.
+    """
+    if "conversations" in record:
+        system, turns = _conversation(record["conversations"])
+    elif "question" in record:
+        system = _text(record.get("system", ""), "system")
+        turns = [Turn(_text(record["question"], "question"), _answer(record))]
+    else:
+        return list(_captions(record, id, pictures))
+    return [Dialogue(id, pictures, _marked(turns, len(pictures)), system)]
+
+
+def preferences(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Preference]:
+    """The preference of a record {question, chosen, rejected}; without a question, of captions. Raises Unusable."""
+    asked = record if "question" in record or not pictures else record | {"question": MARK * len(pictures)}
+    missing = [name for name in ("question", "chosen", "rejected") if name not in asked]
+    if missing:
+        raise Unusable("malformed row", f"no {missing[0]}")
+    question, chosen, rejected = (_text(asked[name], name) for name in ("question", "chosen", "rejected"))
+    if chosen == rejected:
+        raise Unusable("chosen and rejected are the same")
+    for reply in (chosen, rejected):
+        (turn,) = _marked([Turn(question, reply)], len(pictures))
+    return [Preference(id, pictures, turn.user, chosen, rejected, _text(record.get("system", ""), "system"))]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise Unusable("malformed row", f"{name} is not a text")
+    return value.strip()
+
+
+def _texts(value: Any, name: str) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise Unusable("malformed row", f"{name} is not a list of texts")
+    return [_text(item, name) for item in value]
+
+
+def _answer(record: Record) -> str:
+    """The most frequent reference answer, of several the first; without references a model's answer."""
+    if record.get("answers"):
+        return Counter(_texts(record["answers"], "answers")).most_common(1)[0][0]
+    return _text(record.get("answer", ""), "answer")
+
+
+def captioned(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Captioned]:
+    """The picture of a record {image, captions}. Raises Unusable."""
+    captions = _caption_texts(record, pictures, "no captions")
+    if len(pictures) > 1:
+        raise Unusable("several pictures in a row")
+    if not all(captions):
+        raise Unusable("empty caption")
+    return [Captioned(id, pictures[0], tuple(captions))]
+
+
+def _caption_texts(record: Record, pictures: tuple[Bytes, ...], lacking: str) -> list[str]:
+    captions = [record["caption"]] if "caption" in record and "captions" not in record else record.get("captions")
+    if captions is None:
+        raise Unusable("malformed row", lacking)
+    if not pictures:
+        raise Unusable("caption without a picture")
+    return _texts(captions, "captions")
+
+
+def _captions(record: Record, id: str, pictures: tuple[Bytes, ...]) -> Iterator[Dialogue]:
+    asked = "\n".join([MARK] * len(pictures))
+    for caption in _caption_texts(record, pictures, "no captions, question or conversations"):
+        turns = _marked([Turn(asked, caption)], len(pictures))
+        yield Dialogue(id, pictures, turns, mirror=not SIDES.search(caption))
+
+
+def _conversation(value: Any) -> tuple[str, list[Turn]]:
+    """(system text, turns) of LLaVA's conversation: human and gpt in turn, a system text before them or none."""
+    said: list[tuple[str | None, str]] = []
+    for part in value if isinstance(value, list) else []:
+        if not isinstance(part, dict):
+            raise Unusable("malformed conversation", "a part is not an object")
+        said.append((SPEAKERS.get(str(part.get("from"))), _text(part.get("value"), "value")))
+    system = said.pop(0)[1] if said and said[0][0] == "system" else ""
+    speakers = [speaker for speaker, _ in said]
+    if not said or speakers != ["user", "reply"] * (len(said) // 2):
+        raise Unusable("malformed conversation", "human and gpt do not speak in turn")
+    texts = [text for _, text in said]
+    return system, [Turn(user, reply) for user, reply in zip(texts[::2], texts[1::2], strict=True)]
+
+
+def _marked(turns: list[Turn], pictures: int) -> tuple[Turn, ...]:
+    """`turns` with as many marks as pictures; where there is none, all stand before the first question."""
+    if not all(turn.reply for turn in turns):
+        raise Unusable("empty reply")
+    if not all(turn.user for turn in turns):
+        raise Unusable("empty question")
+    if any(MARK in turn.reply for turn in turns):
+        raise Unusable("<image> in a reply")
+    marks = sum(turn.user.count(MARK) for turn in turns)
+    if not marks and pictures:
+        return (Turn("\n".join([MARK] * pictures + [turns[0].user]), turns[0].reply), *turns[1:])
+    if marks != pictures:
+        raise Unusable(f"{'more' if marks > pictures else 'fewer'} <image> marks than pictures", f"{marks}, {pictures}")
+    return tuple(turns)
