@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.constitution import read_constitution
-from vlmkit.models.chat.base import Answer, Request, Sampling, load_talker
+from vlmkit.models.chat.base import Answer, Request, Sampling, load_chat_model
 
 
 @pytest.fixture(autouse=True)
@@ -117,11 +117,11 @@ def test_an_answer_streams_on_a_terminal(terminal, talking: Path, vlmkit) -> Non
 
 
 def test_pieces_come_one_by_one(talking: Path) -> None:
-    talker = load_talker(str(talking / "trained"))
+    model = load_chat_model(str(talking / "trained"))
     request, sampling = Request("what is it?", [Image.fromarray(noise(1)[0])]), Sampling(12)
     said: list[str] = []
-    answer = talker.model.stream(request, sampling, said.append)
-    assert isinstance(answer, Answer) and answer == talker.model.answer([request], sampling)[0]
+    answer = model.stream(request, sampling, said.append)
+    assert isinstance(answer, Answer) and answer == model.answer([request], sampling)[0]
     assert "".join(said).strip() == answer.text
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, find_talker, load_talker
+from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, find_chat_model, load_chat_model
 
 QUESTIONS = ["what color is the car?", "red?", "how many people are there", "is it"]
 STARTS = ["", "the red dog", "a man", ""]
@@ -67,7 +67,7 @@ def pictures(count: int = 4) -> list[Image.Image]:
 
 def said(folder: Path, requests: list[Request], beams: int = 1) -> list[str]:
     """What a model answers to all at once, and the same one by one."""
-    model = load_talker(str(folder)).model
+    model = load_chat_model(str(folder))
     shown = [
         Request(one.prompt, [model.preprocess(picture) for picture in one.pictures], start=one.start)
         for one in requests
@@ -116,7 +116,7 @@ def test_marks_of_the_text_are_no_pictures(made: Made) -> None:
 def test_what_they_do_not_take_is_refused_alone(made: Made) -> None:
     one, two = pictures(2)
     for name in ("vqa", "opt", "instruct-opt"):
-        model = load_talker(str(made(name))).model
+        model = load_chat_model(str(made(name)))
         seen = [model.preprocess(one), model.preprocess(two)]
         requests = [Request("red?", seen), Request("red?"), Request("red?", seen[:1]), Request("red " * 90, seen[:1])]
         requests.append(Request("red?", seen[:1], system="be kind"))
@@ -124,8 +124,8 @@ def test_what_they_do_not_take_is_refused_alone(made: Made) -> None:
         if name != "opt":  # which captions then
             mark = "[SEP]" if name == "vqa" else "<image>"
             (empty,) = model.answer([Request(mark, seen[:1])], Sampling(4))
-            assert isinstance(empty, Unanswerable) and "without words" in str(empty)
-        refused = [str(each) for each in (several, none, long, system) if isinstance(each, Unanswerable)]
+            assert isinstance(empty, RequestError) and "without words" in str(empty)
+        refused = [str(each) for each in (several, none, long, system) if isinstance(each, RequestError)]
         assert isinstance(right, Answer) and len(refused) == 4
         assert "2 pictures" in refused[0] and "no picture" in refused[1] and "--system" in refused[3]
         assert "tokens" in refused[2] and "more than" in refused[2]
@@ -134,7 +134,7 @@ def test_what_they_do_not_take_is_refused_alone(made: Made) -> None:
 def test_replies_end_where_the_model_has_no_more_places(made: Made) -> None:
     (picture,) = pictures(1)
     for name, places in {"blip": 32, "vqa": 32, "opt": 64, "t5": 101}.items():
-        model = load_talker(str(made(name))).model
+        model = load_chat_model(str(made(name)))
         request = Request("" if name == "blip" else "is it", [model.preprocess(picture)])
         (answer,) = model.answer([request], Sampling(100))
         assert isinstance(answer, Answer) and answer.tokens < places
@@ -147,7 +147,7 @@ def test_a_captioner_and_one_for_questions_are_told_apart(made: Made, warm, tmp_
     rows = records(warm("caption", "-m", made("blip"), *names, "--prompt", "the red", "--max-tokens", 8).stdout)
     assert [row["caption"].lower().startswith("the red") for row in rows] == [True] * 3
     assert rows[0]["caption_model"].startswith(f"{made('blip')}@")
-    captioner = load_talker(str(made("blip"))).model
+    captioner = load_chat_model(str(made("blip")))
     with pytest.raises(VlmkitError, match="answers no questions: ask Salesforce/blip-vqa-base"):
         captioner.answer([Request("what is it?", [captioner.preprocess(pictures(1)[0])])], Sampling(8))
     done = warm("caption", "-m", made("vqa"), names[0], "-o", "out.txt", code=2)
@@ -179,7 +179,7 @@ def test_folders_that_are_not_whole_are_told(copied: Made, name: str, settings: 
     folder = copied(name)
     changed(folder, "config.json", **settings)
     with pytest.raises(VlmkitError, match=told) as caught:
-        load_talker(str(folder))
+        load_chat_model(str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -189,15 +189,15 @@ def test_damaged_files_are_told_in_one_line(copied: Made, file: str) -> None:
     data = (folder / file).read_bytes()
     (folder / file).write_bytes(data[: len(data) // 2])
     with pytest.raises(VlmkitError, match="cannot be opened") as caught:
-        load_talker(str(folder))
+        load_chat_model(str(folder))
     assert "\n" not in str(caught.value)
 
 
 def test_the_tokenizer_of_the_q_former_is_part_of_the_model(copied: Made, environment, vlmkit, tmp_path: Path) -> None:
     folder = copied("instruct-opt")
-    before = find_talker(str(folder)).digits()
+    before = find_chat_model(str(folder)).fingerprint()
     changed(folder, "qformer_tokenizer/tokenizer_config.json", do_lower_case=False)
-    after = find_talker(str(folder)).digits()
+    after = find_chat_model(str(folder)).fingerprint()
     assert before != after
     place = tmp_path / "hf/hub/models--toys--instructblip"
     (place / "refs").mkdir(parents=True)

@@ -14,7 +14,7 @@ from helpers import jsonl, noise, records
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
 
 QUESTIONS = ["what color is the car?", "the red dog", "is it red?", "a man"]
 SIZES = [(100, 80), (60, 90), (64, 64), (200, 100)]
@@ -51,7 +51,7 @@ def test_answers_are_those_of_the_documented_call(place: Path, family: str) -> N
     """In one batch: questions of several lengths about one, two and no pictures of several sizes."""
     one, two, three, four = pictures()
     shown = [[one], [two, three], [], [four]]
-    model = load_talker(str(made(place, family))).model
+    model = load_chat_model(str(made(place, family)))
     requests = [
         Request(question, [model.preprocess(picture) for picture in some])
         for question, some in zip(QUESTIONS, shown, strict=True)
@@ -65,7 +65,7 @@ def test_answers_are_those_of_the_documented_call(place: Path, family: str) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_picture_of_several_questions_is_seen_once(place: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One question about two pictures, the others about one of them; a copy is the same picture."""
-    model: Any = load_talker(str(made(place, family))).model
+    model: Any = load_chat_model(str(made(place, family)))
     one, two, *_ = (model.preprocess(picture) for picture in pictures())
     shown = [[one, two], [two, one], [one.copy(), one]]
     requests = [Request(question, some) for question, some in zip(QUESTIONS[1:], shown, strict=True)]
@@ -86,7 +86,7 @@ def test_a_picture_of_several_questions_is_seen_once(place: Path, family: str, m
 
 def test_a_batch_that_does_not_fit_is_halved(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device has memory for two requests; the answers are those of a device that has more."""
-    model: Any = load_talker(str(made(place, "qwen2_vl"))).model
+    model: Any = load_chat_model(str(made(place, "qwen2_vl")))
     requests = [Request(question, [model.preprocess(pictures()[0])]) for question in [*QUESTIONS, "is it?"]]
     expected = model.answer(requests, Sampling(MOST))
     whole, most = model._model.generate, 2
@@ -101,7 +101,7 @@ def test_a_batch_that_does_not_fit_is_halved(place: Path, monkeypatch: pytest.Mo
     most = 0
     refused = model.answer(requests[:2], Sampling(MOST))
     refused.append(model.stream(requests[0], Sampling(MOST), lambda piece: None))
-    assert all(isinstance(one, Unanswerable) and "does not fit into the memory of cpu" in str(one) for one in refused)
+    assert all(isinstance(one, RequestError) and "does not fit into the memory of cpu" in str(one) for one in refused)
 
 
 REPLIES = {
@@ -114,7 +114,7 @@ REPLIES = {
 @pytest.mark.parametrize("family", REPLIES)
 def test_boxes_come_in_pixels_of_the_original(place: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply is what such a model writes of the middle of the lower half; Qwen2.5-VL in pixels of what it saw."""
-    model: Any = load_talker(str(made(place, family))).model
+    model: Any = load_chat_model(str(made(place, family)))
     picture = pictures()[3].resize((200, 120))
     request = Request("dogs", [picture], task="boxes")
     grid = model._processor.image_processor(picture, return_tensors="pt")["image_grid_thw"][0].tolist()
@@ -148,7 +148,7 @@ REQUESTS = [
 def test_paligemma_is_asked_by_its_prefixes(place: Path) -> None:
     """processor(text, images), generate and decode what is new; boxes are y0, x0, y1, x1 over 1024."""
     folder = made(place, "paligemma")
-    model = load_talker(str(folder)).model
+    model = load_chat_model(str(folder))
     library, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     boxes = 0
     for picture in pictures():
@@ -177,7 +177,7 @@ def test_paligemma_is_asked_by_its_prefixes(place: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_paligemma_refuses_what_it_cannot(place: Path) -> None:
-    model = load_talker(str(made(place, "paligemma"))).model
+    model = load_chat_model(str(made(place, "paligemma")))
     one, two, *_ = (model.preprocess(picture) for picture in pictures())
     asked = [Request("a?", [one, two]), Request("a?"), Request("", [one]), Request("a?", [one], start="it is")]
     asked += [Request("a?", [one], system="be brief"), Request("a dog " * 100, [one])]
@@ -187,7 +187,7 @@ def test_paligemma_refuses_what_it_cannot(place: Path) -> None:
     told = ["one picture at a time", "no picture", "without words", "begins its answers itself", "no system text"]
     answers = model.answer(asked, Sampling(MOST))
     for answer, reason in zip(answers, [*told, "more than the 128"], strict=True):
-        assert isinstance(answer, Unanswerable) and reason in str(answer)
+        assert isinstance(answer, RequestError) and reason in str(answer)
 
 
 def test_the_command_asks_a_family_of_its_own(place: Path, warm, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def read(*data: object, **options) -> Reading[Dialogue]:
     """A reading in which nothing may fail."""
     with Failures() as failures:
         reading = read_dialogues([str(path) for path in data], failures=failures, **options)
-    assert failures.verdict() is Exit.OK
+    assert failures.exit_code() is Exit.OK
     return reading
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_used_is_dropped_counted_and_named(tmp_path: Path, bad: d
     (tmp_path / "x.jsonl").write_bytes(jsonl(GOOD) + line)
     with Failures(str(tmp_path / "errors.jsonl")) as failures:
         made = read_dialogues([str(tmp_path / "x.jsonl")], failures=failures)
-    assert failures.verdict() is Exit.SOME_FAILED
+    assert failures.exit_code() is Exit.SOME_FAILED
     assert [row.id for row in made.rows] == ["good"]
     (table,) = made.table
     assert (table.read, table.kept, table.dropped, table.reasons) == (2, 1, 1, Counter({reason: 1}))

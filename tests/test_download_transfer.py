@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faults import Faulty, serving
 
-from vlmkit.download.fetch import PIECE, Line, Part, TransferError, Version, Wanted, fetch, mirrored
+from vlmkit.download.fetch import PIECE, Line, Part, TransferError, Version, Wanted, fetch, flip_augment
 
 MIB = 1 << 20
 SMALL = random.Random(1).randbytes(700_001)
@@ -160,6 +160,6 @@ def test_two_at_once(tmp_path: Path, server: Faulty, line: Line) -> None:
 
 
 def test_mirrors() -> None:
-    assert mirrored("http://a.example/b/c.zip?x=1", None) == "http://a.example/b/c.zip?x=1"
-    assert mirrored("http://a.example/b/c.zip?x=1", "https://m.example/") == "https://m.example/b/c.zip?x=1"
-    assert mirrored("http://a.example/b/c.zip", "http://m.example:8/copy") == "http://m.example:8/copy/b/c.zip"
+    assert flip_augment("http://a.example/b/c.zip?x=1", None) == "http://a.example/b/c.zip?x=1"
+    assert flip_augment("http://a.example/b/c.zip?x=1", "https://m.example/") == "https://m.example/b/c.zip?x=1"
+    assert flip_augment("http://a.example/b/c.zip", "http://m.example:8/copy") == "http://m.example:8/copy/b/c.zip"

@@ -18,7 +18,7 @@ from hosted import Hosted, pictures, question
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, Hosting, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, EndpointOptions, Request, RequestError, Sampling, load_chat_model
 from vlmkit.models.registry import Hardware
 
 KEY = "sk-secret-0123456789"
@@ -40,7 +40,7 @@ def endpoint(hosted: Hosted) -> Callable[..., object]:
     """The backend itself, for what no command shows yet."""
 
     def load(**options: object):
-        return load_talker("openai:tiny", Hardware(), Hosting(hosted.url, options)).model
+        return load_chat_model("openai:tiny", Hardware(), EndpointOptions(hosted.url, options))
 
     return load
 
@@ -244,7 +244,7 @@ def test_what_is_fatal_only_at_first(endpoint) -> None:
     model = endpoint()
     model.answer([Request("good")], Sampling(8))
     (found,) = model.answer([Request("forbidden")], Sampling(8))
-    assert isinstance(found, Unanswerable) and "403" in str(found)
+    assert isinstance(found, RequestError) and "403" in str(found)
 
 
 def test_no_server_at_all(vlmkit) -> None:
@@ -287,7 +287,7 @@ def test_a_broken_run_goes_on_without_asking_twice(vlmkit, hosted: Hosted, tmp_p
 
 def test_identity_is_of_the_place_and_the_name(hosted: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(name: str = "openai:tiny", url: str = hosted.url, **options: object) -> str:
-        return load_talker(name, Hardware(), Hosting(url, options)).identity
+        return load_chat_model(name, Hardware(), EndpointOptions(url, options)).identity
 
     known = identity()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -295,9 +295,9 @@ def test_identity_is_of_the_place_and_the_name(hosted: Hosted, monkeypatch: pyte
     assert identity(url=hosted.url.replace("://", "://me:word@")) == known
     assert len({known, identity("openai:large"), identity(url=hosted.url + "/beta")}) == 3
     monkeypatch.setenv("OPENAI_BASE_URL", hosted.url)
-    assert load_talker("openai:tiny").identity == known
+    assert load_chat_model("openai:tiny").identity == known
     monkeypatch.delenv("OPENAI_BASE_URL")
-    assert load_talker("openai:tiny").model.device == "https://api.openai.com/v1/"
+    assert load_chat_model("openai:tiny").device == "https://api.openai.com/v1/"
     assert not hosted.received
 
 
@@ -323,7 +323,7 @@ def test_a_stream_that_fails(endpoint, hosted: Hosted) -> None:
     def failure(prompt: str) -> str:
         said.clear()
         reply = model.stream(Request(prompt), Sampling(8), said.append)
-        assert isinstance(reply, Unanswerable)
+        assert isinstance(reply, RequestError)
         return str(reply)
 
     assert "the reply broke off" in failure("half") and "".join(said) == "one two"

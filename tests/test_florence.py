@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
 
 MOST = 30  # tokens
 CAPTIONS = ["<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"]
@@ -55,7 +55,7 @@ def documented(folder: Path, image: Image.Image, prompt: str, beams: int = 1) ->
 
 def answered(folder: Path, prompts: list[str], beams: int = 1, **how: Any) -> list[Answer]:
     """What the model answers about picture 0 to all at once, and the same one by one."""
-    model = load_talker(str(folder)).model
+    model = load_chat_model(str(folder))
     requests = [Request(prompt, [model.preprocess(picture())], **how) for prompt in prompts]
     together = model.answer(requests, Sampling(MOST, beams=beams))
     assert together == [model.answer([one], Sampling(MOST, beams=beams))[0] for one in requests]
@@ -115,14 +115,14 @@ def test_a_caption_goes_on_from_its_beginning(florence: Path) -> None:
 
 
 def test_what_is_no_task_is_refused_and_tasks_are_named(florence: Path) -> None:
-    model = load_talker(str(florence)).model
+    model = load_chat_model(str(florence))
     seen = [model.preprocess(picture())]
     prompts = ["what is it?", "<od>", "<OD> a dog", "<CAPTION_TO_PHRASE_GROUNDING>", "<OCR>", "<CAPTION>"]
     requests = [Request(prompt, seen) for prompt in prompts] + [Request("<OD>"), Request("<OD>", seen * 2)]
     requests += [Request("<CAPTION_TO_PHRASE_GROUNDING> " + "red " * 90, seen)]
     requests += [Request("<CAPTION>", seen, start="red " * 100)]
     answers = model.answer(requests, Sampling(4))
-    refused = [str(answer) if isinstance(answer, Unanswerable) else "" for answer in answers]
+    refused = [str(answer) if isinstance(answer, RequestError) else "" for answer in answers]
     assert "<OD>" in refused[0] and "<CAPTION_TO_PHRASE_GROUNDING>" in refused[0] and refused[1] == refused[0]
     assert "takes no text" in refused[2] and "needs a text" in refused[3] and refused[4:6] == ["", ""]
     assert "no picture" in refused[6] and "2 pictures" in refused[7] and "more than the 96" in refused[8]
@@ -148,7 +148,7 @@ def test_records_get_boxes_in_pixels_of_the_upright_original(florence: Path, war
 
 
 def test_captions_of_each_length_are_tasks(florence: Path) -> None:
-    captions = load_talker(str(florence)).model.captions
+    captions = load_chat_model(str(florence)).captions
     assert [captions[length].prompt for length in ("short", "normal", "long")] == CAPTIONS
 
 
@@ -158,4 +158,4 @@ def test_a_form_that_runs_code_is_told(florence: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(text.replace("{", '{"auto_map": {"AutoConfig": "evil.Evil"},', 1))
     (folder / "evil.py").write_text("raise SystemExit('owned')\n")
     with pytest.raises(VlmkitError, match="runs code of its own: name one without"):
-        load_talker(str(folder))
+        load_chat_model(str(folder))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
-from vlmkit.index.maintenance import set_type, upkeep
+from vlmkit.index.maintenance import maintain, set_type
 
 DIM = 8
 
@@ -35,7 +35,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(200):
             writer.add({"id": str(i), "model": "toy@0", "embedding": unit(i)})
     set_type(folder, "hnsw")
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     return folder
 
 

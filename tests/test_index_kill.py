@@ -17,7 +17,7 @@ from helpers import embedded, jsonl, records
 
 from vlmkit.errors import Stopped
 from vlmkit.index import Index, Writer
-from vlmkit.index.maintenance import set_type, upkeep
+from vlmkit.index.maintenance import maintain, set_type
 
 DRIVER = """
 import os, shutil, signal, sqlite3, sys, traceback
@@ -128,7 +128,7 @@ def write(folder: Path, names: list[str]) -> Path:
 def test_sigkill_inside_the_commit(tmp_path: Path, job: str) -> None:
     start = write(tmp_path / "start", [f"old{i}" for i in range(40)])
     set_type(start, "ivf")
-    upkeep(start, insist=True)
+    maintain(start, insist=True)
     other, out = write(tmp_path / "other", [f"other{i}" for i in range(30)]), tmp_path / "out"
     out.mkdir()
     done = subprocess.run(

@@ -11,7 +11,7 @@ import pytest
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
-from vlmkit.index.maintenance import set_type, upkeep
+from vlmkit.index.maintenance import maintain, set_type
 from vlmkit.index.types import choose
 
 DIM = 32
@@ -48,7 +48,7 @@ def test_each_type(tmp_path: Path, kind: str) -> None:
     folder, vectors = tmp_path / "i", clustered(4000)
     write(folder, vectors)
     set_type(folder, kind)
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     queries = clustered(50, seed=1)
     with Index(folder) as index:
         index.verify()
@@ -66,7 +66,7 @@ def test_a_lone_query_finds_what_it_finds_among_others(tmp_path: Path, kind: str
     folder, vectors = tmp_path / "i", np.repeat(clustered(400), 12, axis=0)
     write(folder, vectors)
     set_type(folder, kind)
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     queries = np.vstack([clustered(20, seed=1), clustered(20)])
     with Index(folder) as index:
         together = ids(index, queries)
@@ -79,7 +79,7 @@ def test_nothing_is_missing_while_a_rebuild_is_not_due(tmp_path: Path, kind: str
     folder, vectors = tmp_path / "i", clustered(3000)
     write(folder, vectors)
     set_type(folder, kind)
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     with Index(folder) as index:
         first = index.approximate
         near = ids(index, vectors[:1], 100)[0]
@@ -87,7 +87,7 @@ def test_nothing_is_missing_while_a_rebuild_is_not_due(tmp_path: Path, kind: str
         writer.remove([(key, None) for key in near])
     late = clustered(40, seed=2)
     write(folder, late, start=10_000)
-    upkeep(folder)
+    maintain(folder)
     with Index(folder) as index:
         assert first and index.approximate and index.approximate.built == first.built
         index.verify()
@@ -101,10 +101,10 @@ def test_dead_slots_make_it_build_again(tmp_path: Path) -> None:
     folder, vectors = tmp_path / "i", clustered(1000)
     write(folder, vectors)
     set_type(folder, "hnsw")
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     with Writer(folder) as writer:
         writer.remove([(str(i), None) for i in range(600)])
-    upkeep(folder)
+    maintain(folder)
     with Index(folder) as index:
         index.verify()
         assert index.approximate and index.approximate.built.covered == 400 == index.state.slots
@@ -116,9 +116,9 @@ def test_many_new_records_make_it_build_again(tmp_path: Path) -> None:
     folder = tmp_path / "i"
     write(folder, clustered(500))
     set_type(folder, "ivf")
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     write(folder, clustered(10_001, seed=3), start=500)
-    upkeep(folder)
+    maintain(folder)
     with Index(folder) as index:
         assert index.approximate and index.approximate.built.covered == 10_501
         index.verify()
@@ -140,7 +140,7 @@ def test_auto_goes_by_size() -> None:
 def test_types_of_a_few_records(tmp_path: Path, kind: str, count: int) -> None:
     write(tmp_path / "i", clustered(count))
     set_type(tmp_path / "i", kind)
-    upkeep(tmp_path / "i", insist=True)
+    maintain(tmp_path / "i", insist=True)
     with Index(tmp_path / "i") as index:
         assert index.info()["type"] == kind
         assert ids(index, clustered(count)[-1:], 1) == [[str(count - 1)]]
@@ -180,7 +180,7 @@ def test_among_is_exact(tmp_path: Path) -> None:
     folder, vectors = tmp_path / "i", clustered(2000)
     write(folder, vectors)
     set_type(folder, "ivfpq")
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     some = np.arange(3, 2000, 7)
     with Index(folder) as index:
         stored = np.asarray(index.vectors, np.float32)

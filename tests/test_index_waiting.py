@@ -15,7 +15,7 @@ import pytest
 from helpers import embedded, jsonl
 
 from vlmkit.index import Index, Writer
-from vlmkit.index.maintenance import set_type, upkeep
+from vlmkit.index.maintenance import maintain, set_type
 
 SOON = 5.0  # seconds; two on a quiet machine
 
@@ -53,7 +53,7 @@ def type_of(folder: Path) -> str:
 def test_a_signal_while_codebooks_are_trained(tmp_path: Path, environment, number: int, code: int) -> None:
     folder = write(tmp_path / "i", 40_000, 128)  # whose codebooks take ten times as long as a signal may
     set_type(folder, "IVF16,Flat")
-    upkeep(folder, insist=True)
+    maintain(folder, insist=True)
     command = ["vlmkit", "index", "-i", str(folder), "--type", "ivfpq"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while type_of(folder) != "ivfpq":

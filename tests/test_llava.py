@@ -11,7 +11,7 @@ from talkers import clip_tower, talker
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, Request, Sampling, load_talker
+from vlmkit.models.chat.base import Answer, Request, Sampling, load_chat_model
 
 OF_A_LANGUAGE_MODEL = (
     "{% for m in messages %}{{ '<user>' if m['role'] == 'user' else m['role'] + ' ' }}{{ m['content'] + '\n' }}"
@@ -51,7 +51,7 @@ def test_answers_are_those_of_the_documented_call(llava: Path, beams: int) -> No
     """In one batch: prompts of several lengths about one, two and no pictures."""
     some = pictures(4)
     shown = [[some[0]], [some[1], some[2]], [], [some[3]]]
-    model = load_talker(str(llava)).model
+    model = load_chat_model(str(llava))
     answers = model.answer(
         [Request(question, [model.preprocess(one) for one in p]) for question, p in zip(QUESTIONS, shown, strict=True)],
         Sampling(10, beams=beams),
@@ -68,7 +68,7 @@ def test_answers_are_those_of_the_documented_call(llava: Path, beams: int) -> No
 def test_questions_about_one_picture_look_at_it_once(llava: Path, talking: Path, tower: str, beams: int) -> None:
     (picture,) = pictures(1)
     folder = {"clip": llava, "mini": talking / "trained"}[tower]
-    model = load_talker(str(folder)).model
+    model = load_chat_model(str(folder))
     expected = [documented(folder, [picture], f"<user><image>{q}<reply>", num_beams=beams) for q in QUESTIONS]
     vision, seen = model._model.model.vision_tower, []
     vision.register_forward_pre_hook(
@@ -81,7 +81,7 @@ def test_questions_about_one_picture_look_at_it_once(llava: Path, talking: Path,
 def test_the_template_of_a_language_model_gets_strings(copied: Path) -> None:
     (copied / "chat_template.jinja").write_text(OF_A_LANGUAGE_MODEL)
     (picture,) = pictures(1)
-    model = load_talker(str(copied)).model
+    model = load_chat_model(str(copied))
     (answer,) = model.answer([Request("a dog", [picture], system="be kind")], Sampling(10))
     assert isinstance(answer, Answer)
     assert answer.text == documented(copied, [picture], "system be kind\n<user><image>\na dog\n<reply>")
@@ -91,7 +91,7 @@ def test_after_alignment_alone_there_is_no_conversation(copied: Path) -> None:
     (picture,) = pictures(1)
     (copied / "train.toml").write_text('stage = "align"\n')
     (copied / "chat_template.jinja").unlink()
-    model = load_talker(str(copied)).model
+    model = load_chat_model(str(copied))
     described, continued, asked = model.answer(
         [Request(model.captions["normal"].prompt, [picture]), Request("a cat is"), Request("what is it", [picture])],
         Sampling(10),
@@ -104,7 +104,7 @@ def test_after_alignment_alone_there_is_no_conversation(copied: Path) -> None:
 
 def test_a_start_a_system_text_and_marks_in_the_question(llava: Path) -> None:
     (picture,) = pictures(1)
-    model = load_talker(str(llava)).model
+    model = load_chat_model(str(llava))
     request = Request("<image>a<reply> dog", [picture], start="this is")
     (answer,) = model.answer([request], Sampling(10))
     assert isinstance(answer, Answer)
@@ -147,6 +147,6 @@ def test_folders_that_cannot_talk_are_told(copied: Path, tmp_path: Path, warm, p
         assert reason in warm("ask", "-m", tmp_path / name, picture, "what?", code=2).stderr
     (copied / "chat_template.jinja").unlink()
     with pytest.raises(VlmkitError, match="no chat template"):
-        load_talker(str(copied))
+        load_chat_model(str(copied))
     (copied / "model.safetensors").unlink()
     assert b"holds no weights" in warm("caption", "-m", copied, picture, code=2).stderr

@@ -214,8 +214,8 @@ def test_the_cache_of_the_hub_is_enough(vlmkit, environment, made, views: list[P
 def loaded(folder: Path, paths: list[Path], precision: str | None = None) -> tuple[np.ndarray, np.ndarray, str]:
     """Vectors of pictures and of TEXTS in this process, and the identity of the model."""
     model = load_embedder(str(folder), Hardware("cpu", precision=precision))
-    pictures = np.stack([model.embedder.preprocess(image) for image in _opened(paths)])
-    return model.embedder.embed_images(pictures), model.embedder.embed_texts(TEXTS), model.identity
+    pictures = np.stack([model.preprocess(image) for image in _opened(paths)])
+    return model.embed_images(pictures), model.embed_texts(TEXTS), model.identity
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

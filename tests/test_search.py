@@ -127,7 +127,7 @@ def test_probabilities_follow_from_the_embeddings(vlmkit, photos: Path) -> None:
     (picture,) = records(vlmkit("embed", photos / "chelsea.png").stdout)
     lines = "".join(f"a photo of a {label}.\n" for label in labels).encode()
     texts = np.stack([vector(r) for r in records(vlmkit("embed", "--text", stdin=lines).stdout)])
-    logits = load_embedder("mini").embedder.logit_scale * (texts @ vector(picture))
+    logits = load_embedder("mini").logit_scale * (texts @ vector(picture))
     expected = np.exp(logits) / np.exp(logits).sum()
     (found,) = records(vlmkit("classify", photos / "chelsea.png", "--labels", ",".join(labels)).stdout)
     got = {entry["label"]: entry["score"] for entry in found["labels"]}

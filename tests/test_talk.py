@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.pipeline import caption_sampling
-from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
 from vlmkit.models.chat.decoding import nucleus
 from vlmkit.models.chat.mini import FILES, GRAPH, PADDING, PLACE, PLACES, Decoder, Features, Prompts, Talk
 from vlmkit.models.embedders.mini import Mini
@@ -47,7 +47,7 @@ SHAPES = {
 
 
 def opened(folder: Path) -> Talk:
-    model = load_talker(str(folder)).model
+    model = load_chat_model(str(folder))
     assert isinstance(model, Talk)
     return model
 
@@ -88,7 +88,7 @@ def generated(folder: Path, pictures: list[list[np.ndarray]], questions: list[st
     return found
 
 
-def texts(answers: list[Answer | Unanswerable]) -> list[str]:
+def texts(answers: list[Answer | RequestError]) -> list[str]:
     assert all(isinstance(answer, Answer) for answer in answers)
     return [answer.text for answer in answers]  # type: ignore[union-attr]
 
@@ -124,12 +124,12 @@ def test_the_beam_closest_to_the_picture(talking: Path, talk: Talk) -> None:
     near = mini.embed_images(arrays)
     expected = [some[int((mini.embed_texts(some) @ vector).argmax())] for some, vector in zip(beams, near, strict=True)]
     requests = [Request("", [array]) for array in arrays]
-    assert texts(talk.answer(requests, Sampling(6, beams=4, closeness=1e6))) == expected
+    assert texts(talk.answer(requests, Sampling(6, beams=4, clip_rerank_weight=1e6))) == expected
     likeliest = texts(talk.answer(requests, Sampling(6, beams=4)))
     assert likeliest == [some[0] for some in beams] != expected
     requests = [Request(QUESTIONS[1], [arrays[0], arrays[1]]), Request(QUESTIONS[2])]
-    how = Sampling(6, beams=4, closeness=1e6)
-    assert talk.answer(requests, how) == talk.answer(requests, replace(how, closeness=0.0))
+    how = Sampling(6, beams=4, clip_rerank_weight=1e6)
+    assert talk.answer(requests, how) == talk.answer(requests, replace(how, clip_rerank_weight=0.0))
 
 
 def test_captions_are_those_of_the_mean_of_picture_and_mirror_image(
@@ -149,9 +149,9 @@ def test_captions_are_those_of_the_mean_of_picture_and_mirror_image(
     monkeypatch.setattr(tower, "forward", both_ways)
     expected = generated(talking / "trained", [[array] for array in arrays], [""] * 3, max_new_tokens=12)
     requests = [Request("", [array]) for array in arrays]
-    assert texts(talk.answer(requests, Sampling(12, mirrored=True))) == expected != plain
+    assert texts(talk.answer(requests, Sampling(12, flip_augment=True))) == expected != plain
     assert texts(talk.answer(requests, Sampling(12))) == plain
-    assert all(caption_sampling(talk, length, Sampling(1), None).mirrored for length in talk.captions)
+    assert all(caption_sampling(talk, length, Sampling(1), None).flip_augment for length in talk.captions)
 
 
 def test_replies_end_where_the_model_ends_them(talk: Talk) -> None:
@@ -268,7 +268,7 @@ def test_what_does_not_fit_fails_alone(talk: Talk) -> None:
     many = Request("what changed", list(noise(11)))
     fits, fails, last = talk.answer([Request("a dog"), many, Request("z" * 503)], Sampling(40))
     assert isinstance(fits, Answer) and fits.text
-    assert isinstance(fails, Unanswerable) and "more than the 512" in str(fails)
+    assert isinstance(fails, RequestError) and "more than the 512" in str(fails)
     assert isinstance(last, Answer) and last.tokens <= 512 - 505
     assert talk.answer([many], Sampling(40))[0].args == fails.args
 
@@ -289,28 +289,28 @@ def test_a_folder_that_is_not_whole_is_an_error(talking: Path, tmp_path: Path) -
     graph = tmp_path / "broken" / GRAPH
     graph.write_bytes(graph.read_bytes()[:1000])
     with pytest.raises(VlmkitError, match=r"talk\.onnx"):
-        load_talker(str(tmp_path / "broken"))
+        load_chat_model(str(tmp_path / "broken"))
     graph.unlink()
     with pytest.raises(VlmkitError, match=r"has no talk\.onnx"):
-        load_talker(str(tmp_path / "broken"))
+        load_chat_model(str(tmp_path / "broken"))
     shutil.copy(talking / "packed" / GRAPH, graph)
     (tmp_path / "broken/talk-tokenizer.json").write_text("{}")
     with pytest.raises(VlmkitError, match=r"talk-tokenizer\.json"):
-        load_talker(str(tmp_path / "broken"))
+        load_chat_model(str(tmp_path / "broken"))
     (tmp_path / "broken/talk.json").write_text("[]")
     with pytest.raises(VlmkitError, match="not a whole model"):
-        load_talker(str(tmp_path / "broken"))
+        load_chat_model(str(tmp_path / "broken"))
 
 
 def test_the_identity_is_of_all_that_decides(talking: Path, tmp_path: Path) -> None:
-    first = load_talker(str(talking / "packed")).identity
+    first = load_chat_model(str(talking / "packed")).identity
     for name in FILES:
         folder = tmp_path / name
         shutil.copytree(talking / "packed", folder)
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
-        from vlmkit.models.chat.base import find_talker
+        from vlmkit.models.chat.base import find_chat_model
 
-        assert find_talker(str(folder)).digits() != first.rpartition("@")[2]
+        assert find_chat_model(str(folder)).fingerprint() != first.rpartition("@")[2]
 
 
 def test_an_answer_comes_without_pytorch(talking: Path, tmp_path: Path) -> None:

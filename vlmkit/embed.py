@@ -16,7 +16,7 @@ from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched, decode_embedding
 from vlmkit.io.sources import PictureError
 from vlmkit.models.batching import BatchSize
-from vlmkit.models.registry import Embedder, Model, digits_of
+from vlmkit.models.registry import Embedder, fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ class _Ready:
 
 def embed(
     items: Iterable[Item | Failed],
-    model: Model,
+    model: Embedder,
     *,
     texts: bool,
     batch_size: int,
@@ -109,7 +109,7 @@ def when_needed(
 
 def vectors(
     items: Iterable[Item | Failed],
-    model: Model,
+    model: Embedder,
     *,
     texts: bool = False,
     reuse: bool = False,
@@ -126,7 +126,7 @@ def vectors(
     """
 
     def reusable(record: Record) -> bool:
-        return reuse and digits_of(str(record.get("model"))) == digits_of(model.identity)
+        return reuse and fingerprint_of(str(record.get("model"))) == fingerprint_of(model.identity)
 
     def fetch(item: Item | Failed) -> Item | Failed:
         image = None if isinstance(item, Failed) or texts or reusable(item.record) else item.record.get("image")
@@ -145,16 +145,16 @@ def vectors(
                 return _Ready(item.record, vector=decode_embedding(item.record.get("embedding")))
             if texts or item.record.get("image") is None:
                 return _Ready(item.record, text=_text(item.record))
-            return _picture(item, model.embedder)
+            return _picture(item, model)
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
 
-    sizes = BatchSize(batch_size) if batch_size else model.embedder.batch
+    sizes = BatchSize(batch_size) if batch_size else model.batch
     with Web(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
         while batch := list(islice(prepared, sizes.size)):
-            yield from _embed_batch(batch, model.embedder)
+            yield from _embed_batch(batch, model)
 
 
 def _text(record: Record) -> str:

@@ -25,7 +25,7 @@ ROUNDS = 4
 
 
 def main() -> None:
-    embedder = load_embedder("mini").embedder
+    embedder = load_embedder("mini")
     paths = [path for path in sorted(Path(sys.argv[1]).rglob("*")) if _is_baseline(path)]
     totals = {"draft": 0.0, "full": 0.0, "full, one step": 0.0}
     cosines = []

@@ -102,7 +102,7 @@ def main() -> None:
 
         def asked(things: list[str], vectors: np.ndarray = vectors) -> list[dict[str, float]]:
             texts = [form.format(thing) for form in FORMS for thing in things]
-            return [scores(vectors, query, everyday) for query in model.embedder.embed_texts(texts)]
+            return [scores(vectors, query, everyday) for query in model.embed_texts(texts)]
 
         present, missing = asked(there), asked(absent)
         print(f"{name}: {len(vectors)} pictures, {len(there)} things that are there, {len(absent)} that are not")

@@ -23,7 +23,7 @@ from vlmkit.cli.options import (
 from vlmkit.cli.search import search
 from vlmkit.cli.train import train
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import AlreadyTold, ClosedPipe, tell
+from vlmkit.io.terminal import AlreadyTold, ClosedPipe, warn
 
 for each in (embed, index, search, classify, caption, ask, train, evaluate, download, demo):
     command(each)
@@ -55,14 +55,14 @@ def main(arguments: list[str]) -> int:
 def _explain(error: Exception) -> None:
     context = getattr(error, "ctx", None)  # of typer's usage errors
     if isinstance(error, VlmkitError):
-        tell(str(error))
+        warn(str(error))
     elif context is not None and type(error).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
     elif isinstance(error, typer.TyperException):
         path = context.command_path if context else PROGRAM
         message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
-        tell(f"{message}: see {path} --help")
+        warn(f"{message}: see {path} --help")
     elif isinstance(error, OSError):
-        tell(f"{error.filename or 'input or output'}: {error.strerror or error}: check the name, the rights, the space")
+        warn(f"{error.filename or 'input or output'}: {error.strerror or error}: check the name, the rights, the space")
     else:
-        tell(f"{type(error).__name__} {error}: this is a defect of vlmkit, --debug shows where")
+        warn(f"{type(error).__name__} {error}: this is a defect of vlmkit, --debug shows where")

@@ -22,17 +22,17 @@ from vlmkit.cli.caption import (
     deliver,
     sampling_of,
 )
-from vlmkit.cli.options import AllowPrivate, ChatModel, Errors, Images, Json, Nul, OutputFile, Run, valid_utf8
+from vlmkit.cli.options import AllowPrivate, ChatModelName, Errors, Images, Json, Nul, OutputFile, Run, valid_utf8
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import Failed
-from vlmkit.io.terminal import Output, spoken, tell
+from vlmkit.io.terminal import Output, spoken, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from vlmkit.generate.questions import Asked
+    from vlmkit.generate.questions import ChatSample
     from vlmkit.io.records import Record
-    from vlmkit.models.chat.base import Sampling, Talker
+    from vlmkit.models.chat.base import ChatModel, Sampling
 
 
 def ask(
@@ -49,7 +49,7 @@ def ask(
         ),
     ] = None,
     output: OutputFile = None,
-    model: ChatModel = "mini",
+    model: ChatModelName = "mini",
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", callback=valid_utf8, help="What the model is told beforehand.")
     ] = "",
@@ -113,7 +113,7 @@ def ask(
     1,024, unless --max-tokens says otherwise.
     """
     from vlmkit.generate.constitution import read_constitution
-    from vlmkit.generate.pipeline import Wishes
+    from vlmkit.generate.pipeline import GenerateOptions
     from vlmkit.generate.pipeline import ask as answered
     from vlmkit.generate.questions import UNASKED, split, to_ask
     from vlmkit.generate.schema import read_schema
@@ -136,7 +136,7 @@ def ask(
         raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
     sampling = sampling_of(run, temperature, top_p, max_tokens or (PAGE_TOKENS if ocr or boxes else ANSWER_TOKENS))
     task = "ocr" if ocr else "boxes" if boxes else "answer"
-    wishes = Wishes(
+    wishes = GenerateOptions(
         system,
         task,
         schema=None if schema is None else read_schema(schema),
@@ -144,25 +144,25 @@ def ask(
         stats=stats,
     )
     if chat:
-        return _chat(run.load_talker(model, base_url, option), named, question, sampling, system, allow_private)
+        return _chat(run.load_chat_model(model, base_url, option), named, question, sampling, system, allow_private)
     reading = Reading(nul=nul, images=images, piped_picture=True)
     conversation = to_ask(named, question, reading, UNASKED.get(task))
     if (drawing or attention) and not conversation.single:
         raise VlmkitError(f"{'--draw' if drawing else '--attention'} is for one picture", "name it alone")
-    talker = run.load_talker(model, base_url, option)
-    check_able(talker, "attention" if attention else task)
+    loaded = run.load_chat_model(model, base_url, option)
+    check_able(loaded, "attention" if attention else task)
     if attention:
         wishes = replace(wishes, looked=lambda looks: save(overlay(*looks), attention))
     bare = conversation.single and not (json or boxes or stats or resume)
-    lone = conversation.single or resume is None
+    single_input = conversation.single or resume is None
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
     streams = on_terminal and output is None if stream is None else stream
     streams = streams and bare and not (schema or constitution or attention)
 
-    def results(items: "Iterable[Asked | Failed]", out: Output) -> "Iterator[Record | Failed]":
+    def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
         heard = replace(wishes, say=lambda text: out.write(spoken(text))) if streams else wishes
         found = answered(
-            items, talker, sampling, heard, batch_size=run.batch_size, workers=run.threads, allow_private=allow_private
+            items, loaded, sampling, heard, batch_size=run.batch_size, workers=run.threads, allow_private=allow_private
         )
         return _ended(found, out) if streams else found if drawing is None else drawn(found, drawing)
 
@@ -170,7 +170,9 @@ def ask(
     with Output(pairs) if pairs else nullcontext() as paired:
         if paired:
             wishes = replace(wishes, pair=lambda record: paired.write(dumps(record)))
-        return deliver(run, conversation, results, "answer", count, output, errors, resume, bare=bare, lone=lone)
+        return deliver(
+            run, conversation, results, "answer", count, output, errors, resume, bare=bare, single_input=single_input
+        )
 
 
 def _check(modes: "Mapping[str, object]", pictures: "Iterable[str | None]") -> None:
@@ -193,13 +195,13 @@ def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Faile
 
 
 def _chat(
-    talker: "Talker", images: list[str], question: str | None, sampling: "Sampling", system: str, allow_private: bool
+    model: "ChatModel", images: list[str], question: str | None, sampling: "Sampling", system: str, allow_private: bool
 ) -> Exit:
     """A conversation, until its end."""
     from vlmkit.cli.repl import Session, history_file, lines
 
     out = Output()
-    session = Session(talker, sampling, system, lambda text: out.write(spoken(text)), tell, allow_private)
+    session = Session(model, sampling, system, lambda text: out.write(spoken(text)), warn, allow_private)
     for image in images:
         session.show(image)
     if question is not None:

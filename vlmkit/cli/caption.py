@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit.cli.options import AllowPrivate, ChatModel, Errors, Images, Inputs, Json, Nul, OutputFile, Run, valid_utf8
+from vlmkit.cli.options import (
+    AllowPrivate,
+    ChatModelName,
+    Errors,
+    Images,
+    Inputs,
+    Json,
+    Nul,
+    OutputFile,
+    Run,
+    valid_utf8,
+)
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, progress, spoken, tell
+from vlmkit.io.terminal import Failures, Output, progress, spoken, warn
 
 if TYPE_CHECKING:
-    from vlmkit.generate.questions import Asked, Conversation
+    from vlmkit.generate.questions import ChatSample, Conversation
     from vlmkit.io.records import Failed, Record
-    from vlmkit.models.chat.base import Sampling, Talker
+    from vlmkit.models.chat.base import ChatModel, Sampling
 
 ANSWER_TOKENS = 256
 PAGE_TOKENS = 1024  # a page of text, or many boxes
@@ -86,7 +97,7 @@ def caption(
     run: Run,
     inputs: Inputs = None,
     output: OutputFile = None,
-    model: ChatModel = "mini",
+    model: ChatModelName = "mini",
     prompt: Annotated[
         str, typer.Option("--prompt", metavar="TEXT", callback=valid_utf8, help="How each caption begins.")
     ] = "",
@@ -126,15 +137,15 @@ def caption(
     reading = Reading(nul=nul, images=images, piped_picture=True)
     conversation = to_caption(named, reading)
 
-    talker = run.load_talker(model, base_url, option)
-    how = caption_sampling(talker.model, length.value, sampling, max_tokens)
+    loaded = run.load_chat_model(model, base_url, option)
+    how = caption_sampling(loaded, length.value, sampling, max_tokens)
     if boxes:
-        check_able(talker, "boxes")
+        check_able(loaded, "boxes")
 
-    def results(items: "Iterable[Asked | Failed]", _: Output) -> "Iterator[Record | Failed]":
+    def results(items: "Iterable[ChatSample | Failed]", _: Output) -> "Iterator[Record | Failed]":
         found = captioned(
             without_caption(items) if sidecar and not force else items,
-            talker,
+            loaded,
             how,
             length=length.value,
             start=prompt,
@@ -147,8 +158,10 @@ def caption(
 
     count = partial(count_inputs, named, reading)
     bare = conversation.single and not (json or boxes or resume)
-    lone = conversation.single or not (resume or sidecar)
-    return deliver(run, conversation, results, "caption", count, output, errors, resume, bare=bare, lone=lone)
+    single_input = conversation.single or not (resume or sidecar)
+    return deliver(
+        run, conversation, results, "caption", count, output, errors, resume, bare=bare, single_input=single_input
+    )
 
 
 def check_files(inputs: list[str], output: str | None, errors: str | None, resume: str | None) -> None:
@@ -160,10 +173,10 @@ def check_files(inputs: list[str], output: str | None, errors: str | None, resum
         check_resume(resume, inputs, output, errors)
 
 
-def check_able(talker: "Talker", task: str) -> None:
-    if task not in talker.model.tasks:
+def check_able(model: "ChatModel", task: str) -> None:
+    if task not in model.tasks:
         what = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}[task]
-        raise VlmkitError(f"{talker.identity} {what}", "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
+        raise VlmkitError(f"{model.identity} {what}", "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
 
 
 def sampling_of(run: Run, temperature: float, top_p: float | None, max_tokens: int | None = None) -> "Sampling":
@@ -177,7 +190,7 @@ def sampling_of(run: Run, temperature: float, top_p: float | None, max_tokens: i
 def deliver(
     run: Run,
     conversation: "Conversation",
-    results: "Callable[[Iterable[Asked | Failed], Output], Iterator[Record | Failed]]",
+    results: "Callable[[Iterable[ChatSample | Failed], Output], Iterator[Record | Failed]]",
     field: str,
     count: Callable[[], int | None],
     output: str | None,
@@ -185,22 +198,24 @@ def deliver(
     resume: str | None,
     *,
     bare: bool,
-    lone: bool,
+    single_input: bool,
 ) -> Exit:
-    """Write what the model says: records, or `bare` the `field` alone. `lone`: a single input that fails is fatal."""
-    from vlmkit.generate.resume import Resumed
+    """Write what the model says: records, or `bare` the `field` alone. A failed `single_input` is fatal."""
+    from vlmkit.generate.resume import AppendOutput
 
     with ExitStack() as files:
-        failures = files.enter_context(Failures(errors, lone=lone))
-        out = files.enter_context(Output(output) if resume is None else Resumed(resume))
-        items = out.missing(conversation.items) if isinstance(out, Resumed) else conversation.items
+        failures = files.enter_context(Failures(errors, single_input=single_input))
+        out = files.enter_context(Output(output) if resume is None else AppendOutput(resume))
+        items = out.missing(conversation.items) if isinstance(out, AppendOutput) else conversation.items
         made = results(items, out)
-        shown = failures.sift(progress(made, quiet=run.quiet or conversation.single, unit="records", count=count))
+        shown = failures.filter_failures(
+            progress(made, quiet=run.quiet or conversation.single, unit="records", count=count)
+        )
         if bare:
             for record in shown:
                 out.write(spoken(f"{record[field]}\n"))
                 if record.get("valid") is False:
-                    tell("the answer is not of the schema: name a better model, or ask in other words")
+                    warn("the answer is not of the schema: name a better model, or ask in other words")
         else:
             out.write_records(shown)
-        return failures.verdict()
+        return failures.exit_code()

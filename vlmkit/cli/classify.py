@@ -7,7 +7,7 @@ import typer
 
 from vlmkit.cli.options import (
     AllowPrivate,
-    EmbedModel,
+    EmbedModelName,
     EmbedPrecision,
     Errors,
     Images,
@@ -26,7 +26,7 @@ def classify(
     run: Run,
     inputs: Inputs = None,
     output: OutputFile = None,
-    model: EmbedModel = "mini",
+    model: EmbedModelName = "mini",
     precision: EmbedPrecision = None,
     labels: Annotated[
         str | None,
@@ -72,7 +72,7 @@ def classify(
     items = read_inputs(inputs or [], reading)
     with Failures(errors) as failures, Output(output) as out:
         loaded = run.load(model, precision)
-        targets = label_vectors(loaded.embedder, names, template or [DEFAULT_TEMPLATE])
+        targets = label_vectors(loaded, names, template or [DEFAULT_TEMPLATE])
         embedded = vectors(
             items,
             loaded,
@@ -81,7 +81,7 @@ def classify(
             workers=run.threads,
             allow_private=allow_private,
         )
-        results = classified(embedded, names, targets, loaded.embedder.logit_scale, k or len(names))
+        results = classified(embedded, names, targets, loaded.logit_scale, k or len(names))
         count = partial(count_inputs, inputs or [], reading)
-        out.write_records(failures.sift(progress(results, quiet=run.quiet, unit="records", count=count)))
-        return failures.verdict()
+        out.write_records(failures.filter_failures(progress(results, quiet=run.quiet, unit="records", count=count)))
+        return failures.exit_code()

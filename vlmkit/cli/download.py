@@ -15,7 +15,7 @@ import typer
 
 from vlmkit.cli.options import AllowPrivate, Errors, Json, Run
 from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.io.terminal import Failures, Output, console, progress, tell
+from vlmkit.io.terminal import Failures, Output, console, progress, warn
 
 if TYPE_CHECKING:
     from vlmkit.download.catalog import Query
@@ -32,7 +32,7 @@ def found_by(query: "Query") -> "list[Record]":
         return on_hub(query)
     except Unreachable as error:
         unknown = query.only_on_hub()
-        tell(f"{error.what}: these are of --list" + (f", which knows no {', '.join(unknown)}" if unknown else ""))
+        warn(f"{error.what}: these are of --list" + (f", which knows no {', '.join(unknown)}" if unknown else ""))
         return local(query)
 
 
@@ -48,7 +48,7 @@ def print_card(name: str) -> Exit:
     except models.Unreachable as error:
         if name not in known:
             raise
-        tell(f"{error.what}: this is of --list")
+        warn(f"{error.what}: this is of --list")
         found = known[name]
     with Output() as out:
         out.write_records([found])
@@ -205,8 +205,8 @@ def download(
     with Failures(errors) as failures:
         if verify:
             with Output() as out:
-                out.write_records(failures.sift(fetching.verify(names)))
-            return failures.verdict()
+                out.write_records(failures.filter_failures(fetching.verify(names)))
+            return failures.exit_code()
         return _names(names, fetching, failures, json)
 
 
@@ -240,21 +240,21 @@ def _names(names: list[str], fetching: "Fetching", failures: Failures, json: boo
     """Records on standard output, or in a file where that was asked for or is a terminal; one model as its folder."""
     from vlmkit.datasets import REGISTRY
 
-    found = failures.sift(fetching.results(names))
+    found = failures.filter_failures(fetching.results(names))
     if names[0] not in REGISTRY and len(names) == 1 and not json:
         with Output() as out:
             for record in found:
                 out.write(os.fsencode(record["path"]) + b"\n")
-        return failures.verdict()
+        return failures.exit_code()
     file = _file_for(names, fetching, json)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     with Output(None if file is None else str(file)) as out:
         out.write_records(progress(found, quiet=fetching.quiet, unit="records"))  # type: ignore[arg-type]
-        verdict = failures.verdict()
+        exit_code = failures.exit_code()
     if file is not None and not fetching.quiet:
-        tell(f"the records are in {file}")
-    return verdict
+        warn(f"the records are in {file}")
+    return exit_code
 
 
 def _file_for(names: list[str], fetching: "Fetching", json: bool) -> Path | None:
@@ -297,5 +297,5 @@ def _list(
                 found = lists.into_folder(rows, folder, fetcher, only)
             else:
                 found = lists.into_shards(rows, folder, fetcher, only, tar)
-            out.write_records(failures.sift(progress(found, quiet=run.quiet, unit="pictures")))
-        return failures.verdict()
+            out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
+        return failures.exit_code()

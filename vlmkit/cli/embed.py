@@ -9,7 +9,7 @@ import typer
 
 from vlmkit.cli.options import (
     AllowPrivate,
-    EmbedModel,
+    EmbedModelName,
     EmbedPrecision,
     Errors,
     Format,
@@ -26,14 +26,14 @@ from vlmkit.io.terminal import Failures, Output, progress
 if TYPE_CHECKING:
     from vlmkit.io.inputs import Item
     from vlmkit.io.records import Failed, Record
-    from vlmkit.models.registry import Model
+    from vlmkit.models.registry import Embedder
 
 
 def embed(
     run: Run,
     inputs: Inputs = None,
     output: OutputFile = None,
-    model: EmbedModel = "mini",
+    model: EmbedModelName = "mini",
     precision: EmbedPrecision = None,
     text: Annotated[bool, typer.Option("--text", help="Lines are texts; of records embed the field text.")] = False,
     form: Annotated[
@@ -77,12 +77,12 @@ def embed(
     reading = Reading(texts=text, nul=nul, images=images)
     items = read_inputs(inputs or [], reading)
 
-    def vectorised(items: "Iterable[Item | Failed]", loaded: "Model") -> "Iterator[Record | Failed]":
+    def vectorised(items: "Iterable[Item | Failed]", loaded: "Embedder") -> "Iterator[Record | Failed]":
         how = {"texts": text, "floats": floats, "allow_private": allow_private}
         return embedded(items, loaded, **how, batch_size=run.batch_size, workers=run.threads)
 
-    lone = changed is None or list(map(is_one_picture, inputs or [])) == [True]
-    with Failures(errors, lone=lone) as failures, Output(output) as out:
+    single_input = changed is None or list(map(is_one_picture, inputs or [])) == [True]
+    with Failures(errors, single_input=single_input) as failures, Output(output) as out:
         if changed is None:
             results = vectorised(items, run.load(model, precision))
         else:
@@ -90,5 +90,5 @@ def embed(
             results = when_needed(new, lambda some: vectorised(some, run.load(model, precision)))
         count = partial(count_inputs, inputs or [], reading) if changed is None else lambda: None
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
-        out.write_records(failures.sift(shown), form.value)
-        return failures.verdict()
+        out.write_records(failures.filter_failures(shown), form.value)
+        return failures.exit_code()

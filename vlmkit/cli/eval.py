@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlmkit.eval.predictions import Source
     from vlmkit.eval.task import Options
     from vlmkit.io.records import Record
-    from vlmkit.models.registry import Model
+    from vlmkit.models.registry import Embedder
 
 EMBED_BATCH = 16
 
@@ -123,7 +123,7 @@ def eval(
     from vlmkit.eval.predictions import Names
     from vlmkit.eval.task import Options
 
-    def load(name: str | None) -> "Model":
+    def load(name: str | None) -> "Embedder":
         return run.load(model or name or os.environ.get("VLMKIT_EMBED_MODEL") or "mini")
 
     options = Options(

@@ -11,7 +11,7 @@ import typer
 
 from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, progress, stderr_is_terminal, stdin_is_terminal, tell
+from vlmkit.io.terminal import Failures, Output, progress, stderr_is_terminal, stdin_is_terminal, warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def index(
     the exact cosines are taken. The exit code of --remove is 1 if it found none of the ids, 3 if not all.
     """
     from vlmkit.index import Index, Writer, index_folder
-    from vlmkit.index.maintenance import change_type, check_folders, upkeep
+    from vlmkit.index.maintenance import change_type, check_folders, maintain
     from vlmkit.index.store import silent
     from vlmkit.io.inputs import check_outputs
 
@@ -78,7 +78,7 @@ def index(
         with Index(folder):  # there must be one
             pass
     code = Exit.OK
-    note = silent if run.quiet else cache(tell)  # once
+    note = silent if run.quiet else cache(warn)  # once
     with Failures(errors) as failures, Writer(folder, kind, note) as writer:
         before = writer.state.type if writer.state else "auto"
         _merge(writer, merge or [])
@@ -94,8 +94,8 @@ def index(
         if kind is not None:
             change_type(folder, kind, before, note)
         else:
-            upkeep(folder, note=note)
-    return code or failures.verdict()
+            maintain(folder, note=note)
+    return code or failures.exit_code()
 
 
 def _check_flags(
@@ -154,7 +154,7 @@ def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> No
         if os.path.isdir(name):
             raise VlmkitError(f"{name} is a folder of pictures, not of records", f"vlmkit embed {name} | vlmkit index")
     gc.set_threshold(COLLECTED)
-    for record in failures.sift(progress(decoded(records_of(files)), quiet=run.quiet, unit="records")):
+    for record in failures.filter_failures(progress(decoded(records_of(files)), quiet=run.quiet, unit="records")):
         writer.add(record)
 
 
@@ -162,7 +162,7 @@ def _remove(writer: "Writer", ids: list[str]) -> Exit:
     removed = set(writer.remove([(key, None) for key in ids]))
     missing = [key for key in dict.fromkeys(ids) if key not in removed]
     for key in missing:
-        tell(f"{key}: no record in the index has this id: check it with --dump")
+        warn(f"{key}: no record in the index has this id: check it with --dump")
     return Exit.OK if not missing else Exit.SOME_FAILED if removed else Exit.NOTHING_FOUND
 
 
@@ -182,4 +182,4 @@ def _exists(folder: "Path") -> bool:
 
 def _note(run: Run, text: str) -> None:
     if not run.quiet and stderr_is_terminal():
-        tell(text)
+        warn(text)

@@ -14,11 +14,11 @@ import typer
 from vlmkit import __version__
 from vlmkit.cli.examples import EXAMPLES
 from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.io.terminal import Output, stderr_is_terminal, tell
+from vlmkit.io.terminal import Output, stderr_is_terminal, warn
 
 if TYPE_CHECKING:
-    from vlmkit.models.chat.base import Talker
-    from vlmkit.models.registry import Model
+    from vlmkit.models.chat.base import ChatModel
+    from vlmkit.models.registry import Embedder
 
 PROGRAM = "vlmkit"
 TAGLINE = "Composable commands for pictures and language."
@@ -118,29 +118,29 @@ class Run:
     def threads(self) -> int:
         return self.workers or len(os.sched_getaffinity(0))
 
-    def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Model":
+    def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Embedder":
         """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""
         from vlmkit.models.registry import INT8, Hardware, load_embedder, name_of
 
         hardware = Hardware(self.device.value, precision=precision.value if precision else None)
         chatty = not self.quiet and stderr_is_terminal()
-        note = tell if self.verbose and not self.quiet else lambda _: None
+        note = warn if self.verbose and not self.quiet else lambda _: None
         model = load_embedder(
-            name, hardware, quick_texts=quick_texts, tell=tell if chatty else lambda _: None, note=note
+            name, hardware, quick_texts=quick_texts, warn=warn if chatty else lambda _: None, note=note
         )
         used = "int8" if name_of(model.identity).endswith(INT8) else hardware.precision or "fp32"
-        note(f"model {model.identity}, device {model.embedder.device}, precision {used}")
+        note(f"model {model.identity}, device {model.device}, precision {used}")
         return model
 
-    def load_talker(self, name: str, base_url: str | None = None, options: list[str] | None = None) -> "Talker":
+    def load_chat_model(self, name: str, base_url: str | None = None, options: list[str] | None = None) -> "ChatModel":
         """The chat model called `name`, on this device, or at `base_url` with `options`."""
-        from vlmkit.models.chat.base import Hosting, load_talker
+        from vlmkit.models.chat.base import EndpointOptions, load_chat_model
         from vlmkit.models.registry import Hardware
 
-        talker = load_talker(name, Hardware(self.device.value), Hosting.of(base_url, options or []))
+        model = load_chat_model(name, Hardware(self.device.value), EndpointOptions.of(base_url, options or []))
         if self.verbose and not self.quiet:
-            tell(f"model {talker.identity}, device {talker.model.device}")
-        return talker
+            warn(f"model {model.identity}, device {model.device}")
+        return model
 
 
 Inputs = Annotated[
@@ -161,13 +161,13 @@ OutputFile = Annotated[
 Errors = Annotated[
     str | None, typer.Option("--errors", metavar="FILE", help="Write failed records to FILE: id, image, error.")
 ]
-EmbedModel = Annotated[
+EmbedModelName = Annotated[
     str,
     typer.Option(
         "-m", "--model", metavar="MODEL", envvar="VLMKIT_EMBED_MODEL", help="Model that embeds: a name or a folder."
     ),
 ]
-ChatModel = Annotated[
+ChatModelName = Annotated[
     str,
     typer.Option(
         "-m",

@@ -13,7 +13,7 @@ from vlmkit.io.http import Web, is_url
 from vlmkit.io.records import dumps
 from vlmkit.io.sources import PictureError
 from vlmkit.io.terminal import Output
-from vlmkit.models.chat.base import Answer, Request, Sampling, Talker, Turn, Unanswerable
+from vlmkit.models.chat.base import Answer, ChatModel, Request, RequestError, Sampling, Turn
 
 HISTORY_LINES = 1000
 HELP = """/image PATH   show a picture, with the next question
@@ -30,14 +30,14 @@ class Session:
 
     def __init__(
         self,
-        talker: Talker,
+        model: ChatModel,
         sampling: Sampling,
         system: str,
         say: Callable[[str], None],
         note: Callable[[str], None],
         allow_private: bool = False,
     ) -> None:
-        self.talker, self.sampling, self.system, self.say, self.note = talker, sampling, system, say, note
+        self.model, self.sampling, self.system, self.say, self.note = model, sampling, system, say, note
         self.allow_private = allow_private
         self.turns: list[Turn] = []
         self.names: list[str] = []  # of all pictures, in the order in which they were shown
@@ -78,13 +78,13 @@ class Session:
             self.say(piece)
 
         try:
-            answer = self.talker.model.stream(request, self.sampling, say)
+            answer = self.model.stream(request, self.sampling, say)
         except Stopped as stopped:
             if stopped.code is not Exit.INTERRUPTED:
                 raise
             catch()  # the next Ctrl-C is heard again
             answer = Answer("".join(said), "stop", 0)
-        if isinstance(answer, Unanswerable):
+        if isinstance(answer, RequestError):
             self.note(f"{answer}: {answer.remedy}")
             return
         self.say("\n")
@@ -98,7 +98,7 @@ class Session:
         path = name if is_url(name) else os.path.abspath(os.path.expanduser(name))
         try:
             with Web(allow_private=self.allow_private) as web:
-                picture = opened(web.fetch(name) if is_url(name) else path, self.talker.model)
+                picture = opened(web.fetch(name) if is_url(name) else path, self.model)
         except PictureError as error:
             raise VlmkitError(f"{name}: {error}", "name another picture") from None
         self._next = [*self._next, picture]
@@ -123,7 +123,7 @@ class Session:
             marks = "<image>\n" * len(turn.pictures)
             said += [{"from": "human", "value": marks + turn.prompt}, {"from": "gpt", "value": turn.answer}]
         images = {"image": self.names[0]} if len(self.names) == 1 else {"images": self.names} if self.names else {}
-        record = {"id": Path(path).stem, **images, "conversations": said, "answer_model": self.talker.identity}
+        record = {"id": Path(path).stem, **images, "conversations": said, "answer_model": self.model.identity}
         with Output(path) as out:
             out.write(dumps(record))
         self._saved.add(path)

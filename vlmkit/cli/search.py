@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vlmkit.index import Index
-    from vlmkit.models.registry import Model
+    from vlmkit.models.registry import Embedder
     from vlmkit.search.query import Question
     from vlmkit.search.search import Choice, Found
 
@@ -162,9 +162,9 @@ def search(
         page = files.enter_context(Output(html)) if html is not None else None
         title = f"vlmkit search {'--duplicates' if duplicates else queries or question}"
         found = deliver(lists, form, out, page, title)
-        verdict = failures.verdict()
+        exit_code = failures.exit_code()
         nothing_asked = queries is not None and not failures.seen
-    return verdict or (Exit.OK if found or nothing_asked else Exit.NOTHING_FOUND)
+    return exit_code or (Exit.OK if found or nothing_asked else Exit.NOTHING_FOUND)
 
 
 def _check(question: "Question", queries: str | None, duplicates: bool, scored: bool) -> None:
@@ -193,7 +193,7 @@ def _load(
     queries: str | None,
     name: str | None,
     precision: EmbedPrecision,
-) -> "Model | None":
+) -> "Embedder | None":
     """The model of the index, if the query needs one."""
     from vlmkit.models.registry import name_of
     from vlmkit.search.query import check_model, check_named
@@ -212,7 +212,7 @@ def _load(
 
 
 def _choice(
-    index: "Index", question: "Question", queries: str | None, model: "Model | None", relative: bool
+    index: "Index", question: "Question", queries: str | None, model: "Embedder | None", relative: bool
 ) -> "Choice":
     """What the query itself leaves out, and the background of its scores."""
     from vlmkit.search.query import slots_of
@@ -230,7 +230,7 @@ def _lists(
     index: "Index",
     question: "Question",
     queries: str | None,
-    model: "Model | None",
+    model: "Embedder | None",
     choice: "Choice",
     failures: Failures,
 ) -> "Iterator[Found]":
@@ -240,7 +240,7 @@ def _lists(
     from vlmkit.search.search import fitting, search_each, search_one
 
     if queries is None:
-        vector = query_vector(question, index, None if model is None else model.embedder)
+        vector = query_vector(question, index, None if model is None else model)
         return iter([search_one(index, vector, str(question), choice)])
     assert model is not None
     if queries == "-" and stdin_is_terminal():
@@ -254,7 +254,9 @@ def _lists(
         workers=run.threads,
         allow_private=question.allow_private,
     )
-    return search_each(index, failures.sift(fitting(embedded, index.state.dim)), choice, run.batch(QUERY_BATCH))
+    return search_each(
+        index, failures.filter_failures(fitting(embedded, index.state.dim)), choice, run.batch(QUERY_BATCH)
+    )
 
 
 def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "Iterator[Found]":
@@ -291,15 +293,15 @@ class Form(Enum):
 def deliver(results: Iterable[Found], form: Form, out: Output, page: Output | None, title: str) -> int:
     """Write `results` as they come, in `form` to `out` and as HTML to `page`; how many records there were."""
     write = _writer(form, out)
-    sheet = Sheet(page.write, title) if page is not None else None
+    contact_sheet = Sheet(page.write, title) if page is not None else None
     count = 0
     for found in results:
         count += len(found.records)
         write(found)
-        if sheet is not None:
-            sheet.add(found.heading, _pictures(found))
-    if sheet is not None:
-        sheet.end()
+        if contact_sheet is not None:
+            contact_sheet.add(found.heading, _pictures(found))
+    if contact_sheet is not None:
+        contact_sheet.end()
     return count
 
 

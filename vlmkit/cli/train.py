@@ -8,7 +8,7 @@ import typer
 
 from vlmkit.cli.options import Device, Errors, Images, Run
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, tell
+from vlmkit.io.terminal import Failures, Output, warn
 
 if TYPE_CHECKING:
     from vlmkit.train.config import ContrastiveConfig, VlmConfig
@@ -115,9 +115,9 @@ def train(
     line on standard output. The folder holds a standard checkpoint at the end, that the other commands and
     transformers open; before that only checkpoints, from which --resume goes on after a kill.
     """
-    from vlmkit.models.embedders.base import hush, torch_device
+    from vlmkit.models.embedders.base import silence_libraries, torch_device
 
-    hush()
+    silence_libraries()
     flags = {
         "data": data,
         "out": Path(output) if output else Path() if dry_run else None,
@@ -154,13 +154,13 @@ def train(
         def emit(figures: dict[str, Any]) -> None:
             out.write_records([figures])
 
-        from vlmkit.train.distributed import first_speaks
+        from vlmkit.train.distributed import rank_zero_only
 
         settled: Any  # the stage's own kind of configuration
         contrastive = stage is Stage.CONTRASTIVE
-        with first_speaks():
+        with rank_zero_only():
             settled = _contrastive(flags, preset, file) if contrastive else _settled(stage, flags, preset, file)
-        note = tell if not run.quiet else lambda text: None
+        note = warn if not run.quiet else lambda text: None
         if dry_run:
             from vlmkit.train.estimate import estimate_contrastive, estimate_vlm
 
@@ -173,7 +173,7 @@ def train(
             from vlmkit.train.vlm.run import train as train_vlm
 
             train_vlm(settled, emit, failures, note, resume, run.quiet)
-        return failures.verdict()
+        return failures.exit_code()
 
 
 def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path | None) -> "VlmConfig":

@@ -523,7 +523,7 @@ def _check_status(reply: "httpx2.Response") -> None:
         raise TransferError(f"the server packs it ({encoding}), though asked not to")
 
 
-def mirrored(url: str, mirror: str | None) -> str:
+def flip_augment(url: str, mirror: str | None) -> str:
     """`url` with scheme and host, and the start of the path, of `mirror`."""
     if mirror is None:
         return url

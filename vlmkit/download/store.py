@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from vlmkit.datasets.base import File
-from vlmkit.download.fetch import Bars, Line, TransferError, Wanted, check_digest, fetch, mirrored
+from vlmkit.download.fetch import Bars, Line, TransferError, Wanted, check_digest, fetch, flip_augment
 from vlmkit.io.records import Record, dumps, read_jsonl
 
 COPY_BYTES = 1 << 20
@@ -133,7 +133,7 @@ class Store:
         path = self.root / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         known = (file.size, file.digest) if self._check else (None, None)
-        wanted = Wanted(mirrored(file.url, self._mirror), path, *known)
+        wanted = Wanted(flip_augment(file.url, self._mirror), path, *known)
         if file.unpack is not None and wanted.is_there():  # a kill came before it was unpacked
             digest = _checked(path, wanted.digest)
         elif file.url.startswith(PYPI):

@@ -14,7 +14,7 @@ from vlmkit.io.records import Record
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlmkit.models.registry import Model
+    from vlmkit.models.registry import Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Options:
     details: bool = False  # keep what --items and --html show
     ks: tuple[int, ...] = (1, 5, 10)
     tokenizer: str | None = None  # ptb, py; None for ptb where Java can be run
-    model: "Callable[[str | None], Model] | None" = None  # loads the model that -m names, or else the one given
+    model: "Callable[[str | None], Embedder] | None" = None  # loads the model that -m names, or else the one given
     model_asked: bool = False
     batch_size: int = 16
     workers: int = 1

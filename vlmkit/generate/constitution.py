@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, ChatModel, Reply, Request, Sampling, Unanswerable
+from vlmkit.models.chat.base import Answer, ChatModel, Reply, Request, RequestError, Sampling
 
 DEFAULT = Path(__file__).with_name("constitution.toml")
 BEST = 10
@@ -79,21 +79,21 @@ def _aspect(name: str, aspect: str, told: Any, remedy: str) -> Aspect:
 
 def judged(
     model: ChatModel, requests: Sequence[Request], sampling: Sampling, constitution: Constitution
-) -> list[Reply | Unanswerable]:
+) -> list[Reply | RequestError]:
     """Each request's answer: initial, criticised by aspect, revised, and the one of both that scores higher."""
-    found: list[Reply | Unanswerable | None] = [None] * len(requests)
+    found: list[Reply | RequestError | None] = [None] * len(requests)
     rest = list(range(len(requests)))
     for reason, question in constitution.gate.items():
         asked = [_about(requests[i], GATE, question=requests[i].prompt, gate=question) for i in rest]
         for i, answer in zip(rest, model.answer(asked, sampling), strict=True):
-            if isinstance(answer, Unanswerable):
+            if isinstance(answer, RequestError):
                 found[i] = answer
             elif answer.text.strip().lower().startswith("yes"):
                 said = f"I would rather not answer this ({reason}). {answer.text.strip()}"
                 found[i] = Reply(replace(answer, text=said), {"declined": reason})
         rest = [i for i in rest if found[i] is None]
     for i, answer in zip(rest, model.answer([requests[i] for i in rest], sampling) if rest else [], strict=True):
-        if isinstance(answer, Unanswerable):
+        if isinstance(answer, RequestError):
             found[i] = answer
         else:
             found[i] = _better(model, requests[i], answer, sampling, constitution.aspects)
@@ -106,7 +106,7 @@ def _about(request: Request, form: str, **parts: str) -> Request:
 
 def _better(
     model: ChatModel, request: Request, initial: Answer, sampling: Sampling, aspects: list[Aspect]
-) -> Reply | Unanswerable:
+) -> Reply | RequestError:
     """The initial answer or its revision, whichever scores higher; a revision without whole scores is not kept."""
     facts = {"question": request.prompt, "answer": initial.text}
     asked = [_about(request, CRITIQUE, **facts, aspect=a.name, principles=a.listed()) for a in aspects]
@@ -114,7 +114,7 @@ def _better(
     critique = {a.name: _text(reply) for a, reply in zip(aspects, replies, strict=True)}
     listed = "\n".join(f"- {name}: {text}" for name, text in critique.items())
     (revised,) = model.answer([_about(request, REVISION, **facts, critique=listed)], sampling)
-    if isinstance(revised, Unanswerable):
+    if isinstance(revised, RequestError):
         return revised
     scores = {
         name: _scores(model, request, answer.text, sampling, aspects)
@@ -148,5 +148,5 @@ def _number(text: str) -> float | None:
     return float(match[0]) / BEST if match and float(match[0]) <= BEST else None
 
 
-def _text(reply: Answer | Unanswerable) -> str:
-    return "" if isinstance(reply, Unanswerable) else " ".join(reply.text.split())
+def _text(reply: Answer | RequestError) -> str:
+    return "" if isinstance(reply, RequestError) else " ".join(reply.text.split())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.generate.constitution import Constitution, judged
-from vlmkit.generate.questions import Asked
+from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.schema import conforming
 from vlmkit.io.http import FETCHERS, Web, is_url
 from vlmkit.io.images import ahead, open_picture
@@ -27,10 +27,10 @@ from vlmkit.io.sources import Bytes, PictureError, locate
 from vlmkit.io.terminal import Output
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.boxes import EVERYTHING
-from vlmkit.models.chat.base import Answer, ChatModel, HostedModel, Reply, Request, Sampling, Talker, Unanswerable
+from vlmkit.models.chat.base import Answer, ChatModel, RemoteModel, Reply, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
-    from vlmkit.models.chat.attention import Looks
+    from vlmkit.models.chat.attention import AttentionMaps
 
 
 KIND = r"(?:image|picture|photo|photograph|snapshot)"
@@ -62,12 +62,12 @@ def alt_text(text: str, *, sentences: int | None = 1, cut: bool = False, guided:
     return text[0].upper() + text[1:] + ("" if cut or text.endswith((".", "!", "?")) else ".")
 
 
-Answering = Callable[[list[Request], Sampling], list[Reply | Unanswerable]]
+Answering = Callable[[list[Request], Sampling], list[Reply | RequestError]]
 HELD = 4  # answers of a hosted model that may wait for an earlier one, for each request under way
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class GenerateOptions:
     """What is wanted of the answers beside the question.
 
     `task`: answer, boxes (where in the picture what is asked for is) or ocr (what is written there). `say` hears each
@@ -81,15 +81,15 @@ class Wishes:
     constitution: Constitution | None = None
     stats: bool = False
     say: Callable[[str], None] | None = None
-    looked: Callable[["Looks"], None] | None = None
+    looked: Callable[["AttentionMaps"], None] | None = None
     pair: Callable[[Record], None] | None = None
 
 
 def ask(
-    items: Iterable[Asked | Failed],
-    talker: Talker,
+    items: Iterable[ChatSample | Failed],
+    model: ChatModel,
     sampling: Sampling,
-    wishes: Wishes = Wishes(),
+    wishes: GenerateOptions = GenerateOptions(),
     *,
     batch_size: int,
     workers: int,
@@ -97,14 +97,14 @@ def ask(
 ) -> Iterator[Record | Failed]:
     """Each record with `answer` to its `question`, `answer_model`, `finish` and what else is wished, in input order."""
 
-    def request(ready: Asked) -> Request:
+    def request(ready: ChatSample) -> Request:
         question = ready.record["question"].replace("<image>", " ").strip()  # the mark of LLaVA's data
         return Request(question, ready.pictures, wishes.system, number=ready.number, task=wishes.task)
 
-    answer = _answering(talker.model, wishes)
+    answer = _answering(model, wishes)
     if wishes.task == "boxes":
         items = map(_one_picture, items)
-    for found in _answered(items, talker.model, answer, request, sampling, batch_size, workers, allow_private):
+    for found in _answered(items, model, answer, request, sampling, batch_size, workers, allow_private):
         if isinstance(found, Failed):
             yield found
             continue
@@ -113,15 +113,15 @@ def ask(
             keys = {key: record[key] for key in ("id", "image", "images", "question") if key in record}
             wishes.pair(keys | {"chosen": reply.chosen, "rejected": reply.rejected})
         text = reply.answer.text if wishes.schema else " ".join(reply.answer.text.split())
-        made = {"answer": text, "answer_model": talker.identity}
+        made = {"answer": text, "answer_model": model.identity}
         stats = {"ms": round(reply.ms, 1), "tokens": reply.answer.tokens} if wishes.stats else {}
         yield record | made | {"finish": reply.answer.finish} | reply.fields | stats
 
 
-def _answering(model: ChatModel, wishes: Wishes) -> Answering | None:
+def _answering(model: ChatModel, wishes: GenerateOptions) -> Answering | None:
     """How `model` answers requests, where more is wished than its answers."""
 
-    def answer(requests: list[Request], sampling: Sampling) -> list[Reply | Unanswerable]:
+    def answer(requests: list[Request], sampling: Sampling) -> list[Reply | RequestError]:
         if wishes.constitution:
             return judged(model, requests, sampling, wishes.constitution)
         if wishes.schema:
@@ -136,26 +136,26 @@ def _answering(model: ChatModel, wishes: Wishes) -> Answering | None:
 
 
 def _shown(
-    model: Any, request: Request, answer: Answer | Unanswerable, looked: Callable[["Looks"], None]
-) -> Reply | Unanswerable:
+    model: Any, request: Request, answer: Answer | RequestError, looked: Callable[["AttentionMaps"], None]
+) -> Reply | RequestError:
     """The reply, after where it looked was given to `looked`."""
     try:
         if isinstance(answer, Answer):
             looked(model.attention(request, answer.text))
-    except Unanswerable as error:
+    except RequestError as error:
         return error
     return _reply(answer)
 
 
-def _reply(answer: Answer | Unanswerable) -> Reply | Unanswerable:
-    if isinstance(answer, Unanswerable):
+def _reply(answer: Answer | RequestError) -> Reply | RequestError:
+    if isinstance(answer, RequestError):
         return answer
     return Reply(answer, {} if answer.boxes is None else {"boxes": answer.boxes})
 
 
 def caption(
-    items: Iterable[Asked | Failed],
-    talker: Talker,
+    items: Iterable[ChatSample | Failed],
+    model: ChatModel,
     sampling: Sampling,
     *,
     length: str = "normal",
@@ -169,14 +169,14 @@ def caption(
 
     With `boxes`, by which they are sought, also the `boxes` of every object.
     """
-    style = talker.model.captions[length]
+    style = model.captions[length]
 
-    def request(ready: Asked) -> Request:
+    def request(ready: ChatSample) -> Request:
         return Request(style.prompt, ready.pictures, start=start, number=ready.number)
 
     pictures = (_one_picture(item) for item in items)
-    answer = partial(_located, talker.model, boxes) if boxes else None
-    answered = _answered(pictures, talker.model, answer, request, sampling, batch_size, workers, allow_private)
+    answer = partial(_located, model, boxes) if boxes else None
+    answered = _answered(pictures, model, answer, request, sampling, batch_size, workers, allow_private)
     sentences = None if length == "long" else 1
     for found in answered:
         if isinstance(found, Failed):
@@ -186,19 +186,19 @@ def caption(
             cut = reply.answer.finish == "length"
             text = alt_text(reply.answer.text, sentences=sentences, cut=cut, guided=bool(start))
             if text:
-                yield record | {"caption": text, "caption_model": talker.identity} | reply.fields
+                yield record | {"caption": text, "caption_model": model.identity} | reply.fields
             else:
                 yield Failed.of(record, "the model said nothing", "name another model, or raise --max-tokens")
 
 
 def _located(
     model: ChatModel, how: Sampling, requests: list[Request], sampling: Sampling
-) -> list[Reply | Unanswerable]:
+) -> list[Reply | RequestError]:
     """What the model says of each picture, with the boxes of all that it finds there."""
     sought = [replace(request, prompt=EVERYTHING, start="", task="boxes") for request in requests]
     pairs = zip(model.answer(requests, sampling), model.answer(sought, how), strict=True)
     return [
-        said if isinstance(said, Unanswerable) else found if isinstance(found, Unanswerable)
+        said if isinstance(said, RequestError) else found if isinstance(found, RequestError)
         else Reply(said, {"boxes": found.boxes or []})
         for said, found in pairs
     ]  # fmt: skip
@@ -212,22 +212,22 @@ def caption_sampling(model: ChatModel, length: str, sampling: Sampling, max_toke
         max_tokens=max_tokens or style.max_tokens,
         beams=1 if sampling.temperature > 0 else style.beams,
         length_penalty=style.length_penalty,
-        closeness=style.closeness,
-        mirrored=style.mirrored,
+        clip_rerank_weight=style.clip_rerank_weight,
+        flip_augment=style.flip_augment,
     )
 
 
-def _one_picture(item: Asked | Failed) -> Asked | Failed:
+def _one_picture(item: ChatSample | Failed) -> ChatSample | Failed:
     if isinstance(item, Failed) or len(item.pictures) == 1:
         return item
     return Failed.of(item.record, "several pictures, this is for one" if item.pictures else "no picture")
 
 
 def _answered(
-    items: Iterable[Asked | Failed],
+    items: Iterable[ChatSample | Failed],
     model: ChatModel,
     answer: Answering | None,
-    request: Callable[[Asked], Request],
+    request: Callable[[ChatSample], Request],
     sampling: Sampling,
     batch_size: int,
     workers: int,
@@ -238,21 +238,21 @@ def _answered(
     Pictures by URL are fetched ahead, then all are decoded ahead in threads; at most two batches wait.
     """
 
-    def fetch(item: Asked | Failed) -> Asked | Failed:
+    def fetch(item: ChatSample | Failed) -> ChatSample | Failed:
         return item if isinstance(item, Failed) else _each(item, lambda picture: _fetched(picture, web))
 
-    def prepare(item: Asked | Failed) -> Asked | Failed:
+    def prepare(item: ChatSample | Failed) -> ChatSample | Failed:
         return item if isinstance(item, Failed) else _each(item, lambda picture: opened(picture, model))
 
     sizes = BatchSize(batch_size) if batch_size else model.batch
     with Web(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
-        if answer is None and isinstance(model, HostedModel):
-            yield from _by_turns(prepared, model, request, sampling, sizes.size)
+        if answer is None and isinstance(model, RemoteModel):
+            yield from _complete_in_order(prepared, model, request, sampling, sizes.size)
             return
         while batch := list(islice(prepared, sizes.size)):
-            ready = [entry for entry in batch if isinstance(entry, Asked)]
+            ready = [entry for entry in batch if isinstance(entry, ChatSample)]
             start = time.perf_counter()
             requests = [request(entry) for entry in ready]
             replies = iter(answer(requests, sampling) if answer else map(_reply, model.answer(requests, sampling)))
@@ -261,23 +261,23 @@ def _answered(
                 yield entry if isinstance(entry, Failed) else _paired(entry, next(replies), ms)
 
 
-def _by_turns(
-    prepared: Iterable[Asked | Failed],
-    model: HostedModel,
-    request: Callable[[Asked], Request],
+def _complete_in_order(
+    prepared: Iterable[ChatSample | Failed],
+    model: RemoteModel,
+    request: Callable[[ChatSample], Request],
     sampling: Sampling,
     at_once: int,
 ) -> Iterator[tuple[Record, Reply] | Failed]:
     """Each record and its answer, in input order, with `at_once` requests under way as long as there are so many."""
-    waiting: deque[Turned | Failed] = deque()
-    under_way: set[Future[Answer | Unanswerable]] = set()
+    waiting: deque[PendingRequest | Failed] = deque()
+    under_way: set[Future[Answer | RequestError]] = set()
     try:
         for entry in prepared:
             if isinstance(entry, Failed):
                 waiting.append(entry)
             else:
                 future = model.submit(request(entry), sampling)
-                waiting.append(Turned(entry, future, time.perf_counter()))
+                waiting.append(PendingRequest(entry, future, time.perf_counter()))
                 under_way.add(future)
             if len(under_way) >= at_once:
                 under_way = wait(under_way, return_when=FIRST_COMPLETED).not_done
@@ -290,32 +290,32 @@ def _by_turns(
             future.cancel()
 
 
-class Turned(NamedTuple):
+class PendingRequest(NamedTuple):
     """A record whose question is under way since `start`."""
 
-    entry: Asked
-    future: Future[Answer | Unanswerable]
+    entry: ChatSample
+    future: Future[Answer | RequestError]
     start: float
 
 
-def _is_ready(turn: Turned | Failed) -> bool:
+def _is_ready(turn: PendingRequest | Failed) -> bool:
     return isinstance(turn, Failed) or turn.future.done()
 
 
-def _result(turn: Turned | Failed) -> tuple[Record, Reply] | Failed:
+def _result(turn: PendingRequest | Failed) -> tuple[Record, Reply] | Failed:
     if isinstance(turn, Failed):
         return turn
     reply = _reply(turn.future.result())
     return _paired(turn.entry, reply, 1000 * (time.perf_counter() - turn.start))
 
 
-def _paired(entry: Asked, reply: Reply | Unanswerable, ms: float) -> tuple[Record, Reply] | Failed:
-    if isinstance(reply, Unanswerable):
+def _paired(entry: ChatSample, reply: Reply | RequestError, ms: float) -> tuple[Record, Reply] | Failed:
+    if isinstance(reply, RequestError):
         return Failed.of(entry.record, reply, reply.remedy)
     return entry.record, replace(reply, ms=ms)
 
 
-def _each(item: Asked, work: Callable[[Any], Any]) -> Asked | Failed:
+def _each(item: ChatSample, work: Callable[[Any], Any]) -> ChatSample | Failed:
     """`item` with `work` done on each picture; its failure names the picture where there are several."""
     done = []
     for picture in item.pictures:
@@ -346,10 +346,10 @@ def beside(image: object) -> Path | None:
     return path.with_suffix(".txt") if path and path.is_file() else None
 
 
-def without_caption(items: Iterable[Asked | Failed]) -> Iterator[Asked | Failed]:
+def without_caption(items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
     """Those of `items` that have no sidecar yet."""
     for item in items:
-        path = beside(item.record.get("image")) if isinstance(item, Asked) else None
+        path = beside(item.record.get("image")) if isinstance(item, ChatSample) else None
         if path is None or not os.path.lexists(path):
             yield item
 

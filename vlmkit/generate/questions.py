@@ -20,7 +20,7 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
 
 
 @dataclass(slots=True)
-class Asked:
+class ChatSample:
     """A record with the pictures that it is about: paths, URLs, their bytes, and at last what the model takes.
 
     `number` is its place in the input.
@@ -35,7 +35,7 @@ class Asked:
 class Conversation:
     """What is to be answered; `single` where it is one question, whose answer is printed bare."""
 
-    items: Iterable[Asked | Failed]
+    items: Iterable[ChatSample | Failed]
     single: bool
 
 
@@ -61,7 +61,7 @@ def to_ask(inputs: list[str], question: str | None, how: Reading, default: str |
     """
     parts = list(_parts(inputs, how))
     if not parts and question is not None and inputs in ([], ["-"]):
-        return Conversation([Asked({"id": question, "question": question})], single=True)
+        return Conversation([ChatSample({"id": question, "question": question})], single=True)
     if not parts and not inputs and stdin_is_terminal():
         raise VlmkitError("nothing to ask", 'name pictures and a question: vlmkit ask photo.jpg "what is this?"')
     named = [item for is_named, items in parts if is_named for item in items]
@@ -95,7 +95,7 @@ def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Ite
             yield piped, chain([first], items)
 
 
-def asked(item: Item | Failed) -> Asked | Failed:
+def asked(item: Item | Failed) -> ChatSample | Failed:
     """What `item` is about; a record with `images` is about all of them."""
     if isinstance(item, Failed):
         return item
@@ -103,17 +103,17 @@ def asked(item: Item | Failed) -> Asked | Failed:
     if images:
         if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
             return Failed.of(item.record, "images is not a list of paths")
-        return Asked(item.record, images)
+        return ChatSample(item.record, images)
     if item.source is not None:
-        return Asked(item.record, [item.source])
+        return ChatSample(item.record, [item.source])
     if image is None or isinstance(image, str):
-        return Asked(item.record, [] if image is None else [image])
+        return ChatSample(item.record, [] if image is None else [image])
     return Failed.of(item.record | {"image": None}, "image is not a path")
 
 
-def _together(items: list[Item | Failed]) -> Asked | Failed:
+def _together(items: list[Item | Failed]) -> ChatSample | Failed:
     """One question about all of `items`; if one of them cannot be read, there is none."""
-    several: list[Asked] = []
+    several: list[ChatSample] = []
     for item in map(asked, items):
         if isinstance(item, Failed):
             return item
@@ -121,19 +121,21 @@ def _together(items: list[Item | Failed]) -> Asked | Failed:
     if len(several) == 1:
         return several[0]
     names = [one.record["id"] for one in several]
-    return Asked({"id": " ".join(names), "images": names}, [picture for one in several for picture in one.pictures])
+    return ChatSample(
+        {"id": " ".join(names), "images": names}, [picture for one in several for picture in one.pictures]
+    )
 
 
-def _numbered(items: Iterable[Asked | Failed]) -> Iterator[Asked | Failed]:
+def _numbered(items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
     for number, item in enumerate(items):
-        if isinstance(item, Asked):
+        if isinstance(item, ChatSample):
             item.number = number
         yield item
 
 
 def _with_question(
-    items: Iterable[Asked | Failed], question: str | None, default: str | None
-) -> Iterator[Asked | Failed]:
+    items: Iterable[ChatSample | Failed], question: str | None, default: str | None
+) -> Iterator[ChatSample | Failed]:
     for item in items:
         if isinstance(item, Failed):
             yield item

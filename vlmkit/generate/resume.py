@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterable, Iterator
 
 from vlmkit.errors import VlmkitError
-from vlmkit.generate.questions import Asked
+from vlmkit.generate.questions import ChatSample
 from vlmkit.io.records import Failed, Record, loads
 from vlmkit.io.terminal import Output
 
 
-class Resumed(Output):
+class AppendOutput(Output):
     """FILE, opened for more. A torn last line, of a run that was killed, is dropped.
 
     Raises VlmkitError where FILE holds anything but records, or another run is writing it.
@@ -49,7 +49,7 @@ class Resumed(Output):
         if whole and not line.endswith(b"\n"):
             self.write(b"\n")
 
-    def missing(self, items: Iterable[Asked | Failed]) -> Iterator[Asked | Failed]:
+    def missing(self, items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
         """What FILE does not hold yet: another `id`, or the same with another `question`."""
         for item in items:
             if isinstance(item, Failed):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, ChatModel, Reply, Request, Sampling, Unanswerable
+from vlmkit.models.chat.base import Answer, ChatModel, Reply, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
     from referencing import Resource
@@ -110,7 +110,7 @@ def fitting(text: str, schema: dict[str, Any]) -> str | None:
 
 def conforming(
     model: ChatModel, requests: Sequence[Request], sampling: Sampling, schema: dict[str, Any]
-) -> list[Reply | Unanswerable]:
+) -> list[Reply | RequestError]:
     """Replies as JSON of `schema` on one line, `valid`; one that is not is asked for once more, then given as it is."""
     asked = [replace(request, prompt=f"{request.prompt}\n{wish(schema)}", schema=schema) for request in requests]
     answers = model.answer(asked, sampling)
@@ -118,10 +118,10 @@ def conforming(
     again = [replace(asked[i], prompt=f"{asked[i].prompt}\nGive nothing but the JSON.") for i in wrong]
     for i, answer in zip(wrong, model.answer(again, sampling) if again else [], strict=True):
         answers[i] = answer
-    return [answer if isinstance(answer, Unanswerable) else _checked(answer, schema) for answer in answers]
+    return [answer if isinstance(answer, RequestError) else _checked(answer, schema) for answer in answers]
 
 
-def _invalid(answer: Answer | Unanswerable, schema: dict[str, Any]) -> bool:
+def _invalid(answer: Answer | RequestError, schema: dict[str, Any]) -> bool:
     return isinstance(answer, Answer) and fitting(answer.text, schema) is None
 
 

@@ -202,7 +202,7 @@ TRIES = 3
 
 
 def set_type(folder: Path, wanted: str, note: Callable[[str], None] = silent) -> None:
-    """Have the index be of that type from now on; `upkeep` builds it."""
+    """Have the index be of that type from now on; `maintenance` builds it."""
     with Writer(folder, wanted, note) as writer, writer.transaction() as (db, state):
         write_state(db, state)
 
@@ -211,13 +211,13 @@ def change_type(folder: Path, wanted: str, before: str, note: Callable[[str], No
     """Have the index be of that type, and build it; where that cannot be done it keeps the one `before`."""
     set_type(folder, wanted, note)
     try:
-        upkeep(folder, insist=True, note=note)
+        maintain(folder, insist=True, note=note)
     except BaseException:
         set_type(folder, before)
         raise
 
 
-def upkeep(folder: Path, *, insist: bool = False, note: Callable[[str], None] = silent) -> None:
+def maintain(folder: Path, *, insist: bool = False, note: Callable[[str], None] = silent) -> None:
     """Build the approximate index, or drop it, if that is due.
 
     Raises VlmkitError where it cannot be built; unless you `insist`, that only means that searches stay exact, as

@@ -38,7 +38,7 @@ from vlmkit.index.store import (
 )
 from vlmkit.index.types import check_type
 from vlmkit.io.records import ROUNDING, Failed, Record, batched, decode_embedding, dumps
-from vlmkit.models.registry import digits_of
+from vlmkit.models.registry import fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +161,7 @@ class Writer:
             self._hand_over()
 
     def _check_fits(self, state: State, model: str | None, dim: int) -> None:
-        if digits_of(model or "") != digits_of(state.model or ""):
+        if fingerprint_of(model or "") != fingerprint_of(state.model or ""):
             what = f"the index at {self.folder} holds vectors of {state.model}, not of {model or 'an unnamed model'}"
             raise VlmkitError(what, "name a new index with -i, or remove that folder and index the pictures again")
         if dim != state.dim:

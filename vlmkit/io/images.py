@@ -60,7 +60,7 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
     data = _read(source)
     with _told(data), _opened(data) as image:
         width, height = image.size
-        check_whole(image, data)
+        check_integrity(image, data)
         if size and image.format in ("JPEG", "MPO"):
             side = int(DRAFT_MARGIN * size)
             image.draft("RGB", (side, side))
@@ -81,7 +81,7 @@ def check_picture(source: Bytes) -> None:
     """
     data = _read(source)
     with _told(data), _opened(data) as image:
-        check_whole(image, data)
+        check_integrity(image, data)
         if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(JPEG_END)):
             return
     open_picture(source)
@@ -213,7 +213,7 @@ STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and lengths of strips, o
 _libtiff = threading.local()
 
 
-def check_whole(image: "Image", data: bytes) -> None:
+def check_integrity(image: "Image", data: bytes) -> None:
     """Raise PictureError unless `data`, which Pillow opened as `image`, is a whole file of its format."""
     check = {"PNG": _png, "GIF": _gif, "TIFF": _tiff}.get(image.format or "")
     if check is not None:

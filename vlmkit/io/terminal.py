@@ -150,19 +150,19 @@ def _told(what: str, remedy: str) -> Iterator[None]:
 class Failures:
     """Reports the records that failed, and decides the exit code: some failed, or the only one did.
 
-    Without `lone` the only one counts as one of several: the others were done by an earlier run.
+    Without `single_input` the only one counts as one of several: the others were done by an earlier run.
     """
 
-    def __init__(self, errors: str | None = None, *, lone: bool = True) -> None:
+    def __init__(self, errors: str | None = None, *, single_input: bool = True) -> None:
         self._output = Output(errors) if errors is not None else None
-        self._lone = lone
+        self._lone = single_input
         self.seen = 0
         self.count = 0
 
     def __enter__(self) -> "Failures":
         return self
 
-    def sift(self, results: Iterable[T | Failed]) -> Iterator[T]:
+    def filter_failures(self, results: Iterable[T | Failed]) -> Iterator[T]:
         """What is no failure among `results`; failures go to standard error and the `--errors` file."""
         for result in results:
             self.seen += 1
@@ -174,11 +174,11 @@ class Failures:
                 result.id = f"record {self.seen}"
             where = "record" if result.image is None else "address" if "://" in result.image else "file"
             remedy = result.remedy or f"check the {where}"
-            tell(f"{result.image or result.id}: {result.error}: left out, {remedy}")
+            warn(f"{result.image or result.id}: {result.error}: left out, {remedy}")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 
-    def verdict(self) -> Exit:
+    def exit_code(self) -> Exit:
         """The exit code. Raises VlmkitError where the only input failed, so that no file is changed."""
         if self._lone and self.seen == self.count == 1:
             raise AlreadyTold
@@ -196,7 +196,7 @@ class AlreadyTold(Exception):
     """Fatal, and its line stands on standard error already."""
 
 
-def tell(text: str) -> None:
+def warn(text: str) -> None:
     """One line on standard error, above a progress bar if there is one."""
     if sys.stderr is None:
         return
@@ -239,7 +239,7 @@ def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int 
             yield result
         seconds = bar.format_dict["elapsed"]
     left_out = f", {failed} of them left out" if failed else ""
-    tell(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
+    warn(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
 
 
 @contextlib.contextmanager
@@ -265,7 +265,7 @@ def steps_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
         yield show
         seconds = bar.format_dict["elapsed"]
     count = bar.n - (before or 0)
-    tell(f"{count} steps in {seconds:.1f} s, {count / max(seconds, 1e-3):.2g} a second")
+    warn(f"{count} steps in {seconds:.1f} s, {count / max(seconds, 1e-3):.2g} a second")
 
 
 def console(stderr: bool = False) -> "Console":

@@ -12,7 +12,7 @@ import orjson
 REMEMBERED = 64  # models
 
 
-def digits_of(identity: str) -> str:
+def fingerprint_of(identity: str) -> str:
     """The part of a model identity that decides whether two models are the same."""
     return identity.rpartition("@")[2]
 
@@ -22,7 +22,7 @@ def name_of(identity: str) -> str:
     return identity.rpartition("@")[0]
 
 
-def digits(files: Sequence[Path], settings: bytes = b"") -> str:
+def fingerprint(files: Sequence[Path], settings: bytes = b"") -> str:
     """Twelve hex digits over the names and bytes of `files`, and over `settings`, which stand in no file.
 
     Remembered by path, size and time of the files, so that gigabytes of weights are read once.

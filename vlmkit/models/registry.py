@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.fingerprint import cache_folder, digits_of, name_of
+from vlmkit.models.fingerprint import cache_folder, fingerprint_of, name_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlmkit.models.batching import BatchSize
     from vlmkit.models.resolve import Checkpoint
 
-__all__ = ["Embedder", "Hardware", "Model", "cache_folder", "digits_of", "load_embedder", "name_of"]
+__all__ = ["Embedder", "Hardware", "cache_folder", "fingerprint_of", "load_embedder", "name_of"]
 
 EMBEDDERS = {
     "mini": "vlmkit.models.embedders.mini:Mini",
@@ -28,9 +28,12 @@ INT8 = "+int8"  # ends the name of a model in int8, whose vectors are not those 
 class Embedder(Protocol):
     """A dual encoder: pictures and texts as unit vectors in one space.
 
+    `identity` is `name@` and the fingerprint of weights and preprocessing, twelve hex digits; the loader sets it.
     `dim` is D, `size` the side in pixels that pictures are scaled to, `logit_scale` what cosines are multiplied by
     before a softmax gives probabilities, `device` where it runs, `batch` how many go through at once.
     """
+
+    identity: str
 
     @property
     def device(self) -> str: ...
@@ -51,14 +54,6 @@ class Embedder(Protocol):
 
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
         """N texts -> N x D float32, L2-normalised."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """An embedder with its identity, `name@` and twelve hex digits."""
-
-    identity: str
-    embedder: Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +78,12 @@ def load_embedder(
     hardware: Hardware = Hardware(),
     *,
     quick_texts: bool = False,
-    tell: Callable[[str], None] = _silent,
+    warn: Callable[[str], None] = _silent,
     note: Callable[[str], None] = _silent,
-) -> Model:
+) -> Embedder:
     """The model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened.
 
-    With `quick_texts` texts go through a tower that starts without PyTorch, written when first needed; `tell` and
+    With `quick_texts` texts go through a tower that starts without PyTorch, written when first needed; `warn` and
     `note` hear of that (see quick.py).
     """
     from vlmkit.models.resolve import find
@@ -97,23 +92,29 @@ def load_embedder(
         name = name.removesuffix(INT8)
         hardware = replace(hardware, precision=hardware.precision or "int8")
     checkpoint = find(name)
-    digits = checkpoint.digits()
+    fingerprint = checkpoint.fingerprint()
     if checkpoint.backend == "mini":
-        return Model(f"{checkpoint.name}@{digits}", _open(checkpoint, hardware))
+        return _identified(_open(checkpoint, hardware), checkpoint.name, fingerprint)
 
     def open_model(how: Hardware) -> Any:
         return _open(checkpoint, how)
 
     if hardware.precision == "int8":
-        from vlmkit.models.embedders.onnx import Int8, digits_in_int8
+        from vlmkit.models.embedders.onnx import Int8, int8_fingerprint
 
-        own = digits_in_int8(digits)
-        return Model(f"{checkpoint.name}{INT8}@{own}", Int8(checkpoint.name, own, open_model, hardware))
+        own = int8_fingerprint(fingerprint)
+        return _identified(Int8(checkpoint.name, own, open_model, hardware), checkpoint.name + INT8, own)
     if quick_texts and hardware.device in ("auto", "cpu") and hardware.precision in (None, "fp32"):
         from vlmkit.models.embedders.onnx import QuickTexts
 
-        return Model(f"{checkpoint.name}@{digits}", QuickTexts(digits, open_model, hardware, tell, note))
-    return Model(f"{checkpoint.name}@{digits}", open_model(hardware))
+        quick = QuickTexts(fingerprint, open_model, hardware, warn, note)
+        return _identified(quick, checkpoint.name, fingerprint)
+    return _identified(open_model(hardware), checkpoint.name, fingerprint)
+
+
+def _identified(embedder: Embedder, name: str, fingerprint: str) -> Embedder:
+    embedder.identity = f"{name}@{fingerprint}"
+    return embedder
 
 
 def _open(checkpoint: "Checkpoint", hardware: Hardware) -> Embedder:

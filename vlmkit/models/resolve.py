@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from vlmkit.errors import VlmkitError, first_line
-from vlmkit.models import fingerprint as identity
+from vlmkit.models import fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,10 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
     places: dict[str, Path] = field(default_factory=dict)
 
-    def digits(self) -> str:
-        """The hex digits of the model's identity."""
+    def fingerprint(self) -> str:
+        """The fingerprint of the model's identity."""
         settings = orjson.dumps(self.settings, option=orjson.OPT_SORT_KEYS) if self.settings else b""
-        return identity.digits([*self.weights, *self.processing], settings)
+        return fingerprint.fingerprint([*self.weights, *self.processing], settings)
 
 
 def find(name: str) -> Checkpoint:
@@ -316,11 +316,11 @@ def _checkpoint(
 def _tags() -> dict[str, dict[str, Any]]:
     """open_clip's table of ARCH:TAG, remembered: to read it, open_clip and with it PyTorch have to be imported."""
     version = importlib.metadata.version("open_clip_torch")
-    if (tags := identity.recall("open_clip_tags.json").get(version)) is None:
+    if (tags := fingerprint.recall("open_clip_tags.json").get(version)) is None:
         import open_clip
 
         tags = {":".join(pair): open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained()}
-        identity.remember("open_clip_tags.json", version, tags)
+        fingerprint.remember("open_clip_tags.json", version, tags)
     return tags
 
 

@@ -99,14 +99,14 @@ def overlay(picture: "Image", words: "Sequence[tuple[str, np.ndarray]]") -> "Ima
     tiles = [("", small), *((word, _colored(small, seen)) for word, seen in words)]
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * TILE, rows * (small.height + LINE)), "white")
-    pen = ImageDraw.Draw(sheet)
+    contact_sheet = Image.new("RGB", (columns * TILE, rows * (small.height + LINE)), "white")
+    pen = ImageDraw.Draw(contact_sheet)
     font: Any = ImageFont.load_default(LINE * 2 // 3)
     for place, (word, tile) in enumerate(tiles):
         x, y = place % columns * TILE, place // columns * (small.height + LINE)
-        sheet.paste(tile, (x, y))
+        contact_sheet.paste(tile, (x, y))
         pen.text((x + 4, y + small.height + 2), word, fill="black", font=font)
-    return sheet
+    return contact_sheet
 
 
 def _colored(picture: "Image", seen: "np.ndarray") -> "Image":

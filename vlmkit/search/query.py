@@ -11,7 +11,7 @@ from vlmkit.index import Index
 from vlmkit.io.http import Web, is_url
 from vlmkit.io.images import open_picture
 from vlmkit.io.sources import PictureError, locate
-from vlmkit.models.registry import Embedder, Model, digits_of
+from vlmkit.models.registry import Embedder, fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,9 +96,9 @@ def slots_of(index: Index, ids: Sequence[str]) -> list[int]:
     return slots
 
 
-def check_model(index: Index, model: Model) -> None:
+def check_model(index: Index, model: Embedder) -> None:
     """Raise VlmkitError unless `model` made the vectors of `index`; digits decide, names may differ."""
-    if digits_of(index.state.model or "") != digits_of(model.identity):
+    if fingerprint_of(index.state.model or "") != fingerprint_of(model.identity):
         what = f"the index at {index.folder} holds vectors of {index.state.model}, not of {model.identity}"
         raise VlmkitError(what, "name its model with -m, or remove that folder and index the pictures again")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.index import Hit, Index
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.models.registry import Model, cache_folder, digits_of
+from vlmkit.models.registry import Embedder, cache_folder, fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,18 +36,18 @@ def texts() -> list[str]:
     return [FORMS[i % len(FORMS)].format(word) for i, word in enumerate(filter(None, words))]
 
 
-def of_texts(model: Model) -> "np.ndarray":
+def of_texts(model: Embedder) -> "np.ndarray":
     """The vectors of the everyday texts (G x D float32), remembered in the cache folder for each model."""
     import numpy as np
 
     mark = zlib.crc32("\n".join(texts()).encode())
-    memory = cache_folder() / f"background-{digits_of(model.identity)}-{mark:08x}.npy"
-    shape = (len(texts()), model.embedder.dim)
+    memory = cache_folder() / f"background-{fingerprint_of(model.identity)}-{mark:08x}.npy"
+    shape = (len(texts()), model.dim)
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or not whole: it is only a cache
         known = np.load(memory, allow_pickle=False)
         if known.shape == shape and np.isfinite(known).all():
             return known.astype(np.float32)
-    found = model.embedder.embed_texts(texts())
+    found = model.embed_texts(texts())
     temporary = memory.with_suffix(f".{os.getpid()}.npy")
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def shares(ours: int) -> list[int]:
     return [size or 0 for size in found]
 
 
-def gathered(x: Tensor, dim: int, sizes: list[int]) -> Tensor:
+def all_gather(x: Tensor, dim: int, sizes: list[int]) -> Tensor:
     """`x` of all processes, of which each has `sizes[rank]` along `dim`, one after the other."""
     if len(sizes) == 1:
         return x
@@ -52,7 +52,7 @@ def gathered(x: Tensor, dim: int, sizes: list[int]) -> Tensor:
     return torch.cat([some[:size] for some, size in zip(found, sizes, strict=True)]).movedim(0, dim)
 
 
-def add_up(gradients: list[Tensor]) -> None:
+def all_reduce(gradients: list[Tensor]) -> None:
     """Sum each of `gradients` over all processes, in place."""
     if world() == 1 or not gradients:
         return
@@ -106,7 +106,7 @@ def world() -> int:
 
 
 @contextlib.contextmanager
-def first_speaks() -> Iterator[None]:
+def rank_zero_only() -> Iterator[None]:
     """For what all processes do alike: what the others have to say, their errors too, the first one says."""
     if rank() == 0:
         yield

@@ -4,7 +4,7 @@ The losses of a run as a picture.
 
 `--report-to`: the same figures that are logged, to a service or a folder for looking at curves.
 
-What a transformers `Trainer` lacks for runs that may be killed at any moment: see `Steady`.
+What a transformers `Trainer` lacks for runs that may be killed at any moment: see `CheckpointedTrainer`.
 """
 
 import math
@@ -87,7 +87,7 @@ def reporter(where: str | None, folder: Path) -> Log:
 WEIGHTS = "trained.safetensors"
 
 
-class Steady(Trainer):
+class CheckpointedTrainer(Trainer):
     """A `Trainer` whose checkpoints are complete or absent and whose log is one JSON object a step.
 
     A checkpoint holds what is trained, and is loaded strictly: `Trainer` itself loads with strict=False, and so loses

@@ -135,7 +135,7 @@ def _clip_measures(rows: Sequence[Row], captions: Sequence[str], options: Option
         pictures.append(found[1])
     texts = [CLIP_PREFIX + text for text in captions]
     texts += [CLIP_PREFIX + text for row in rows for text in row.references]
-    embedded = np.concatenate([model.embedder.embed_texts(batch) for batch in batched(texts, TEXTS_AT_ONCE)])
+    embedded = np.concatenate([model.embed_texts(batch) for batch in batched(texts, TEXTS_AT_ONCE)])
     ours, theirs = embedded[: len(rows)], embedded[len(rows) :]
     clip = CLIP_WEIGHT * np.maximum((np.stack(pictures) * ours).sum(axis=1), 0).astype(np.float64)
     owner = np.repeat(np.arange(len(rows)), [len(row.references) for row in rows])

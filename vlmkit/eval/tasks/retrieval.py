@@ -15,7 +15,7 @@ from vlmkit.eval.task import Gathered, Options, flags
 from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched, decode_embedding
 from vlmkit.metrics.ranking import check_k
-from vlmkit.models.registry import Model, digits_of, name_of
+from vlmkit.models.registry import Embedder, fingerprint_of, name_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ def embedded(pictures: Sequence[_Picture], options: Options) -> "tuple[np.ndarra
     import numpy as np
 
     made_by = {str(p.row.record["model"]) for p in pictures if "embedding" in p.row.record and "model" in p.row.record}
-    if len({digits_of(identity) for identity in made_by}) > 1:
+    if len({fingerprint_of(identity) for identity in made_by}) > 1:
         raise VlmkitError(f"vectors of several models: {', '.join(sorted(made_by))}", "embed all with one model")
     own = sorted(made_by)[0] if made_by else None
     whole = all("embedding" in p.row.record and len(p.vectors) == len(p.captions) for p in pictures)
@@ -97,14 +97,14 @@ def embedded(pictures: Sequence[_Picture], options: Options) -> "tuple[np.ndarra
         return images, texts, own or "unknown"
     assert options.model is not None
     model = options.model(None if own is None else name_of(own))
-    if own is not None and digits_of(own) != digits_of(model.identity) and not options.model_asked:
+    if own is not None and fingerprint_of(own) != fingerprint_of(model.identity) and not options.model_asked:
         raise VlmkitError(f"the vectors are of {own}, not of {model.identity}", "name their model with -m")
     captions = [caption for picture in pictures for caption in picture.captions]
-    texts = np.concatenate([model.embedder.embed_texts(batch) for batch in batched(captions, TEXTS_AT_ONCE)])
+    texts = np.concatenate([model.embed_texts(batch) for batch in batched(captions, TEXTS_AT_ONCE)])
     return _pictures(pictures, model, options), texts, model.identity
 
 
-def _pictures(pictures: Sequence[_Picture], model: Model, options: Options) -> "np.ndarray":
+def _pictures(pictures: Sequence[_Picture], model: Embedder, options: Options) -> "np.ndarray":
     import numpy as np
 
     items = (Item(picture.row.record) for picture in pictures)

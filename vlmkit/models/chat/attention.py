@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmkit.models.chat.base import Unanswerable
+from vlmkit.models.chat.base import RequestError
 
 
-class Looks(NamedTuple):
+class AttentionMaps(NamedTuple):
     """The picture as the model saw it, and for each word how much it looked at each place: H x W, sums to 1."""
 
     picture: Image.Image
     words: list[tuple[str, np.ndarray]]
 
 
-def looks(model: Any, processor: Any, picture: Image.Image, inputs: Any, answer: torch.Tensor) -> Looks:
+def looks(model: Any, processor: Any, picture: Image.Image, inputs: Any, answer: torch.Tensor) -> AttentionMaps:
     """`inputs` of one request about `picture`, `answer` its reply (1, T). Raises Unanswerable."""
     ids = torch.cat([inputs["input_ids"], answer], 1)
     places = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
@@ -44,7 +44,7 @@ def looks(model: Any, processor: Any, picture: Image.Image, inputs: Any, answer:
         seen = maps[tokens].mean(0)
         found.append((word, seen / max(seen.sum(), 1e-12)))
     whole = "image_grid_thw" in inputs  # scaled, not cut
-    return Looks(picture if whole else _as_seen(processor, inputs), found)
+    return AttentionMaps(picture if whole else _as_seen(processor, inputs), found)
 
 
 def _grid(model: Any, inputs: Any, count: int) -> tuple[int, int]:
@@ -56,7 +56,7 @@ def _grid(model: Any, inputs: Any, count: int) -> tuple[int, int]:
         return height // merged, width // merged
     side = round(count**0.5)
     if sizes is not None or not count or side * side != count or "pixel_values" not in inputs:
-        raise Unanswerable("the tokens of the picture are no grid over it, so where words look cannot be shown")
+        raise RequestError("the tokens of the picture are no grid over it, so where words look cannot be shown")
     return side, side
 
 
@@ -79,7 +79,7 @@ def _as_seen(processor: Any, inputs: Any) -> Image.Image:
     pixels = inputs["pixel_values"]
     how = processor.image_processor
     if pixels.ndim != 4 or pixels.shape[0] != 1:
-        raise Unanswerable("the model saw the picture in pieces, so where words look cannot be shown")
+        raise RequestError("the model saw the picture in pieces, so where words look cannot be shown")
     mean, spread = (torch.tensor(values, device=pixels.device) for values in (how.image_mean, how.image_std))
     colors = pixels[0].float() * spread[:, None, None] + mean[:, None, None]
     return Image.fromarray((colors.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())

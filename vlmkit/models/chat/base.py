@@ -36,7 +36,7 @@ FAMILIES = {  # of transformers that have no chat template, by the type in their
     "florence2": "vlmkit.models.chat.florence:Florence",
     "paligemma": "vlmkit.models.chat.paligemma:PaliGemma",
 }
-TALKERS = {
+CHAT_MODELS = {
     "mini": "vlmkit.models.chat.mini:Talk",
     "transformers": "vlmkit.models.chat.transformers:ImageTextToText",
     **FAMILIES,
@@ -58,9 +58,9 @@ class Sampling:
     """How words are chosen: greedily at temperature 0, with beams, or at random.
 
     `top_p`: only among the likeliest words that have this probability together (Holtzman and others, 2020). `beams`
-    above 1 at temperature 0: beam search; scores are divided by length ** `length_penalty`. `closeness`: how much the
-    cosine between the picture and a beam's text counts beside its score in the end, where a model has both (mini).
-    `mirrored`: pictures are seen in a mirror as well, by models that can (mini).
+    above 1 at temperature 0: beam search; scores are divided by length ** `length_penalty`. `clip_rerank_weight`: how
+    much the cosine of the picture and a beam's text counts beside its score in the end, where a model has both (mini).
+    `flip_augment`: pictures are seen in a mirror as well, by models that can (mini).
     """
 
     max_tokens: int
@@ -69,8 +69,8 @@ class Sampling:
     seed: int = 0
     beams: int = 1
     length_penalty: float = 1.0
-    closeness: float = 0.0
-    mirrored: bool = False
+    clip_rerank_weight: float = 0.0
+    flip_augment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Reply:
     rejected: str | None = None
 
 
-class Unanswerable(Exception):
+class RequestError(Exception):
     """This one request cannot be answered; the text says why, and `remedy` what to do."""
 
     def __init__(self, why: str, remedy: str = "ask in other words or another model") -> None:
@@ -151,30 +151,33 @@ class Unanswerable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionStyle:
+class CaptionPreset:
     """How a model is asked for a caption of some length, and how it is told to choose words."""
 
     prompt: str
     max_tokens: int
     beams: int = 1
     length_penalty: float = 1.0
-    closeness: float = 0.0
-    mirrored: bool = False
+    clip_rerank_weight: float = 0.0
+    flip_augment: bool = False
 
 
 CAPTIONS = {
-    "short": CaptionStyle("Describe this picture in a few words.", 24),
-    "normal": CaptionStyle("Describe this picture in one sentence.", 64),
-    "long": CaptionStyle("Describe this picture in detail.", 256),
+    "short": CaptionPreset("Describe this picture in a few words.", 24),
+    "normal": CaptionPreset("Describe this picture in one sentence.", 64),
+    "long": CaptionPreset("Describe this picture in detail.", 256),
 }
 
 
 class ChatModel(Protocol):
     """Answers requests. `size` is the side in pixels below which a picture needs no detail, None for all of it.
 
+    `identity` is `name@` and the fingerprint of weights and preprocessing, twelve hex digits; the loader sets it.
     `captions` holds a style for each of short, normal, long; `tasks` are those of `Request.task` that it does, and
     attention where it has a method of that name (request, answer) -> Looks.
     """
+
+    identity: str
 
     @property
     def device(self) -> str: ...
@@ -183,37 +186,37 @@ class ChatModel(Protocol):
     @property
     def batch(self) -> "BatchSize": ...
     @property
-    def captions(self) -> Mapping[str, CaptionStyle]: ...
+    def captions(self) -> Mapping[str, CaptionPreset]: ...
     @property
     def tasks(self) -> Collection[str]: ...
 
     def preprocess(self, image: "Image") -> Any:
         """One RGB picture in the form that `Request.pictures` holds. Runs in several threads."""
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         """One answer for each request, in order."""
 
-    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         """The same for one request, without beams; `say` gets each piece of the text as soon as it is there."""
 
 
 @runtime_checkable
-class HostedModel(Protocol):
+class RemoteModel(Protocol):
     """What a chat model elsewhere can do besides. `batch` is how many requests it may have to answer at a time."""
 
-    def submit(self, request: Request, sampling: Sampling) -> Future[Answer | Unanswerable]:
+    def submit(self, request: Request, sampling: Sampling) -> Future[Answer | RequestError]:
         """Ask, and do not wait for the answer. What is fatal for all requests, it raises as VlmkitError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hosting:
+class EndpointOptions:
     """Where a hosted model is asked, None for the usual place, and what goes along with each request."""
 
     base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base_url: str | None, options: Sequence[str]) -> "Hosting":
+    def of(cls, base_url: str | None, options: Sequence[str]) -> "EndpointOptions":
         """`options` are KEY=VALUE each, VALUE JSON or else a string. Raises VlmkitError."""
         given: dict[str, Any] = {}
         for option in options:
@@ -227,33 +230,32 @@ class Hosting:
         return cls(base_url, given)
 
 
-@dataclass(frozen=True, slots=True)
-class Talker:
-    """A chat model with its identity, `name@` and twelve hex digits."""
-
-    identity: str
-    model: ChatModel
-
-
-def load_talker(name: str, hardware: Hardware = Hardware(), hosting: Hosting = Hosting()) -> Talker:  # noqa: B008 (frozen)
+def load_chat_model(
+    name: str,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    hosting: EndpointOptions = EndpointOptions(),
+) -> ChatModel:
     """The chat model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
     if name.startswith(ENDPOINT):
         from vlmkit.models.chat.endpoint import Endpoint
 
         endpoint = Endpoint(name, hardware, hosting)
-        return Talker(f"{name}@{endpoint.digits}", endpoint)
-    if hosting != Hosting():
+        endpoint.identity = f"{name}@{endpoint.fingerprint}"
+        return endpoint
+    if hosting != EndpointOptions():
         raise VlmkitError(
             f"--base-url and --option are for models of an endpoint, which {name} is not",
             f"name one: -m {ENDPOINT}NAME",
         )
-    checkpoint = find_talker(name)
-    module, attribute = TALKERS[checkpoint.backend].split(":")
+    checkpoint = find_chat_model(name)
+    module, attribute = CHAT_MODELS[checkpoint.backend].split(":")
     backend = getattr(importlib.import_module(module), attribute)
-    return Talker(f"{checkpoint.name}@{checkpoint.digits()}", backend(checkpoint, hardware))
+    model = backend(checkpoint, hardware)
+    model.identity = f"{checkpoint.name}@{checkpoint.fingerprint()}"
+    return model
 
 
-def find_talker(name: str) -> Checkpoint:
+def find_chat_model(name: str) -> Checkpoint:
     """The chat model called `name`, not opened yet. Raises VlmkitError."""
     if name == "mini":
         return _mini(name, MINI_FOLDER)

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import CaptionStyle, Request
+from vlmkit.models.chat.base import CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture, architecture
 from vlmkit.models.chat.transformers import as_set
 from vlmkit.models.registry import Hardware
@@ -44,9 +44,9 @@ class Captioner(Blip):
     """Captions, freely or from a beginning on. Three beams, as in its own evaluation."""
 
     captions: ClassVar = {
-        "short": CaptionStyle("", 30, beams=3, length_penalty=0.0),
-        "normal": CaptionStyle("", 40, beams=3),
-        "long": CaptionStyle("", 60, beams=3, length_penalty=2.0),
+        "short": CaptionPreset("", 30, beams=3, length_penalty=0.0),
+        "normal": CaptionPreset("", 40, beams=3),
+        "long": CaptionPreset("", 60, beams=3, length_penalty=2.0),
     }
 
     def _told(self, request: Request) -> str:
@@ -64,7 +64,7 @@ class Answerer(Blip):
     """Visual question answering, in a few words."""
 
     @property
-    def captions(self) -> Mapping[str, CaptionStyle]:
+    def captions(self) -> Mapping[str, CaptionPreset]:
         raise VlmkitError(
             f"{self.name} answers questions, it does not caption",
             "take Salesforce/blip-image-captioning-base, say; or use ask",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import CaptionStyle, Request
+from vlmkit.models.chat.base import CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture, architecture
 from vlmkit.models.chat.transformers import as_set
 from vlmkit.models.registry import Hardware
@@ -18,10 +18,10 @@ class Blip2(OnePicture):
     """BLIP-2 (Li et al. 2023), with a decoder (OPT) or an encoder and a decoder (Flan-T5) as its language model."""
 
     family = "BLIP-2"
-    captions: Mapping[str, CaptionStyle] = {  # five beams, as in its paper
-        "short": CaptionStyle("", 30, beams=5, length_penalty=0.0),
-        "normal": CaptionStyle("", 40, beams=5),
-        "long": CaptionStyle("", 80, beams=5, length_penalty=2.0),
+    captions: Mapping[str, CaptionPreset] = {  # five beams, as in its paper
+        "short": CaptionPreset("", 30, beams=5, length_penalty=0.0),
+        "normal": CaptionPreset("", 40, beams=5),
+        "long": CaptionPreset("", 80, beams=5, length_penalty=2.0),
     }
     _kind: ClassVar = "Blip2ForConditionalGeneration"
 
@@ -61,10 +61,10 @@ class InstructBlip(Blip2):
     """InstructBLIP (Dai et al. 2023). Its captions are asked for as in its training, with five beams."""
 
     family = "InstructBLIP"
-    captions: Mapping[str, CaptionStyle] = {
-        "short": CaptionStyle("Write a short description for the image.", 30, beams=5),
-        "normal": CaptionStyle("Write a description for the image.", 64, beams=5),
-        "long": CaptionStyle("Describe the image in detail.", 256, beams=5),
+    captions: Mapping[str, CaptionPreset] = {
+        "short": CaptionPreset("Write a short description for the image.", 30, beams=5),
+        "normal": CaptionPreset("Write a description for the image.", 64, beams=5),
+        "long": CaptionPreset("Describe the image in detail.", 256, beams=5),
     }
     _kind: ClassVar = "InstructBlipForConditionalGeneration"
 

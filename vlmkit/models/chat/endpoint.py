@@ -24,7 +24,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.records import loads
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.boxes import GEMINI, HOSTED, boxes
-from vlmkit.models.chat.base import CAPTIONS, ENDPOINT, Answer, Hosting, Request, Sampling, Unanswerable
+from vlmkit.models.chat.base import CAPTIONS, ENDPOINT, Answer, EndpointOptions, Request, RequestError, Sampling
 from vlmkit.models.registry import Hardware
 
 if TYPE_CHECKING:
@@ -59,10 +59,12 @@ class Endpoint:
     VlmkitError, as all methods do, for what every request would meet.
     """
 
+    identity: str
+
     captions = CAPTIONS
     tasks = ("answer", "ocr", "boxes")
 
-    def __init__(self, name: str, hardware: Hardware, hosting: Hosting) -> None:
+    def __init__(self, name: str, hardware: Hardware, hosting: EndpointOptions) -> None:
         self._name = name.removeprefix(ENDPOINT)
         if not self._name.strip() or not self._name.isprintable():
             raise VlmkitError(f"{name} names no model", f"write {ENDPOINT}NAME, with the endpoint's own name for it")
@@ -81,7 +83,7 @@ class Endpoint:
         client = self._client(hosting.base_url)
         self._completions = client.chat.completions
         self.device = str(client.base_url.copy_with(userinfo=b""))
-        self.digits = hashlib.sha256(f"{self.device}\n{self._name}".encode()).hexdigest()[:12]
+        self.fingerprint = hashlib.sha256(f"{self.device}\n{self._name}".encode()).hexdigest()[:12]
         self.batch = BatchSize(AT_ONCE)
         self._trouble = Trouble(self.device, self._name, self._key, self._seconds, self._tries)
         self._loop = asyncio.new_event_loop()
@@ -123,14 +125,14 @@ class Endpoint:
         url = f"data:image/{form.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
         return Picture(url, image.size)
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         futures = [self.submit(request, sampling) for request in requests]
         return [future.result() for future in futures]
 
-    def submit(self, request: Request, sampling: Sampling) -> Future[Answer | Unanswerable]:
+    def submit(self, request: Request, sampling: Sampling) -> Future[Answer | RequestError]:
         return asyncio.run_coroutine_threadsafe(self._reply(request, sampling), self._loop)
 
-    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         pieces: SimpleQueue[str | None] = SimpleQueue()
         done = asyncio.run_coroutine_threadsafe(self._stream(request, sampling, pieces.put), self._loop)
         done.add_done_callback(lambda _: pieces.put(None))
@@ -140,24 +142,24 @@ class Endpoint:
                 said.append(piece)
                 say(piece)
             return Answer("".join(said).strip(), done.result(), len(said))
-        except Unanswerable as reason:
+        except RequestError as reason:
             return reason
         finally:
             done.cancel()
 
-    async def _reply(self, request: Request, sampling: Sampling) -> Answer | Unanswerable:
+    async def _reply(self, request: Request, sampling: Sampling) -> Answer | RequestError:
         body = self._body(request, sampling)
         limit = self._tries * (self._seconds + LONGEST_WAIT) - LONGEST_WAIT
         try:
             async with self._trouble.told(body["extra_body"]), asyncio.timeout(limit):
                 reply = await self._completions.with_raw_response.create(**body)
-        except Unanswerable as reason:
+        except RequestError as reason:
             return reason
         try:
             answer = _answer(loads(reply.content), request.start)
         except (ValueError, LookupError, TypeError, AttributeError):
-            return Unanswerable(f"no answer in what the endpoint sent: {self._trouble.short(reply.text)}", LATER)
-        if request.task != "boxes" or isinstance(answer, Unanswerable):
+            return RequestError(f"no answer in what the endpoint sent: {self._trouble.short(reply.text)}", LATER)
+        if request.task != "boxes" or isinstance(answer, RequestError):
             return answer
         size = request.pictures[0].size
         found = boxes(answer.text, HOSTED, size) or boxes(answer.text, GEMINI, size)
@@ -179,11 +181,11 @@ class Endpoint:
                         finish = choice.finish_reason or finish
                         put(choice.delta.content or choice.delta.refusal or "")
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise Unanswerable(f"the reply broke off ({self._trouble.short(str(error))})", LATER) from None
+            raise RequestError(f"the reply broke off ({self._trouble.short(str(error))})", LATER) from None
         if finish is None:
-            raise Unanswerable("the reply broke off", LATER)
+            raise RequestError("the reply broke off", LATER)
         if finish == "content_filter":
-            raise Unanswerable(FILTERED)
+            raise RequestError(FILTERED)
         return "length" if finish == "length" else "stop"
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
@@ -239,20 +241,20 @@ def _key() -> str:
     return key
 
 
-def _answer(reply: Any, start: str) -> Answer | Unanswerable:
+def _answer(reply: Any, start: str) -> Answer | RequestError:
     """The first choice of a chat completion. Raises ValueError, LookupError, TypeError or AttributeError for others."""
     choice = reply["choices"][0]
     message, finish = choice["message"], choice.get("finish_reason")
     if message.get("refusal"):
-        return Unanswerable(f"the model refuses: {message['refusal']}")
+        return RequestError(f"the model refuses: {message['refusal']}")
     if finish == "content_filter":
-        return Unanswerable(FILTERED)
+        return RequestError(FILTERED)
     content = message["content"]
     if isinstance(content, list):  # of parts, as some servers answer
         content = "".join(part["text"] for part in content if part.get("type") == "text")
     text = content.strip()
     if not text and finish == "length":
-        return Unanswerable("cut off before the answer began", "raise --max-tokens, as the model may think first")
+        return RequestError("cut off before the answer began", "raise --max-tokens, as the model may think first")
     if start.strip():
         start = start.strip()
         begun = text[: len(start)].lower() == start.lower()
@@ -291,7 +293,7 @@ class Trouble:
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from None
         except TimeoutError:
-            raise Unanswerable("the endpoint sends something, but comes to no end", LATER) from None
+            raise RequestError("the endpoint sends something, but comes to no end", LATER) from None
         self.heard = True
 
     def short(self, text: str) -> str:
@@ -308,7 +310,7 @@ class Trouble:
         what = f"{reason} ({self.tries} tries)"
         if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self.heard:
             return VlmkitError(f"{self.url} cannot be reached, {what}", "start the server, or check --base-url")
-        return Unanswerable(f"the endpoint fails: {what}", LATER)
+        return RequestError(f"the endpoint fails: {what}", LATER)
 
     def _refused(self, error: "APIStatusError", settings: Mapping[str, Any]) -> Exception:
         status = error.status_code
@@ -326,7 +328,7 @@ class Trouble:
         if status in (400, 422) and str(error.param) in settings:
             return VlmkitError(what, f"change it, or leave it out with --option {error.param}=null")
         remedy = LATER if status == 429 or status >= 500 else "change the question or the picture"
-        return Unanswerable(f"the endpoint answers {status}, {reason}", remedy)
+        return RequestError(f"the endpoint answers {status}, {reason}", remedy)
 
 
 def _said(error: "APIStatusError") -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.boxes import EVERYTHING
-from vlmkit.models.chat.base import Answer, Box, CaptionStyle, Request
+from vlmkit.models.chat.base import Answer, Box, CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture
 from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint, read_json
@@ -26,9 +26,9 @@ class Florence(OnePicture):
     family = "Florence-2"
     tasks = ("answer", "ocr", "boxes")
     captions: ClassVar = {
-        "short": CaptionStyle("<CAPTION>", 64, beams=3),
-        "normal": CaptionStyle("<DETAILED_CAPTION>", 128, beams=3),
-        "long": CaptionStyle("<MORE_DETAILED_CAPTION>", 256, beams=3),
+        "short": CaptionPreset("<CAPTION>", 64, beams=3),
+        "normal": CaptionPreset("<DETAILED_CAPTION>", 128, beams=3),
+        "long": CaptionPreset("<MORE_DETAILED_CAPTION>", 256, beams=3),
     }
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:

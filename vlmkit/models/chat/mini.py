@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import BatchSize
-from vlmkit.models.chat.base import Answer, CaptionStyle, Request, Sampling, Unanswerable
+from vlmkit.models.chat.base import Answer, CaptionPreset, Request, RequestError, Sampling
 from vlmkit.models.chat.decoding import Reply, at_random, beam_search, likeliest, one_by_one
 from vlmkit.models.embedders.mini import IMAGE_BATCH, SIZE, Mini, open_graph, preprocess
 from vlmkit.models.registry import Hardware
@@ -123,14 +123,14 @@ class Features:
         """(N, 224, 224, 3) uint8 -> (N, 49, 1280) float32, row by row; 0 to 6, as the last activation is ReLU6."""
         return self.with_vectors(pictures)[0]
 
-    def with_vectors(self, pictures: "np.ndarray", mirrored: bool = False) -> "tuple[np.ndarray, np.ndarray]":
+    def with_vectors(self, pictures: "np.ndarray", flip_augment: bool = False) -> "tuple[np.ndarray, np.ndarray]":
         """The same, and the vectors that `mini` embeds the pictures as, (N, D) float32.
 
-        With `mirrored` both are the means over a picture and its mirror image, whose places are turned back.
+        With `flip_augment` both are the means over a picture and its mirror image, whose places are turned back.
         """
         import numpy as np
 
-        if mirrored:
+        if flip_augment:
             here, vector = self.with_vectors(pictures)
             there, other = self.with_vectors(np.ascontiguousarray(pictures[:, :, ::-1]))
             back = there.reshape(-1, SIDE, SIDE, WIDTH)[:, :, ::-1].reshape(here.shape)
@@ -171,9 +171,9 @@ FILES = (IMAGE, GRAPH, TOKENIZER, CONFIG)  # what the answers depend on
 BATCH = 16  # requests
 CLOSENESS = 5.0  # by CIDEr on pictures held out the best of 0, 2, 5, 10, 20 and 40
 WORDLESS = {  # of models that describe a picture when nothing is asked
-    "short": CaptionStyle("", 20, beams=3, length_penalty=0.0),
-    "normal": CaptionStyle("", 40, beams=3),
-    "long": CaptionStyle("", 60, beams=3, length_penalty=2.0),
+    "short": CaptionPreset("", 20, beams=3, length_penalty=0.0),
+    "normal": CaptionPreset("", 40, beams=3),
+    "long": CaptionPreset("", 60, beams=3, length_penalty=2.0),
 }
 
 
@@ -223,9 +223,9 @@ class Talk:
     size = SIZE
     tasks = ("answer",)
     captions: ClassVar = {
-        "short": replace(WORDLESS["short"], mirrored=True),
-        "normal": replace(WORDLESS["normal"], beams=8, closeness=CLOSENESS, mirrored=True),
-        "long": replace(WORDLESS["long"], mirrored=True),
+        "short": replace(WORDLESS["short"], flip_augment=True),
+        "normal": replace(WORDLESS["normal"], beams=8, clip_rerank_weight=CLOSENESS, flip_augment=True),
+        "long": replace(WORDLESS["long"], flip_augment=True),
     }
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
@@ -250,14 +250,14 @@ class Talk:
     def preprocess(self, image: "Image") -> "np.ndarray":
         return preprocess(image)
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         tails = [self._prompts.tail(request.prompt, request.start) for request in requests]
         rooms = [
             self._context - len(self._prompts.head(len(request.all_pictures()), request.system)) - len(tail)
             for request, tail in zip(requests, tails, strict=True)
         ]
-        answers: list[Answer | Unanswerable] = [
-            Unanswerable(
+        answers: list[Answer | RequestError] = [
+            RequestError(
                 f"{self._context - room} tokens with its pictures, more than the {self._context} of the model",
                 "shorten the question or show fewer pictures",
             )
@@ -272,7 +272,7 @@ class Talk:
                 answers[i] = Answer(text, "stop" if ended else "length", len(tokens) + ended)
         return answers
 
-    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         """Whole: it takes no longer than a glance."""
         (answer,) = self.answer([request], sampling)
         if isinstance(answer, Answer):
@@ -284,7 +284,7 @@ class Talk:
     ) -> list[Reply]:
         import numpy as np
 
-        past, rows, vectors = self._heads(requests, sampling.mirrored)
+        past, rows, vectors = self._heads(requests, sampling.flip_augment)
         logits, past = self._decoder(_padded(tails), past, rows)
 
         def step(tokens: "np.ndarray", rows: "np.ndarray") -> "np.ndarray":
@@ -299,9 +299,9 @@ class Talk:
         if sampling.beams > 1:
             penalty = sampling.length_penalty
             found = beam_search(step, logits, end, limits, beams=sampling.beams, length_penalty=penalty)
-            if sampling.closeness:
+            if sampling.clip_rerank_weight:
                 seen = [vectors[row] for row in rows]
-                return self._closest(requests, found, seen, sampling.closeness)
+                return self._closest(requests, found, seen, sampling.clip_rerank_weight)
             return [beams[0][1] for beams in found]
         return one_by_one(step, logits, likeliest, end, limits)
 
@@ -310,7 +310,7 @@ class Talk:
         requests: list[Request],
         found: "list[list[tuple[float, Reply]]]",
         seen: "list[np.ndarray | None]",
-        closeness: float,
+        clip_rerank_weight: float,
     ) -> list[Reply]:
         """The reply of each request with the greatest sum of score and closeness to its one picture, by mini itself."""
         if self._mini is None:
@@ -324,11 +324,11 @@ class Talk:
         for beams, picture in zip(found, seen, strict=True):
             said = list(islice(vectors, len(beams)))
             near = [0.0 if picture is None else float(vector @ picture) for vector in said]
-            totals = [score + closeness * cosine for (score, _), cosine in zip(beams, near, strict=True)]
+            totals = [score + clip_rerank_weight * cosine for (score, _), cosine in zip(beams, near, strict=True)]
             chosen.append(beams[totals.index(max(totals))][1])
         return chosen
 
-    def _heads(self, requests: list[Request], mirrored: bool) -> "tuple[Past, np.ndarray, list[np.ndarray | None]]":
+    def _heads(self, requests: list[Request], flip_augment: bool) -> "tuple[Past, np.ndarray, list[np.ndarray | None]]":
         """The beginnings of all prompts, each distinct one once, which of them each request has, and the vector of its
         picture where it has one picture.
         """
@@ -342,7 +342,7 @@ class Talk:
         if stack and self._features is None:
             self._features = Features(self._folder, self._threads)
         grid, vectors = (
-            self._features.with_vectors(np.stack(stack), mirrored) if stack and self._features else (None, ())
+            self._features.with_vectors(np.stack(stack), flip_augment) if stack and self._features else (None, ())
         )
         each = iter(vectors)
         seen = [[next(each) for _ in pictures] for pictures in shown]

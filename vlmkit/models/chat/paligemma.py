@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
 from vlmkit.models.boxes import FORMS, boxes
-from vlmkit.models.chat.base import Answer, CaptionStyle, Request
+from vlmkit.models.chat.base import Answer, CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture
 from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint
@@ -21,9 +21,9 @@ class PaliGemma(OnePicture):
     family = "PaliGemma"
     tasks = ("answer", "ocr", "boxes")
     captions: ClassVar = {
-        "short": CaptionStyle("cap en", 32),
-        "normal": CaptionStyle("caption en", 64),
-        "long": CaptionStyle("describe en", 256),
+        "short": CaptionPreset("cap en", 32),
+        "normal": CaptionPreset("caption en", 64),
+        "long": CaptionPreset("describe en", 256),
     }
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.chat.base import Answer, Request, Sampling
-from vlmkit.models.chat.transformers import TransformersTalker
+from vlmkit.models.chat.transformers import TransformersChatModel
 from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint, read_json
 
@@ -22,7 +22,7 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-class OnePicture(TransformersTalker):
+class OnePicture(TransformersChatModel):
     """A family of models that takes one picture a request and no system text.
 
     `family` is its name in a message. `_context`: tokens that encoder and decoder have places for, each or together,

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.boxes import FORMS, Form, boxes
-from vlmkit.models.chat.attention import Looks, looks
-from vlmkit.models.chat.base import CAPTIONS, Answer, Request, Sampling, Unanswerable
+from vlmkit.models.chat.attention import AttentionMaps, looks
+from vlmkit.models.chat.base import CAPTIONS, Answer, Request, RequestError, Sampling
 from vlmkit.models.chat.mini import WORDLESS
-from vlmkit.models.embedders.base import hush, torch_device
+from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.embedders.mini import SIZE, preprocess
 from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint, read_json
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class TransformersTalker:
+class TransformersChatModel:
     """A chat model of transformers (Wolf et al. 2020), bf16 on CUDA, else float32. No code of its folder is run.
 
     A family of models says which requests it refuses, which of the others go through it together, and how they do.
@@ -43,7 +43,7 @@ class TransformersTalker:
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str = "AutoModelForImageTextToText") -> None:
         import torch
 
-        hush()
+        silence_libraries()
         self._torch = torch
         self.device = torch_device(hardware.device)
         self.batch = BatchSize(CUDA_FIRST if self.device == "cuda" else CPU)
@@ -60,7 +60,7 @@ class TransformersTalker:
         self._ends = as_set(model.generation_config.eos_token_id)
 
     def _opened(self, checkpoint: Checkpoint, kind: str) -> tuple[Any, Any, list[str]]:
-        """Model, by the class `kind` of transformers; processor; the names of weights that the library made up."""
+        """Embedder, by the class `kind` of transformers; processor; the names of weights that the library made up."""
         import transformers
 
         precision = self._torch.bfloat16 if self.device == "cuda" else self._torch.float32
@@ -81,19 +81,19 @@ class TransformersTalker:
     def preprocess(self, image: "Image") -> Any:
         return image
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | Unanswerable]:
-        answers: dict[int, Answer | Unanswerable] = {}
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
+        answers: dict[int, Answer | RequestError] = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             if (reason := self._refusal(request)) is not None:
-                answers[number] = Unanswerable(reason)
+                answers[number] = RequestError(reason)
             else:
                 groups[self._group(request)].append(number)
         for some in groups.values():
             answers |= zip(some, self._fitting([requests[i] for i in some], sampling), strict=True)
         return [answers[i] for i in range(len(requests))]
 
-    def _fitting(self, requests: list[Request], sampling: Sampling) -> Sequence[Answer | Unanswerable]:
+    def _fitting(self, requests: list[Request], sampling: Sampling) -> Sequence[Answer | RequestError]:
         """The answers to one group. What does not fit into memory is halved, and done again."""
         with contextlib.suppress(self._torch.OutOfMemoryError):
             return self._replies(requests, sampling)
@@ -105,12 +105,12 @@ class TransformersTalker:
         half = len(requests) // 2
         return [*self._fitting(requests[:half], sampling), *self._fitting(requests[half:], sampling)]
 
-    def _too_large(self) -> Unanswerable:
-        return Unanswerable(
+    def _too_large(self) -> RequestError:
+        return RequestError(
             f"it does not fit into the memory of {self.device}", "take smaller pictures or a smaller model"
         )
 
-    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         (answer,) = self.answer([request], sampling)
         if isinstance(answer, Answer):
             say(answer.text)
@@ -226,7 +226,7 @@ SHARING = ("llava", "llava_next", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl
 OURS = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
 
 
-class ImageTextToText(TransformersTalker):
+class ImageTextToText(TransformersChatModel):
     """A model of `AutoModelForImageTextToText` with a chat template."""
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
@@ -256,7 +256,7 @@ class ImageTextToText(TransformersTalker):
 
         return Image.fromarray(preprocess(image)) if self.size else image
 
-    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | Unanswerable:
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         from transformers import TextStreamer
 
         class Saying(TextStreamer):
@@ -312,10 +312,10 @@ class ImageTextToText(TransformersTalker):
             return_tensors="pt",
         ).to(self.device, self._model.dtype)
 
-    def attention(self, request: Request, answer: str) -> Looks:
+    def attention(self, request: Request, answer: str) -> AttentionMaps:
         """Where each word of `answer` looked. Raises Unanswerable where the picture is no grid of tokens."""
         if len(request.all_pictures()) != 1:
-            raise Unanswerable("where words look is shown for one picture")
+            raise RequestError("where words look is shown for one picture")
         inputs = self._inputs([request])
         ids = self._tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.device)
         return looks(self._model, self._processor, request.all_pictures()[0], inputs, ids)

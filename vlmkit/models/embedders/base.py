@@ -125,7 +125,7 @@ def torch_device(wanted: str) -> str:
     return wanted
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """Keep the libraries' reports and bars off standard error, which is for vlmkit's own lines."""
     import logging
 

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models import fingerprint as fingerprints
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.embedders.base import TorchEmbedder
-from vlmkit.models.fingerprint import cache_folder, digits
+from vlmkit.models.fingerprint import cache_folder
 from vlmkit.models.registry import Embedder, Hardware
 
 if TYPE_CHECKING:
@@ -202,12 +203,12 @@ def session(path: Path, threads: int | None) -> "onnxruntime.InferenceSession":
 
 
 def place(model: str) -> Path:
-    """The folder of the towers of the model with the digits `model`."""
+    """The folder of the towers of the model with the fingerprint `model`."""
     return cache_folder() / "towers" / model
 
 
 def open_tower(model: str, threads: int | None = None) -> Tower | None:
-    """The towers of the model with the digits `model`; None where there are none, or none that are whole."""
+    """The towers of the model with the fingerprint `model`; None where there are none, or none that are whole."""
     folder = place(model)
     try:
         card = orjson.loads((folder / CARD).read_bytes())
@@ -220,7 +221,7 @@ def open_tower(model: str, threads: int | None = None) -> Tower | None:
 
 def content(folder: Path) -> str:
     """Digits of what the folder holds beside the card."""
-    return digits([path for path in sorted(folder.iterdir()) if path.name != CARD])
+    return fingerprints.fingerprint([path for path in sorted(folder.iterdir()) if path.name != CARD])
 
 
 SAME, CLOSE = 0.9999, 0.98  # the lowest cosine to PyTorch in fp32: of the text tower, of int8
@@ -231,7 +232,7 @@ class NoTower(Exception):
 
 
 def write_text_tower(embedder: TorchEmbedder, model: str) -> Tower:
-    """The text tower of `embedder` (on the CPU, in fp32) in the cache, under the digits `model`. Raises NoTower."""
+    """The text tower of `embedder` (on the CPU, in fp32) in the cache, keyed by fingerprint. Raises NoTower."""
     with _entry(embedder, model) as (folder, card):
         _write_texts(embedder, folder, card)
         tower = Tower(folder, card, None)
@@ -369,18 +370,20 @@ def _lowest(one: "np.ndarray", other: "np.ndarray") -> float:
 SCHEME = "int8: matrix products, weights by channel, activations as they come, 1"
 
 
-def digits_in_int8(digits: str) -> str:
-    """The digits of the int8 form of the model with `digits`: its vectors are others."""
-    return hashlib.sha256(f"{digits} {SCHEME}".encode()).hexdigest()[:12]
+def int8_fingerprint(fingerprint: str) -> str:
+    """The fingerprint of the int8 form of the model with `fingerprint`: its vectors are others."""
+    return hashlib.sha256(f"{fingerprint} {SCHEME}".encode()).hexdigest()[:12]
 
 
 class Int8:
-    """The int8 form of a model, quantised and measured once and kept in the cache under its own digits."""
+    """The int8 form of a model, quantised and measured once and kept in the cache under its own fingerprint."""
+
+    identity: str
 
     device = "cpu"
 
     def __init__(
-        self, name: str, digits: str, open_model: Callable[[Hardware], TorchEmbedder], hardware: Hardware
+        self, name: str, fingerprint: str, open_model: Callable[[Hardware], TorchEmbedder], hardware: Hardware
     ) -> None:
         if hardware.device not in ("auto", "cpu"):
             raise VlmkitError(
@@ -388,14 +391,14 @@ class Int8:
             )
         self._open_model = open_model
         self._whole: TorchEmbedder | None = None
-        self._tower = open_tower(digits, hardware.threads) or self._made(name, digits)
+        self._tower = open_tower(fingerprint, hardware.threads) or self._made(name, fingerprint)
         self.dim, self.size, self.logit_scale = self._tower.dim, self._tower.size, self._tower.logit_scale
         self.batch = BatchSize()
 
-    def _made(self, name: str, digits: str):
+    def _made(self, name: str, fingerprint: str):
 
         try:
-            return write_int8(self._model(), digits, name)
+            return write_int8(self._model(), fingerprint, name)
         except NoTower as error:
             raise VlmkitError(f"{name} has no int8 form: {error}", "use --precision fp32 or bf16") from None
 
@@ -420,21 +423,23 @@ class Int8:
 class QuickTexts:
     """The model, opened only for what its text tower cannot do. The first text has the tower written.
 
-    `tell` hears that this takes a while, `note` why the model itself embeds the texts where it has to.
+    `warn` hears that this takes a while, `note` why the model itself embeds the texts where it has to.
     """
+
+    identity: str
 
     def __init__(
         self,
-        digits: str,
+        fingerprint: str,
         open_model: Callable[[Hardware], Embedder],
         hardware: Hardware,
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
         note: Callable[[str], None],
     ) -> None:
-        self._digits, self._open_model, self._hardware = digits, open_model, hardware
-        self._tell, self._note = tell, note
+        self._fingerprint, self._open_model, self._hardware = fingerprint, open_model, hardware
+        self._tell, self._note = warn, note
         self._whole: Embedder | None = None
-        self._texts: Tower | Embedder | None = open_tower(digits, hardware.threads)
+        self._texts: Tower | Embedder | None = open_tower(fingerprint, hardware.threads)
 
     def _model(self) -> Embedder:
         if self._whole is None:
@@ -483,7 +488,7 @@ class QuickTexts:
         assert isinstance(on_cpu, TorchEmbedder)
         self._tell("writing the model's text tower into the cache, once: the next search is quicker")
         try:
-            return write_text_tower(on_cpu, self._digits)
+            return write_text_tower(on_cpu, self._fingerprint)
         except (NoTower, OSError) as error:
             self._note(f"texts are embedded by PyTorch: {error}")
             return whole

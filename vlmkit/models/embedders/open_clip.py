@@ -11,7 +11,7 @@ import orjson
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.images import middle
-from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, hush
+from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, silence_libraries
 from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint
 
@@ -29,7 +29,7 @@ class OpenClip(TorchEmbedder):
         import open_clip
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        hush()
+        silence_libraries()
         self._text_config = checkpoint.settings["model_cfg"]["text_cfg"]
         self._checkpoint = checkpoint
         try:

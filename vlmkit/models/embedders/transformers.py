@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.images import middle
-from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, hush
+from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, silence_libraries
 from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint
 
@@ -27,7 +27,7 @@ class Transformers(TorchEmbedder):
         super().__init__(hardware)
         from transformers import AutoModel, AutoProcessor
 
-        hush()
+        silence_libraries()
         try:
             model = AutoModel.from_pretrained(checkpoint.folder, dtype=self._torch.float32, use_safetensors=True)
             self._processor = AutoProcessor.from_pretrained(checkpoint.folder)

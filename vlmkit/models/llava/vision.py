@@ -22,15 +22,15 @@ from transformers import AutoConfig, AutoModel, CLIPImageProcessor, PreTrainedCo
 from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models import fingerprint as identity
+from vlmkit.models import fingerprint
 from vlmkit.models.chat.mini import IMAGE, SIDE, WIDTH, Features
 from vlmkit.models.embedders.mini import SIZE
 from vlmkit.models.resolve import MINI_FOLDER
 
 
-def tower_digits() -> str:
+def tower_fingerprint() -> str:
     """Twelve hex digits of the image tower that ships with vlmkit."""
-    return identity.digits([MINI_FOLDER / IMAGE])
+    return fingerprint.fingerprint([MINI_FOLDER / IMAGE])
 
 
 class MiniGridConfig(PretrainedConfig):
@@ -49,7 +49,7 @@ class MiniGridConfig(PretrainedConfig):
         self.hidden_size = hidden_size
         self.image_size = image_size
         self.patch_size = patch_size
-        self.identity = identity or tower_digits()
+        self.identity = identity or tower_fingerprint()
         super().__init__(**rest)
 
 
@@ -62,7 +62,7 @@ class MiniGridModel(PreTrainedModel):
 
     def __init__(self, config: MiniGridConfig) -> None:
         super().__init__(config)
-        if config.identity != (here := tower_digits()):
+        if config.identity != (here := tower_fingerprint()):
             what = f"the model was trained on the image tower {config.identity}, but this is {here}"
             raise VlmkitError(what, "use the version of vlmkit that trained it")
         self.post_init()

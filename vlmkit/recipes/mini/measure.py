@@ -11,7 +11,7 @@ from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Record, batched
 from vlmkit.io.sources import locate
 from vlmkit.metrics import bleu, cider, vqa_normalize
-from vlmkit.models.chat.base import Answer, Request, Sampling, load_talker
+from vlmkit.models.chat.base import Answer, Request, Sampling, load_chat_model
 from vlmkit.models.registry import Hardware
 from vlmkit.recipes.mini.data import rows
 
@@ -52,7 +52,7 @@ def _exact(folder: Path, asked: list[Record], shown: list[Record]) -> float:
 
 def answers(folder: Path, shown: Sequence[Record], questions: list[str], captions: bool = False) -> list[str]:
     """What the packed model in `folder` says: short answers, or captions as `vlmkit caption` makes them."""
-    model = load_talker(str(folder), Hardware()).model
+    model = load_chat_model(str(folder), Hardware())
     sampling = caption_sampling(model, "normal", Sampling(1), None) if captions else Sampling(8)
     opened = ahead(shown, lambda row: model.preprocess(open_picture(locate(row["image"]), model.size)[0]), 2, 64)
     pairs = zip(opened, questions, strict=True)

@@ -11,7 +11,7 @@ from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Record, batched
 from vlmkit.io.sources import locate
 from vlmkit.metrics import cider
-from vlmkit.models.chat.base import Answer, Request, Sampling, Unanswerable, load_talker
+from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
 from vlmkit.models.registry import Hardware
 
 DRAWN, TEMPERATURE, TOP_P = 8, 0.8, 0.95  # captions a picture
@@ -28,17 +28,17 @@ def caption_pairs(folder: Path, captioned: Sequence[Record], seed: int) -> Itera
         cider([some[min(n, len(some) - 1)] for some in said], references, tokenize="py")["items"]
         for n in range(max(map(len, said)))
     ]
-    for row, some, closeness in zip(captioned, said, zip(*scores, strict=True), strict=True):
-        order = sorted(range(len(some)), key=closeness.__getitem__)
+    for row, some, clip_rerank_weight in zip(captioned, said, zip(*scores, strict=True), strict=True):
+        order = sorted(range(len(some)), key=clip_rerank_weight.__getitem__)
         worst, best = order[0], order[-1]
-        if closeness[best] - closeness[worst] >= MARGIN:
+        if clip_rerank_weight[best] - clip_rerank_weight[worst] >= MARGIN:
             pair = {"chosen": some[best], "rejected": some[worst]}
             yield {"id": row["id"], "image": row["image"], **pair}
 
 
 def _drawn(folder: Path, captioned: Sequence[Record], seed: int) -> Iterator[list[str]]:
     """What the model says of each picture: its likeliest caption, and DRAWN others."""
-    model = load_talker(str(folder), Hardware()).model
+    model = load_chat_model(str(folder), Hardware())
     likeliest = Sampling(TOKENS, beams=3, length_penalty=0.0)
     by_chance = Sampling(TOKENS, temperature=TEMPERATURE, top_p=TOP_P, seed=seed)
     opened = ahead(captioned, lambda row: model.preprocess(open_picture(locate(row["image"]), model.size)[0]), 2, 64)
@@ -46,7 +46,7 @@ def _drawn(folder: Path, captioned: Sequence[Record], seed: int) -> Iterator[lis
     for pictures in batched(opened, TOGETHER):
         requests = [Request("", [picture], number=number + n) for picture in pictures for n in range(DRAWN)]
         answers = [*model.answer(requests[::DRAWN], likeliest), *model.answer(requests, by_chance)]
-        assert not any(isinstance(answer, Unanswerable) for answer in answers), "one picture and no words always fit"
+        assert not any(isinstance(answer, RequestError) for answer in answers), "one picture and no words always fit"
         said = [answer.text for answer in answers if isinstance(answer, Answer)]
         first, others = said[: len(pictures)], said[len(pictures) :]
         for place, text in enumerate(first):

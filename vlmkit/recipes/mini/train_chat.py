@@ -22,7 +22,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.files import check_free, whole_folder
 from vlmkit.io.records import Record, dumps
 from vlmkit.io.terminal import Failures
-from vlmkit.models.embedders.base import hush
+from vlmkit.models.embedders.base import silence_libraries
 from vlmkit.recipes.mini.data import rows, write_data
 from vlmkit.recipes.mini.export_chat import pack_talk
 from vlmkit.recipes.mini.measure import answers, measure
@@ -235,7 +235,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=float, metavar="N", help="times through in each phase; otherwise as for mini")
     parser.add_argument("--pupils", type=int, metavar="N", help="only the first N of them")
     a = parser.parse_args()
-    hush()
+    silence_libraries()
     try:
         with tempfile.TemporaryDirectory(prefix="mini-talk-") as temporary:
             work = a.work or Path(temporary)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmkit.train.distributed import add_up, gathered, rank, shares
+from vlmkit.train.distributed import all_gather, all_reduce, rank, shares
 
 Pair = tuple[Tensor | None, Tensor | None]
 Embed = Callable[[Any, bool], Pair]
@@ -38,7 +38,7 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
             made.append(embed(part, False))
     vectors = [torch.cat([pair[side] for pair in made], side) for side in (0, 1)]  # type: ignore[misc]  # (b, D), (C, b, D)
     sizes = shares(len(vectors[0]))
-    leaves = [gathered(some.detach(), side, sizes).requires_grad_() for side, some in enumerate(vectors)]
+    leaves = [all_gather(some.detach(), side, sizes).requires_grad_() for side, some in enumerate(vectors)]
     loss = objective(*leaves)
     if not torch.isfinite(loss):
         return loss.item()
@@ -54,7 +54,7 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
         both = [(x, grad) for x, grad in zip(pair, grads, strict=True) if x is not None and x.requires_grad]
         torch.autograd.backward([x for x, _ in both], [grad for _, grad in both])
     known = {id(parameter) for parameter in objective.parameters()}  # alike in all processes
-    add_up([p.grad for p in trained if p.grad is not None and id(p) not in known])
+    all_reduce([p.grad for p in trained if p.grad is not None and id(p) not in known])
     return loss.item()
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.terminal import Failures, tell
+from vlmkit.io.terminal import Failures, warn
 from vlmkit.train.checkpoints import (
     CURVES,
     State,
@@ -289,7 +289,7 @@ def train(
             show(made.training.table)
             if made.validation and not isinstance(config.val, str):
                 held_out, kept = len(made.validation.rows), len(made.training.rows)
-                tell(f"{held_out} of these pictures held out for validation, {kept} to train on")
+                warn(f"{held_out} of these pictures held out for validation, {kept} to train on")
         wait()
         with _begun(config.out), opened(config, made, steps) as learner:
             if world() > 1:

@@ -36,7 +36,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.images import ahead
 from vlmkit.io.records import batched
-from vlmkit.models.embedders.base import hush
+from vlmkit.models.embedders.base import silence_libraries
 from vlmkit.train.config import LitConfig
 from vlmkit.train.contrastive.gradcache import Pair, Peak
 from vlmkit.train.contrastive.model import parts_of
@@ -210,7 +210,7 @@ def build(vision: str, text: str, dim: int, dropout: float) -> tuple[CustomTextC
     `vision` is a timm model or a folder in timm's form (config.json, model.safetensors), `text` a Hugging Face text
     encoder or a folder of one. Raises VlmkitError where one cannot be opened.
     """
-    hush()
+    silence_libraries()
     trunk = _open_trunk(vision)
     source: Any = trunk.pretrained_cfg
     preprocess = {

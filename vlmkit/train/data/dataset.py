@@ -161,7 +161,7 @@ def _read(
         rows = enumerate(islice(chain.from_iterable(map(_expanded, items)), limit), 1)
         results = chain.from_iterable(ahead(batched(rows, AT_ONCE), work, workers, 4 * workers))
         counted = _counted(results, reading.table[number], seen)
-        for found in failures.sift(progress(counted, quiet=quiet, unit="rows")):
+        for found in failures.filter_failures(progress(counted, quiet=quiet, unit="rows")):
             reading.rows.extend(found)
             reading.sources.extend([number] * len(found))
     if not reading.rows:

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vlmkit.io.terminal import console, stderr_is_terminal, tell
+from vlmkit.io.terminal import console, stderr_is_terminal, warn
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ def show(table: list[Counts]) -> None:
         weight = f", weight {row.weight:g}" if row.weight != 1 else ""
         why = f": {row.why}" if row.why else ""
         kept = f"{row.kept} kept ({row.samples} samples){weight}"
-        tell(f"{row.name}: {row.read} rows read, {kept}, {row.dropped} dropped{why}")
+        warn(f"{row.name}: {row.read} rows read, {kept}, {row.dropped} dropped{why}")
 
 
 def _draw(table: list[Counts]) -> None:

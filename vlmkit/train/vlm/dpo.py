@@ -26,7 +26,7 @@ from vlmkit.train.vlm.sft import Drawing
 from vlmkit.train.vlm.tokenize import Sequence
 
 
-class Preferring(Drawing, DPOTrainer):
+class VisionDPOTrainer(Drawing, DPOTrainer):
     """DPO over groups of two sequences about the same pictures, the chosen one first."""
 
     def __init__(

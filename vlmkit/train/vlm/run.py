@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed
-from vlmkit.io.terminal import Failures, steps_bar, tell
+from vlmkit.io.terminal import Failures, steps_bar, warn
 from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.import_mini import trainable
 from vlmkit.models.llava.model import TOWERS, Vlm, build, open_vlm, pad_to_square
@@ -28,10 +28,10 @@ from vlmkit.train.checkpoints import CURVES, begin, finishing, open_run
 from vlmkit.train.config import POWERS, VlmConfig, check
 from vlmkit.train.data.dataset import Dialogue, Preference, Reading, Turn, read_dialogues, read_preferences
 from vlmkit.train.data.report import show
-from vlmkit.train.distributed import deterministic, first_speaks, rank
+from vlmkit.train.distributed import deterministic, rank, rank_zero_only
 from vlmkit.train.model_card import vlm_card
 from vlmkit.train.tiny_models import tiny_towers
-from vlmkit.train.trainer import EachStep, Log, Steady, load_trained, plot_losses, reporter
+from vlmkit.train.trainer import CheckpointedTrainer, EachStep, Log, load_trained, plot_losses, reporter
 from vlmkit.train.vlm.collator import Draw, Features, Feed, Group, See, collate, pixels_of
 from vlmkit.train.vlm.lora import adapted, freeze
 from vlmkit.train.vlm.loss import Learner
@@ -127,7 +127,7 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Prepa
         if isinstance(config.val, str) and validation:
             show(validation.table)
         elif validation:
-            tell(f"{len(validation.rows)} of these samples held out for validation, {len(training.rows)} to train on")
+            warn(f"{len(validation.rows)} of these samples held out for validation, {len(training.rows)} to train on")
     draws, steps = _draws(config, lambda epoch: _epoch(training, places, config, epoch))
     return Prepared(vlm, groups, held_out, draws, steps, packer, reopen)
 
@@ -190,7 +190,7 @@ class _Learned:
         numbers = [[number] for number in range(len(reading.rows))] if alone else reading.groups
         found: list[Group] = []
         places: list[int | None] = []
-        for made in failures.sift(self._made(reading, numbers)):
+        for made in failures.filter_failures(self._made(reading, numbers)):
             places.append(len(found) if made.sequences else None)
             if made.sequences:
                 found.append(made)
@@ -240,7 +240,7 @@ def train(
     config: VlmConfig, emit: Log, failures: Failures, note: Note, resume: bool = False, quiet: bool = False
 ) -> Path:
     """Run the stage; what it makes stands in `config.out` once all is done. Raises VlmkitError."""
-    with deterministic(config.device), first_speaks():
+    with deterministic(config.device), rank_zero_only():
         check(config)
         start = begin(config, resume)
         if start.finished:
@@ -268,15 +268,15 @@ def train(
     return config.out
 
 
-def _trainer(config: VlmConfig, prepared: Prepared, folder: Path, emit: Log) -> Steady:
+def _trainer(config: VlmConfig, prepared: Prepared, folder: Path, emit: Log) -> CheckpointedTrainer:
     settings = arguments(config, str(folder), prepared.steps, bool(prepared.validation))
     feed, validation = _feeds(config, prepared, folder, TrainingArguments(**settings).device)
     how: dict[str, Any] = {"config": config, "draws": prepared.draws, "emit": emit}
     how |= {"keep": config.keep, "patience": config.patience}
     if config.stage == "prefer":
-        from vlmkit.train.vlm.dpo import Preferring
+        from vlmkit.train.vlm.dpo import VisionDPOTrainer
 
-        return Preferring(prepared.vlm, feed, validation, prepared.packer, settings, **how)
+        return VisionDPOTrainer(prepared.vlm, feed, validation, prepared.packer, settings, **how)
     if config.lora:
         adapted(prepared.vlm.model, config)
     return VlmTrainer(
@@ -300,7 +300,7 @@ def _feeds(config: VlmConfig, prepared: Prepared, folder: Path, device: torch.de
     return Feed(prepared.training, see, config.views, config.seed), validation
 
 
-def result(config: VlmConfig, prepared: Prepared, trainer: Steady) -> Vlm:
+def result(config: VlmConfig, prepared: Prepared, trainer: CheckpointedTrainer) -> Vlm:
     """The model as it was at the start, with what was trained in it, whole.
 
     Training may have rounded what it left alone, to bfloat16 or to 4 bits.

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from vlmkit.errors import VlmkitError
 from vlmkit.train.config import VlmConfig
 from vlmkit.train.distributed import world
-from vlmkit.train.trainer import Steady, trained
+from vlmkit.train.trainer import CheckpointedTrainer, trained
 from vlmkit.train.vlm.collator import Draw, Feed
 from vlmkit.train.vlm.lora import PROJECTOR
 from vlmkit.train.vlm.loss import Learner
 
 
-class Drawing(Steady):
+class Drawing(CheckpointedTrainer):
     """Takes `draws` in their order, the same for any number of processes and micro-batches."""
 
     def __init__(self, *args: Any, config: VlmConfig, feed: Feed, draws: Several[Draw], **rest: Any) -> None:

@@ -18,7 +18,7 @@ from vlmkit.recipes.mini.caption_questions.wordlists import (
 )
 
 Pick = Callable[..., str]  # (kind, wordings…): one of the wordings
-Asked = Iterator[tuple[str, tuple[str, ...]]]  # (question, answers, the best one first)
+ChatSample = Iterator[tuple[str, tuple[str, ...]]]  # (question, answers, the best one first)
 
 # Clothes that one captioner calls so and another so: their colours must agree.
 WORN = (
@@ -30,7 +30,7 @@ WORN = (
 )
 
 
-def _counted(scene: Scene, pick: Pick) -> Asked:
+def _counted(scene: Scene, pick: Pick) -> ChatSample:
     people = 1 if scene.person else scene.several(PEOPLE)
     if people:
         yield pick("people", "how many people are there?", "how many people are in the picture?"), (str(people),)
@@ -62,14 +62,14 @@ def _verb(name: str) -> str:
     return "are" if name in LISTS["pairs"] or name in map(plural, ANIMALS) else "is"
 
 
-def _colored(scene: Scene, pick: Pick) -> Asked:
+def _colored(scene: Scene, pick: Pick) -> ChatSample:
     for name, color in _colors(scene):
         verb = _verb(name)
         whose = f"{scene.person}'s {name}" if name in CLOTHES else name
         yield pick(name, f"what color {verb} the {name}?", f"what color {verb} the {whose}?"), (color,)
 
 
-def _told_color(scene: Scene, pick: Pick) -> Asked:
+def _told_color(scene: Scene, pick: Pick) -> ChatSample:
     for name, color in _colors(scene):
         verb = _verb(name)
         if color in ALIKE:
@@ -78,20 +78,20 @@ def _told_color(scene: Scene, pick: Pick) -> Asked:
                 yield f"{verb} the {name} {other}?", ("no",)
 
 
-def _animal(scene: Scene, pick: Pick) -> Asked:
+def _animal(scene: Scene, pick: Pick) -> ChatSample:
     if scene.animal and len(scene.named([scene.animal])) >= 3:
         wordings = ("what animal is in the picture?", "what animal is this?", "what kind of animal is shown?")
         yield pick("animal", *wordings), (scene.animal,)
 
 
-def _worn(scene: Scene, pick: Pick) -> Asked:
+def _worn(scene: Scene, pick: Pick) -> ChatSample:
     found = Counter({name: len(scene.named([name])) for name in CLOTHES})
     sure = [(name, count) for name, count in found.most_common() if count >= 2]
     if scene.person and sure:
         yield f"what is the {scene.person} wearing?", tuple(name for name, count in sure for _ in range(count))[:10]
 
 
-def _handled(scene: Scene, pick: Pick) -> Asked:
+def _handled(scene: Scene, pick: Pick) -> ChatSample:
     """What is ridden, held, or carried in the mouth."""
     if scene.person:
         if ridden := _object(scene, LISTS["rides"], LISTS["ridden"]):
@@ -123,7 +123,7 @@ def _object(scene: Scene, verbs: frozenset[str], things: frozenset[str]) -> str 
     return next(iter(found)) if len(found) == 1 and found.total() >= 2 else None
 
 
-def _where(scene: Scene, pick: Pick) -> Asked:
+def _where(scene: Scene, pick: Pick) -> ChatSample:
     who = scene.person or scene.animal or ("people" if scene.named(PEOPLE) else None)
     place = leader(scene.places, 3, next_below=2)
     if who and place:
@@ -131,7 +131,7 @@ def _where(scene: Scene, pick: Pick) -> Asked:
         yield f"where {'is' if one else 'are'} the {who if one or who == 'people' else plural(who) or who}?", (place,)
 
 
-def _played(scene: Scene, pick: Pick) -> Asked:
+def _played(scene: Scene, pick: Pick) -> ChatSample:
     """The sport that two captions or more name, and none another."""
     found = Counter(word for caption in scene.captions for word in LISTS["sports"] & set(caption))
     if len(found) == 1 and found.total() >= 2 and scene.words & LISTS["plays"]:
@@ -147,13 +147,13 @@ def _alone(scene: Scene) -> str | None:
     return None
 
 
-def _done(scene: Scene, pick: Pick) -> Asked:
+def _done(scene: Scene, pick: Pick) -> ChatSample:
     who, doing = _alone(scene), leader(scene.actions, 3)
     if who and doing:
         yield f"what is the {who} doing?", (doing,)
 
 
-def _told_action(scene: Scene, pick: Pick) -> Asked:
+def _told_action(scene: Scene, pick: Pick) -> ChatSample:
     who, doing = _alone(scene), leader(scene.actions, 3)
     if who and doing in UNLIKE:
         yield f"is the {who} {doing}?", ("yes",)
@@ -161,7 +161,7 @@ def _told_action(scene: Scene, pick: Pick) -> Asked:
             yield f"is the {who} {other}?", ("no",)
 
 
-def _there(scene: Scene, pick: Pick) -> Asked:
+def _there(scene: Scene, pick: Pick) -> ChatSample:
     for thing in SIGHTS:
         seen = shown(scene, thing)
         if seen is not None:
@@ -169,7 +169,7 @@ def _there(scene: Scene, pick: Pick) -> Asked:
             yield pick(thing, *wordings).format(thing), ("yes" if seen else "no",)
 
 
-RULES: tuple[tuple[str, Callable[[Scene, Pick], Asked]], ...] = (
+RULES: tuple[tuple[str, Callable[[Scene, Pick], ChatSample]], ...] = (
     ("number", _counted),
     ("color", _colored),
     ("object", _animal),
