@@ -25,7 +25,7 @@ import faiss, numpy as np
 from pathlib import Path
 from vlmkit.errors import Stopped
 from vlmkit.index import Index, Writer
-from vlmkit.index import upkeep as up
+from vlmkit.index import maintenance as up
 
 job, start, out, other = sys.argv[1], *map(Path, sys.argv[2:])
 steps = last = 0
@@ -86,7 +86,7 @@ def work(folder):
             writer.merge(source)
     elif job == "build":
         up.set_type(folder, "hnsw")
-        up.upkeep(folder, insist=True)
+        up.maintain(folder, insist=True)
 
 while True:
     last += 1
@@ -225,7 +225,7 @@ def test_a_writer_gives_up_on_a_lock_in_one_line(tmp_path: Path) -> None:
 import sys
 from vlmkit.index import store
 store.LOCK_SECONDS = 0.2
-from vlmkit.cli import main
+from vlmkit.cli.app import main
 sys.exit(main(["index", "-i", "./i"]))
 """
     holder = Writer(tmp_path / "i")

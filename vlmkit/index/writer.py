@@ -37,8 +37,7 @@ from vlmkit.index.store import (
     write_state,
 )
 from vlmkit.index.types import check_type
-from vlmkit.io.records import ROUNDING, Failed, Record, batched, decode_embedding, dumps
-from vlmkit.models.registry import fingerprint_of
+from vlmkit.io.records import ROUNDING, Failed, Record, batched, decode_embedding, dumps, fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -55,6 +55,16 @@ class Failed:
         return {"id": self.id, "image": self.image, "error": self.error}
 
 
+def fingerprint_of(identity: str) -> str:
+    """The twelve hex digits of a model identity `name@digits`, which decide whether two models are the same."""
+    return identity.rpartition("@")[2]
+
+
+def name_of(identity: str) -> str:
+    """The name in a model identity `name@digits`, which loads the model."""
+    return identity.rpartition("@")[0]
+
+
 def dumps(record: Record) -> bytes:
     """`record` as one line with its line feed. Raises ValueError for NaN, Infinity and text that is not UTF-8."""
     try:

@@ -12,16 +12,6 @@ import orjson
 REMEMBERED = 64  # models
 
 
-def fingerprint_of(identity: str) -> str:
-    """The part of a model identity that decides whether two models are the same."""
-    return identity.rpartition("@")[2]
-
-
-def name_of(identity: str) -> str:
-    """The name that loads the model of an identity."""
-    return identity.rpartition("@")[0]
-
-
 def fingerprint(files: Sequence[Path], settings: bytes = b"") -> str:
     """Twelve hex digits over the names and bytes of `files`, and over `settings`, which stand in no file.
 

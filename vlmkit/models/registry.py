@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.fingerprint import cache_folder, fingerprint_of, name_of
+from vlmkit.io.records import fingerprint_of, name_of
+from vlmkit.models.fingerprint import cache_folder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -32,7 +32,7 @@ FORMS = ("{}", "a {}", "a photo of a {}")  # as people write queries
 @cache
 def texts() -> list[str]:
     """The everyday texts."""
-    words = files("vlmkit").joinpath("background.txt").read_text().split("\n")
+    words = files("vlmkit.search").joinpath("reference_texts.txt").read_text().split("\n")
     return [FORMS[i % len(FORMS)].format(word) for i, word in enumerate(filter(None, words))]
 
 
