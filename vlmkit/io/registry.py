@@ -29,7 +29,7 @@ class Registry(Mapping[str, str]):
         return len(self._plugins() | self._builtin)
 
     def load(self, name: str) -> Any:
-        """The object called `name`. Raises KeyError for an unknown name, VlmkitError for a plugin that does not load."""
+        """The object called `name`. Raises KeyError for an unknown name, VlmkitError where a plugin does not load."""
         module, _, attribute = self[name].partition(":")
         if name in self._builtin:
             return getattr(importlib.import_module(module), attribute)
