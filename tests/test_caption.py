@@ -150,14 +150,14 @@ def test_resume_keeps_what_is_not_its_own(vlmkit, folder: Path, tmp_path: Path) 
         "c.jsonl": b'{"id":"1"}\n[1]\n{"id":"2"}\n',
     }.items():
         (tmp_path / name).write_bytes(data)
-        assert b"is no record" in vlmkit("caption", folder, "--resume", tmp_path / name, code=2).stderr
+        assert b"is not a record" in vlmkit("caption", folder, "--resume", tmp_path / name, code=2).stderr
         assert (tmp_path / name).read_bytes() == data
-    assert b"is no record" in vlmkit("caption", folder, "--resume", folder / "a.png", code=2).stderr
+    assert b"is not a record" in vlmkit("caption", folder, "--resume", folder / "a.png", code=2).stderr
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(jsonl({"id": "1", "image": str(folder / "a.png")}))
     assert b"is an input" in vlmkit("caption", rows, "--resume", rows, code=2).stderr
     assert b"excludes -o" in vlmkit("caption", folder, "--resume", "x", "-o", "y", code=2).stderr
-    assert b"no regular file" in vlmkit("caption", folder, "--resume", "/dev/null", code=2).stderr
+    assert b"not a regular file" in vlmkit("caption", folder, "--resume", "/dev/null", code=2).stderr
     assert b"cannot write" in vlmkit("caption", folder, "--resume", "no/such/folder", code=2).stderr
 
 

@@ -15,7 +15,7 @@ from helpers import SHAPE_WORDS, jpeg, shapes, tar, tiny_towers
 from safetensors.torch import load_file
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.files import whole_folder
+from vlmkit.io.files import atomic_folder
 from vlmkit.io.terminal import Failures
 from vlmkit.train.config import LitConfig
 from vlmkit.train.contrastive.losses import infonce
@@ -147,7 +147,7 @@ def test_a_run_without_a_checkpoint_leaves_nothing(place: Path, tmp_path: Path) 
 
 def test_an_empty_output_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with whole_folder(tmp_path / "out") as made:
+    with atomic_folder(tmp_path / "out") as made:
         (made / "file").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out/file").exists()

@@ -1,53 +1,44 @@
 """--resume FILE: results are appended record by record, and what FILE holds already is not made again."""
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.questions import ChatSample
+from vlmkit.io.files import append_lines
 from vlmkit.io.records import Failed, Record, loads
 from vlmkit.io.terminal import Output
 
 
 class AppendOutput(Output):
-    """FILE, opened for more. A torn last line, of a run that was killed, is dropped.
+    """FILE, opened for more. A torn last line, of a run that was killed, is removed.
 
     Raises VlmkitError where FILE holds anything but records, or another run is writing it.
     """
 
-    def __init__(self, path: str) -> None:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise VlmkitError(f"{path} is no regular file", "name a file that can be read again")
-        self.name = path
-        self._target = self._temporary = None
-        try:
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise VlmkitError(f"another run writes {path}", "wait for it, or name another file") from None
-        except OSError as error:
-            raise VlmkitError(f"cannot write {path}: {error.strerror}", "name a file that you can write to") from None
+    def _opened(self, path: str | None) -> IO[bytes]:
         self._made: set[tuple[str | None, str | None]] = set()
-        self._read(path)
+        if os.path.exists(self.name) and not os.path.isfile(self.name):
+            raise VlmkitError(f"{self.name} is not a regular file", "name a file that can be read again")
+        try:
+            return self._stack.enter_context(append_lines(self.name, self._note))
+        except BlockingIOError:
+            raise VlmkitError(f"another run writes {self.name}", "wait for it, or name another file") from None
+        except ValueError as error:
+            raise VlmkitError(str(error), "name a file that caption or ask wrote") from None
+        except OSError as error:
+            what = f"cannot write {self.name}: {error.strerror}"
+            raise VlmkitError(what, "name a file that you can write to") from None
 
-    def _read(self, path: str) -> None:
-        whole = 0
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = loads(line)
-                except ValueError:
-                    if not line.endswith(b"\n") and (number > 1 or line.startswith(b"{")):
-                        self._file.truncate(whole)
-                        return
-                    record = None
-                if not isinstance(record, dict):
-                    raise VlmkitError(f"{path}:{number} is no record", "name a file that caption or ask wrote")
-                self._made.add(_key(record))
-                whole += len(line)
-        if whole and not line.endswith(b"\n"):
-            self.write(b"\n")
+    def _note(self, line: bytes) -> None:
+        try:
+            record = loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError("is not a record")
+        self._made.add(_key(record))
 
     def missing(self, items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
         """What FILE does not hold yet: another `id`, or the same with another `question`."""

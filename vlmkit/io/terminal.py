@@ -1,14 +1,11 @@
 """The only file that touches standard input, output and error: atomic files, failures, progress."""
 
-import atexit
 import contextlib
 import errno
 import io
 import os
 import re
-import secrets
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +15,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.io.files import atomic_write
 from vlmkit.io.records import Failed, Record, dumps, pack, pack_file
 from vlmkit.io.sources import is_picture_name, is_tar_name
 
@@ -35,45 +33,33 @@ class ClosedPipe(BaseException):
 
 
 class Output:
-    """Standard output, or a file that is written whole or not at all.
-
-    A file is a temporary one in the same folder until the `with` block ends without an exception, then renamed.
-    An existing device or FIFO (`/dev/null`) is written to directly, a symbolic link keeps pointing to its target.
-    """
+    """Standard output, or a file that is written completely or not at all (see `files.atomic_write`)."""
 
     def __init__(self, path: str | None = None) -> None:
-        if path is not None and os.path.isfile(path) and (is_picture_name(path) or is_tar_name(path)):
-            raise VlmkitError(f"{path} is a picture or a tar, which would be lost", "name another file to write")
-        self.name = "standard output" if path in (None, "-") else path
-        self._target: str | None = None
-        self._temporary: str | None = None
-        if path is None or path == "-":
-            if sys.stdout is None:
-                raise VlmkitError("standard output is closed", "open it, or use -o FILE")
-            self._file: IO[bytes] | io.FileIO = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115 (closed in __exit__)
-            return
-        target = os.path.realpath(path)
-        with _told(f"cannot write {path}", "name a file in a folder that you can write to"):
-            if os.path.exists(target) and not os.path.isfile(target):
-                self._file = open(target, "wb", buffering=0)  # noqa: SIM115
-                return
-            mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else 0o666 & ~_umask()
-            folder, name = os.path.split(target)
-            self._target = target
-            self._temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
-            # A signal may arrive before the `with` block is entered: the end of the process clears up as well.
-            atexit.register(_remove, self._temporary)
-            self._file = open(self._temporary, "x+b")  # noqa: SIM115
-            os.chmod(self._temporary, mode)
+        self.name = "standard output" if path is None or path == "-" else path
+        self._stack = contextlib.ExitStack()
+        self._file = self._opened(None if path == "-" else path)
+        name = self._file.name  # of standard output a number
+        self._is_stream = not (isinstance(name, str) and os.path.isfile(name))
+
+    def _opened(self, path: str | None) -> IO[bytes]:
+        if path is not None:
+            if os.path.isfile(path) and (is_picture_name(path) or is_tar_name(path)):
+                raise VlmkitError(f"{path} is a picture or a tar, which would be lost", "name another file to write")
+            with _write_errors(f"cannot write {path}", "name a file in a folder that you can write to"):
+                return self._stack.enter_context(atomic_write(path))
+        if sys.stdout is None:
+            raise VlmkitError("standard output is closed", "open it, or use -o FILE")
+        return self._stack.enter_context(open(sys.stdout.fileno(), "wb", buffering=0, closefd=False))
 
     def __enter__(self) -> "Output":
         return self
 
     def write(self, data: bytes) -> None:
-        """Write whole lines. One system call a line keeps a line whole on a pipe even when a signal arrives."""
+        """Write complete lines. One system call a line keeps it in one piece on a pipe even when a signal arrives."""
         view = memoryview(data)
         try:
-            with _no_bar() if self._target is None else contextlib.nullcontext():
+            with _no_bar() if self._is_stream else contextlib.nullcontext():
                 while view:
                     view = view[self._file.write(view) or 0 :]
         except BrokenPipeError:
@@ -86,32 +72,21 @@ class Output:
         if form == "jsonl":
             for record in records:
                 self.write(dumps(record))
-        elif self._target is None:
+        elif self._is_stream:
             for blob in pack(records):
                 self.write(blob)
         else:
             with (
-                _told(f"cannot write {self.name}", "free some space"),
-                tempfile.TemporaryFile(dir=os.path.dirname(self._target)) as spool,
+                _write_errors(f"cannot write {self.name}", "free some space"),
+                tempfile.TemporaryFile(dir=os.path.dirname(self._file.name)) as spool,
             ):
                 pack_file(records, self._file, spool)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._target is None or self._temporary is None:
-            self._file.close()  # standard output itself stays open: closefd=False
-            return
-        try:
-            if kind is None:
-                with _told(f"cannot write {self.name}", "free some space"):
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-                    os.replace(self._temporary, self._target)
-                    self._temporary = None
-        finally:
-            with contextlib.suppress(OSError):  # what is given up may not fit on the disk
-                self._file.close()
-            if self._temporary is not None:
-                _remove(self._temporary)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _write_errors(f"cannot write {self.name}", "free some space"):
+            self._stack.__exit__(kind, error, trace)
 
 
 def _no_bar() -> contextlib.AbstractContextManager[None]:
@@ -123,24 +98,13 @@ def _no_bar() -> contextlib.AbstractContextManager[None]:
     return tqdm.external_write_mode()
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):  # gone already, renamed to what it was made for
-        os.unlink(path)
-
-
-def _umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
-
-
 def _cannot_write(name: str, error: OSError) -> VlmkitError:
     remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another file"
     return VlmkitError(f"cannot write {name}: {error.strerror}", remedy)
 
 
 @contextlib.contextmanager
-def _told(what: str, remedy: str) -> Iterator[None]:
+def _write_errors(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -189,7 +153,7 @@ class Failures:
     ) -> None:
         if self._output:
             # The list of failures is worth keeping where the failures themselves end the command.
-            self._output.__exit__(None if kind is AlreadyTold else kind, error, trace)
+            self._output.__exit__(*(None, None, None) if kind is AlreadyTold else (kind, error, trace))
 
 
 class AlreadyTold(Exception):

@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from vlmkit.io.files import atomic_write, cache_folder
 
 REMEMBERED = 64  # models
 
@@ -53,13 +54,7 @@ def remember(memory: str, key: str, value: Any) -> None:
     known = recall(memory)
     known.pop(key, None)
     newest = dict([*known.items(), (key, value)][-REMEMBERED:])
-    temporary = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):  # only a cache: the next command finds it out again
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(orjson.dumps(newest))
-        temporary.replace(path)
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/vlmkit`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmkit"
+        with atomic_write(path, durable=False) as file:
+            file.write(orjson.dumps(newest))

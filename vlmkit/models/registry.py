@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import fingerprint_of, name_of
-from vlmkit.models.fingerprint import cache_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from vlmkit.models.batching import BatchSize
     from vlmkit.models.resolve import Checkpoint
 
-__all__ = ["Embedder", "Hardware", "cache_folder", "fingerprint_of", "load_embedder", "name_of"]
+__all__ = ["Embedder", "Hardware", "fingerprint_of", "load_embedder", "name_of"]
 
 EMBEDDERS = {
     "mini": "vlmkit.models.embedders.mini:Mini",

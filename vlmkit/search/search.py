@@ -9,7 +9,6 @@ search: the records nearest to each query, best first.
 """
 
 import contextlib
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.index import Hit, Index
+from vlmkit.io.files import atomic_write, cache_folder
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.models.registry import Embedder, cache_folder, fingerprint_of
+from vlmkit.models.registry import Embedder, fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,11 +48,10 @@ def of_texts(model: Embedder) -> "np.ndarray":
         if known.shape == shape and np.isfinite(known).all():
             return known.astype(np.float32)
     found = model.embed_texts(texts())
-    temporary = memory.with_suffix(f".{os.getpid()}.npy")
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        np.save(temporary, found)
-        temporary.replace(memory)
+        with atomic_write(memory, durable=False) as file:
+            np.save(file, found)
     return found
 
 

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.files import cache_folder
 from vlmkit.models import fingerprint as fingerprints
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.embedders.base import TorchEmbedder
-from vlmkit.models.fingerprint import cache_folder
 from vlmkit.models.registry import Embedder, Hardware
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vlmkit.datasets.easy_vqa import easy_vqa
 from vlmkit.errors import VlmkitError
-from vlmkit.io.files import whole_folder
+from vlmkit.io.files import atomic_folder
 from vlmkit.io.inputs import records_of
 from vlmkit.io.records import Failed, Record, dumps, loads
 from vlmkit.recipes.mini.caption_questions import questions
@@ -41,7 +41,7 @@ def write_data(train: list[Path], val: list[Path], daquar: Path, out: Path, limi
         "easy-test": _some(easy_vqa("test"), limit),
         "daquar-dev": (row for row, out in zip(asked, aside, strict=True) if out),
     }
-    with whole_folder(out) as made:
+    with atomic_folder(out) as made:
         return {name: _write(made / f"{name}.jsonl", rows) for name, rows in files.items()}
 
 

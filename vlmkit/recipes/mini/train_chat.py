@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.files import check_free, whole_folder
+from vlmkit.io.files import atomic_folder, check_new_folder
 from vlmkit.io.records import Record, dumps
 from vlmkit.io.terminal import Failures
 from vlmkit.models.embedders.base import silence_libraries
@@ -110,7 +110,7 @@ def make(
     seed: int = 0,
 ) -> None:
     """The whole recipe; what lies between stands in `work`, from which a run that was cut off goes on."""
-    check_free(out)
+    check_new_folder(out)
 
     def log(figures: dict[str, Any]) -> None:
         sys.stderr.write(json.dumps(figures) + "\n")
@@ -141,7 +141,7 @@ def make(
             config = _phase(teaching, [lessons, own, data], pupil, seed, {"start": str(between)})
             models.append(train(config, log, failures, note=lambda _: None, resume=True))
         talker = _averaged(dict.fromkeys(models, 1 / len(models)), work / "averaged")
-    with whole_folder(out) as made:
+    with atomic_folder(out) as made:
         pack_talk(talker, made)
         figures = measure(made, data)
         log(figures)
@@ -169,7 +169,7 @@ def _phase(phase: dict[str, Any], folders: list[Path], out: Path, seed: int, beg
 def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> Path:
     """The pairs of captions by what was trained so far, in the folder with it, packed; made unless they are there."""
     if not folder.exists():
-        with whole_folder(folder) as made:
+        with atomic_folder(folder) as made:
             pack_talk(trained, made)
             (made / "pairs.jsonl").write_bytes(b"".join(map(dumps, caption_pairs(made, captioned, seed))))
     return folder / "pairs.jsonl"
@@ -178,7 +178,7 @@ def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> P
 def _own(folder: Path, model: Path, captioned: list[Record]) -> Path:
     """Captions by `model`, in the folder with it, packed; made unless they are there."""
     if not folder.exists():
-        with whole_folder(folder) as made:
+        with atomic_folder(folder) as made:
             pack_talk(model, made)
             said = answers(made, captioned, [""] * len(captioned), captions=True)
             own = ({"image": row["image"], "captions": [text]} for row, text in zip(captioned, said, strict=True))
@@ -191,7 +191,7 @@ def _lessons(work: Path, number: int, data: Path, seed: int) -> Path:
     folder = work / f"lessons-{number}"
     if not folder.exists():
         asked = list(rows(data / "daquar-train.jsonl"))
-        with whole_folder(folder) as made:
+        with atomic_folder(folder) as made:
             lessons = taught(asked, work / f"crops-{number}", seed + number, **LESSONS[number])
             (made / "daquar-taught.jsonl").write_bytes(b"".join(map(dumps, lessons)))
     return folder
@@ -206,7 +206,7 @@ def _averaged(parts: dict[Path, float], out: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
     if not out.exists():
-        with whole_folder(out) as made:
+        with atomic_folder(out) as made:
             shutil.copytree(next(iter(parts)), made, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True)
             loaded = [(load_file(folder / WEIGHTS), part) for folder, part in parts.items()]
             averaged = {name: torch.stack([part * one[name] for one, part in loaded]).sum(0) for name in loaded[0][0]}

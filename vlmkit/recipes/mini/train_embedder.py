@@ -21,7 +21,7 @@ from open_clip import IMAGENET_CLASSNAMES
 from safetensors.numpy import load_file
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.files import check_free, whole_folder
+from vlmkit.io.files import atomic_folder, check_new_folder
 from vlmkit.io.images import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.mini import CONFIG, CONTEXT, SIZE, Mini
@@ -81,7 +81,7 @@ def likeness(model: Mini, trained: Path, samples: list[Captioned]) -> float:
 
 def make(data: list[str], val: str, out: Path, *, limit: int | None, epochs: int, seed: int) -> None:
     """The whole recipe. Raises VlmkitError; then `out` is not there."""
-    check_free(out)
+    check_new_folder(out)
 
     def log(figures: dict[str, Any]) -> None:
         sys.stderr.write(json.dumps(figures) + "\n")
@@ -90,7 +90,7 @@ def make(data: list[str], val: str, out: Path, *, limit: int | None, epochs: int
     validation = read_samples([val], limit=limit)
     training = read_samples(data, limit=limit)
     words = words_of(caption for sample in training for caption in sample.captions) | words_of(IMAGENET_CLASSNAMES)
-    with tempfile.TemporaryDirectory(prefix="mini-") as temporary, whole_folder(out) as made:
+    with tempfile.TemporaryDirectory(prefix="mini-") as temporary, atomic_folder(out) as made:
         work = Path(temporary)
         config = LitConfig(
             data=data,
