@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmkit.download.fetch import TransferError
 from vlmkit.download.store import unpack
+from vlmkit.io.http import FetchError
 
 
 def tar_with(path: Path, *members: tarfile.TarInfo) -> Path:
@@ -43,7 +43,7 @@ def everything(folder: Path) -> set[str]:
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "a\\..\\..\\evil", "..", "a/.."])
 def test_members_outside_are_refused(tmp_path: Path, name: str) -> None:
     for archive in (zip_with(tmp_path / "a.zip", name), tar_with(tmp_path / "a.tgz", tarfile.TarInfo(name))):
-        with pytest.raises(TransferError, match="outside of the folder"):
+        with pytest.raises(FetchError, match="outside of the folder"):
             list(unpack(archive, tmp_path / "deep/out"))
     assert everything(tmp_path) <= {"a.zip", "a.tgz"}
 
@@ -59,9 +59,9 @@ def test_members_outside_are_refused(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_links_and_devices_are_refused(tmp_path: Path, info: tarfile.TarInfo) -> None:
-    with pytest.raises(TransferError, match="a link or a device"):
+    with pytest.raises(FetchError, match="a link or a device"):
         list(unpack(tar_with(tmp_path / "a.tgz", info, tarfile.TarInfo("a/evil")), tmp_path / "out"))
-    with pytest.raises(TransferError, match="a link or a device"):
+    with pytest.raises(FetchError, match="a link or a device"):
         list(unpack(zip_with(tmp_path / "a.zip", "a", 0o120777), tmp_path / "out"))
     assert everything(tmp_path) == {"a.tgz", "a.zip"}
 
@@ -70,7 +70,7 @@ def test_a_link_that_was_there_before_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(TransferError, match="leads out of"):
+    with pytest.raises(FetchError, match="leads out of"):
         list(unpack(zip_with(tmp_path / "a.zip", "a/evil"), tmp_path / "out"))
     assert everything(tmp_path / "elsewhere") == set()
 
@@ -89,7 +89,7 @@ def test_more_than_the_disk_has(tmp_path: Path) -> None:
     size = int.from_bytes(data[end + 12 : end + 16], "little") + len(extra)
     data[end + 12 : end + 16] = size.to_bytes(4, "little")
     archive.write_bytes(data)
-    with pytest.raises(TransferError, match="the disk has room"):
+    with pytest.raises(FetchError, match="the disk has room"):
         list(unpack(archive, tmp_path / "out"))
     assert everything(tmp_path) == {"a.zip"}
 
@@ -97,15 +97,15 @@ def test_more_than_the_disk_has(tmp_path: Path) -> None:
 def test_damaged_archives_are_named(tmp_path: Path) -> None:
     whole = tar_with(tmp_path / "a.tgz", *(tarfile.TarInfo(f"m{i}") for i in range(50))).read_bytes()
     (tmp_path / "a.tgz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TransferError, match=r"a\.tgz is damaged"):
+    with pytest.raises(FetchError, match=r"a\.tgz is damaged"):
         list(unpack(tmp_path / "a.tgz", tmp_path / "out"))
     data = bytearray(zip_with(tmp_path / "a.zip", "b").read_bytes())
     data[data.index(b"good", 40)] ^= 1  # in the bytes of good.txt, whose CRC-32 tells
     (tmp_path / "a.zip").write_bytes(data)
-    with pytest.raises(TransferError, match=r"a\.zip is damaged"):
+    with pytest.raises(FetchError, match=r"a\.zip is damaged"):
         list(unpack(tmp_path / "a.zip", tmp_path / "out"))
     (tmp_path / "page.zip").write_bytes(b"<html>no archive</html>")
-    with pytest.raises(TransferError, match=r"page\.zip is damaged"):
+    with pytest.raises(FetchError, match=r"page\.zip is damaged"):
         list(unpack(tmp_path / "page.zip", tmp_path / "out"))
 
 

@@ -20,9 +20,8 @@ from conftest import SCRIPT
 from faults import Faulty, serving
 from helpers import jpeg, jsonl, records
 
-from vlmkit.datasets import REGISTRY, data_set
-from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.download.run import Fetching
+from vlmkit.datasets import DATASETS
+from vlmkit.download.run import DownloadOptions, download
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed
 
@@ -220,19 +219,21 @@ def server(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monk
     room = shutil.disk_usage(tmp_path)._replace(free=10**12)  # the room that the true archives would need
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
     with serving() as faulty:
-        for name in REGISTRY:
-            urls = [file.url for file in data_set(name).files() if not file.url.startswith("pypi:")]
+        for name in DATASETS:
+            urls = [file.url for file in DATASETS.load(name).files() if not file.url.startswith("pypi:")]
             faulty.files |= {urlsplit(url).path: content(url) for url in urls}
         faulty.files |= dict.fromkeys(SINGLE, PHOTO)
         yield faulty
 
 
 def get(server: Faulty, folder: Path, name: str, **how: object) -> list[dict]:
-    fetching = Fetching(folder, mirror=server.base, check=False, quiet=True, **how)
-    return list(fetching.results([name]))
+    options = DownloadOptions(folder, mirror=server.base, check=False, quiet=True, **how)
+    return list(download([name], options))
 
 
-PARTS = [(name, split) for name in REGISTRY if name not in ("easy-vqa", "mix665k") for split in data_set(name).splits]
+PARTS = [
+    (name, split) for name in DATASETS if name not in ("easy-vqa", "mix665k") for split in DATASETS.load(name).splits
+]
 
 
 @pytest.mark.parametrize(("name", "split"), PARTS)
@@ -310,18 +311,18 @@ def test_what_cannot_be_fetched_is_named(tmp_path: Path, server: Faulty) -> None
     del server.files["/train2017/000000000025.jpg"]
     good, bad = get(server, tmp_path, "coco-captions", limit=2)
     assert good["id"] == "coco-9" and isinstance(bad, Failed) and bad.id == "coco-25" and "404" in bad.error
-    del server.files[urlsplit(data_set("gqa").files()[0].url).path]
+    del server.files[urlsplit(DATASETS.load("gqa").files()[0].url).path]
     (failed,) = get(server, tmp_path, "gqa")
     assert isinstance(failed, Failed) and "questions1.2.zip" in str(failed.id) and "404" in failed.error
 
 
 def test_sizes_and_sums_of_the_list_are_insisted_on(tmp_path: Path, server: Faulty) -> None:
-    (failed,) = list(Fetching(tmp_path, mirror=server.base, quiet=True).results(["imagenette"]))
+    (failed,) = download(["imagenette"], DownloadOptions(tmp_path, mirror=server.base, quiet=True))
     assert isinstance(failed, Failed) and "it should be 341,663,724" in failed.error
 
 
 def test_files_of_another_form(tmp_path: Path, server: Faulty) -> None:
-    server.files[urlsplit(data_set("textvqa").files()[0].url).path] = b'{"rows": []}'
+    server.files[urlsplit(DATASETS.load("textvqa").files()[0].url).path] = b'{"rows": []}'
     with pytest.raises(VlmkitError, match="textvqa are not of the form"):
         get(server, tmp_path, "textvqa")
 
@@ -350,7 +351,7 @@ def test_through_a_pipe_into_training(shell, tmp_path: Path, server: Faulty) -> 
 def test_a_kill_in_the_middle_then_the_same_bytes(vlmkit, environment, tmp_path: Path, server: Faulty) -> None:
     """Killed while the archive comes: the next run asks for the rest alone."""
     server.slow = 0.02
-    path = urlsplit(data_set("gqa").splits["train"].pictures[0].url).path
+    path = urlsplit(DATASETS.load("gqa").splits["train"].pictures[0].url).path
     photo = jpeg("blue", (64, 64))
     noise = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() for i in range(400_000))
     server.files[path] = zipped({"images/7.jpg": photo, "images/noise.bin": noise})
@@ -394,7 +395,7 @@ def test_daquar_as_it_is(tmp_path: Path, shared: Path) -> None:
     folder.mkdir()
     lines = [f"{row['question']} in the {Path(row['image']).stem} ?\n{row['answers'][0]}\n" for row in real]
     (folder / "qa.37.raw.train.txt").write_text("".join(lines))
-    found = list(data_set("daquar").splits["train"].records(tmp_path))
+    found = list(DATASETS.load("daquar").splits["train"].records(tmp_path))
     assert len(found) == len(real) > 9_000
     assert [(row["question"], row["answers"]) for row in found] == [(row["question"], row["answers"]) for row in real]
     assert [Path(row["image"]).stem for row in found] == [Path(row["image"]).stem for row in real]
@@ -416,14 +417,14 @@ def test_coco_captions_as_they_are(tmp_path: Path, shared: Path) -> None:
     }
     (tmp_path / "coco/annotations").mkdir(parents=True)
     (tmp_path / "coco/annotations/captions_train2017.json").write_text(json.dumps(document))
-    found = list(data_set("coco-captions").splits["train2017"].records(tmp_path))
+    found = list(DATASETS.load("coco-captions").splits["train2017"].records(tmp_path))
     assert [row["captions"] for row in found] == [[c.strip() for c in row["captions"]] for row in real]
     assert [Path(row["image"]).name for row in found] == [Path(row["image"]).name for row in real]
 
 
 def test_the_list_says_only_what_is_known(vlmkit) -> None:
     rows = records(vlmkit("download", "--list").stdout)
-    assert {row["name"] for row in rows} > set(REGISTRY)
+    assert {row["name"] for row in rows} > set(DATASETS)
     for row in rows:
         assert {"name", "kind", "bytes", "files", "licence", "url", "what", "used_by"} <= row.keys()
         assert ("sha256" in row) != ("revision" in row)
@@ -434,12 +435,43 @@ def test_the_list_says_only_what_is_known(vlmkit) -> None:
     assert records(vlmkit("download", "--card", "pope").stdout) == [row for row in rows if row["name"] == "pope"]
 
 
-def test_the_disk_is_looked_at_first(tmp_path: Path, server: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plugin(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of somebody else's, with two data sets."""
+    site = tmp_path / "site"
+    (site / "others-1.0.dist-info").mkdir(parents=True)
+    (site / "others-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (site / "others-1.0.dist-info/entry_points.txt").write_text(
+        "[vlmkit.datasets]\nvast = others:VAST\ntoy = others:TOY\n"
+    )
+    (site / "others.py").write_text(
+        "from vlmkit.datasets.base import DataSet, File, Split\n"
+        "from vlmkit.io.records import loads\n"
+        "VAST = DataSet('vast', '', '', None, (), {'all': Split((File('http://a.example/vast', 'vast', 1 << 60),),"
+        " lambda root: iter(()))})\n"
+        "def toys(root):\n"
+        "    for row in loads((root / 'toy/toys.json').read_bytes()):\n"
+        "        yield {'id': row['name'], 'image': f\"toy/{row['name']}.jpg\", 'answers': [row['kind']]}\n"
+        "TOY = DataSet('toy', 'three toys', 'http://toys.example', 'MIT', ('eval vqa',),"
+        " {'test': Split((File('http://toys.example/toys.json', 'toy/toys.json'),), toys)})\n"
+    )
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), environment.get("PYTHONPATH")]))
+    monkeypatch.syspath_prepend(site)
+    return site
+
+
+def test_the_disk_is_looked_at_first(tmp_path: Path, server: Faulty, plugin: Path) -> None:
     """A set larger than any disk: nothing is asked for."""
-    vast = File("http://a.example/vast.zip", "vast.zip", size=1 << 60)
-    made = DataSet("vast", "", "", None, (), {"all": Split((vast,), lambda root: iter(()))})
-    monkeypatch.setitem(REGISTRY, "vast", "base:VAST")
-    monkeypatch.setattr("vlmkit.datasets.base.VAST", made, raising=False)
     with pytest.raises(VlmkitError, match="has room for"):
         get(server, tmp_path, "vast")
     assert server.hits.total() == 0
+
+
+def test_a_data_set_of_another_package(vlmkit, tmp_path: Path, server: Faulty, plugin: Path) -> None:
+    """By name as those that come with vlmkit, and in the list."""
+    server.files["/toys.json"] = json.dumps([{"name": "bear", "kind": "soft"}]).encode()
+    done = vlmkit("download", "toy", "--mirror", server.base, "--dir", "sets")
+    assert records(done.stdout) == [{"id": "bear", "image": f"{tmp_path}/sets/toy/bear.jpg", "answers": ["soft"]}]
+    assert b"toy, test: licence: MIT" in done.stderr
+    listed = {row["name"]: row for row in records(vlmkit("download", "--list").stdout)}
+    assert listed["toy"]["what"] == "three toys" and listed["toy"]["splits"] == ["test"] and "coco-captions" in listed

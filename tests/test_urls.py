@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -59,6 +60,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def busy(self) -> None:
         self.reply(code=200 if self.tries() > 1 else 429, Retry_After="1")
+
+    def dated(self) -> None:
+        """Busy until a moment, as an HTTP date."""
+        asked = self.server.asked  # type: ignore[attr-defined]
+        asked.append(time.time())
+        self.reply(code=200 if len(asked) > 1 else 503, Retry_After=formatdate(asked[0] + 2, usegmt=True))
 
     def down(self) -> None:
         self.reply(b"", 503)
@@ -127,6 +134,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
             super().__init__(("127.0.0.1", 0), Handler)
             self.hits: Counter[str] = Counter()
             self.over = threading.Event()
+            self.asked: list[float] = []
 
     with Server() as serving:
         thread = threading.Thread(target=serving.serve_forever)
@@ -257,7 +265,7 @@ def test_the_address_connected_to_is_the_one_checked(monkeypatch: pytest.MonkeyP
     """A name server that first says public, then private: the name is looked up once, and that answer is used."""
     import socket
 
-    from vlmkit.io.http import Web
+    from vlmkit.io.http import HttpClient
     from vlmkit.io.sources import PictureError
 
     answers = [["192.0.2.1", "127.0.0.1"], ["127.0.0.1"]]
@@ -267,19 +275,28 @@ def test_the_address_connected_to_is_the_one_checked(monkeypatch: pytest.MonkeyP
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    with Web() as web, pytest.raises(PictureError, match="not at a public address"):
-        web.fetch(f"http://rebinding.example:{server.server_port}/good.jpg")
+    with HttpClient() as client, pytest.raises(PictureError, match="not at a public address"):
+        client.fetch(f"http://rebinding.example:{server.server_port}/good.jpg")
     assert server.hits.total() == 0
 
 
 def test_no_server_can_stretch_the_time(site: str) -> None:
-    from vlmkit.io.http import Web
+    from vlmkit.io.http import HttpClient
     from vlmkit.io.sources import PictureError
 
     start = time.monotonic()
-    with Web(allow_private=True, seconds=1.0) as web, pytest.raises(PictureError, match="too slow"):
-        web.fetch(f"{site}/drips.jpg")
+    with HttpClient(allow_private=True, total_seconds=1.0) as client, pytest.raises(PictureError, match="too slow"):
+        client.fetch(f"{site}/drips.jpg")
     assert time.monotonic() - start < 5
+
+
+def test_a_pause_may_be_asked_for_by_a_date(site: str, server) -> None:
+    from vlmkit.io.http import HttpClient
+
+    with HttpClient(allow_private=True) as client:
+        assert client.fetch(f"{site}/dated.jpg").read() == PICTURE
+    first, second = server.asked
+    assert 1 <= second - first < 4  # dates have no fractions of a second
 
 
 def test_no_cookies_are_kept(vlmkit, site: str) -> None:

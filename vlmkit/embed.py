@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.index import Index, NoIndex
-from vlmkit.io.http import FETCHERS, Web, is_url
+from vlmkit.io.http import FETCHERS, HttpClient, is_url
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched, decode_embedding
@@ -150,7 +150,7 @@ def vectors(
             return Failed.of(item.record, error)
 
     sizes = BatchSize(batch_size) if batch_size else model.batch
-    with Web(allow_private=allow_private) as web:
+    with HttpClient(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
         while batch := list(islice(prepared, sizes.size)):

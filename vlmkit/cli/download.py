@@ -19,7 +19,7 @@ from vlmkit.io.terminal import Failures, Output, console, progress, warn
 
 if TYPE_CHECKING:
     from vlmkit.download.catalog import Query
-    from vlmkit.download.run import Fetching
+    from vlmkit.download.run import DownloadOptions
     from vlmkit.io.records import Record
 
 
@@ -38,13 +38,13 @@ def found_by(query: "Query") -> "list[Record]":
 
 def print_card(name: str) -> Exit:
     """One record: of a data set what the list has, of a model what the Hub says, or the list if it cannot be asked."""
-    from vlmkit.datasets import REGISTRY
+    from vlmkit.datasets import DATASETS
     from vlmkit.download import catalog
     from vlmkit.download import hub as models
 
     known = {str(entry["name"]): entry for entry in catalog.entries()}
     try:
-        found = known[name] if name in REGISTRY else catalog.card(name, models.facts(models.repo_of(name)))
+        found = known[name] if name in DATASETS else catalog.card(name, models.facts(models.repo_of(name)))
     except models.Unreachable as error:
         if name not in known:
             raise
@@ -188,9 +188,9 @@ def download(
     if tar or resize or retry:
         raise VlmkitError("--tar, --resize and --retry are for URL lists", "leave them out")
     _check_names(names, output)
-    from vlmkit.download.run import Fetching
+    from vlmkit.download import run as fetching
 
-    fetching = Fetching(
+    options = fetching.DownloadOptions(
         folder=Path(folder) if folder else _data_home() / "datasets",
         output=Path(output) if output else None,
         split=split,
@@ -205,9 +205,9 @@ def download(
     with Failures(errors) as failures:
         if verify:
             with Output() as out:
-                out.write_records(failures.filter_failures(fetching.verify(names)))
+                out.write_records(failures.filter_failures(fetching.verify(names, options)))
             return failures.exit_code()
-        return _names(names, fetching, failures, json)
+        return _names(names, options, failures, json)
 
 
 def _is_list(name: str) -> bool:
@@ -216,17 +216,17 @@ def _is_list(name: str) -> bool:
 
 def _check_names(names: list[str], output: str | None) -> None:
     """Raise VlmkitError for what is no data set and no model, and for an -o that cannot be for all of them."""
-    from vlmkit.datasets import REGISTRY
+    from vlmkit.datasets import DATASETS
     from vlmkit.download.hub import repo_of
     from vlmkit.models.resolve import ALIASES
 
-    known = [*REGISTRY, *ALIASES]
+    known = [*DATASETS, *ALIASES]
     for name in names:
         if name not in known and "/" not in name:
             like = get_close_matches(name, known, 1)
             what = f"did you mean {like[0]}?" if like else "see vlmkit download --list"
             raise VlmkitError(f"there is no data set and no model {name}", what)
-        if name not in REGISTRY:
+        if name not in DATASETS:
             repo_of(name)
             if output is not None and len(names) > 1:
                 raise VlmkitError("-o with a model and more", "download it by itself, or leave out -o")
@@ -236,37 +236,38 @@ def _data_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vlmkit"
 
 
-def _names(names: list[str], fetching: "Fetching", failures: Failures, json: bool) -> Exit:
+def _names(names: list[str], options: "DownloadOptions", failures: Failures, json: bool) -> Exit:
     """Records on standard output, or in a file where that was asked for or is a terminal; one model as its folder."""
-    from vlmkit.datasets import REGISTRY
+    from vlmkit.datasets import DATASETS
+    from vlmkit.download.run import download as fetch_names
 
-    found = failures.filter_failures(fetching.results(names))
-    if names[0] not in REGISTRY and len(names) == 1 and not json:
+    found = failures.filter_failures(fetch_names(names, options))
+    if names[0] not in DATASETS and len(names) == 1 and not json:
         with Output() as out:
             for record in found:
                 out.write(os.fsencode(record["path"]) + b"\n")
         return failures.exit_code()
-    file = _file_for(names, fetching, json)
+    file = _file_for(names, options, json)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     with Output(None if file is None else str(file)) as out:
-        out.write_records(progress(found, quiet=fetching.quiet, unit="records"))  # type: ignore[arg-type]
+        out.write_records(progress(found, quiet=options.quiet, unit="records"))  # type: ignore[arg-type]
         exit_code = failures.exit_code()
-    if file is not None and not fetching.quiet:
+    if file is not None and not options.quiet:
         warn(f"the records are in {file}")
     return exit_code
 
 
-def _file_for(names: list[str], fetching: "Fetching", json: bool) -> Path | None:
-    from vlmkit.datasets import REGISTRY
+def _file_for(names: list[str], options: "DownloadOptions", json: bool) -> Path | None:
+    from vlmkit.datasets import DATASETS
 
-    if all(name not in REGISTRY for name in names):
+    if all(name not in DATASETS for name in names):
         return None
-    if fetching.output is not None:
-        return fetching.output / "records.jsonl"
+    if options.output is not None:
+        return options.output / "records.jsonl"
     if json or sys.stdout is None or not sys.stdout.isatty():
         return None
-    return fetching.folder / f"{'-'.join([*names, *filter(None, [fetching.split])])}.jsonl"
+    return options.folder / f"{'-'.join([*names, *filter(None, [options.split])])}.jsonl"
 
 
 def _list(
@@ -282,7 +283,7 @@ def _list(
 ) -> Exit:
     from vlmkit.download import url_list as lists
     from vlmkit.download.url_list import Fetcher
-    from vlmkit.io.http import Web
+    from vlmkit.io.http import HttpClient
 
     if folder.exists() and not folder.is_dir():
         raise VlmkitError(f"{folder} is no folder", "name another one with -o")
@@ -291,7 +292,7 @@ def _list(
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with Failures(errors) as failures, Output(str(folder / "records.jsonl")) as out:
-        with Web(allow_private=allow_private) as web:
+        with HttpClient(allow_private=allow_private) as web:
             fetcher = Fetcher(web, resize)
             if tar is None:
                 found = lists.into_folder(rows, folder, fetcher, only)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmkit.errors import Exit, Stopped, VlmkitError, catch
 from vlmkit.generate.pipeline import opened
-from vlmkit.io.http import Web, is_url
+from vlmkit.io.http import HttpClient, is_url
 from vlmkit.io.records import dumps
 from vlmkit.io.sources import PictureError
 from vlmkit.io.terminal import Output
@@ -97,7 +97,7 @@ class Session:
             raise VlmkitError("/image without a picture", "write its path behind it")
         path = name if is_url(name) else os.path.abspath(os.path.expanduser(name))
         try:
-            with Web(allow_private=self.allow_private) as web:
+            with HttpClient(allow_private=self.allow_private) as web:
                 picture = opened(web.fetch(name) if is_url(name) else path, self.model)
         except PictureError as error:
             raise VlmkitError(f"{name}: {error}", "name another picture") from None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from vlmkit.datasets import REGISTRY, data_set
+from vlmkit.datasets import DATASETS
 from vlmkit.datasets.base import DataSet, File
 from vlmkit.download.hub import HUB, asking, licence_of
 from vlmkit.io.records import Record
@@ -14,8 +14,8 @@ from vlmkit.models.resolve import ALIASES, ANSWER_WITHIN, Alias
 
 def entries() -> Iterator[Record]:
     """{name, kind, bytes, files, licence, url, sha256 or revision, what, used_by}; None is what was not looked up."""
-    for name in REGISTRY:
-        yield _data_set(data_set(name))
+    for name in DATASETS:
+        yield _data_set(DATASETS.load(name))
     for name, alias in ALIASES.items():
         yield _model(name, alias)
 

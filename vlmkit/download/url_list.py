@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.http import FETCHERS, Headers, Web, is_url
+from vlmkit.io.http import FETCHERS, Headers, HttpClient, is_url
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.inputs import records_of
 from vlmkit.io.records import Failed, Record, batched, dumps, loads
@@ -90,10 +90,10 @@ class _Turns:
 
 
 class Fetcher:
-    """Fetches pictures with `web`; the longest side has at most `longest` pixels, if that is told."""
+    """Fetches pictures with `client`; the longest side has at most `longest` pixels, if that is told."""
 
-    def __init__(self, web: Web, longest: int | None = None) -> None:
-        self._web = web
+    def __init__(self, client: HttpClient, longest: int | None = None) -> None:
+        self._client = client
         self._longest = longest
         self._hosts = _Turns(PER_HOST)
         self._urls = _Turns(1)
@@ -101,7 +101,7 @@ class Fetcher:
     def picture(self, url: str) -> Picture:
         """The picture at `url`: told by its content, decoded to see that it is whole. Raises PictureError."""
         with self._hosts.of(urlsplit(url).netloc.lower()):
-            data = self._web.fetch(url, refused).read()
+            data = self._client.fetch(url, refused).read()
         return shrunk(data, self._longest)
 
     def into(self, folder: Path, url: str) -> tuple[Path, int, int]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlmkit.generate.constitution import Constitution, judged
 from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.schema import conforming
-from vlmkit.io.http import FETCHERS, Web, is_url
+from vlmkit.io.http import FETCHERS, HttpClient, is_url
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import Bytes, PictureError, locate
@@ -245,7 +245,7 @@ def _answered(
         return item if isinstance(item, Failed) else _each(item, lambda picture: opened(picture, model))
 
     sizes = BatchSize(batch_size) if batch_size else model.batch
-    with Web(allow_private=allow_private) as web:
+    with HttpClient(allow_private=allow_private) as web:
         fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
         prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
         if answer is None and isinstance(model, RemoteModel):
@@ -327,7 +327,7 @@ def _each(item: ChatSample, work: Callable[[Any], Any]) -> ChatSample | Failed:
     return replace(item, pictures=done)
 
 
-def _fetched(picture: str | Bytes, web: Web) -> str | Bytes:
+def _fetched(picture: str | Bytes, web: HttpClient) -> str | Bytes:
     return web.fetch(picture) if isinstance(picture, str) and is_url(picture) else picture
 
 

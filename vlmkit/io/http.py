@@ -1,13 +1,15 @@
-"""Pictures by URL: fetched with limits on size, time, redirects and addresses, and tried again where that may help."""
+"""HTTP: one client with retries, limits on time, size and redirects, and a check of the addresses connected to."""
 
+import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.request import getproxies
 
 from vlmkit import __version__
@@ -16,28 +18,40 @@ from vlmkit.io.sources import PictureError
 if TYPE_CHECKING:
     import httpx2
 
-    from vlmkit.io.transport import Transport
-
-FETCHERS = 16  # at the same time: they wait for the network, not for a core
-MAX_BYTES = 64 << 20
+FETCHERS = 16  # requests at the same time: they wait for the network, not for a core
+MAX_BYTES = 64 << 20  # of a picture
 MEMORY_BYTES = 1 << 20  # of each picture that waits; the rest of it waits on disk
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 10.0  # without a byte
-TOTAL_SECONDS = 60.0  # of one URL, all tries and redirects together
+TIMEOUT = 10.0  # seconds to connect, and seconds without a byte
+TOTAL_SECONDS = 60.0  # of one picture, all tries and redirects together
 TRIES = 3
 FIRST_PAUSE = 0.5  # seconds; each further pause is three times as long
-REDIRECTS = 5
+LONGEST_PAUSE = 60.0  # seconds that a server may ask for
+PROGRESS_BYTES = 1 << 20  # after which the tries are counted anew
+MAX_REDIRECTS = 5
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 Headers = Mapping[str, str]
+T = TypeVar("T")
 
 
 def is_url(path: str) -> bool:
     return path[:8].lower().startswith(("http://", "https://"))
 
 
+class FetchError(PictureError):
+    """This URL cannot be fetched; the text says why."""
+
+
+class RetryLater(Exception):
+    """Another try may help, after the `seconds` that the server asks for."""
+
+    def __init__(self, reason: str, seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What came from a URL: `size` in bytes, `mtime` of its Last-Modified, if there was one. It can be read once."""
+    """The body of a response: `size` in bytes, `mtime` of its Last-Modified, if there was one. It can be read once."""
 
     file: IO[bytes]
     size: int
@@ -49,121 +63,143 @@ class Download:
             return self.file.read()
 
 
-class _Transient(Exception):
-    """Another try may help; `pause` is what the server asked for, in seconds."""
+class HttpClient:
+    """An HTTP client for several threads; leaving the `with` block cuts what is under way.
 
-    def __init__(self, what: str, pause: float | None = None) -> None:
-        super().__init__(what)
-        self.pause = pause
-
-
-class Web:
-    """Fetches pictures, from several threads at once; leaving the `with` block cuts what is under way.
-
-    Only public addresses are connected to, and directly, unless `allow_private`: then also private ones, and the
-    environment's proxies are used, which look the names up themselves, so that nothing could be checked here. The
-    hosts in `trusted` may have any address.
+    Only public addresses are connected to, unless `allow_private`; the hosts in `trusted` may have any address.
+    Proxies look names up themselves, so that no address could be checked here: those of the environment are used with
+    `allow_private` or `use_proxies` alone. `timeout` is in seconds, to connect and without a byte; `total_seconds` are
+    those of `fetch`, all tries and redirects together.
     """
 
     def __init__(
-        self, *, allow_private: bool = False, seconds: float = TOTAL_SECONDS, trusted: Collection[str] = ()
+        self,
+        *,
+        allow_private: bool = False,
+        trusted: Collection[str] = (),
+        use_proxies: bool = False,
+        timeout: float = TIMEOUT,
+        total_seconds: float = TOTAL_SECONDS,
     ) -> None:
+        self.timeout = timeout
+        self._total_seconds = total_seconds
         self._allow_private = allow_private
         self._trusted = trusted
-        self._seconds = seconds
-        self._made: httpx2.Client | None = None
-        self._own: Transport | None = None
-        self._busy = 0  # threads that fetch
+        self._through_proxy = proxies() and (allow_private or use_proxies)
+        self._client: httpx2.Client | None = None
         self._lock = threading.Lock()
-        self._left = threading.Event()
+        self._closed = threading.Event()
 
-    def __enter__(self) -> "Web":
+    def __enter__(self) -> "HttpClient":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
-        if self._made is not None:
-            self._made.close()
-        if self._own is not None and not self._busy:
-            self._own.free()
+        self.close()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._client is not None:
+            self._client.close()
 
     def fetch(self, url: str, refuse: Callable[[Headers], str | None] = lambda headers: None) -> Download:
-        """The picture at `url`. Raises PictureError with the reason of the last try.
+        """The picture at `url`. Raises FetchError with the reason of the last try.
 
-        `refuse` says by the headers of the answer why it is not to be used, if it is not: then no more is read.
+        `refuse` is given the headers and returns why the response must not be used; then no more of it is read.
         """
-        with self._lock:
-            self._busy += 1
-        try:
-            return self._fetch(url, refuse)
-        finally:
-            with self._lock:
-                self._busy -= 1
-
-    def _fetch(self, url: str, refuse: Callable[[Headers], str | None]) -> Download:
-        import httpcore2
         import httpx2
 
-        from vlmkit.io.transport import finish_by
+        from vlmkit.io.transport import set_deadline
 
-        end = time.monotonic() + self._seconds
-        finish_by(end)
-        pause = FIRST_PAUSE
-        for tries in range(1, TRIES + 1):
+        deadline = time.monotonic() + self._total_seconds
+        set_deadline(deadline)
+
+        def step() -> Download:
             try:
-                return self._get(url, end, refuse)
-            except (httpx2.TimeoutException, httpcore2.TimeoutException):
-                raise PictureError("the server is too slow") from None
-            except (httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-                raise PictureError(f"not a URL that can be fetched ({error})") from None
-            except (httpx2.TransportError, httpcore2.NetworkError, httpcore2.ProtocolError, _Transient) as error:
-                wait = max(pause, getattr(error, "pause", None) or 0)
-                if tries == TRIES or time.monotonic() + wait > end:
-                    raise PictureError(f"{error or repr(error)} ({tries} tries){self._hint()}") from None
-            if self._left.wait(wait):
-                break
-            pause *= 3
-        raise PictureError("stopped")
+                with self.open(url, {"Accept": "image/*"}) as response:
+                    if reason := refuse(response.headers):
+                        raise FetchError(reason)
+                    return _download(response)
+            except httpx2.TimeoutException:  # not tried again: a server that is silent costs all its time each time
+                raise FetchError("the server is too slow") from None
 
-    def _hint(self) -> str:
-        return "; proxies are used with --allow-private only" if proxies() and not self._allow_private else ""
+        return self.retry(step, deadline=deadline)
 
-    def _get(self, url: str, end: float, refuse: Callable[[Headers], str | None]) -> Download:
-        client = self._client()
-        request = client.build_request("GET", url)
-        for _ in range(REDIRECTS + 1):
+    @contextmanager
+    def open(
+        self, url: str, headers: Headers | None = None, statuses: Collection[int] = (200,)
+    ) -> "Iterator[httpx2.Response]":
+        """The response of `url` after redirects, which `body` reads. `retry` turns what this raises into a FetchError."""
+        client = self._connect()
+        request = client.build_request("GET", url, headers=headers)
+        for _ in range(MAX_REDIRECTS + 1):  # by hand: httpx2 would read the bodies of redirects, however long they are
             response = client.send(request, stream=True)
             try:
                 if response.next_request is None:
-                    if response.status_code == 200 and (why := refuse(response.headers)):
-                        raise PictureError(why)
-                    return _body(response, end)
+                    _check(response, statuses)
+                    yield response
+                    return
                 request = response.next_request
             finally:
                 response.close()
-        raise PictureError(f"more than {REDIRECTS} redirects")
+        raise FetchError(f"more than {MAX_REDIRECTS} redirects")
 
-    def _client(self) -> "httpx2.Client":
+    def retry(
+        self,
+        step: Callable[[], T],
+        tries: int = TRIES,
+        *,
+        deadline: float = math.inf,
+        progress: Callable[[], int] = lambda: 0,
+        stop: threading.Event | None = None,
+    ) -> T:
+        """What `step` returns, tried up to `tries` times, with a longer pause each time or the one the server asks for.
+
+        Tries are counted anew where `progress`, in bytes, has moved on. Raises FetchError, also at `deadline` of
+        time.monotonic() and where `stop` is set.
+        """
+        import httpx2
+
+        failed, pause, base = 0, FIRST_PAUSE, progress()
+        while True:
+            try:
+                return step()
+            except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+                raise FetchError(f"not a URL that can be fetched ({error})") from None
+            except httpx2.TimeoutException:
+                reason, asked = "the server is too slow", 0.0
+            except (httpx2.TransportError, RetryLater) as error:
+                reason, asked = str(error) or repr(error), getattr(error, "seconds", 0.0)
+            except httpx2.RequestError as error:  # about the address
+                raise FetchError(str(error)) from None
+            if progress() - base >= PROGRESS_BYTES:
+                failed, pause, base = 0, FIRST_PAUSE, progress()
+            failed += 1
+            wait = max(pause, min(asked, LONGEST_PAUSE))
+            if failed == tries or time.monotonic() + wait > deadline:
+                hint = "; proxies are used with --allow-private only" if proxies() and not self._through_proxy else ""
+                raise FetchError(f"{reason} ({failed} tries){hint}")
+            if (stop or self._closed).wait(wait):
+                raise FetchError("stopped")
+            pause *= 3
+
+    def _connect(self) -> "httpx2.Client":
         import httpx2
 
         from vlmkit.io.transport import Transport
 
         with self._lock:
-            if self._left.is_set():
-                raise PictureError("stopped")
-            if self._made is None:
-                if not (self._allow_private and proxies()):
-                    self._own = Transport(
-                        allow_private=self._allow_private, trusted=self._trusted, connections=FETCHERS
-                    )
-                self._made = httpx2.Client(
-                    transport=self._own,
-                    # Asked for plain, what comes is what is stored: nothing here unpacks, so nothing can blow up.
-                    headers={"User-Agent": f"vlmkit/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"},
-                    timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
+            if self._closed.is_set():
+                raise FetchError("stopped")
+            if self._client is None:
+                checked = Transport(allow_private=self._allow_private, trusted=self._trusted, connections=FETCHERS)
+                self._client = httpx2.Client(
+                    transport=None if self._through_proxy else checked,
+                    # Nothing here unpacks, so that no response can grow in memory.
+                    headers={"User-Agent": f"vlmkit/{__version__}", "Accept-Encoding": "identity"},
+                    timeout=httpx2.Timeout(self.timeout, pool=None),
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 )
-            return self._made
+            return self._client
 
 
 def proxies() -> bool:
@@ -171,39 +207,49 @@ def proxies() -> bool:
     return not {"http", "https", "all"}.isdisjoint(getproxies())
 
 
-def _body(response: "httpx2.Response", end: float) -> Download:
+def body(response: "httpx2.Response") -> Iterator[bytes]:
+    """The bytes of a response as they come, within the deadline of this thread."""
+    from vlmkit.io.transport import time_left
+
+    for chunk in response.iter_raw():
+        time_left()  # through a proxy nothing else looks at it
+        yield chunk
+
+
+def http_date(text: str) -> float | None:
+    """Seconds since 1970 of an HTTP date; None if it is none."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _check(response: "httpx2.Response", statuses: Collection[int]) -> None:
     status = f"HTTP {response.status_code} {response.reason_phrase}".strip()
     if response.status_code in TRANSIENT:
         asked = response.headers.get("Retry-After", "")
-        raise _Transient(status, float(asked) if asked.isdecimal() else None)
-    if response.status_code != 200:
-        raise PictureError(status)
+        seconds = float(asked) if asked.isdecimal() else (http_date(asked) or 0.0) - time.time()
+        raise RetryLater(status, max(0.0, seconds))
+    if response.status_code not in statuses:
+        raise FetchError(status)
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
-        raise PictureError(f"the server packs it ({encoding}), though asked not to")
+        raise FetchError(f"the server compresses the response ({encoding}) although it was asked not to")
+
+
+def _download(response: "httpx2.Response") -> Download:
     file = tempfile.SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 (Download.read closes it)
     size = 0
     try:
-        if int(response.headers.get("Content-Length", 0)) > MAX_BYTES:
-            raise PictureError(f"larger than {MAX_BYTES >> 20} MiB")
-        for chunk in response.iter_raw():
+        announced = int(response.headers.get("Content-Length", 0))
+        for chunk in body(response) if announced <= MAX_BYTES else (b"",):
             size += len(chunk)
-            if size > MAX_BYTES:
-                raise PictureError(f"larger than {MAX_BYTES >> 20} MiB")
-            if time.monotonic() > end:
-                raise PictureError("the server is too slow")
+            if max(size, announced) > MAX_BYTES:
+                raise FetchError(f"larger than {MAX_BYTES >> 20} MiB")
             file.write(chunk)
         if not size:
-            raise PictureError("the server sent nothing")
+            raise FetchError("the server sent nothing")
     except BaseException:
         file.close()
         raise
-    return Download(file, size, _seconds(response.headers.get("Last-Modified")))
-
-
-def _seconds(date: str | None) -> float | None:
-    """Seconds since 1970 of an HTTP date; None if there is none that can be read."""
-    try:
-        return None if date is None else parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    return Download(file, size, http_date(response.headers.get("Last-Modified", "")))

@@ -1,4 +1,4 @@
-"""Connections for fetching: to public addresses only, and within a time that no slow server can stretch.
+"""Connections to public addresses only, and within a time that no slow server can stretch.
 
 The address is checked where the connection is made, so neither a redirect nor a name server that answers differently
 the second time gets past it.
@@ -6,33 +6,38 @@ the second time gets past it.
 
 import contextlib
 import ipaddress
+import math
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import httpcore2
 import httpx2
 
-from vlmkit.io.sources import PictureError
-
 MAX_ADDRESSES = 3  # of one host that are tried
+KEEPALIVE_SECONDS = 5.0
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
-_limit = threading.local()
+_thread = threading.local()
 
 
-def finish_by(moment: float) -> None:
+class AddressError(httpx2.RequestError):
+    """The host has no address that may be connected to."""
+
+
+def set_deadline(moment: float) -> None:
     """From now on no transfer in this thread goes on past `moment` of time.monotonic()."""
-    _limit.moment = moment
+    _thread.deadline = moment
 
 
-def _left(timeout: float | None) -> float:
-    left = _limit.moment - time.monotonic()
+def time_left(timeout: float | None = None) -> float:
+    """`timeout`, or the seconds up to the deadline of this thread, if these are fewer. Raises ReadTimeout after it."""
+    left = getattr(_thread, "deadline", math.inf) - time.monotonic()
     if left <= 0:
-        raise httpcore2.ReadTimeout("it took too long")
+        raise httpx2.ReadTimeout("it took too long")
     return left if timeout is None else min(timeout, left)
 
 
@@ -46,62 +51,39 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
-class Transport(httpx2.BaseTransport):
-    """HTTP for httpx2 over connections of our own; `connections` is how many there may be at once.
+class Transport(httpx2.HTTPTransport):
+    """HTTP over at most `connections` checked connections at once.
 
     `trusted` are host names that may have any address, since the user named them.
     """
 
     def __init__(self, *, allow_private: bool, connections: int, trusted: Collection[str] = ()) -> None:
         self._network = _Network(allow_private, trusted)
+        # In place of HTTPTransport.__init__, which makes the pool and takes no network backend (httpx2 >= 2, < 3).
         self._pool = httpcore2.ConnectionPool(
             ssl_context=httpx2.create_ssl_context(),
             max_connections=connections,
-            max_keepalive_connections=connections,
-            keepalive_expiry=5.0,
+            keepalive_expiry=KEEPALIVE_SECONDS,
             network_backend=self._network,
         )
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        url = request.url
-        reply = self._pool.handle_request(
-            httpcore2.Request(
-                request.method,
-                httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
-            )
-        )
-        return httpx2.Response(
-            reply.status, headers=reply.headers, stream=_Body(reply.stream), extensions=reply.extensions
-        )
-
     def close(self) -> None:
-        """Cut the connections, so that threads that wait for a server come back."""
-        self._network.cut()
-
-    def free(self) -> None:
-        """Close what is cut, once no thread uses it any more."""
-        self._pool.close()
-
-
-class _Body(httpx2.SyncByteStream):
-    def __init__(self, chunks: Any) -> None:
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._chunks
-
-    def close(self) -> None:
-        self._chunks.close()
+        """Cut the connections, so that threads that wait for a server come back; each closes its own."""
+        for stream in list(self._network.streams):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        for connection in self._pool.connections:
+            if connection.is_idle():
+                connection.close()
 
 
 class _Network(httpcore2.SyncBackend):
+    """Connects to allowed addresses; `streams` are the connections that are open."""
+
     def __init__(self, allow_private: bool, trusted: Collection[str]) -> None:
         self._allow_private = allow_private
         self._trusted = trusted
-        self._open: set[httpcore2.NetworkStream] = set()
+        self.streams: set[httpcore2.NetworkStream] = set()
 
     def connect_tcp(
         self,
@@ -112,24 +94,19 @@ class _Network(httpcore2.SyncBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         addresses = _resolve(host, port)
-        free = self._allow_private or host in self._trusted
-        allowed = addresses if free else [a for a in addresses if is_public(a)]
+        allowed = addresses
+        if not self._allow_private and host not in self._trusted:
+            allowed = [address for address in addresses if is_public(address)]
         if not allowed:
-            raise PictureError(f"{host} is not at a public address but at {addresses[0]}; --allow-private lets it in")
+            raise AddressError(f"{host} is not at a public address but at {addresses[0]}; --allow-private lets it in")
         for address in allowed[:MAX_ADDRESSES]:
             try:
-                inner = super().connect_tcp(address, port, _left(timeout), local_address, socket_options)
+                stream = super().connect_tcp(address, port, time_left(timeout), local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failed = error
             else:
-                self._open.add(inner)
-                return _Stream(inner, self._open)
+                return _Stream(stream, self.streams)
         raise failed
-
-    def cut(self) -> None:
-        for stream in list(self._open):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def _resolve(host: str, port: int) -> list[str]:
@@ -139,35 +116,34 @@ def _resolve(host: str, port: int) -> list[str]:
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             raise httpcore2.ConnectError(f"the name {host} cannot be looked up now") from None
-        raise PictureError(f"no host {host} ({error.strerror})") from None
+        raise AddressError(f"no host {host} ({error.strerror})") from None
     except UnicodeError:
-        raise PictureError(f"{host} is no host name") from None
+        raise AddressError(f"{host} is not a host name") from None
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection whose steps together keep to the thread's limit."""
+    """A connection whose reads and writes together keep to the deadline of the thread."""
 
-    def __init__(self, inner: httpcore2.NetworkStream, registry: set[httpcore2.NetworkStream]) -> None:
+    def __init__(self, inner: httpcore2.NetworkStream, streams: set[httpcore2.NetworkStream]) -> None:
         self._inner = inner
-        self._registry = registry
+        self._streams = streams
+        streams.add(self)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout))
+        return self._inner.read(max_bytes, time_left(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _left(timeout))
+        self._inner.write(buffer, time_left(timeout))
 
     def close(self) -> None:
-        self._registry.discard(self._inner)
+        self._streams.discard(self)
         self._inner.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        self._registry.discard(self._inner)
-        self._inner = self._inner.start_tls(ssl_context, server_hostname, _left(timeout))
-        self._registry.add(self._inner)
+        self._inner = self._inner.start_tls(ssl_context, server_hostname, time_left(timeout))
         return self
 
     def get_extra_info(self, info: str) -> Any:

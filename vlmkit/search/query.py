@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
-from vlmkit.io.http import Web, is_url
+from vlmkit.io.http import HttpClient, is_url
 from vlmkit.io.images import open_picture
 from vlmkit.io.sources import PictureError, locate
 from vlmkit.models.registry import Embedder, fingerprint_of
@@ -112,7 +112,7 @@ def check_named(index: Index) -> None:
 
 def _open(embedder: Embedder, name: str, allow_private: bool) -> "np.ndarray":
     try:
-        with Web(allow_private=allow_private) as web:
+        with HttpClient(allow_private=allow_private) as web:
             image, _, _ = open_picture(web.fetch(name) if is_url(name) else locate(name), embedder.size)
     except PictureError as error:
         raise VlmkitError(f"{name}: {error}", "name another picture") from None
