@@ -128,7 +128,7 @@ class HttpClient:
     def open(
         self, url: str, headers: Headers | None = None, statuses: Collection[int] = (200,)
     ) -> "Iterator[httpx2.Response]":
-        """The response of `url` after redirects, which `body` reads. `retry` turns what this raises into a FetchError."""
+        """The response of `url` after redirects, which `body` reads. `retry` turns all errors of it into FetchError."""
         client = self._connect()
         request = client.build_request("GET", url, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):  # by hand: httpx2 would read the bodies of redirects, however long they are
