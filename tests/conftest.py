@@ -22,6 +22,22 @@ SCRIPT = Path(sys.executable).with_name("vlmkit")
 Vlmkit = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without -m the tests of the recipes that made mini are left out: they need minutes, and the source tree."""
+    if config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("recipes")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.option.markexpr:
+        return None
+    return "the tests of mini's recipes are left out: run them with pytest -m recipes"
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the photographs of scikit-image and scikit-learn."""

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import tarfile
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+SOURCE_TREE = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # the recipes are not installed
 COLORS = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
 SHAPES = ["circle", "square"]
 GROUNDS = ["gray", "pink", "cyan", "brown"]

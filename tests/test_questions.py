@@ -1,6 +1,5 @@
 """Questions made from captions by rule, easy-VQA, and the command that writes the data of mini."""
 
-import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -9,12 +8,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from helpers import jsonl, picture, records
+from helpers import SOURCE_TREE, jsonl, picture, records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmkit.datasets.easy_vqa import easy_vqa
-from vlmkit.errors import VlmkitError
 from vlmkit.io.inputs import records_of
 from vlmkit.recipes.mini.caption_questions import questions
 from vlmkit.recipes.mini.caption_questions.mentions import actions, mentions, places, tokens
@@ -31,6 +28,8 @@ from vlmkit.recipes.mini.caption_questions.wordlists import (
     UNLIKE,
     nouns,
 )
+
+pytestmark = pytest.mark.recipes
 
 rules = import_module("vlmkit.recipes.mini.caption_questions.rules")
 
@@ -214,30 +213,12 @@ def test_questions_about_flickr8k(shared: Path) -> None:
     assert other != made
 
 
-def test_easy_vqa() -> None:
-    for split, questions_in, pictures_in in (("train", 38575, 4000), ("test", 9673, 1000)):
-        rows = list(easy_vqa(split))
-        assert len(rows) == questions_in
-        assert len({row["id"] for row in rows}) == questions_in
-        pictures = {row["image"] for row in rows}
-        assert len(pictures) == pictures_in
-        assert all(map(os.path.isfile, pictures))
-        assert {row["category"] for row in rows} == {"color", "shape", "yes-no"}
-        assert {row["answers"][0] for row in rows if row["category"] == "shape"} == {"circle", "rectangle", "triangle"}
-
-
-def test_easy_vqa_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmkit.datasets.easy_vqa.find_spec", lambda name: None)
-    with pytest.raises(VlmkitError, match="pip install easy-vqa"):
-        next(easy_vqa("train"))
-
-
 def write_data(folder: Path, *more: str, seed: str = "0") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", *COMMAND, *more],
         cwd=folder,
         capture_output=True,
-        env=os.environ | {"PYTHONHASHSEED": seed},
+        env=SOURCE_TREE | {"PYTHONHASHSEED": seed},
     )
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import jsonl, records, shapes
+from helpers import SOURCE_TREE, jsonl, records, shapes
 
 from vlmkit.io.inputs import records_of
 from vlmkit.metrics import vqa_normalize
 from vlmkit.models.chat.mini import CONFIG, FILES, GRAPH, TOKENIZER
-from vlmkit.models.embedders import mini
+from vlmkit.models.resolve import MINI_FOLDER
 
-MINI = Path(mini.__file__).parent
+pytestmark = pytest.mark.recipes
+
 QUESTIONS = 400
 
 
@@ -32,9 +33,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (place / "daquar.jsonl").write_bytes(jsonl(*asked))
     command = [sys.executable, "-m", "vlmkit.recipes.mini.train_chat", shard, "--val", shard]
-    command += ["--daquar", place / "daquar.jsonl", "--limit", "64", "--epochs", "1", "--pupils", "2"]
+    command += ["--daquar", place / "daquar.jsonl", "--limit", "64", "--epochs", "1", "--students", "2"]
     command += ["-o", place / "made"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=SOURCE_TREE)
     assert done.returncode == 0, done.stderr
     (place / "made/log").write_text(done.stderr)
     return place / "made"
@@ -57,11 +58,11 @@ def test_the_recipe_makes_a_model_that_answers(made: Path, vlmkit, tmp_path: Pat
 
 
 def test_it_takes_at_most_18_megabytes() -> None:
-    assert sum((MINI / name).stat().st_size for name in (GRAPH, TOKENIZER, CONFIG)) <= 18_000_000
-    assert sum(path.stat().st_size for path in MINI.iterdir() if path.is_file()) <= 40_000_000
-    settings = json.loads((MINI / CONFIG).read_text())
-    assert f"{settings['figures']['cider']:.3f}" in (MINI / "TALK_CARD.md").read_text()
-    assert set(FILES) <= {path.name for path in MINI.iterdir()}
+    assert sum((MINI_FOLDER / name).stat().st_size for name in (GRAPH, TOKENIZER, CONFIG)) <= 18_000_000
+    assert sum(path.stat().st_size for path in MINI_FOLDER.iterdir() if path.is_file()) <= 40_000_000
+    settings = json.loads((MINI_FOLDER / CONFIG).read_text())
+    assert f"{settings['figures']['cider']:.3f}" in (MINI_FOLDER / "TALK_CARD.md").read_text()
+    assert set(FILES) <= {path.name for path in MINI_FOLDER.iterdir()}
 
 
 def test_it_sees_what_it_is_asked_about(vlmkit) -> None:

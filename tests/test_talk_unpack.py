@@ -13,14 +13,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.chat.mini import GRAPH, TOKENIZER
-from vlmkit.models.embedders import mini
-from vlmkit.models.llava.import_mini import unpack_talk
-from vlmkit.models.llava.model import build
+from vlmkit.models.llava.import_mini import LAYOUT, import_mini
+from vlmkit.models.llava.model import build, save
+from vlmkit.models.resolve import MINI_FOLDER
 from vlmkit.recipes.mini.export_chat import pack_talk
 from vlmkit.recipes.mini.tokenizer import language_model
-from vlmkit.train.vlm.run import save
 
-MINI = Path(mini.__file__).parent
+MINI = MINI_FOLDER
 WEIGHTS = "model.safetensors"
 
 
@@ -28,7 +27,7 @@ WEIGHTS = "model.safetensors"
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`mini` itself."""
     folder = tmp_path_factory.mktemp("unpacked") / "mini"
-    unpack_talk(MINI, folder)
+    import_mini(MINI, folder)
     return folder
 
 
@@ -38,20 +37,20 @@ def test_there_and_back(tmp_path: Path, kept: str) -> None:
     vlm = build("mini", str(language_model(tmp_path / "llm", ["a red boat, a blue car"] * 3, 40, 96, 2)), "mlp")
     save(vlm, tmp_path / "made")
     pack_talk(tmp_path / "made", tmp_path / "packed", kept)
-    unpack_talk(tmp_path / "packed", tmp_path / "again")
+    import_mini(tmp_path / "packed", tmp_path / "again")
     before, after = (load_file(tmp_path / name / WEIGHTS) for name in ("made", "again"))
     assert before.keys() == after.keys()
     for name, value in before.items():
         room = {"float32": 0, "float16": 2**-11, "int8": 1 / 254}[kept] * value.abs().max()
         assert (value - after[name]).abs().max() <= room * 1.001, name
     pack_talk(tmp_path / "again", tmp_path / "packed-again", kept)
-    for name in (GRAPH, TOKENIZER):
+    for name in (GRAPH, TOKENIZER, LAYOUT):
         assert (tmp_path / "packed" / name).read_bytes() == (tmp_path / "packed-again" / name).read_bytes()
 
 
 def test_mini_packs_to_the_bytes_that_ship(unpacked: Path, tmp_path: Path) -> None:
     pack_talk(unpacked, tmp_path)
-    assert all((tmp_path / name).read_bytes() == (MINI / name).read_bytes() for name in (GRAPH, TOKENIZER))
+    assert all((tmp_path / name).read_bytes() == (MINI / name).read_bytes() for name in (GRAPH, TOKENIZER, LAYOUT))
 
 
 def test_transformers_answers_with_it_what_ask_answers(unpacked: Path, vlmkit, tmp_path: Path) -> None:
@@ -82,10 +81,8 @@ def test_transformers_answers_with_it_what_ask_answers(unpacked: Path, vlmkit, t
     assert len(set(found)) > 2
 
 
-def test_other_graphs_are_refused(talking: Path, tmp_path: Path) -> None:
-    """Heads of 16 numbers; one weight more; other frequencies of the positions; what is damaged or not there."""
-    with pytest.raises(VlmkitError, match=r"talk.onnx is no model of the form of mini's"):
-        unpack_talk(talking / "packed", tmp_path / "out")
+def test_other_graphs_are_refused(tmp_path: Path) -> None:
+    """One weight more; other frequencies of the positions; what is damaged or not there."""
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
@@ -94,17 +91,18 @@ def test_other_graphs_are_refused(talking: Path, tmp_path: Path) -> None:
     (frequencies,) = (each for each in faster.graph.initializer if list(each.dims) == [16])
     doubled = 2 * onnx.numpy_helper.to_array(frequencies)
     frequencies.CopyFrom(onnx.numpy_helper.from_array(doubled, frequencies.name))
+    (packed / LAYOUT).write_bytes((MINI / LAYOUT).read_bytes())
     for other in (more, faster):
         onnx.save(other, packed / GRAPH)
-        with pytest.raises(VlmkitError, match=r"is no model of the form of mini's: go on from"):
-            unpack_talk(packed, tmp_path / "out")
+        with pytest.raises(VlmkitError, match=r"does not match talk-layout.json: go on from"):
+            import_mini(packed, tmp_path / "out")
     (packed / GRAPH).write_bytes((MINI / GRAPH).read_bytes()[:1000])
-    with pytest.raises(VlmkitError, match=r"packed is no whole model \(.+\): name another one"):
-        unpack_talk(packed, tmp_path / "out")
+    with pytest.raises(VlmkitError, match=r"packed is incomplete \(.+\): name another one"):
+        import_mini(packed, tmp_path / "out")
     (packed / GRAPH).write_bytes((MINI / GRAPH).read_bytes())
     (packed / TOKENIZER).unlink()
-    with pytest.raises(VlmkitError, match=r"packed is no whole model \(.+\): name another one"):
-        unpack_talk(packed, tmp_path / "out")
+    with pytest.raises(VlmkitError, match=r"packed is incomplete \(.+\): name another one"):
+        import_mini(packed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

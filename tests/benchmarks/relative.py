@@ -50,7 +50,7 @@ def listed(text: str) -> list[str]:
     return [" ".join(thing.split()) for thing in text.split(",")]
 
 
-def told(captions: str) -> tuple[list[str], list[str]]:
+def captions_of(captions: str) -> tuple[list[str], list[str]]:
     """The things that the captions name, and those of which they hold no word."""
 
     def said(word: str) -> bool:
@@ -70,8 +70,8 @@ def sets(shared: Path) -> dict[str, tuple[Path, list[str], list[str]]]:
     absent = [t for t in listed(THINGS) if t not in landscapes + listed(DOUBTFUL)]
     return {
         "photos": (shared / "data/photos", landscapes, absent),
-        "coco": (coco, *told(written)),
-        "flickr8k dev": (flickr, *told(said)),
+        "coco": (coco, *captions_of(written)),
+        "flickr8k dev": (flickr, *captions_of(said)),
     }
 
 

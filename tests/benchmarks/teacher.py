@@ -1,4 +1,4 @@
-"""How hard each tenth of DAQUAR's pictures is for the teacher of `mini`, which was told about the others only:
+"""How hard each tenth of DAQUAR's pictures is for the teacher of `mini`, which learned from the others only:
 
     python tests/benchmarks/teacher.py QUESTIONS.jsonl
 
@@ -20,10 +20,10 @@ from vlmkit.train.data.mixture import share
 
 
 def right(alike: np.ndarray, part: np.ndarray, answers: np.ndarray) -> Iterator[np.ndarray]:
-    """Of each part, in order, which answers a teacher that was told the others gets right."""
+    """Of each part, in order, which answers a teacher that learned from the others gets right."""
     for number in range(part.max() + 1):
-        told, asked = part != number, part == number
-        said = Teacher(alike[np.ix_(told, told)], answers[told].tolist())(alike[np.ix_(asked, told)])
+        known, asked = part != number, part == number
+        said = Teacher(alike[np.ix_(known, known)], answers[known].tolist())(alike[np.ix_(asked, known)])
         yield np.array([vqa_normalize(a) == vqa_normalize(b) for a, b in zip(said, answers[asked], strict=True)])
 
 

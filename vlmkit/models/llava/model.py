@@ -4,6 +4,7 @@
 2023), so what is saved opens in transformers alone, but for the connectors and towers that say they are not native.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,3 +253,38 @@ def _add_image_token(language: Any, tokenizer: Any) -> int:
     new = range(rows, language.get_input_embeddings().weight.shape[0])
     language.generation_config.suppress_tokens = [token] if token < rows else list(new)
     return token
+
+
+def save(vlm: Vlm, folder: Path) -> None:
+    """Weights under the names that both versions read, configuration, processor, template, generation settings.
+
+    transformers 5 calls a tower's weights `vision_tower.embeddings...`, 4.57 `vision_tower.vision_model...`, and
+    starts from a random tower where it does not find them. 5 reads both.
+    """
+    model = vlm.model
+    kept = model.generation_config
+    kept.do_sample, kept.temperature, kept.top_p, kept.top_k = False, None, None, None
+    weights = model.state_dict()
+    if vlm.vision.model_type in TOWERS:
+        weights = {_old(name): value for name, value in weights.items()}
+    model.save_pretrained(folder, state_dict=weights, save_original_format=False)
+    vlm.processor.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = {"model_input_names": vlm.processor.tokenizer.model_input_names} | json.loads(path.read_text())
+    path.write_text(json.dumps(_readable(settings), indent=2, ensure_ascii=False) + "\n")
+
+
+def _readable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a tokenizer under names that 4.57 reads as well."""
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    return settings
+
+
+def _old(name: str) -> str:
+    head = "model.vision_tower."
+    if name.startswith(head) and not name.startswith(head + "vision_model."):
+        return f"{head}vision_model.{name.removeprefix(head)}"
+    return name

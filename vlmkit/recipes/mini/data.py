@@ -75,8 +75,8 @@ def _write(path: Path, rows: Iterable[Record]) -> str:
             file.write(dumps(row))
             pictures.add(row["image"])
             kinds[row.get("category", "rows")] += 1
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{kinds.total()} rows about {len(pictures)} pictures: {told}"
+    summary = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return f"{kinds.total()} rows about {len(pictures)} pictures: {summary}"
 
 
 def main() -> int:
@@ -89,8 +89,8 @@ def main() -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each")
     a = parser.parse_args()
     try:
-        for name, told in write_data(a.train, a.val, a.daquar, a.out, a.limit).items():
-            sys.stderr.write(f"{name}.jsonl: {told}\n")
+        for name, summary in write_data(a.train, a.val, a.daquar, a.out, a.limit).items():
+            sys.stderr.write(f"{name}.jsonl: {summary}\n")
     except VlmkitError as error:
         sys.stderr.write(f"data: {error}\n")
         return 2

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.chat.mini import CONFIG, GRAPH, IMAGE, PLACE, PLACES, TOKENIZER, WIDTH, Prompts
+from vlmkit.models.llava.import_mini import LAYOUT, graph_tensors, tensor_fingerprint
 from vlmkit.models.llava.vision import MiniGridConfig
 from vlmkit.models.resolve import MINI_FOLDER
 from vlmkit.recipes.mini.onnx_graph import Graph, Shape
+from vlmkit.recipes.mini.tokenizer import TOKENIZER_SETTINGS
 
 Weights = Mapping[str, np.ndarray]
 Store = Callable[[Graph, np.ndarray, int], str]  # keeps a weight, with one scale for each index of an axis
@@ -31,6 +34,7 @@ STORES: dict[str, Store] = {
     "float32": lambda graph, value, axis: graph.floats(value),
 }
 NEVER = -1e9  # a logit
+FIRST, LAST = 2**20, 2**24  # of the numbers of weights: no constant is as large; float32 holds all of them
 LANGUAGE = "model.language_model."
 PROJECTOR = "model.multi_modal_projector."
 
@@ -192,9 +196,48 @@ def pack_talk(folder: Path, out: Path, weights: str = "int8") -> None:
     processor.tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
     settings = {"context": model.config.text_config.max_position_embeddings}
     (out / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    (out / LAYOUT).write_text(json.dumps(layout(model, onnx.load(out / GRAPH).graph), indent=1) + "\n")
     if not (out / IMAGE).exists():
         shutil.copyfile(MINI_FOLDER / IMAGE, out / IMAGE)
     _check_prompts(folder, processor, Prompts(out / TOKENIZER), model.generation_config.eos_token_id)
+
+
+def layout(model: Any, graph: onnx.GraphProto) -> dict[str, Any]:
+    """What `import_mini` needs to turn `graph`, which was made of `model`, back: see models/llava/import_mini.py.
+
+    The writer of the graph itself tells where each weight stands: it is given weights whose values are their own
+    numbers, and the tensors of that graph say which number stands where.
+    """
+    weights = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    ends = FIRST + np.cumsum([value.numel() for value in weights.values()])
+    if ends[-1] > LAST:
+        raise VlmkitError("the language model has too many weights for mini's layout", "make it smaller")
+    numbers = {
+        name: np.arange(end - value.numel(), end, dtype=np.float32).reshape(value.shape)
+        for (name, value), end in zip(weights.items(), ends.tolist(), strict=True)
+    }
+    suppressed = model.generation_config.suppress_tokens or []
+    numbered = onnx.load_from_string(talk_side(numbers, model.config, STORES["float32"], suppressed)).graph
+    names, starts = list(weights), np.concatenate([[FIRST], ends[:-1]])
+    tensors: list[Any] = []
+    for places, tensor in zip(graph_tensors(numbered), graph_tensors(graph), strict=True):
+        if not places.size or places.min() < FIRST:
+            tensors.append(tensor_fingerprint(tensor))
+            continue
+        transposed = places.ndim == 2 and places.shape[1] > 1 and bool(places[0, 1] != places[0, 0] + 1)
+        flat = (places.T if transposed else places).ravel()
+        here = [names[i] for i in np.flatnonzero(np.isin(starts, flat))]
+        here.sort(key=lambda name: int(np.flatnonzero(flat == numbers[name].flat[0])[0]))
+        if not np.array_equal(flat, np.concatenate([numbers[name].ravel() for name in here])):
+            raise VlmkitError("a tensor of the graph is not made of whole weights", "see export_chat.talk_side")
+        tensors.append({"weights": here, "transposed": transposed})
+    text = model.config.text_config
+    rows = text.vocab_size
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    config = {"vocab_size": rows, **{name: getattr(text, name) for name in kept}, "tie_word_embeddings": True}
+    config |= {"max_position_embeddings": text.max_position_embeddings, "bos_token_id": None}
+    config |= {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
+    return {"config": config, "tokenizer": TOKENIZER_SETTINGS, "tensors": tensors}
 
 
 def _check_model(folder: Path, config: Any) -> None:

@@ -150,11 +150,11 @@ Treat what was learned from the captions as their pictures: for research, not co
 def card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
     """`figures` by talk_measure, the settings of the recipe, and `layers`, `width`, `pieces` of the language model."""
     told = {"phases": "\n".join(map(_phase, recipe["phases"]))}
-    told["taught"] = "\n".join(_pupil(teaching, recipe["lessons"]) for teaching in recipe["teaching"])
+    told["taught"] = "\n".join(_student(teaching, recipe["lessons"]) for teaching in recipe["teaching"])
     return CHAT_CARD.format_map(figures | recipe | model | told)
 
 
-def _pupil(teaching: dict[str, Any], lessons: Sequence[dict[str, int]]) -> str:
+def _student(teaching: dict[str, Any], lessons: Sequence[dict[str, int]]) -> str:
     which = teaching["lessons"]
     drawn = "{each} questions about a picture, {crops} crops of it".format_map(lessons[which])
     return f"{_phase(teaching)} Dropout {teaching['dropout']:g}; draw {which + 1} of questions: {drawn}."

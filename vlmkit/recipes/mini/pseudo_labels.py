@@ -3,7 +3,7 @@
 DAQUAR asks 9,000 questions about 1,000 rooms: the decoder soon knows these rooms by heart, and little about others.
 Regression with a Gaussian kernel, of the answer on the question and on what the image tower sees, gets more right about
 rooms that it has not met. So it answers many more questions, and the decoder learns what it says, as in Kim and Rush
-(2016), Sequence-level knowledge distillation. About each picture answers a teacher that was told nothing about it.
+(2016), Sequence-level knowledge distillation. About each picture answers a teacher that never saw it.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from vlmkit.train.data.mixture import share
 
 SIDES = 0.6, 0.9  # of a crop, as shares of the picture's
 RIDGE = 0.5
-PARTS = 10  # of the pictures; each has a teacher that was told about the others
+PARTS = 10  # of the pictures; each has a teacher that learned from the others
 ALIKE = 5.0  # how much sooner a picture is asked what a picture like it was asked
 SWAPPED = 0.5  # of these questions have another thing in them
 OFTEN = 5  # times that something is an answer, and stands in questions, to be put in there
@@ -31,7 +31,7 @@ class Teacher:
     """Kernel ridge regression with one output for each answer."""
 
     def __init__(self, alike: np.ndarray, answers: Sequence[str]) -> None:
-        """`alike` (N, N), the kernel of what is told, and N `answers`."""
+        """`alike` (N, N), the kernel of what is known, and N `answers`."""
         from sklearn.kernel_ridge import KernelRidge
 
         self._answers, number = np.unique(answers, return_inverse=True)
@@ -39,37 +39,37 @@ class Teacher:
         self._model: Any = KernelRidge(alpha=RIDGE, kernel="precomputed").fit(alike, given)
 
     def __call__(self, alike: np.ndarray) -> list[str]:
-        """The likeliest answers to M questions, by their kernel (M, N) with what was told."""
+        """The likeliest answers to M questions, by their kernel (M, N) with what is known."""
         return self._answers[self._model.predict(alike).argmax(1)].tolist()
 
 
-def taught(asked: Sequence[Record], folder: Path, seed: int, *, each: int, crops: int) -> Iterator[Record]:
+def pseudo_label(asked: Sequence[Record], folder: Path, seed: int, *, each: int, crops: int) -> Iterator[Record]:
     """{id, image, question, answers}: up to `each` new questions about each picture of `asked`, records of that form.
 
     And about so many `crops` of it, which are written into `folder` and count as pictures of their own. About half of
     the questions end with a question mark: DAQUAR has none, and people write one.
     """
-    whole = list(dict.fromkeys(row["image"] for row in asked))
-    place = {picture: number for number, picture in enumerate(whole)}
+    originals = list(dict.fromkeys(row["image"] for row in asked))
+    place = {picture: number for number, picture in enumerate(originals)}
     about = np.array([place[row["image"]] for row in asked])
     answers = np.array([row["answers"][0] for row in asked])
     texts = [row["question"] for row in asked]
-    pictures = whole + [crop for picture in whole for crop in _cropped(picture, folder, crops, seed)]
-    part = np.array([int(PARTS * share(f"teacher {Path(picture).name}")) for picture in whole])
+    pictures = originals + [crop for picture in originals for crop in _cropped(picture, folder, crops, seed)]
+    part = np.array([int(PARTS * share(f"teacher {Path(picture).name}")) for picture in originals])
     part = np.concatenate([part, part.repeat(crops)])
     questions, seen = Questions(texts), picture_vectors(pictures)
-    near = np.exp(seen @ seen[: len(whole)].T - 1)
+    near = np.exp(seen @ seen[: len(originals)].T - 1)
     known = np.exp(questions(texts) - 1) * near[np.ix_(about, about)]
     new = list(_new(texts, answers.tolist(), about, seen, each, seed))
     for number in np.unique(part):
-        told = np.flatnonzero(part[about] != number)
-        teacher = Teacher(known[np.ix_(told, told)], answers[told].tolist())
+        known_rows = np.flatnonzero(part[about] != number)
+        teacher = Teacher(known[np.ix_(known_rows, known_rows)], answers[known_rows].tolist())
         for some in np.array_split(np.flatnonzero(part == number), PARTS):
             here = [(picture, text) for picture in some for text in new[picture]]
             if not here:
                 continue
             shown, text = zip(*here, strict=True)
-            alike = np.exp(questions(text)[:, told] - 1) * near[np.ix_(shown, about[told])]
+            alike = np.exp(questions(text)[:, known_rows] - 1) * near[np.ix_(shown, about[known_rows])]
             for n, (picture, question, answer) in enumerate(zip(shown, text, teacher(alike), strict=True)):
                 name = f"taught-{Path(pictures[picture]).stem}-{n}"
                 written = question + "?" * (n % 2)

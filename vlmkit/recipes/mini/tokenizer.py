@@ -12,6 +12,12 @@ TEMPLATE = (
     "{{ '<reply>' + message['content'] + '</s>' if message['role'] == 'assistant' else '<user>' + message['content'] }}"
     "{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
 )
+TOKENIZER_SETTINGS = {
+    "unk_token": "<unk>",
+    "eos_token": "</s>",
+    "pad_token": "</s>",
+    "chat_template": TEMPLATE,
+}
 CONTEXT = 512  # tokens
 HEAD = 32  # numbers of each head of attention
 ROWS = 64  # the embedding table is a multiple of it, the image token included
@@ -45,11 +51,6 @@ def llama(folder: Path, tokenizer: PreTrainedTokenizerFast, rows: int, width: in
     ).save_pretrained(folder)
 
 
-def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The vocabulary in a file that the tokenizers library wrote."""
-    return _whole(Tokenizer.from_file(str(path)))
-
-
 def _tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     plain = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
@@ -59,10 +60,4 @@ def _tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:
     made.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=pieces, min_frequency=3, special_tokens=MARKS, show_progress=False)
     made.train_from_iterator(texts, trainer)
-    return _whole(made)
-
-
-def _whole(made: Tokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="</s>", chat_template=TEMPLATE
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, **TOKENIZER_SETTINGS)

@@ -3,7 +3,7 @@
     python -m vlmkit.recipes.mini.train_chat TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
 
 Writes the data, trains as `vlmkit train instruct --vision mini` does (twice) and then `vlmkit train prefer` on pairs of
-its own captions, takes weights between those before and after that, trains pupils on from there on what a teacher
+its own captions, takes weights between those before and after that, trains students on from there on what a teacher
 answers, averages all their weights and those that they began with, packs, measures the packed model on what was held
 out, with the right pictures and with shuffled ones, and writes DIR with a card. The same command on the same machine
 makes the same bytes. One JSON object a line on standard error tells how it goes.
@@ -28,7 +28,7 @@ from vlmkit.recipes.mini.export_chat import pack_talk
 from vlmkit.recipes.mini.measure import answers, measure
 from vlmkit.recipes.mini.model_cards import card
 from vlmkit.recipes.mini.preference_pairs import caption_pairs
-from vlmkit.recipes.mini.pseudo_labels import taught
+from vlmkit.recipes.mini.pseudo_labels import pseudo_label
 from vlmkit.recipes.mini.tokenizer import language_model
 from vlmkit.train.config import VlmConfig
 from vlmkit.train.vlm.run import train
@@ -86,7 +86,7 @@ LESSONS: tuple[dict[str, int], ...] = (
 )
 # Their average answers more than any of them; with the model that they began as among what is averaged, captions stay
 # as good as its.
-PUPILS: tuple[dict[str, Any], ...] = (
+STUDENTS: tuple[dict[str, Any], ...] = (
     {"lessons": 0, "seed": 0, "epochs": 3},
     {"lessons": 1, "seed": 2, "epochs": 1.5},
     {"lessons": 2, "seed": 3, "epochs": 2, "dropout": 0.05},
@@ -105,15 +105,15 @@ def make(
     *,
     limit: int | None,
     epochs: float | None,
-    pupils: int | None,
+    students: int | None,
     work: Path,
     seed: int = 0,
 ) -> None:
-    """The whole recipe; what lies between stands in `work`, from which a run that was cut off goes on."""
+    """The recipe from end to end; what lies between stands in `work`, from which a run that was cut off goes on."""
     check_new_folder(out)
 
-    def log(figures: dict[str, Any]) -> None:
-        sys.stderr.write(json.dumps(figures) + "\n")
+    def log(entry: dict[str, Any]) -> None:
+        sys.stderr.write(json.dumps(entry) + "\n")
         sys.stderr.flush()
 
     data = work / "data"
@@ -121,7 +121,7 @@ def make(
         log({"data": write_data([Path(tar) for tar in tars], [Path(val)], Path(daquar), data, limit)})
     times = {} if epochs is None else {"epochs": epochs}
     phases = [phase | times for phase in PHASES]
-    teachings = [TEACHING | pupil | times for pupil in PUPILS[:pupils]]
+    teachings = [TEACHING | student | times for student in STUDENTS[:students]]
     val = str(data / "flickr-dev-captions.jsonl")
     beginning = {"llm": str(language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)), "vision": "mini"}
     with Failures() as failures:
@@ -136,9 +136,9 @@ def make(
         own = _own(work / "own", between, list(rows(data / "train-captions.jsonl")))
         models = [between]
         for number, teaching in enumerate(teachings):
-            lessons = _lessons(work, teaching["lessons"], data, seed)
-            pupil = work / f"taught-{number}"
-            config = _phase(teaching, [lessons, own, data], pupil, seed, {"start": str(between)})
+            labelled = _pseudo_label_set(work, teaching["lessons"], data, seed)
+            student = work / f"taught-{number}"
+            config = _phase(teaching, [labelled, own, data], student, seed, {"start": str(between)})
             models.append(train(config, log, failures, note=lambda _: None, resume=True))
         talker = _averaged(dict.fromkeys(models, 1 / len(models)), work / "averaged")
     with atomic_folder(out) as made:
@@ -186,14 +186,14 @@ def _own(folder: Path, model: Path, captioned: list[Record]) -> Path:
     return folder
 
 
-def _lessons(work: Path, number: int, data: Path, seed: int) -> Path:
+def _pseudo_label_set(work: Path, number: int, data: Path, seed: int) -> Path:
     """A folder with what a teacher answers; made unless it is there."""
     folder = work / f"lessons-{number}"
     if not folder.exists():
         asked = list(rows(data / "daquar-train.jsonl"))
         with atomic_folder(folder) as made:
-            lessons = taught(asked, work / f"crops-{number}", seed + number, **LESSONS[number])
-            (made / "daquar-taught.jsonl").write_bytes(b"".join(map(dumps, lessons)))
+            labelled = pseudo_label(asked, work / f"crops-{number}", seed + number, **LESSONS[number])
+            (made / "daquar-taught.jsonl").write_bytes(b"".join(map(dumps, labelled)))
     return folder
 
 
@@ -233,14 +233,14 @@ def main() -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what lies between, to go on from")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each source")
     parser.add_argument("--epochs", type=float, metavar="N", help="times through in each phase; otherwise as for mini")
-    parser.add_argument("--pupils", type=int, metavar="N", help="only the first N of them")
+    parser.add_argument("--students", type=int, metavar="N", help="only the first N of them")
     a = parser.parse_args()
     silence_libraries()
     try:
         with tempfile.TemporaryDirectory(prefix="mini-talk-") as temporary:
             work = a.work or Path(temporary)
             work.mkdir(parents=True, exist_ok=True)
-            less = {"limit": a.limit, "epochs": a.epochs, "pupils": a.pupils}
+            less = {"limit": a.limit, "epochs": a.epochs, "students": a.students}
             make(a.data, a.val, a.daquar, a.out, **less, work=work)
     except VlmkitError as error:
         sys.stderr.write(f"talk_recipe: {error}\n")

@@ -80,11 +80,11 @@ def likeness(model: Mini, trained: Path, samples: list[Captioned]) -> float:
 
 
 def make(data: list[str], val: str, out: Path, *, limit: int | None, epochs: int, seed: int) -> None:
-    """The whole recipe. Raises VlmkitError; then `out` is not there."""
+    """The recipe from end to end. Raises VlmkitError; then `out` is not there."""
     check_new_folder(out)
 
-    def log(figures: dict[str, Any]) -> None:
-        sys.stderr.write(json.dumps(figures) + "\n")
+    def log(entry: dict[str, Any]) -> None:
+        sys.stderr.write(json.dumps(entry) + "\n")
         sys.stderr.flush()
 
     validation = read_samples([val], limit=limit)
@@ -162,9 +162,9 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the model")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of TRAIN and of DEV")
     parser.add_argument(
-        "--epochs", type=int, default=EPOCHS, metavar="N", help=f"times through TRAIN, {EPOCHS} unless told"
+        "--epochs", type=int, default=EPOCHS, metavar="N", help=f"times through TRAIN, {EPOCHS} by default"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="0 unless told")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="0 by default")
     a = parser.parse_args()
     try:
         make(a.data, a.val, a.out, limit=a.limit, epochs=a.epochs, seed=a.seed)

@@ -11,13 +11,13 @@ def shown(scene: Scene, asked: str) -> bool | None:
     sight = SIGHTS[asked]
     classes, possible = sight.get("classes", NONE), sight["possible"]
     if "words" in sight:
-        told = sum(not sight["words"].isdisjoint(caption) for caption in scene.captions)
+        mentioned = sum(not sight["words"].isdisjoint(caption) for caption in scene.captions)
     else:
-        told = len(scene.named(classes))
-    if told >= 2:
+        mentioned = len(scene.named(classes))
+    if mentioned >= 2:
         figure = scene.words & LISTS["figures"] and classes & (ANIMALS.keys() | PEOPLE.keys())
-        return None if figure or told <= _others(scene, classes, sight.get("rivals", NONE)) else True
-    left_open = told or scene.words & possible or scene.named(possible)
+        return None if figure or mentioned <= _others(scene, classes, sight.get("rivals", NONE)) else True
+    left_open = mentioned or scene.words & possible or scene.named(possible)
     return None if left_open else False
 
 

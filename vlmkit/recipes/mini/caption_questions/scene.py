@@ -13,7 +13,7 @@ SEXES = ({"man", "boy"}, {"woman", "girl"})
 
 @dataclass(frozen=True)
 class Scene:
-    """The captions of a picture as tokens, and what can be told from them."""
+    """The captions of a picture as tokens, and what follows from them."""
 
     captions: list[list[str]]
 
@@ -46,20 +46,20 @@ class Scene:
     def count(self, names: Iterable[str]) -> tuple[int, int]:
         """(how many there are, captions that say so); (0, 0) where they do not agree or may leave some out."""
         found = [_total(some) for some in self.named(names)]
-        told = [total for total in found if total is not None]
-        if not told or len(set(told)) > 1 or (told[0] == 1 and len(told) < len(found)):
+        known = [total for total in found if total is not None]
+        if not known or len(set(known)) > 1 or (known[0] == 1 and len(known) < len(found)):
             return 0, 0
-        return told[0], len(told)
+        return known[0], len(known)
 
     def one(self, names: Iterable[str], captions: int) -> bool:
         """Whether there is exactly one of these classes, by as many captions or more."""
-        total, told = self.count(names)
-        return total == 1 and told >= captions and not self.words & LISTS["more"]
+        total, known = self.count(names)
+        return total == 1 and known >= captions and not self.words & LISTS["more"]
 
     def several(self, names: Iterable[str]) -> int | None:
         """How many there are, two or more, by two captions or more, where no other number stands anywhere."""
-        total, told = self.count(names)
-        if total < 2 or told < 2 or self.words & LISTS["many"]:
+        total, known = self.count(names)
+        if total < 2 or known < 2 or self.words & LISTS["many"]:
             return None
         wanted = set(names)
         others = {m.number for caption in self.mentions for m in caption if m.name not in wanted}
@@ -89,11 +89,11 @@ class Scene:
         With `several`, the colour that all of them have.
         """
         found = [m for some in self.named([name]) for m in some]
-        told = [m.colors for m in found if m.colors]
+        known = [m.colors for m in found if m.colors]
         numbered = all((m.number == 1) is not several for m in found)
-        if len(told) < captions or len(set(told)) > 1 or not numbered or not all(m.plain for m in found):
+        if len(known) < captions or len(set(known)) > 1 or not numbered or not all(m.plain for m in found):
             return None
-        return " and ".join(sorted(told[0]))
+        return " and ".join(sorted(known[0]))
 
 
 def _total(some: list[Mention]) -> int | None:

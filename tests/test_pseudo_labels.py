@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmkit.recipes.mini.pseudo_labels import taught
+from vlmkit.recipes.mini.pseudo_labels import pseudo_label
+
+pytestmark = pytest.mark.recipes
 
 COLORS = {"red": (200, 30, 30), "green": (40, 180, 60), "blue": (30, 60, 210)}
 QUESTIONS = "what color is the wall", "what is the color of the floor", "which color has the door"
@@ -27,9 +29,9 @@ def asked(tmp_path: Path) -> list[dict]:
 
 
 def test_it_answers_what_nobody_asked(asked: list[dict], tmp_path: Path) -> None:
-    """Pictures that the answering teacher was told nothing about, and crops of them: it has to see them."""
+    """Pictures that the answering teacher never saw, and crops of them: it has to see them."""
     crops = tmp_path / "crops"
-    rows = list(taught(asked, crops, seed=0, each=40, crops=2))
+    rows = list(pseudo_label(asked, crops, seed=0, each=40, crops=2))
     whole = {row["image"] for row in asked}
     assert {row["image"] for row in rows} == whole | {str(path) for path in crops.iterdir()}
     assert len(list(crops.iterdir())) == 2 * len(whole)
@@ -40,7 +42,7 @@ def test_it_answers_what_nobody_asked(asked: list[dict], tmp_path: Path) -> None
     assert len({row["id"] for row in rows}) == len(rows)
     assert {row["question"].endswith("?") for row in rows} == {True, False}
     before = {path.name: path.read_bytes() for path in crops.iterdir()}
-    assert rows == list(taught(asked, crops, seed=0, each=40, crops=2))
+    assert rows == list(pseudo_label(asked, crops, seed=0, each=40, crops=2))
     assert before == {path.name: path.read_bytes() for path in crops.iterdir()}
 
 
@@ -48,7 +50,7 @@ def test_it_puts_other_things_into_questions(asked: list[dict], tmp_path: Path) 
     """Things that are asked about and are answers, such as a door."""
     doors = [row | {"question": "what is beside the door", "answers": ["wall"]} for row in asked[::2]]
     walls = [row | {"question": "what is beside the wall", "answers": ["door"]} for row in asked[1::2]]
-    rows = taught([*asked, *doors, *walls], tmp_path, seed=0, each=40, crops=0)
+    rows = pseudo_label([*asked, *doors, *walls], tmp_path, seed=0, each=40, crops=0)
     new = {row["question"].removesuffix("?") for row in rows}
     assert "what color is the door" in new
     assert all("wall" in question or "floor" in question or "door" in question for question in new)
