@@ -262,10 +262,10 @@ def test_a_file_of_that_name_is_no_question(tmp_path: Path, monkeypatch: pytest.
 def test_mini_itself(vlmkit, folder: Path, environment: dict[str, str]) -> None:
     """Where its weights are not shipped it says so in one line."""
     from vlmkit.models.chat.mini import GRAPH
-    from vlmkit.models.llava.vision import FOLDER
+    from vlmkit.models.resolve import MINI_FOLDER
 
     del environment["VLMKIT_CHAT_MODEL"]
-    shipped = (FOLDER / GRAPH).exists()
+    shipped = (MINI_FOLDER / GRAPH).exists()
     done = vlmkit("ask", folder / "a.png", "what color is it?", code=0 if shipped else 2)
     assert (done.stdout.count(b"\n") == 1) == shipped
     assert shipped or (done.stderr.count(b"\n") == 1 and b"talk.onnx" in done.stderr)

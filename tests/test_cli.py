@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from generate import commands
 from helpers import jsonl, picture, records
-from vlmkit.man.generate import commands
 
 NAMES = [command.name for command in commands()]
 

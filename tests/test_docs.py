@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from generate import commands, documents, drifted
 from helpers import jpeg, jsonl, tar, tiny_towers
 from hosted import Hosted
-from vlmkit.man.generate import commands, documents, drifted
 
 from vlmkit.cli.examples import EXAMPLES
 

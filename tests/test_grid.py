@@ -17,17 +17,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlmkit.errors import VlmkitError
 from vlmkit.models.chat.mini import PLACES, WIDTH, Features
 from vlmkit.models.embedders.mini import Mini
-from vlmkit.models.llava.vision import FOLDER, MiniGridConfig, MiniGridModel, image_processor
+from vlmkit.models.llava.vision import MiniGridConfig, MiniGridModel, image_processor
+from vlmkit.models.resolve import MINI_FOLDER
 
 
 @pytest.fixture(scope="module")
 def features() -> Features:
-    return Features(FOLDER, 2)
+    return Features(MINI_FOLDER, 2)
 
 
 def test_the_grid_is_what_the_vector_is_made_of(features: Features) -> None:
     """Against the graph itself, to which the library for ONNX adds the pooled features as an output."""
-    graph = onnx.load(FOLDER / "image.onnx")
+    graph = onnx.load(MINI_FOLDER / "image.onnx")
     pooled = next(node.output[0] for node in graph.graph.node if node.op_type == "GlobalAveragePool")
     graph.graph.output.append(onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, ["N", WIDTH, 1, 1]))
     whole = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -50,7 +51,7 @@ def test_places_are_in_reading_order(features: Features) -> None:
 def test_it_comes_without_pytorch_and_without_onnx() -> None:
     code = (
         "import sys, numpy; from pathlib import Path; from vlmkit.models.chat.mini import Features;"
-        f"Features(Path({str(FOLDER)!r}), 1)(numpy.zeros((1, 224, 224, 3), numpy.uint8));"
+        f"Features(Path({str(MINI_FOLDER)!r}), 1)(numpy.zeros((1, 224, 224, 3), numpy.uint8));"
         "print(*({'torch', 'transformers', 'onnx', 'PIL'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -60,7 +61,7 @@ def test_it_comes_without_pytorch_and_without_onnx() -> None:
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(VlmkitError, match=r"image\.onnx: No such file"):
         Features(tmp_path, 1)
-    (tmp_path / "image.onnx").write_bytes((FOLDER / "image.onnx").read_bytes()[:1000])
+    (tmp_path / "image.onnx").write_bytes((MINI_FOLDER / "image.onnx").read_bytes()[:1000])
     with pytest.raises(VlmkitError, match="no grid"):
         Features(tmp_path, 1)
 
