@@ -10,7 +10,8 @@ from PIL import Image
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.constitution import read_constitution
-from vlmkit.models.chat.base import Answer, Request, Sampling, load_chat_model
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.types import Answer, Request, Sampling
 
 
 @pytest.fixture(autouse=True)

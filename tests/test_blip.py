@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, find_chat_model, load_chat_model
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.resolve import resolve
+from vlmkit.models.types import Answer, Request, RequestError, Sampling
 
 QUESTIONS = ["what color is the car?", "red?", "how many people are there", "is it"]
 STARTS = ["", "the red dog", "a man", ""]
@@ -195,9 +197,9 @@ def test_damaged_files_are_told_in_one_line(copied: Made, file: str) -> None:
 
 def test_the_tokenizer_of_the_q_former_is_part_of_the_model(copied: Made, environment, vlmkit, tmp_path: Path) -> None:
     folder = copied("instruct-opt")
-    before = find_chat_model(str(folder)).fingerprint()
+    before = resolve(str(folder), "chat").fingerprint()
     changed(folder, "qformer_tokenizer/tokenizer_config.json", do_lower_case=False)
-    after = find_chat_model(str(folder)).fingerprint()
+    after = resolve(str(folder), "chat").fingerprint()
     assert before != after
     place = tmp_path / "hf/hub/models--toys--instructblip"
     (place / "refs").mkdir(parents=True)

@@ -14,7 +14,8 @@ from helpers import jsonl, noise, records
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.types import Answer, Request, RequestError, Sampling
 
 QUESTIONS = ["what color is the car?", "the red dog", "is it red?", "a man"]
 SIZES = [(100, 80), (60, 90), (64, 64), (200, 100)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import SOURCE_TREE, shapes
 
-from vlmkit.models.embedders.mini import FILES, Mini
-from vlmkit.models.resolve import MINI_FOLDER
+from vlmkit.models.embedders.mini import Mini
+from vlmkit.models.resolve import MINI_FILES, MINI_FOLDER
 from vlmkit.recipes.mini.model_cards import model_card
 
 pytestmark = pytest.mark.recipes
@@ -53,4 +53,4 @@ def test_the_recipe_makes_a_model_that_runs_and_has_learned(made: Path) -> None:
     assert described["recipe"]["pictures"] == 64
     assert "64 pictures" in (made / "MODEL_CARD.md").read_text()
     assert model.embed_texts(["a red circle"]).shape == (1, described["dim"])
-    assert sum((model.folder / name).stat().st_size for name in FILES) <= 22_000_000
+    assert sum((model.folder / name).stat().st_size for name in MINI_FILES["embed"]) <= 22_000_000

@@ -18,8 +18,8 @@ from hosted import Hosted, pictures, question
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, EndpointOptions, Request, RequestError, Sampling, load_chat_model
-from vlmkit.models.registry import Hardware
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.types import Answer, EndpointOptions, Hardware, Request, RequestError, Sampling
 
 KEY = "sk-secret-0123456789"
 GPS = 0x8825
@@ -363,7 +363,7 @@ def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environmen
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["-m", "mini", "--option", "seed=1"], "--base-url and --option are for models of an endpoint, which mini"),
+        (["-m", "mini", "--option", "seed=1"], "--base-url and --option require a model of an endpoint, not mini"),
         (["-m", "./some", "--base-url", "http://127.0.0.1/v1"], "are for models of an endpoint, which ./some is not"),
         (["-m", "openai:"], "names no model"),
         (["--base-url", "127.0.0.1:8000/v1"], "the base URL '127.0.0.1:8000/v1/' is none"),

@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.types import Answer, Request, RequestError, Sampling
 
 MOST = 30  # tokens
 CAPTIONS = ["<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"]

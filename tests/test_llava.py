@@ -11,7 +11,8 @@ from talkers import clip_tower, talker
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, Request, Sampling, load_chat_model
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.types import Answer, Request, Sampling
 
 OF_A_LANGUAGE_MODEL = (
     "{% for m in messages %}{{ '<user>' if m['role'] == 'user' else m['role'] + ' ' }}{{ m['content'] + '\n' }}"
@@ -143,7 +144,8 @@ def test_folders_that_cannot_talk_are_told(copied: Path, tmp_path: Path, warm, p
     (tmp_path / "empty").mkdir()
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
-    for name, reason in {"empty": b"holds no model that answers", "clip": b"but one of type clip"}.items():
+    reasons = {"empty": b"holds no model that can answer", "clip": b"holds a model of type clip, which cannot answer"}
+    for name, reason in reasons.items():
         assert reason in warm("ask", "-m", tmp_path / name, picture, "what?", code=2).stderr
     (copied / "chat_template.jinja").unlink()
     with pytest.raises(VlmkitError, match="no chat template"):

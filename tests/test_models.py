@@ -21,7 +21,8 @@ from transformers import AutoModel, AutoProcessor
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.embedders.base import TorchEmbedder
-from vlmkit.models.registry import Hardware, load_embedder
+from vlmkit.models.load import load_embedder
+from vlmkit.models.types import Hardware
 
 TEXTS = ["a Cat", "x", "A dog, A Dog! it's 3 dogs", "tail of a long text that is cut " * 20, "one two"]
 
@@ -288,6 +289,8 @@ def test_a_batch_grows_while_that_pays() -> None:
 
 class Narrow(TorchEmbedder):
     """A model that has memory for two inputs at once."""
+
+    preprocess = tokens = encode_texts = None
 
     def encode_images(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if len(inputs["pixel_values"]) > 2:

@@ -121,7 +121,7 @@ def test_classify(vlmkit, photos: Path, name: str, label: str) -> None:
 
 def test_probabilities_follow_from_the_embeddings(vlmkit, photos: Path) -> None:
     """Held against the definition: softmax of logit scale times cosine, the labels in the template."""
-    from vlmkit.models.registry import load_embedder
+    from vlmkit.models.load import load_embedder
 
     labels = ["cat", "dog", "coffee"]
     (picture,) = records(vlmkit("embed", photos / "chelsea.png").stdout)

@@ -26,10 +26,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.pipeline import caption_sampling
-from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
 from vlmkit.models.chat.decoding import nucleus
-from vlmkit.models.chat.mini import FILES, GRAPH, PADDING, PLACE, PLACES, Decoder, Features, Prompts, Talk
+from vlmkit.models.chat.mini import GRAPH, PADDING, PLACE, PLACES, Decoder, Features, MiniChat, Prompts
 from vlmkit.models.embedders.mini import Mini
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.resolve import MINI_FILES, resolve
+from vlmkit.models.types import Answer, Request, RequestError, Sampling
 from vlmkit.recipes.mini.export_chat import pack_talk
 
 QUESTIONS = ["", "what color is the car?", "is it red", "", "a dog", "x"]
@@ -46,9 +48,9 @@ SHAPES = {
 }
 
 
-def opened(folder: Path) -> Talk:
+def opened(folder: Path) -> MiniChat:
     model = load_chat_model(str(folder))
-    assert isinstance(model, Talk)
+    assert isinstance(model, MiniChat)
     return model
 
 
@@ -62,7 +64,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def talk(talking: Path) -> Talk:
+def talk(talking: Path) -> MiniChat:
     return opened(talking / "packed")
 
 
@@ -106,7 +108,7 @@ def test_the_same_tokens_as_transformers(both: Path, beams: int) -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
-def test_length_penalty_is_that_of_transformers(talking: Path, talk: Talk, penalty: float) -> None:
+def test_length_penalty_is_that_of_transformers(talking: Path, talk: MiniChat, penalty: float) -> None:
     arrays = noise(3, seed=5)
     questions = QUESTIONS[:3]
     expected = generated(
@@ -116,7 +118,7 @@ def test_length_penalty_is_that_of_transformers(talking: Path, talk: Talk, penal
     assert texts(talk.answer(requests, Sampling(12, beams=3, length_penalty=penalty))) == expected
 
 
-def test_the_beam_closest_to_the_picture(talking: Path, talk: Talk) -> None:
+def test_the_beam_closest_to_the_picture(talking: Path, talk: MiniChat) -> None:
     """Of the four that `generate` finds; with two pictures, and without, the likeliest."""
     arrays, mini = noise(4, seed=7), Mini()
     four = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 6}
@@ -133,7 +135,7 @@ def test_the_beam_closest_to_the_picture(talking: Path, talk: Talk) -> None:
 
 
 def test_captions_are_those_of_the_mean_of_picture_and_mirror_image(
-    talking: Path, talk: Talk, monkeypatch: pytest.MonkeyPatch
+    talking: Path, talk: MiniChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`generate` on a tower whose grid is the mean of both, each place with itself."""
     arrays = noise(3, seed=11)
@@ -154,7 +156,7 @@ def test_captions_are_those_of_the_mean_of_picture_and_mirror_image(
     assert all(caption_sampling(talk, length, Sampling(1), None).flip_augment for length in talk.captions)
 
 
-def test_replies_end_where_the_model_ends_them(talk: Talk) -> None:
+def test_replies_end_where_the_model_ends_them(talk: MiniChat) -> None:
     requests = [Request(question, [array]) for question, array in zip(QUESTIONS * 4, noise(24), strict=True)]
     answers = talk.answer(requests, Sampling(30))
     assert {answer.finish for answer in answers} == {"stop", "length"}
@@ -201,7 +203,7 @@ def test_the_cache_gives_what_a_whole_prompt_gives(talking: Path) -> None:
     assert not np.allclose(nothing, alone, atol=1e-1), "the picture must make a difference"
 
 
-def test_an_answer_does_not_depend_on_its_batch(talk: Talk) -> None:
+def test_an_answer_does_not_depend_on_its_batch(talk: MiniChat) -> None:
     requests = [
         Request(question, [array] if number % 3 else [], number=number)
         for number, (question, array) in enumerate(zip(QUESTIONS * 2, noise(12), strict=True))
@@ -211,19 +213,18 @@ def test_an_answer_does_not_depend_on_its_batch(talk: Talk) -> None:
         assert together == [texts(talk.answer([request], sampling))[0] for request in requests]
 
 
-def test_questions_about_one_picture_read_it_once(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_about_one_picture_read_it_once(talk: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
     array, other = noise(2, seed=9)
     requests = [Request(question, [array]) for question in QUESTIONS] + [Request("x", [other])]
     alone = [texts(talk.answer([request], Sampling(8)))[0] for request in requests]
     seen: list[int] = []
-    assert talk._features is not None
     look = talk._features.with_vectors
     monkeypatch.setattr(talk._features, "with_vectors", lambda stack, _: seen.append(len(stack)) or look(stack))
     assert texts(talk.answer(requests, Sampling(8))) == alone
     assert seen == [2]
 
 
-def test_chance_is_seeded(talk: Talk) -> None:
+def test_chance_is_seeded(talk: MiniChat) -> None:
     requests = [Request("what is it", [noise(1)[0]], number=number) for number in range(8)]
     how = {"max_tokens": 12, "temperature": 1.0}
     first = texts(talk.answer(requests, Sampling(**how)))
@@ -250,7 +251,7 @@ def test_the_nucleus_is_that_of_transformers(logits: list[float], temperature: f
     assert abs(shares.sum() - 1) < 1e-9
 
 
-def test_how_the_reply_begins_is_part_of_it(talk: Talk) -> None:
+def test_how_the_reply_begins_is_part_of_it(talk: MiniChat) -> None:
     (free,) = talk.answer([Request("", [noise(1)[0]])], Sampling(12))
     (guided,) = talk.answer([Request("", [noise(1)[0]], start="This dog")], Sampling(12))
     assert isinstance(guided, Answer) and isinstance(free, Answer)
@@ -264,7 +265,7 @@ def test_marks_of_the_chat_in_a_question_are_letters(talking: Path) -> None:
     assert not {prompts.reply, prompts.end, prompts.user, PLACE} & set(ids[:-1])
 
 
-def test_what_does_not_fit_fails_alone(talk: Talk) -> None:
+def test_what_does_not_fit_fails_alone(talk: MiniChat) -> None:
     many = Request("what changed", list(noise(11)))
     fits, fails, last = talk.answer([Request("a dog"), many, Request("z" * 503)], Sampling(40))
     assert isinstance(fits, Answer) and fits.text
@@ -291,26 +292,24 @@ def test_a_folder_that_is_not_whole_is_an_error(talking: Path, tmp_path: Path) -
     with pytest.raises(VlmkitError, match=r"talk\.onnx"):
         load_chat_model(str(tmp_path / "broken"))
     graph.unlink()
-    with pytest.raises(VlmkitError, match=r"has no talk\.onnx"):
+    with pytest.raises(VlmkitError, match=r"broken is incomplete: talk\.onnx is missing: get the whole folder again"):
         load_chat_model(str(tmp_path / "broken"))
     shutil.copy(talking / "packed" / GRAPH, graph)
     (tmp_path / "broken/talk-tokenizer.json").write_text("{}")
     with pytest.raises(VlmkitError, match=r"talk-tokenizer\.json"):
         load_chat_model(str(tmp_path / "broken"))
     (tmp_path / "broken/talk.json").write_text("[]")
-    with pytest.raises(VlmkitError, match="not a whole model"):
+    with pytest.raises(VlmkitError, match="is no complete mini model"):
         load_chat_model(str(tmp_path / "broken"))
 
 
 def test_the_identity_is_of_all_that_decides(talking: Path, tmp_path: Path) -> None:
     first = load_chat_model(str(talking / "packed")).identity
-    for name in FILES:
+    for name in MINI_FILES["chat"]:
         folder = tmp_path / name
         shutil.copytree(talking / "packed", folder)
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
-        from vlmkit.models.chat.base import find_chat_model
-
-        assert find_chat_model(str(folder)).fingerprint() != first.rpartition("@")[2]
+        assert resolve(str(folder), "chat").fingerprint() != first.rpartition("@")[2]
 
 
 def test_an_answer_comes_without_pytorch(talking: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from helpers import SOURCE_TREE, jsonl, records, shapes
 
 from vlmkit.io.inputs import records_of
 from vlmkit.metrics import vqa_normalize
-from vlmkit.models.chat.mini import CONFIG, FILES, GRAPH, TOKENIZER
-from vlmkit.models.resolve import MINI_FOLDER
+from vlmkit.models.chat.mini import CONFIG, GRAPH, TOKENIZER
+from vlmkit.models.resolve import MINI_FILES, MINI_FOLDER
 
 pytestmark = pytest.mark.recipes
 
@@ -62,7 +62,7 @@ def test_it_takes_at_most_18_megabytes() -> None:
     assert sum(path.stat().st_size for path in MINI_FOLDER.iterdir() if path.is_file()) <= 40_000_000
     settings = json.loads((MINI_FOLDER / CONFIG).read_text())
     assert f"{settings['figures']['cider']:.3f}" in (MINI_FOLDER / "TALK_CARD.md").read_text()
-    assert set(FILES) <= {path.name for path in MINI_FOLDER.iterdir()}
+    assert set(MINI_FILES["chat"]) <= {path.name for path in MINI_FOLDER.iterdir()}
 
 
 def test_it_sees_what_it_is_asked_about(vlmkit) -> None:

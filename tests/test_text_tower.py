@@ -13,13 +13,15 @@ from helpers import picture, records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmkit.models.embedders.onnx import TEXTS, bytes_pairs, cleaned
-from vlmkit.models.registry import Hardware, load_embedder
+from vlmkit.models.embedders.onnx_export import PROBE_TEXTS as TEXTS
+from vlmkit.models.embedders.tokenizers import clean_text, of_open_clip
+from vlmkit.models.load import load_embedder
+from vlmkit.models.types import Hardware
 
 HEAVY = ("torch", "open_clip", "transformers")
 SHOW_MODULES = """
 import sys
-from vlmkit.cli import main
+from vlmkit.cli.app import main
 code = main(sys.argv[1:])
 print("modules", *sorted(name for name in sys.modules if "." not in name), file=sys.stderr)
 sys.exit(code)
@@ -80,7 +82,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(vlmkit, warm, environmen
 
 
 SIMPLE = open_clip.tokenizer.SimpleTokenizer()
-FAST = bytes_pairs(SIMPLE, 77)
+FAST = of_open_clip(SIMPLE, 77)
 MARKS = st.sampled_from(["&amp;", "it's", "'LL", "  ", "\u200b", "Ã©", "ß", "İ", "ſ", "…", "日本", "\U0001f408"])
 
 
@@ -89,11 +91,11 @@ def test_byte_pairs_are_those_of_open_clip(text: str) -> None:
     if "<start_of_text>" in text.lower() or "<end_of_text>" in text.lower():
         return
     (expected,) = SIMPLE([text]).numpy()
-    assert np.array_equal(FAST.encode(cleaned(text, "lower")).ids, expected)
+    assert np.array_equal(FAST.encode(clean_text(text, "lower")).ids, expected)
 
 
 @pytest.mark.parametrize("how", ["whitespace", "lower", "canonicalize"])
 def test_cleaning_is_that_of_open_clip(how: str) -> None:
     clean = open_clip.tokenizer.get_clean_fn(how)
     for text in [*TEXTS, *(line for line in Path(__file__).read_text().splitlines())]:
-        assert cleaned(text, how) == clean(text)
+        assert clean_text(text, how) == clean(text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed, Record, batched
 from vlmkit.io.terminal import stdin_bytes
-from vlmkit.models.registry import Embedder
+from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,10 +13,10 @@ from vlmkit.index import Index, NoIndex
 from vlmkit.io.http import FETCHERS, HttpClient, is_url
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.inputs import Item
-from vlmkit.io.records import Failed, Record, batched, decode_embedding
+from vlmkit.io.records import Failed, Record, batched, decode_embedding, fingerprint_of
 from vlmkit.io.sources import PictureError
 from vlmkit.models.batching import BatchSize
-from vlmkit.models.registry import Embedder, fingerprint_of
+from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
     import numpy as np

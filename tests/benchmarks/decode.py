@@ -19,7 +19,7 @@ from PIL import Image
 
 from vlmkit.io.images import open_picture
 from vlmkit.io.sources import locate
-from vlmkit.models.registry import load_embedder
+from vlmkit.models.load import load_embedder
 
 ROUNDS = 4
 

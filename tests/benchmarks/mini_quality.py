@@ -10,7 +10,8 @@ import numpy as np
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import batched
 from vlmkit.io.sources import locate
-from vlmkit.models.embedders.mini import FILES, SIZE, Mini
+from vlmkit.models.embedders.mini import SIZE, Mini
+from vlmkit.models.resolve import MINI_FILES
 
 # What a person would type, and the beginnings of the names of the photographs that show it.
 QUERIES = {
@@ -110,7 +111,7 @@ def main() -> None:
     model.embed_images(pictures)
     speed = len(pictures) / (time.perf_counter() - started)
     found = flickr_recall(model, shared / "data/flickr8k/dev-000.tar")
-    size = sum((model.folder / name).stat().st_size for name in FILES)
+    size = sum((model.folder / name).stat().st_size for name in MINI_FILES["embed"])
     figures = {"bytes": size, "first_text_s": round(cold, 3), "pictures_per_s": round(speed)}
     print(json.dumps(figures | {"query_hits": len(hits), "missed": missed} | found))
 

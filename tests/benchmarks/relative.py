@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmkit.io.records import decode_embedding, read_blobs
-from vlmkit.models.registry import load_embedder
+from vlmkit.models.load import load_embedder
 from vlmkit.search import search as background
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))

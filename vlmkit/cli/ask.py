@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vlmkit.generate.questions import ChatSample
     from vlmkit.io.records import Record
-    from vlmkit.models.chat.base import ChatModel, Sampling
+    from vlmkit.models.types import ChatModel, Sampling
 
 
 def ask(

@@ -27,7 +27,7 @@ from vlmkit.io.terminal import Failures, Output, progress, spoken, warn
 if TYPE_CHECKING:
     from vlmkit.generate.questions import ChatSample, Conversation
     from vlmkit.io.records import Failed, Record
-    from vlmkit.models.chat.base import ChatModel, Sampling
+    from vlmkit.models.types import ChatModel, Sampling
 
 ANSWER_TOKENS = 256
 PAGE_TOKENS = 1024  # a page of text, or many boxes
@@ -180,7 +180,7 @@ def check_able(model: "ChatModel", task: str) -> None:
 
 
 def sampling_of(run: Run, temperature: float, top_p: float | None, max_tokens: int | None = None) -> "Sampling":
-    from vlmkit.models.chat.base import Sampling
+    from vlmkit.models.types import Sampling
 
     if top_p is not None and not temperature:
         raise VlmkitError("--top-p chooses at random, which temperature 0 never does", "add --temperature 0.7")

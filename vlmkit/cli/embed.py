@@ -26,7 +26,7 @@ from vlmkit.io.terminal import Failures, Output, progress
 if TYPE_CHECKING:
     from vlmkit.io.inputs import Item
     from vlmkit.io.records import Failed, Record
-    from vlmkit.models.registry import Embedder
+    from vlmkit.models.types import Embedder
 
 
 def embed(

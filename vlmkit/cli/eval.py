@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlmkit.eval.predictions import Source
     from vlmkit.eval.task import Options
     from vlmkit.io.records import Record
-    from vlmkit.models.registry import Embedder
+    from vlmkit.models.types import Embedder
 
 EMBED_BATCH = 16
 

@@ -17,8 +17,7 @@ from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.terminal import Output, stderr_is_terminal, warn
 
 if TYPE_CHECKING:
-    from vlmkit.models.chat.base import ChatModel
-    from vlmkit.models.registry import Embedder
+    from vlmkit.models.types import ChatModel, Embedder
 
 PROGRAM = "vlmkit"
 TAGLINE = "Composable commands for pictures and language."
@@ -120,7 +119,9 @@ class Run:
 
     def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Embedder":
         """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""
-        from vlmkit.models.registry import INT8, Hardware, load_embedder, name_of
+        from vlmkit.io.records import name_of
+        from vlmkit.models.load import INT8, load_embedder
+        from vlmkit.models.types import Hardware
 
         hardware = Hardware(self.device.value, precision=precision.value if precision else None)
         chatty = not self.quiet and stderr_is_terminal()
@@ -134,8 +135,8 @@ class Run:
 
     def load_chat_model(self, name: str, base_url: str | None = None, options: list[str] | None = None) -> "ChatModel":
         """The chat model called `name`, on this device, or at `base_url` with `options`."""
-        from vlmkit.models.chat.base import EndpointOptions, load_chat_model
-        from vlmkit.models.registry import Hardware
+        from vlmkit.models.load import load_chat_model
+        from vlmkit.models.types import EndpointOptions, Hardware
 
         model = load_chat_model(name, Hardware(self.device.value), EndpointOptions.of(base_url, options or []))
         if self.verbose and not self.quiet:

@@ -13,7 +13,7 @@ from vlmkit.io.http import HttpClient, is_url
 from vlmkit.io.records import dumps
 from vlmkit.io.sources import PictureError
 from vlmkit.io.terminal import Output
-from vlmkit.models.chat.base import Answer, ChatModel, Request, RequestError, Sampling, Turn
+from vlmkit.models.types import Answer, ChatModel, Request, RequestError, Sampling, Turn
 
 HISTORY_LINES = 1000
 HELP = """/image PATH   show a picture, with the next question

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vlmkit.index import Index
-    from vlmkit.models.registry import Embedder
+    from vlmkit.models.types import Embedder
     from vlmkit.search.query import Question
     from vlmkit.search.search import Choice, Found
 
@@ -195,7 +195,7 @@ def _load(
     precision: EmbedPrecision,
 ) -> "Embedder | None":
     """The model of the index, if the query needs one."""
-    from vlmkit.models.registry import name_of
+    from vlmkit.io.records import name_of
     from vlmkit.search.query import check_model, check_named
 
     if queries is None and not question.needs_model:

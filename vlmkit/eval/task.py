@@ -14,7 +14,7 @@ from vlmkit.io.records import Record
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlmkit.models.registry import Embedder
+    from vlmkit.models.types import Embedder
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, ChatModel, Reply, Request, RequestError, Sampling
+from vlmkit.models.types import Answer, ChatModel, Reply, Request, RequestError, Sampling
 
 DEFAULT = Path(__file__).with_name("constitution.toml")
 BEST = 10

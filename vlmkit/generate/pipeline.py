@@ -27,7 +27,7 @@ from vlmkit.io.sources import Bytes, PictureError, locate
 from vlmkit.io.terminal import Output
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.boxes import EVERYTHING
-from vlmkit.models.chat.base import Answer, ChatModel, RemoteModel, Reply, Request, RequestError, Sampling
+from vlmkit.models.types import Answer, ChatModel, RemoteModel, Reply, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
     from vlmkit.models.chat.attention import AttentionMaps

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import Answer, ChatModel, Reply, Request, RequestError, Sampling
+from vlmkit.models.types import Answer, ChatModel, Reply, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
     from referencing import Resource

@@ -1,8 +1,8 @@
 """Names and the objects that they stand for, which third parties extend by entry points."""
 
 import importlib
-import importlib.metadata
 from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from vlmkit.errors import VlmkitError, first_line
@@ -17,21 +17,21 @@ class Registry(Mapping[str, str]):
 
     def __init__(self, group: str, builtin: Mapping[str, str]) -> None:
         self.group = group
-        self._builtin = dict(builtin)
+        self.builtin = dict(builtin)
 
     def __getitem__(self, name: str) -> str:
-        return self._builtin[name] if name in self._builtin else self._plugins()[name]
+        return self.builtin[name] if name in self.builtin else self.plugins()[name].value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._plugins() | self._builtin)
+        return iter([*self.builtin, *self.plugins()])
 
     def __len__(self) -> int:
-        return len(self._plugins() | self._builtin)
+        return len(self.builtin) + len(self.plugins())
 
     def load(self, name: str) -> Any:
         """The object called `name`. Raises KeyError for an unknown name, VlmkitError where a plugin does not load."""
         module, _, attribute = self[name].partition(":")
-        if name in self._builtin:
+        if name in self.builtin:
             return getattr(importlib.import_module(module), attribute)
         try:
             return getattr(importlib.import_module(module), attribute)
@@ -39,5 +39,6 @@ class Registry(Mapping[str, str]):
             what = f"the plugin {name} of {self.group} cannot be loaded ({first_line(error)})"
             raise VlmkitError(what, f"check the package that provides {self[name]}") from None
 
-    def _plugins(self) -> dict[str, str]:
-        return {point.name: point.value for point in importlib.metadata.entry_points(group=self.group)}
+    def plugins(self) -> dict[str, EntryPoint]:
+        """The entry points of other packages, by name."""
+        return {point.name: point for point in entry_points(group=self.group) if point.name not in self.builtin}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from vlmkit.models.chat.base import Box
+from vlmkit.models.types import Box
 
 EVERYTHING = "every object"
 Size = tuple[int, int]  # width, height

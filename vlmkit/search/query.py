@@ -10,8 +10,9 @@ from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
 from vlmkit.io.http import HttpClient, is_url
 from vlmkit.io.images import open_picture
+from vlmkit.io.records import fingerprint_of
 from vlmkit.io.sources import PictureError, locate
-from vlmkit.models.registry import Embedder, fingerprint_of
+from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
     import numpy as np

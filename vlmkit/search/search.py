@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.index import Hit, Index
 from vlmkit.io.files import atomic_write, cache_folder
-from vlmkit.io.records import Failed, Record, batched
-from vlmkit.models.registry import Embedder, fingerprint_of
+from vlmkit.io.records import Failed, Record, batched, fingerprint_of
+from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
     import numpy as np

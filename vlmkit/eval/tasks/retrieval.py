@@ -13,9 +13,9 @@ from vlmkit.eval.predictions import Row, Source, distinct, identity, read_record
 from vlmkit.eval.results import Measure, Scores, mean_measure, ratio_of_sums
 from vlmkit.eval.task import Gathered, Options, flags
 from vlmkit.io.inputs import Item
-from vlmkit.io.records import Failed, Record, batched, decode_embedding
+from vlmkit.io.records import Failed, Record, batched, decode_embedding, fingerprint_of, name_of
 from vlmkit.metrics.ranking import check_k
-from vlmkit.models.registry import Embedder, fingerprint_of, name_of
+from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
     import numpy as np

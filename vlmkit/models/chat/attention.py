@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmkit.models.chat.base import RequestError
+from vlmkit.models.types import RequestError
 
 
 class AttentionMaps(NamedTuple):

@@ -1,14 +1,13 @@
 """BLIP, which captions with one set of weights and answers questions with another."""
 
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture, architecture
 from vlmkit.models.chat.transformers import as_set
-from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint
+from vlmkit.models.types import CaptionPreset, Hardware, Request
 
 CAPTIONS, ANSWERS = "BlipForConditionalGeneration", "BlipForQuestionAnswering"
 
@@ -43,7 +42,7 @@ class Blip(OnePicture):
 class Captioner(Blip):
     """Captions, freely or from a beginning on. Three beams, as in its own evaluation."""
 
-    captions: ClassVar = {
+    captions = {  # noqa: RUF012 (read only)
         "short": CaptionPreset("", 30, beams=3, length_penalty=0.0),
         "normal": CaptionPreset("", 40, beams=3),
         "long": CaptionPreset("", 60, beams=3, length_penalty=2.0),
@@ -64,7 +63,7 @@ class Answerer(Blip):
     """Visual question answering, in a few words."""
 
     @property
-    def captions(self) -> Mapping[str, CaptionPreset]:
+    def captions(self) -> Mapping[str, CaptionPreset]:  # type: ignore[override]
         raise VlmkitError(
             f"{self.name} answers questions, it does not caption",
             "take Salesforce/blip-image-captioning-base, say; or use ask",

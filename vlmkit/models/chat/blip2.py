@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.base import CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture, architecture
 from vlmkit.models.chat.transformers import as_set
-from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint
+from vlmkit.models.types import CaptionPreset, Hardware, Request
 
 
 class Blip2(OnePicture):

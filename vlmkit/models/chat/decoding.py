@@ -1,4 +1,4 @@
-"""How the next word is chosen: the likeliest one, one at random, or by beam search over several."""
+"""How the next token is chosen: greedily, at random, or by beam search. Without PyTorch."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,46 +10,46 @@ if TYPE_CHECKING:
     Step = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]
 
 
-class Reply(NamedTuple):
-    """Tokens without the end mark, and whether that came."""
+class Generated(NamedTuple):
+    """Tokens without the end token, and whether that came."""
 
     tokens: list[int]
     ended: bool
 
 
-def one_by_one(
+def decode(
     step: "Step", logits: "np.ndarray", choose: "Callable[[np.ndarray, int], int]", end: int, limits: list[int]
-) -> list[Reply]:
+) -> list[Generated]:
     """A reply for each row of `logits` (N, V), at most `limits[i]` tokens; `choose(logits (V,), i)` gives the next."""
     import numpy as np
 
     tokens: list[list[int]] = [[] for _ in logits]
     ended = [False] * len(logits)
-    open_ones = list(range(len(logits)))
-    while open_ones:
-        chosen = [choose(row, i) for row, i in zip(logits, open_ones, strict=True)]
+    active = list(range(len(logits)))
+    while active:
+        chosen = [choose(row, i) for row, i in zip(logits, active, strict=True)]
         rows = []
-        for row, (i, token) in enumerate(zip(open_ones, chosen, strict=True)):
+        for row, (i, token) in enumerate(zip(active, chosen, strict=True)):
             if token == end:
                 ended[i] = True
                 continue
             tokens[i].append(token)
             if len(tokens[i]) < limits[i]:
                 rows.append(row)
-        open_ones = [open_ones[row] for row in rows]
-        if open_ones:
+        active = [active[row] for row in rows]
+        if active:
             logits = step(np.array([chosen[row] for row in rows]), np.array(rows))
-    return [Reply(found, done) for found, done in zip(tokens, ended, strict=True)]
+    return [Generated(found, done) for found, done in zip(tokens, ended, strict=True)]
 
 
-def likeliest(logits: "np.ndarray", _: int) -> int:
+def greedy(logits: "np.ndarray", _: int) -> int:
     return int(logits.argmax())
 
 
-def at_random(
+def sampler(
     temperature: float, top_p: float, generators: "list[np.random.Generator]"
 ) -> "Callable[[np.ndarray, int], int]":
-    """Chooses by chance among the `nucleus`; row i draws from `generators[i]`."""
+    """Chooses at random among the `nucleus`; row i draws from `generators[i]`."""
 
     def choose(logits: "np.ndarray", i: int) -> int:
         tokens, shares = nucleus(logits, temperature, top_p)
@@ -59,7 +59,7 @@ def at_random(
 
 
 def nucleus(logits: "np.ndarray", temperature: float, top_p: float) -> "tuple[np.ndarray, np.ndarray]":
-    """The fewest tokens whose softmax(logits / temperature) add up to `top_p`, likeliest first, and their shares.
+    """The fewest tokens whose softmax(logits / temperature) add up to `top_p`, most probable first, and their shares.
 
     Holtzman and others, 2020: The Curious Case of Neural Text Degeneration.
     """
@@ -73,19 +73,19 @@ def nucleus(logits: "np.ndarray", temperature: float, top_p: float) -> "tuple[np
     return kept, odds[kept] / odds[kept].sum()
 
 
-class _Beam(NamedTuple):
+class Beam(NamedTuple):
     score: float  # sum of log probabilities
     tokens: list[int]
     row: int = 0  # of the last call, which it follows
 
 
-class _Search:
+class Search:
     """The beams of one request, as transformers' `generate` keeps them with `early_stopping=False`."""
 
     def __init__(self, beams: int, length_penalty: float, end: int, limit: int) -> None:
         self.beams, self.penalty, self.end, self.limit = beams, length_penalty, end, limit
-        self.running = [_Beam(0.0, [])]
-        self.finished: list[tuple[float, Reply]] = []
+        self.running = [Beam(0.0, [])]
+        self.finished: list[tuple[float, Generated]] = []
 
     def grow(self, scores: "np.ndarray") -> None:
         """Take the best continuations, by the scores (rows of `running`, V) of all."""
@@ -100,9 +100,9 @@ class _Search:
             if token == self.end or length == self.limit:
                 if rank < self.beams:
                     made = before.tokens if token == self.end else [*before.tokens, token]
-                    self.finished.append((score / length**self.penalty, Reply(made, token == self.end)))
+                    self.finished.append((score / length**self.penalty, Generated(made, token == self.end)))
             else:
-                going.append(_Beam(score, [*before.tokens, token], before.row))
+                going.append(Beam(score, [*before.tokens, token], before.row))
         self.finished = sorted(self.finished, key=lambda one: -one[0])[: self.beams]
         self.running = going[: self.beams]
         if self.running and len(self.finished) == self.beams:
@@ -112,24 +112,24 @@ class _Search:
 
 def beam_search(
     step: "Step", logits: "np.ndarray", end: int, limits: list[int], *, beams: int, length_penalty: float
-) -> list[list[tuple[float, Reply]]]:
+) -> list[list[tuple[float, Generated]]]:
     """For each row of `logits` (N, V) `beams` replies, best first, by log probability / length ** `length_penalty`."""
     import numpy as np
 
-    searches = [_Search(beams, length_penalty, end, limit) for limit in limits]
-    open_ones = searches
+    searches = [Search(beams, length_penalty, end, limit) for limit in limits]
+    active = searches
     while True:
         row = 0
-        scores = _log_softmax(logits) + np.array([[b.score] for s in open_ones for b in s.running], np.float32)
-        for search in open_ones:
+        scores = _log_softmax(logits) + np.array([[b.score] for s in active for b in s.running], np.float32)
+        for search in active:
             count = len(search.running)
             search.running = [beam._replace(row=row + i) for i, beam in enumerate(search.running)]
             search.grow(scores[row : row + count])
             row += count
-        open_ones = [search for search in open_ones if search.running]
-        if not open_ones:
+        active = [search for search in active if search.running]
+        if not active:
             return [search.finished for search in searches]
-        beams_now = [beam for search in open_ones for beam in search.running]
+        beams_now = [beam for search in active for beam in search.running]
         logits = step(np.array([beam.tokens[-1] for beam in beams_now]), np.array([beam.row for beam in beams_now]))
 
 

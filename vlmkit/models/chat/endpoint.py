@@ -24,8 +24,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.records import loads
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.boxes import GEMINI, HOSTED, boxes
-from vlmkit.models.chat.base import CAPTIONS, ENDPOINT, Answer, EndpointOptions, Request, RequestError, Sampling
-from vlmkit.models.registry import Hardware
+from vlmkit.models.types import ENDPOINT, Answer, ChatModel, EndpointOptions, Hardware, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
     from openai import APIConnectionError, APIStatusError
@@ -51,7 +50,7 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-class Endpoint:
+class Endpoint(ChatModel):
     """The model `name`, `openai:NAME`. The key is $OPENAI_API_KEY, the proxies are the environment's.
 
     Of `hosting.options` `timeout` (seconds), `retries` and `max_side` (pixels) are for here, and `detail` goes along
@@ -59,9 +58,7 @@ class Endpoint:
     VlmkitError, as all methods do, for what every request would meet.
     """
 
-    identity: str
-
-    captions = CAPTIONS
+    size: int
     tasks = ("answer", "ocr", "boxes")
 
     def __init__(self, name: str, hardware: Hardware, hosting: EndpointOptions) -> None:

@@ -3,14 +3,13 @@
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.boxes import EVERYTHING
-from vlmkit.models.chat.base import Answer, Box, CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture
-from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint, read_json
+from vlmkit.models.types import Answer, Box, CaptionPreset, Hardware, Request
 
 TASK = re.compile(r"\s*(<[A-Z_]+>)(.*)", re.DOTALL)
 PLACE = re.compile(r"<loc_\d+>")  # one of a thousand across the picture, or down it
@@ -25,7 +24,7 @@ class Florence(OnePicture):
 
     family = "Florence-2"
     tasks = ("answer", "ocr", "boxes")
-    captions: ClassVar = {
+    captions = {  # noqa: RUF012 (read only)
         "short": CaptionPreset("<CAPTION>", 64, beams=3),
         "normal": CaptionPreset("<DETAILED_CAPTION>", 128, beams=3),
         "long": CaptionPreset("<MORE_DETAILED_CAPTION>", 256, beams=3),

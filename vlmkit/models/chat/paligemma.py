@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from vlmkit.models.boxes import FORMS, boxes
-from vlmkit.models.chat.base import Answer, CaptionPreset, Request
 from vlmkit.models.chat.single_image import OnePicture
-from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint
+from vlmkit.models.types import Answer, CaptionPreset, Hardware, Request
 
 # The prefixes of its training (big_vision, configs/proj/paligemma), with the code of a language.
 PREFIX = re.compile(r"(cap|caption|describe) [a-z]{2}|(answer|question) [a-z]{2} .+|(detect|segment) .+|ocr", re.DOTALL)
@@ -20,7 +19,7 @@ class PaliGemma(OnePicture):
 
     family = "PaliGemma"
     tasks = ("answer", "ocr", "boxes")
-    captions: ClassVar = {
+    captions = {  # noqa: RUF012 (read only)
         "short": CaptionPreset("cap en", 32),
         "normal": CaptionPreset("caption en", 64),
         "long": CaptionPreset("describe en", 256),

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -20,25 +20,29 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.boxes import FORMS, Form, boxes
 from vlmkit.models.chat.attention import AttentionMaps, looks
-from vlmkit.models.chat.base import CAPTIONS, Answer, Request, RequestError, Sampling
-from vlmkit.models.chat.mini import WORDLESS
 from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.embedders.mini import SIZE, preprocess
-from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint, read_json
+from vlmkit.models.types import (
+    CAPTIONS,
+    PROMPTLESS_CAPTIONS,
+    Answer,
+    ChatModel,
+    Hardware,
+    Request,
+    RequestError,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class TransformersChatModel:
+class TransformersChatModel(ChatModel):
     """A chat model of transformers (Wolf et al. 2020), bf16 on CUDA, else float32. No code of its folder is run.
 
     A family of models says which requests it refuses, which of the others go through it together, and how they do.
     """
-
-    size: int | None = None
-    tasks: Collection[str] = ("answer",)
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str = "AutoModelForImageTextToText") -> None:
         import torch
@@ -78,9 +82,6 @@ class TransformersChatModel:
             raise VlmkitError(f"{checkpoint.name} cannot be opened ({reason})", "get the whole model again") from None
         return model, processor, sorted(found["missing_keys"])
 
-    def preprocess(self, image: "Image") -> Any:
-        return image
-
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         answers: dict[int, Answer | RequestError] = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
@@ -109,12 +110,6 @@ class TransformersChatModel:
         return RequestError(
             f"it does not fit into the memory of {self.device}", "take smaller pictures or a smaller model"
         )
-
-    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
-        (answer,) = self.answer([request], sampling)
-        if isinstance(answer, Answer):
-            say(answer.text)
-        return answer
 
     def _refusal(self, request: Request) -> str | None:
         """Why this request cannot be answered."""
@@ -238,7 +233,7 @@ class ImageTextToText(TransformersChatModel):
         self._stage = _stage(checkpoint.folder)
         self._shares = config.get("model_type") in SHARING and takes_features(self._model)
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
-        self.captions = WORDLESS if self._stage else CAPTIONS
+        self.captions = PROMPTLESS_CAPTIONS if self._stage else CAPTIONS
         self._boxes = FORMS.get(str(config.get("model_type")))
         self.tasks = (
             {"answer", "attention"} | (set() if self._stage else {"ocr"}) | ({"boxes"} if self._boxes else set())

@@ -12,8 +12,8 @@ import orjson
 from vlmkit.errors import VlmkitError
 from vlmkit.io.images import middle
 from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, silence_libraries
-from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint
+from vlmkit.models.types import Hardware
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,13 +85,12 @@ class OpenClip(TorchEmbedder):
     def fast_tokenizer(self) -> FastTokenizer | None:
         from open_clip.tokenizer import SimpleTokenizer
 
-        from vlmkit.models.embedders.onnx import bytes_pairs, of_transformers
+        from vlmkit.models.embedders.tokenizers import of_open_clip, of_transformers
 
         options = self._text_config.get("tokenizer_kwargs", {})
         if isinstance(self._tokenizer, SimpleTokenizer):
-            clean = options.get("clean", "lower")
-            return FastTokenizer(clean, bytes_pairs(self._tokenizer, self._length), self._length)
+            return FastTokenizer(options.get("clean", "lower"), of_open_clip(self._tokenizer, self._length))
         if self._text_config.get("tokenizer_mode") or options.get("strip_sep_token"):
             return None
         made = of_transformers(self._tokenizer.tokenizer, self._length)
-        return FastTokenizer(options.get("clean", "whitespace"), made, self._length) if made else None
+        return FastTokenizer(options.get("clean", "whitespace"), made) if made else None

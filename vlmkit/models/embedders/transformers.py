@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.errors import VlmkitError
 from vlmkit.io.images import middle
 from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, silence_libraries
-from vlmkit.models.registry import Hardware
 from vlmkit.models.resolve import Checkpoint
+from vlmkit.models.types import Hardware
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL.Image import Image
 
-FLEXIBLE = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+NAFLEX = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
 
 class Transformers(TorchEmbedder):
@@ -38,7 +38,7 @@ class Transformers(TorchEmbedder):
         self.model: Any = self.place(model)
         self._crops = getattr(self._processor.image_processor, "do_center_crop", False)
         self._siglip = config.model_type != "clip"
-        self._flexible = config.model_type == "siglip2"
+        self._naflex = config.model_type == "siglip2"
         self._length = config.text_config.max_position_embeddings
         self.dim = config.vision_config.hidden_size if self._siglip else config.projection_dim
         self.logit_scale = model.logit_scale.exp().item()
@@ -46,7 +46,7 @@ class Transformers(TorchEmbedder):
 
     def _side(self, vision: Any) -> int:
         """The side in pixels of a square picture as the model gets it."""
-        if not self._flexible:
+        if not self._naflex:
             return vision.image_size
         from PIL import Image
 
@@ -61,16 +61,16 @@ class Transformers(TorchEmbedder):
         import numpy as np
 
         made = self._processor(images=[middle(image) if self._crops else image], return_tensors="pt")
-        if not self._flexible:
+        if not self._naflex:
             return made["pixel_values"][0].numpy()
-        patches, mask, shape = (made[name][0].numpy() for name in FLEXIBLE)
+        patches, mask, shape = (made[name][0].numpy() for name in NAFLEX)
         return np.concatenate([patches, mask[:, None], np.tile(shape, (len(patches), 1))], axis=1, dtype=np.float32)
 
     def picture_inputs(self, pictures: "torch.Tensor") -> "dict[str, torch.Tensor]":
-        if not self._flexible:
+        if not self._naflex:
             return {"pixel_values": pictures}
         values = (pictures[:, :, :-3].contiguous(), pictures[:, :, -3].long(), pictures[:, 0, -2:].long())
-        return dict(zip(FLEXIBLE, values, strict=True))
+        return dict(zip(NAFLEX, values, strict=True))
 
     def encode_images(self, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":
         return _vectors(self.model.get_image_features(**inputs))
@@ -80,17 +80,14 @@ class Transformers(TorchEmbedder):
 
     def tokens(self, texts: list[str]) -> "dict[str, torch.Tensor]":
         texts = [text.lower() for text in texts] if self._siglip else texts
-        return dict(
-            self._processor.tokenizer(
-                texts, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
-            )
-        )
+        options = {"padding": "max_length", "truncation": True, "max_length": self._length, "return_tensors": "pt"}
+        return dict(self._processor.tokenizer(texts, **options))
 
     def fast_tokenizer(self) -> FastTokenizer | None:
-        from vlmkit.models.embedders.onnx import of_transformers
+        from vlmkit.models.embedders.tokenizers import of_transformers
 
         made = of_transformers(self._processor.tokenizer, self._length)
-        return FastTokenizer("case" if self._siglip else "none", made, self._length) if made else None
+        return FastTokenizer("case" if self._siglip else "none", made) if made else None
 
 
 def _vectors(found: Any) -> "torch.Tensor":

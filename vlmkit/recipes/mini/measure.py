@@ -11,8 +11,8 @@ from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Record, batched
 from vlmkit.io.sources import locate
 from vlmkit.metrics import bleu, cider, vqa_normalize
-from vlmkit.models.chat.base import Answer, Request, Sampling, load_chat_model
-from vlmkit.models.registry import Hardware
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.types import Answer, Hardware, Request, Sampling
 from vlmkit.recipes.mini.data import rows
 
 TOGETHER = 32

@@ -11,8 +11,8 @@ from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Record, batched
 from vlmkit.io.sources import locate
 from vlmkit.metrics import cider
-from vlmkit.models.chat.base import Answer, Request, RequestError, Sampling, load_chat_model
-from vlmkit.models.registry import Hardware
+from vlmkit.models.load import load_chat_model
+from vlmkit.models.types import Answer, Hardware, Request, RequestError, Sampling
 
 DRAWN, TEMPERATURE, TOP_P = 8, 0.8, 0.95  # captions a picture
 TOKENS = 40

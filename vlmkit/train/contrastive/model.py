@@ -25,8 +25,8 @@ from vlmkit.io.images import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.open_clip import OpenClip
 from vlmkit.models.embedders.transformers import Transformers
-from vlmkit.models.registry import Hardware
-from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint, find
+from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint, resolve
+from vlmkit.models.types import Hardware
 from vlmkit.train.config import ContrastiveConfig
 from vlmkit.train.contrastive.gradcache import Pair, Peak
 from vlmkit.train.contrastive.retrieval import retrieval
@@ -58,7 +58,7 @@ class Dual:
     ) -> None:
         """`start` is a model with weights, which are `fresh`, or learned. Raises VlmkitError."""
         self.config, self.fresh, self.training, self.validation = config, fresh, training, validation
-        self.checkpoint = find(start)
+        self.checkpoint = resolve(start, "embed")
         self.embedder = _embedder(self.checkpoint, config.device)
         self.model: nn.Module = self.embedder.model
         self.locked = lock(self.model, config.lock)

@@ -1,0 +1,105 @@
+"""Models by name, opened. A class is imported only when its name is asked for."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from vlmkit.errors import VlmkitError, first_line
+from vlmkit.io.registry import Registry
+from vlmkit.models.registry import CHAT_MODELS, EMBEDDERS
+from vlmkit.models.resolve import Checkpoint, resolve
+from vlmkit.models.types import ENDPOINT, ChatModel, Embedder, EndpointOptions, Hardware
+
+INT8 = "+int8"  # ends the name of a model in int8, whose vectors are not those of fp32
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def load_embedder(
+    name: str,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    *,
+    quick_texts: bool = False,
+    warn: Callable[[str], None] = _silent,
+    note: Callable[[str], None] = _silent,
+) -> Embedder:
+    """The embedder called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened.
+
+    With `quick_texts` a model of PyTorch embeds texts without importing it where it can; see `OnnxTextEncoder`, which
+    `warn` and `note` are for.
+    """
+    if name.endswith(INT8):
+        name = name.removesuffix(INT8)
+        hardware = replace(hardware, precision=hardware.precision or "int8")
+    checkpoint = resolve(name, "embed")
+    model_class = EMBEDDERS.load(checkpoint.backend)
+    precisions = getattr(model_class, "precisions", Embedder.precisions)
+    if hardware.precision not in (None, *precisions):
+        what = f"{checkpoint.name} runs in {', '.join(precisions)}, not in {hardware.precision}"
+        raise VlmkitError(what, "leave --precision out")
+    fingerprint = _fingerprint(model_class, checkpoint)
+    open_model = partial(_open, EMBEDDERS, model_class, checkpoint)
+    embedder: Embedder
+    if hardware.precision == "int8":
+        from vlmkit.models.embedders.onnx import Int8Embedder, int8_fingerprint
+
+        fingerprint, name = int8_fingerprint(fingerprint), checkpoint.name + INT8
+        embedder = Int8Embedder(checkpoint.name, fingerprint, open_model, hardware)
+        embedder.identity = f"{name}@{fingerprint}"
+        return embedder
+    quick = quick_texts and hardware.device in ("auto", "cpu") and hardware.precision in (None, "fp32")
+    if quick and "int8" in precisions:
+        from vlmkit.models.embedders.onnx import OnnxTextEncoder
+
+        embedder = OnnxTextEncoder(fingerprint, open_model, hardware, warn, note)
+    else:
+        embedder = open_model(hardware)
+    embedder.identity = f"{checkpoint.name}@{fingerprint}"
+    return embedder
+
+
+def load_chat_model(
+    name: str,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    endpoint: EndpointOptions = EndpointOptions(),  # noqa: B008 (frozen)
+) -> ChatModel:
+    """The chat model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
+    if name.startswith(ENDPOINT):
+        remote = CHAT_MODELS.load("openai")(name, hardware, endpoint)
+        remote.identity = f"{name}@{remote.fingerprint}"
+        return remote
+    if endpoint != EndpointOptions():
+        what = f"--base-url and --option require a model of an endpoint, not {name}"
+        raise VlmkitError(what, f"pass -m {ENDPOINT}NAME")
+    checkpoint = resolve(name, "chat")
+    model_class = CHAT_MODELS.load(checkpoint.backend)
+    model = _open(CHAT_MODELS, model_class, checkpoint, hardware)
+    model.identity = f"{checkpoint.name}@{_fingerprint(model_class, checkpoint)}"
+    return model
+
+
+def _fingerprint(model_class: Any, checkpoint: Checkpoint) -> str:
+    if hasattr(model_class, "fingerprint"):  # the plugin's own
+        return hashlib.sha256(str(model_class.fingerprint()).encode()).hexdigest()[:12]
+    return checkpoint.fingerprint()
+
+
+def _open(table: Registry, model_class: Any, checkpoint: Checkpoint, hardware: Hardware) -> Any:
+    if checkpoint.backend in table.builtin:
+        return model_class(checkpoint, hardware)
+    try:
+        model = model_class(checkpoint, hardware)
+    except VlmkitError:
+        raise
+    except Exception as error:  # a third party's code may raise anything
+        what = f"the plugin {checkpoint.name} cannot be opened ({first_line(error)})"
+        raise VlmkitError(what, f"check the package that provides {table[checkpoint.backend]}") from None
+    base = Embedder if table is EMBEDDERS else ChatModel
+    if not isinstance(model, base):
+        what = f"the plugin {checkpoint.name} is no vlmkit.models.types.{base.__name__}"
+        raise VlmkitError(what, f"derive {table[checkpoint.backend]} from it")
+    return model

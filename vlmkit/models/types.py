@@ -1,0 +1,272 @@
+"""What models offer and what passes between them and the commands: two base classes and plain data.
+
+A package adds a model by an entry point whose name is the model's name and whose value is a class:
+
+    [project.entry-points."vlmkit.embedders"]       # or "vlmkit.chat_models"
+    colors = "my_package:Colors"
+
+    class Colors(Embedder):  # `vlmkit embed -m colors`
+        dim = 3
+
+        def __init__(self, checkpoint, hardware):
+            pass
+
+        def preprocess(self, image):
+            return np.asarray(image.resize((8, 8)), np.float32) / 255  # (8, 8, 3)
+
+        def embed_images(self, pictures):
+            means = pictures.mean((1, 2))
+            return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+        def embed_texts(self, texts): ...
+
+Classes are called with a `vlmkit.models.resolve.Checkpoint` and a `Hardware`. They raise VlmkitError for what the user
+can mend. A class with a method `fingerprint() -> str` decides itself when two models are the same; else the version of
+its package does.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
+
+from vlmkit.errors import VlmkitError
+from vlmkit.io.records import loads
+from vlmkit.models.batching import BatchSize
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+ENDPOINT = "openai:"  # begins the name of a model that an endpoint serves
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where and how models run.
+
+    `device` auto, cpu, cuda or mps; `threads` None for all cores; `precision` fp32, bf16, fp16 or int8, None for what
+    the model's name says, else fp32.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    precision: str | None = None
+
+
+class Model:
+    """`identity` is `name@` and the fingerprint of weights and preprocessing; the loader sets it. `device` is where it
+    runs, `batch` how many pictures, texts or requests it takes at once.
+    """
+
+    identity: str
+    device: str = "cpu"
+
+    @cached_property
+    def batch(self) -> BatchSize:
+        return BatchSize()
+
+
+class Embedder(Model, ABC):
+    """A dual encoder: pictures and texts as unit vectors in one space.
+
+    `dim` is D, `size` the side in pixels that pictures are scaled to, `logit_scale` the factor by which cosines are
+    multiplied before a softmax gives probabilities, `precisions` those of `Hardware.precision` that it knows.
+    """
+
+    dim: int
+    size: int = 224
+    logit_scale: float = 100.0
+    precisions: Collection[str] = ("fp32",)
+
+    @abstractmethod
+    def preprocess(self, image: "Image") -> "np.ndarray":
+        """One RGB picture as the array that `embed_images` takes a stack of. Runs in several threads."""
+
+    @abstractmethod
+    def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
+        """N preprocessed pictures -> N x D float32, L2-normalised."""
+
+    @abstractmethod
+    def embed_texts(self, texts: list[str]) -> "np.ndarray":
+        """N texts -> N x D float32, L2-normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionPreset:
+    """The prompt and the decoding with which a model writes a caption of some length; see `Sampling`."""
+
+    prompt: str
+    max_tokens: int
+    beams: int = 1
+    length_penalty: float = 1.0
+    clip_rerank_weight: float = 0.0
+    flip_augment: bool = False
+
+
+CAPTIONS = {
+    "short": CaptionPreset("Describe this picture in a few words.", 24),
+    "normal": CaptionPreset("Describe this picture in one sentence.", 64),
+    "long": CaptionPreset("Describe this picture in detail.", 256),
+}
+PROMPTLESS_CAPTIONS = {  # of models that describe a picture when the prompt is empty
+    "short": CaptionPreset("", 20, beams=3, length_penalty=0.0),
+    "normal": CaptionPreset("", 40, beams=3),
+    "long": CaptionPreset("", 60, beams=3, length_penalty=2.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen: greedily at temperature 0, with beams, or at random.
+
+    `top_p`: only among the most probable tokens whose probabilities add up to it (Holtzman and others, 2020). `beams`
+    above 1 at temperature 0: beam search; scores are divided by length ** `length_penalty`. `clip_rerank_weight`: the
+    weight of the cosine of picture and text beside the score of a finished beam, in models that have both (mini).
+    `flip_augment`: features are averaged over a picture and its mirror image, in models that can (mini).
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    clip_rerank_weight: float = 0.0
+    flip_augment: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question that was answered, with the pictures that came with it."""
+
+    prompt: str
+    pictures: Sequence[Any]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question about `pictures` (as the model's `preprocess` makes them; none for text alone).
+
+    `start` is how the reply begins; it is part of the answer. `earlier` is the conversation before. `number` is that of
+    the request in its run, so that what is random does not depend on batches. `task` is answer, boxes or ocr. The reply
+    is JSON of the JSON Schema `schema`, where the model supports that.
+    """
+
+    prompt: str = ""
+    pictures: Sequence[Any] = ()
+    system: str = ""
+    start: str = ""
+    number: int = 0
+    task: str = "answer"
+    schema: dict[str, Any] | None = None
+    earlier: Sequence[Turn] = ()
+
+    def all_pictures(self) -> list[Any]:
+        """Those of the conversation before, too, in their order."""
+        before = [picture for turn in self.earlier for picture in turn.pictures]
+        return [*before, *self.pictures]
+
+
+class Box(TypedDict):
+    """Where something is, in pixels of the original: `box` [x0, y0, x1, y1], `polygon` [x0, y0, x1, y1, x2, …]."""
+
+    label: str
+    box: list[float]
+    score: NotRequired[float]
+    polygon: NotRequired[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply without its end token; `finish` is stop, or length where --max-tokens cut it; `tokens` were generated.
+
+    `boxes` is None where the request was not one for boxes.
+    """
+
+    text: str
+    finish: str
+    tokens: int
+    boxes: list[Box] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer with what else goes into its record, and the milliseconds that it took.
+
+    `chosen` and `rejected` are the better and the worse of two answers, where there were two that differ in worth.
+    """
+
+    answer: Answer
+    fields: dict[str, Any] = field(default_factory=dict)
+    ms: float = 0.0
+    chosen: str | None = None
+    rejected: str | None = None
+
+
+class RequestError(Exception):
+    """This one request cannot be answered; the text says why, and `remedy` what to do."""
+
+    def __init__(self, why: str, remedy: str = "ask in other words or another model") -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
+
+class ChatModel(Model, ABC):
+    """Answers requests. `size` is the side in pixels below which a picture needs no detail, None for all of it.
+
+    `captions` holds a preset for each of short, normal, long; `tasks` are those of `Request.task` that it does, and
+    attention where it has a method `attention(request, answer) -> AttentionMaps`.
+    """
+
+    size: int | None = None
+    captions: Mapping[str, CaptionPreset] = CAPTIONS
+    tasks: Collection[str] = ("answer",)
+
+    def preprocess(self, image: "Image") -> Any:
+        """One RGB picture in the form that `Request.pictures` holds. Runs in several threads."""
+        return image
+
+    @abstractmethod
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
+        """One answer for each request, in order."""
+
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
+        """The same for one request, without beams; `say` gets each piece of the text as soon as it is there."""
+        (answer,) = self.answer([request], sampling)
+        if isinstance(answer, Answer):
+            say(answer.text)
+        return answer
+
+
+@runtime_checkable
+class RemoteModel(Protocol):
+    """A chat model elsewhere. `batch` is the number of requests that may wait for an answer at a time."""
+
+    def submit(self, request: Request, sampling: Sampling) -> Future[Answer | RequestError]:
+        """Send a request without waiting for the answer. Raises VlmkitError for what every request would meet."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOptions:
+    """The URL of an endpoint, None for the usual one, and what goes along with each request."""
+
+    base_url: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base_url: str | None, options: Sequence[str]) -> "EndpointOptions":
+        """`options` are KEY=VALUE each, VALUE JSON or else a string. Raises VlmkitError."""
+        given: dict[str, Any] = {}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if not key or not equals:
+                raise VlmkitError(f"--option {option} names no value", "write KEY=VALUE, such as detail=high")
+            try:
+                given[key] = loads(value.encode())
+            except ValueError:
+                given[key] = value
+        return cls(base_url, given)
