@@ -91,7 +91,7 @@ def test_failures_are_named_and_tried_again_on_request(vlmkit, tmp_path: Path, s
     assert [row["id"] for row in read(tmp_path / "out/records.jsonl")] == ["red", "green", "missing", "drawing"]
     assert {name for name, count in server.hits.items() if count != hits[name]} == {"/missing.jpg"}
     (tmp_path / "other.jsonl").write_bytes(jsonl({"error": "no id"}))
-    assert b"no list of failed records" in vlmkit(*out, "--retry", "other.jsonl", code=2).stderr
+    assert b"not a list of failed records" in vlmkit(*out, "--retry", "other.jsonl", code=2).stderr
 
 
 def test_a_server_that_asks_to_be_left_alone_is(vlmkit, tmp_path: Path, server: Faulty) -> None:
@@ -191,7 +191,7 @@ def test_usage(vlmkit, tmp_path: Path) -> None:
     for arguments, told in [
         (["urls.jsonl"], b"-o DIR"),
         (["urls.jsonl", "pope", "-o", "out"], b"one list at a time"),
-        (["urls.jsonl", "-o", "file"], b"no folder"),
+        (["urls.jsonl", "-o", "file"], b"file is not a folder"),
         (["missing.jsonl", "-o", "out"], b"no such file"),
         (["pope", "--tar", "3"], b"for URL lists"),
         ([], b"nothing to download"),

@@ -1,7 +1,4 @@
-"""What `vlmkit download` says of what there is: --list, --search, --card.
-
-The command download; cli.py enters it in the command table.
-"""
+"""The command download: data sets, models and pictures by URL; and what there is, --list, --search, --card."""
 
 import os
 import sys
@@ -20,32 +17,139 @@ from vlmkit.io.terminal import Failures, Output, console, progress, warn
 if TYPE_CHECKING:
     from vlmkit.download.catalog import Query
     from vlmkit.download.run import DownloadOptions
+    from vlmkit.download.url_list import PictureFetcher
     from vlmkit.io.records import Record
 
+Text = str | None
 
-def found_by(query: "Query") -> "list[Record]":
+
+class Sort(StrEnum):
+    DOWNLOADS = "downloads"
+    LIKES = "likes"
+    TRENDING = "trending_score"
+    CREATED = "created_at"
+    MODIFIED = "last_modified"
+
+
+def _option(flag: str, metavar: Text, help: str, *short: str, **rest: Any) -> Any:
+    return typer.Option(*short, flag, metavar=metavar, help=help, **rest)
+
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME",
+        help="Data sets and models of --list, models ORG/NAME, or one .jsonl of records with url; - if piped.",
+        show_default=False,
+    ),
+]
+Folder = Annotated[Text, _option("--dir", "DIR", "Folder of all data sets; default: $XDG_DATA_HOME/vlmkit/datasets.")]
+Timeout = Annotated[
+    float, _option("--timeout", "S", "Give up on a server that sends less than 1 KiB a second for S seconds.", min=0.1)
+]
+NoCheck = Annotated[bool, typer.Option("--check/--no-check", help="Insist on the sizes and digests of --list.")]
+Pickle = Annotated[bool, _option("--allow-pickle", None, "Fetch a model without safetensors; a pickle can run code.")]
+
+
+def download(
+    run: Run,
+    names: Names = None,
+    output: Annotated[Text, _option("--output", "DIR", "Folder for records and pictures, or one model.", "-o")] = None,
+    split: Annotated[Text, _option("--split", "S", "Split of the data set; default: the first of --list.")] = None,
+    limit: Annotated[
+        int | None, _option("--limit", "N", "At most N records, and only their files if possible.", min=1)
+    ] = None,
+    folder: Folder = None,
+    listing: Annotated[bool, _option("--list", None, "Say what there is: name, size, licence, URL, digest.")] = False,
+    search: Annotated[Text, _option("--search", "WORDS", "Search the Hub for models; off line, --list.")] = None,
+    card: Annotated[Text, _option("--card", "NAME", "Print the card of a model, or the facts of a data set.")] = None,
+    verify: Annotated[bool, _option("--verify", None, "Check again what is there; fetch nothing.")] = False,
+    check: NoCheck = True,
+    mirror: Annotated[Text, _option("--mirror", "BASE", "Replace scheme and host of data sets' URLs by BASE.")] = None,
+    tar: Annotated[int | None, _option("--tar", "N", "URL list: webdataset shards of N rows.", min=1)] = None,
+    resize: Annotated[int | None, _option("--resize", "N", "URL list: at most N pixels a side.", min=16)] = None,
+    retry: Annotated[Text, _option("--retry", "FILE", "URL list: fetch only the rows in FILE, of --errors.")] = None,
+    timeout: Timeout = 30.0,
+    allow_private: AllowPrivate = False,
+    allow_pickle: Pickle = False,
+    task: Annotated[Text, _option("--task", "T", "--search: task, such as image-text-to-text.")] = None,
+    library: Annotated[Text, _option("--library", "L", "--search: library, such as transformers.")] = None,
+    licence: Annotated[Text, _option("--licence", "L", "--search: licence, such as apache-2.0.")] = None,
+    downloads: Annotated[int, _option("--min-downloads", "N", "--search: at least N downloads a month.", min=0)] = 0,
+    smallest: Annotated[Text, _option("--min-size", "N", "--search: parameters at least, such as 100M.")] = None,
+    largest: Annotated[Text, _option("--max-size", "N", "--search: parameters at most, such as 3B.")] = None,
+    sort: Annotated[Sort, typer.Option(help="--search: what stands first.", show_choices=True)] = Sort.DOWNLOADS,
+    errors: Errors = None,
+    json: Json = False,
+) -> Exit:
+    """Fetch data sets, models, and pictures by URL: whole or not at all, ready to use.
+
+    A data set becomes records on standard output, fit for `vlmkit train`; its licence goes to standard error first. A
+    model goes into the cache of the Hugging Face Hub, and its folder is printed. A list of URLs becomes pictures in a
+    folder.
+
+    What was cut off is resumed, also after a kill; what is there is not fetched again. Sizes and SHA-256 are checked
+    where --list has them. Pictures of lists whose servers ask not to be used for AI (X-Robots-Tag) are left out.
+    """
+    if search is not None:
+        from vlmkit.download.catalog import Query
+
+        query = Query(search, task, library, licence, downloads, smallest, largest, sort.value, limit or 20)
+        return _show(_search(query), json)
+    if listing:
+        from vlmkit.download.catalog import entries
+
+        return _show(list(entries()), json)
+    if card is not None:
+        return _print_card(card)
+    if not names:
+        raise VlmkitError("nothing to download", "name a data set or a model (vlmkit download --list)")
+    if any(map(_is_list, names)):
+        if len(names) > 1:
+            raise VlmkitError("a URL list and more", "download one list at a time, and names by themselves")
+        if output is None:
+            raise VlmkitError("a URL list needs a folder", "give -o DIR")
+        from vlmkit.download.url_list import PictureFetcher, read_failed_ids
+        from vlmkit.io.http import HttpClient
+
+        only = None if retry is None else read_failed_ids(retry)
+        with HttpClient(allow_private=allow_private) as client:
+            return _url_list(run, names[0], Path(output), PictureFetcher(client, resize, only), tar, limit, errors)
+    if tar or resize or retry:
+        raise VlmkitError("--tar, --resize and --retry are for URL lists", "leave them out")
+    _check_names(names, output)
+    from vlmkit.download.run import DownloadOptions
+
+    sets = Path(folder) if folder else _data_home() / "datasets"
+    place = Path(output) if output else None
+    permitted = {"allow_private": allow_private, "allow_pickle": allow_pickle, "check": check}
+    options = DownloadOptions(sets, place, split, limit, mirror, timeout=timeout, quiet=run.quiet, **permitted)
+    with Failures(errors) as failures:
+        return _verify(names, options, failures) if verify else _names(names, options, failures, json)
+
+
+def _search(query: "Query") -> "list[Record]":
     """Models of the Hub; where that cannot be asked, what the list has."""
-    from vlmkit.download.catalog import local, on_hub
+    from vlmkit.download.catalog import search_hub, search_list
     from vlmkit.download.hub import Unreachable
 
     try:
-        return on_hub(query)
+        return search_hub(query)
     except Unreachable as error:
         unknown = query.only_on_hub()
         warn(f"{error.what}: these are of --list" + (f", which knows no {', '.join(unknown)}" if unknown else ""))
-        return local(query)
+        return search_list(query)
 
 
-def print_card(name: str) -> Exit:
+def _print_card(name: str) -> Exit:
     """One record: of a data set what the list has, of a model what the Hub says, or the list if it cannot be asked."""
     from vlmkit.datasets import DATASETS
-    from vlmkit.download import catalog
-    from vlmkit.download import hub as models
+    from vlmkit.download import catalog, hub
 
     known = {str(entry["name"]): entry for entry in catalog.entries()}
     try:
-        found = known[name] if name in DATASETS else catalog.card(name, models.facts(models.repo_of(name)))
-    except models.Unreachable as error:
+        found = known[name] if name in DATASETS else catalog.model_card(name, hub.model_info(hub.repo_of(name)))
+    except hub.Unreachable as error:
         if name not in known:
             raise
         warn(f"{error.what}: this is of --list")
@@ -55,7 +159,7 @@ def print_card(name: str) -> Exit:
     return Exit.OK
 
 
-def show(found: "list[Record]", json: bool) -> Exit:
+def _show(found: "list[Record]", json: bool) -> Exit:
     """A table on a terminal, else records."""
     if json or sys.stdout is None or not sys.stdout.isatty():
         with Output() as out:
@@ -81,135 +185,6 @@ def _print_table(found: "list[Record]") -> None:
     console().print(table)
 
 
-class Sort(StrEnum):
-    DOWNLOADS = "downloads"
-    LIKES = "likes"
-    TRENDING = "trending_score"
-    CREATED = "created_at"
-    MODIFIED = "last_modified"
-
-
-def _option(flag: str, metavar: str, help: str, **rest: Any) -> Any:
-    return typer.Option(flag, metavar=metavar, help=help, **rest)
-
-
-def download(
-    run: Run,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME",
-            help="Data sets and models of --list, models ORG/NAME, or one .jsonl of records with url; - if piped.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Folder for records.jsonl and pictures, or of one model."),
-    ] = None,
-    split: Annotated[
-        str | None, _option("--split", "S", "Split of the data set; the first of --list if not told.")
-    ] = None,
-    limit: Annotated[
-        int | None, _option("--limit", "N", "At most N records; fetches no more than these need, where it can.", min=1)
-    ] = None,
-    folder: Annotated[
-        str | None, _option("--dir", "DIR", "Folder of all data sets; $XDG_DATA_HOME/vlmkit/datasets if not told.")
-    ] = None,
-    listing: Annotated[bool, typer.Option("--list", help="Say what there is: name, size, licence, URL, sum.")] = False,
-    search: Annotated[str | None, _option("--search", "WORDS", "Search the Hub for models; off line, --list.")] = None,
-    card: Annotated[
-        str | None, _option("--card", "NAME", "Print the facts of a model's card, or of a data set.")
-    ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check again what is there; fetch nothing.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Insist on the sizes and sums of --list, or take what comes.")
-    ] = True,
-    mirror: Annotated[
-        str | None, _option("--mirror", "BASE", "Fetch data sets from BASE, in place of scheme and host of each URL.")
-    ] = None,
-    tar: Annotated[
-        int | None, _option("--tar", "N", "Of a URL list: webdataset shards of N rows, not single files.", min=1)
-    ] = None,
-    resize: Annotated[
-        int | None, _option("--resize", "N", "Of a URL list: make sides longer than N pixels that long.", min=16)
-    ] = None,
-    retry: Annotated[
-        str | None, _option("--retry", "FILE", "Of a URL list: fetch only what FILE, of --errors, names.")
-    ] = None,
-    timeout: Annotated[
-        float,
-        _option("--timeout", "S", "Give up on a server that sends less than 1 KiB a second for S seconds.", min=0.1),
-    ] = 30.0,
-    allow_private: AllowPrivate = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Fetch a model that has no safetensors; a pickle can run any code.")
-    ] = False,
-    task: Annotated[str | None, _option("--task", "T", "--search: task, such as image-text-to-text.")] = None,
-    library: Annotated[str | None, _option("--library", "L", "--search: library, such as transformers.")] = None,
-    licence: Annotated[str | None, _option("--licence", "L", "--search: licence, such as apache-2.0.")] = None,
-    downloads: Annotated[
-        int, _option("--min-downloads", "N", "--search: at least so many downloads a month.", min=0)
-    ] = 0,
-    smallest: Annotated[str | None, _option("--min-size", "N", "--search: parameters at least, such as 100M.")] = None,
-    largest: Annotated[str | None, _option("--max-size", "N", "--search: parameters at most, such as 3B.")] = None,
-    sort: Annotated[Sort, typer.Option(help="--search: what stands first.", show_choices=True)] = Sort.DOWNLOADS,
-    errors: Errors = None,
-    json: Json = False,
-) -> Exit:
-    """Fetch data sets, models, and pictures by URL: whole or not at all, ready to use.
-
-    A data set becomes records on standard output, fit for `vlmkit train`; its licence is told first. A model goes into
-    the cache of the Hugging Face Hub, and its folder is printed. A list of URLs becomes pictures in a folder.
-
-    What was cut off goes on where it stood, also after a kill; what is there is not fetched again. Sizes and SHA-256
-    are checked where --list has them. Servers that ask not to be used for AI (X-Robots-Tag) are left alone in lists.
-    """
-    if search is not None:
-        from vlmkit.download.catalog import Query
-
-        query = Query(search, task, library, licence, downloads, smallest, largest, sort.value, limit or 20)
-        return show(found_by(query), json)
-    if listing:
-        from vlmkit.download.catalog import entries
-
-        return show(list(entries()), json)
-    if card is not None:
-        return print_card(card)
-    lists = [name for name in names or [] if _is_list(name)]
-    if not names:
-        raise VlmkitError("nothing to download", "name a data set or a model (vlmkit download --list)")
-    if lists and len(names) > 1:
-        raise VlmkitError("a URL list and more", "download one list at a time, and names by themselves")
-    if lists:
-        if output is None:
-            raise VlmkitError("a URL list needs a folder", "give -o DIR")
-        return _list(run, lists[0], Path(output), tar, resize, retry, allow_private, limit, errors)
-    if tar or resize or retry:
-        raise VlmkitError("--tar, --resize and --retry are for URL lists", "leave them out")
-    _check_names(names, output)
-    from vlmkit.download import run as fetching
-
-    options = fetching.DownloadOptions(
-        folder=Path(folder) if folder else _data_home() / "datasets",
-        output=Path(output) if output else None,
-        split=split,
-        limit=limit,
-        mirror=mirror,
-        allow_private=allow_private,
-        allow_pickle=allow_pickle,
-        check=check,
-        timeout=timeout,
-        quiet=run.quiet,
-    )
-    with Failures(errors) as failures:
-        if verify:
-            with Output() as out:
-                out.write_records(failures.filter_failures(fetching.verify(names, options)))
-            return failures.exit_code()
-        return _names(names, options, failures, json)
-
-
 def _is_list(name: str) -> bool:
     return name == "-" or name.endswith((".jsonl", ".json")) or os.path.isfile(name)
 
@@ -220,10 +195,9 @@ def _check_names(names: list[str], output: str | None) -> None:
     from vlmkit.download.hub import repo_of
     from vlmkit.models.resolve import ALIASES
 
-    known = [*DATASETS, *ALIASES]
     for name in names:
-        if name not in known and "/" not in name:
-            like = get_close_matches(name, known, 1)
+        if name not in DATASETS and name not in ALIASES and "/" not in name:
+            like = get_close_matches(name, [*DATASETS, *ALIASES], 1)
             what = f"did you mean {like[0]}?" if like else "see vlmkit download --list"
             raise VlmkitError(f"there is no data set and no model {name}", what)
         if name not in DATASETS:
@@ -236,18 +210,26 @@ def _data_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vlmkit"
 
 
+def _verify(names: list[str], options: "DownloadOptions", failures: Failures) -> Exit:
+    from vlmkit.download.run import verify
+
+    with Output() as out:
+        out.write_records(failures.filter_failures(verify(names, options)))
+    return failures.exit_code()
+
+
 def _names(names: list[str], options: "DownloadOptions", failures: Failures, json: bool) -> Exit:
     """Records on standard output, or in a file where that was asked for or is a terminal; one model as its folder."""
     from vlmkit.datasets import DATASETS
-    from vlmkit.download.run import download as fetch_names
+    from vlmkit.download.run import download
 
-    found = failures.filter_failures(fetch_names(names, options))
+    found = failures.filter_failures(download(names, options))
     if names[0] not in DATASETS and len(names) == 1 and not json:
         with Output() as out:
             for record in found:
                 out.write(os.fsencode(record["path"]) + b"\n")
         return failures.exit_code()
-    file = _file_for(names, options, json)
+    file = _records_file(names, options, json)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     with Output(None if file is None else str(file)) as out:
@@ -258,7 +240,8 @@ def _names(names: list[str], options: "DownloadOptions", failures: Failures, jso
     return exit_code
 
 
-def _file_for(names: list[str], options: "DownloadOptions", json: bool) -> Path | None:
+def _records_file(names: list[str], options: "DownloadOptions", json: bool) -> Path | None:
+    """The file that the records go into; None for standard output."""
     from vlmkit.datasets import DATASETS
 
     if all(name not in DATASETS for name in names):
@@ -270,33 +253,17 @@ def _file_for(names: list[str], options: "DownloadOptions", json: bool) -> Path 
     return options.folder / f"{'-'.join([*names, *filter(None, [options.split])])}.jsonl"
 
 
-def _list(
-    run: Run,
-    path: str,
-    folder: Path,
-    tar: int | None,
-    resize: int | None,
-    retry: str | None,
-    allow_private: bool,
-    limit: int | None,
-    errors: str | None,
+def _url_list(
+    run: Run, path: str, folder: Path, fetcher: "PictureFetcher", tar: int | None, limit: int | None, errors: Text
 ) -> Exit:
-    from vlmkit.download import url_list as lists
-    from vlmkit.download.url_list import Fetcher
-    from vlmkit.io.http import HttpClient
+    from vlmkit.download.url_list import into_folder, into_shards, read_list
 
     if folder.exists() and not folder.is_dir():
-        raise VlmkitError(f"{folder} is no folder", "name another one with -o")
-    only = None if retry is None else lists.named_in(retry)
-    rows = islice(lists.read_list(path), limit)
+        raise VlmkitError(f"{folder} is not a folder", "name another one with -o")
+    rows = islice(read_list(path), limit)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with Failures(errors) as failures, Output(str(folder / "records.jsonl")) as out:
-        with HttpClient(allow_private=allow_private) as web:
-            fetcher = Fetcher(web, resize)
-            if tar is None:
-                found = lists.into_folder(rows, folder, fetcher, only)
-            else:
-                found = lists.into_shards(rows, folder, fetcher, only, tar)
-            out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
+        found = into_folder(rows, folder, fetcher) if tar is None else into_shards(rows, folder, fetcher, tar)
+        out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
         return failures.exit_code()

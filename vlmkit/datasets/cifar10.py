@@ -4,12 +4,12 @@ URL, size and SHA-256 as tensorflow_datasets records them (url_checksums/cifar10
 A record of the binary form is one byte, the class, and 3,072 bytes, the planes of red, green and blue.
 """
 
-import io
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from vlmkit.datasets.base import DataSet, File, Split
+from vlmkit.io.files import atomic_write
 from vlmkit.io.records import Failed, Record
 
 ARCHIVE = File(
@@ -47,12 +47,9 @@ def _write(path: Path, planes: bytes) -> None:
     import numpy as np
     from PIL import Image
 
-    from vlmkit.download.url_list import write_whole
-
     pixels = np.frombuffer(planes, np.uint8).reshape(3, SIDE, SIDE).transpose(1, 2, 0)
-    data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(data, "PNG")
-    write_whole(path, data.getvalue())
+    with atomic_write(path, durable=False) as file:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
 
 
 CIFAR10 = DataSet(

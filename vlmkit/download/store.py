@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from vlmkit.datasets.base import File
 from vlmkit.download.fetch import check_digest, check_room, fetch
 from vlmkit.download.progress import Bars
+from vlmkit.io.files import atomic_write
 from vlmkit.io.http import FetchError, HttpClient
 from vlmkit.io.records import Record, dumps, loads
 
@@ -72,18 +73,10 @@ class Store:
         notes: list[Record] = [{"url": url, "bytes": path.stat().st_size, "sha256": sha256}]
         if file.unpack is not None:
             notes += bars.files(unpack(path, self.root / file.unpack), f"unpacking {path.name}")
-        self._write_notes(file, notes)
+        with atomic_write(self._notes(file)) as out:
+            out.writelines(map(dumps, notes))
         if file.unpack is not None:
             path.unlink()
-
-    def _write_notes(self, file: File, notes: list[Record]) -> None:
-        target = self._notes(file)
-        temporary = target.with_suffix(".part")
-        with open(temporary, "wb") as out:
-            out.writelines(map(dumps, notes))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, target)
 
     def verify(self, file: File) -> Iterator[Record]:
         """{file, bytes, state} of everything that came of `file`; `state` is ok, or what is wrong."""

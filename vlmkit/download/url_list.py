@@ -1,29 +1,21 @@
-"""What a server says about the use of its pictures: the header X-Robots-Tag, as img2dataset reads it.
+"""Lists of URLs: records with `url` become pictures in a folder, or webdataset shards, and records of them.
 
-Pictures by URL, fetched into a folder: named by their URL, so what is there is not fetched again.
-
-Files are written whole or not at all, so a run that was killed goes on where it stood. Hosts are asked for a few
-pictures at a time each.
-
-Lists of URLs: records with `url` become pictures in a folder, or webdataset shards, and records of them.
+A picture's file is named by its URL and appears whole or not at all, so what is there is not fetched again.
 """
 
 import contextlib
 import hashlib
 import io
-import os
 import tarfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.files import atomic_write
 from vlmkit.io.http import FETCHERS, Headers, HttpClient, is_url
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.inputs import records_of
@@ -31,24 +23,10 @@ from vlmkit.io.records import Failed, Record, batched, dumps, loads
 from vlmkit.io.sources import Memory, PictureError, Source, locate, members
 
 # The defaults of img2dataset's --disallowed_header_directives (Beaumont, 2021).
-REFUSED = {"noai", "noimageai", "noindex", "noimageindex"}
-
-
-def refused(headers: Headers) -> str | None:
-    """Why a picture with these headers is not to be used; None if it may be.
-
-    A directive may be for one user agent, `googlebot: noindex`: it counts if that is vlmkit.
-    """
-    for entry in headers.get("X-Robots-Tag", "").lower().split(","):
-        agent, colon, rest = entry.partition(":")
-        directive = rest if colon else agent
-        if directive.strip() in REFUSED and (not colon or agent.strip() in ("*", "vlmkit")):
-            return f"its server asks not to use it (X-Robots-Tag: {directive.strip()})"
-    return None
-
-
+DISALLOWED = {"noai", "noimageai", "noindex", "noimageindex"}
 PER_HOST = 4  # pictures at a time
-QUALITY = 95  # of a JPEG that was made smaller
+AHEAD = 4 * FETCHERS  # pictures that wait for an earlier one
+JPEG_QUALITY = 95  # of a picture that was made smaller
 SUFFIXES = {
     **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
     **{"AVIF": "avif", "HEIF": "heic", "JPEG2000": "jp2", "PPM": "ppm"},
@@ -64,121 +42,18 @@ class Picture(NamedTuple):
     height: int
 
 
-class _Named:
-    """A lock, or a semaphore, that lives as long as somebody uses it."""
-
-    def __init__(self, places: int) -> None:
-        self.places = threading.Semaphore(places)
-
-
-class _Turns:
-    """At most `places` at a time for each name."""
-
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._known: WeakValueDictionary[str, _Named] = WeakValueDictionary()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        with self._lock:
-            mine = self._known.get(name)
-            if mine is None:
-                mine = self._known[name] = _Named(self._places)
-        with mine.places:
-            yield
-
-
-class Fetcher:
-    """Fetches pictures with `client`; the longest side has at most `longest` pixels, if that is told."""
-
-    def __init__(self, client: HttpClient, longest: int | None = None) -> None:
-        self._client = client
-        self._longest = longest
-        self._hosts = _Turns(PER_HOST)
-        self._urls = _Turns(1)
-
-    def picture(self, url: str) -> Picture:
-        """The picture at `url`: told by its content, decoded to see that it is whole. Raises PictureError."""
-        with self._hosts.of(urlsplit(url).netloc.lower()):
-            data = self._client.fetch(url, refused).read()
-        return shrunk(data, self._longest)
-
-    def into(self, folder: Path, url: str) -> tuple[Path, int, int]:
-        """(file, width, height) of the picture at `url`, fetched into `folder` unless it is there.
-
-        Raises PictureError.
-        """
-        with self._urls.of(url):
-            found = kept(folder, url)
-            if found is not None:
-                return found
-            picture = self.picture(url)
-            path = folder / f"{key_of(url)}.{picture.suffix}"
-            write_whole(path, picture.data)
-            return path, picture.width, picture.height
-
-
-def key_of(url: str) -> str:
-    """The name of the file of the picture at `url`: 20 hex digits of its SHA-256."""
-    return hashlib.sha256(url.encode()).hexdigest()[:20]
-
-
-def kept(folder: Path, url: str) -> tuple[Path, int, int] | None:
-    """(file, width, height) of the picture at `url`, if `folder` has it, whole."""
-    for suffix in dict.fromkeys(SUFFIXES.values()):
-        path = folder / f"{key_of(url)}.{suffix}"
-        if path.exists():
-            try:
-                _, width, height = open_picture(Memory(path.read_bytes()), 1)
-            except PictureError:
-                return None
-            return path, width, height
-    return None
-
-
-def shrunk(data: bytes, longest: int | None) -> Picture:
-    """`data` as it is, or as a smaller JPEG where a side is longer than `longest` pixels. Raises PictureError."""
-    from PIL import Image
-
-    image, width, height = open_picture(Memory(data))
-    if longest is not None and max(width, height) > longest:
-        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=QUALITY)
-        return Picture(out.getvalue(), "jpg", *image.size)
-    with Image.open(io.BytesIO(data)) as opened:
-        return Picture(data, SUFFIXES[opened.format or ""], width, height)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; of a crash of the machine, `kept` takes note."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PictureError(f"cannot be written: {error.strerror}") from None
-
-
-DEPTH = 4 * FETCHERS  # pictures that wait for an earlier one
-Old = dict[str, tuple[Source, str, Record]]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A record of the list, its id and the URL of its picture."""
 
     id: str
     url: str
     record: Record
 
-    def fails(self, error: object) -> Failed:
+    def failed(self, error: object) -> Failed:
         return Failed(self.id, self.url, str(error))
 
     def done(self, image: str, width: int, height: int, size: int) -> Record:
-        """The record of the picture `image`: what the list says of it, and what it is."""
+        """The record of the picture `image` of `size` bytes, with all that the list says of it."""
         found = {"image": image, "bytes": size, "width": width, "height": height}
         return {"id": self.id, **self.record, **found, "url": self.url}
 
@@ -198,40 +73,135 @@ def _row(record: Record | Failed) -> Row | Failed:
     return Failed.of(record, "no url")
 
 
-def named_in(path: str) -> set[str]:
+def read_failed_ids(path: str) -> set[str]:
     """The ids that an `--errors` file names. Raises VlmkitError."""
     rows = list(records_of([path]))
     if any(isinstance(row, Failed) or "id" not in row for row in rows):
-        raise VlmkitError(f"{path} is no list of failed records", "name a file that --errors wrote")
+        raise VlmkitError(f"{path} is not a list of failed records", "name a file that --errors wrote")
     return {row["id"] for row in rows if not isinstance(row, Failed)}
 
 
-def into_folder(
-    rows: Iterable[Row | Failed], folder: Path, fetcher: Fetcher, only: Collection[str] | None
-) -> Iterator[Record | Failed]:
-    """The records of `rows` in their order, with their pictures in `folder`/images.
+def refusal(headers: Headers) -> str | None:
+    """Why a picture with these headers must not be used (X-Robots-Tag, as img2dataset reads it); None if it may be.
 
-    With `only`, of what is not there only these ids are fetched, and the others are left out.
+    A directive may be for one user agent, `googlebot: noindex`: it counts if that is vlmkit.
     """
+    for entry in headers.get("X-Robots-Tag", "").lower().split(","):
+        agent, colon, rest = entry.partition(":")
+        directive = (rest if colon else agent).strip()
+        if directive in DISALLOWED and (not colon or agent.strip() in ("*", "vlmkit")):
+            return f"its server asks not to use it (X-Robots-Tag: {directive})"
+    return None
+
+
+class _Limiter:
+    """Lets `limit` threads at a time work for each name."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._semaphores: WeakValueDictionary[str, threading.Semaphore] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def of(self, name: str) -> threading.Semaphore:
+        with self._lock:
+            return self._semaphores.setdefault(name, threading.Semaphore(self._limit))
+
+
+class PictureFetcher:
+    """Fetches the pictures of rows.
+
+    A picture with a side of more than `max_side` pixels is made smaller. With `only`, no rows but those with these ids
+    are fetched.
+    """
+
+    def __init__(self, client: HttpClient, max_side: int | None = None, only: Collection[str] | None = None) -> None:
+        self._client = client
+        self._max_side = max_side
+        self._only = only
+        self._hosts = _Limiter(PER_HOST)
+        self._urls = _Limiter(1)
+
+    def fetch(self, row: Row) -> Picture | None:
+        """The picture of `row`, decoded as a check; None if it is not wanted. Raises PictureError."""
+        if self._only is not None and row.id not in self._only:
+            return None
+        with self._hosts.of(urlsplit(row.url).netloc.lower()):
+            data = self._client.fetch(row.url, refusal).read()
+        return _resized(data, self._max_side)
+
+    def save(self, row: Row, folder: Path) -> Record | None:
+        """The record of the picture of `row`, fetched into `folder` unless it is there. Raises PictureError."""
+        with self._urls.of(row.url):
+            if (found := _kept(folder, row.url)) is None:
+                picture = self.fetch(row)
+                if picture is None:
+                    return None
+                path = folder / f"{_key_of(row.url)}.{picture.suffix}"
+                write_picture(path, picture.data)
+                found = path, picture.width, picture.height
+        path, width, height = found
+        return row.done(str(path), width, height, path.stat().st_size)
+
+
+def _key_of(url: str) -> str:
+    """The name of the file of the picture at `url`: 20 hex digits of its SHA-256."""
+    return hashlib.sha256(url.encode()).hexdigest()[:20]
+
+
+def _kept(folder: Path, url: str) -> tuple[Path, int, int] | None:
+    """(file, width, height) of the picture at `url`, if `folder` has all of it."""
+    for suffix in dict.fromkeys(SUFFIXES.values()):
+        path = folder / f"{_key_of(url)}.{suffix}"
+        if path.exists():
+            try:
+                _, width, height = open_picture(Memory(path.read_bytes()), 1)
+            except PictureError:
+                return None
+            return path, width, height
+    return None
+
+
+def _resized(data: bytes, max_side: int | None) -> Picture:
+    """`data` as it is, or as a smaller JPEG where a side has more than `max_side` pixels. Raises PictureError."""
+    from PIL import Image
+
+    image, width, height = open_picture(Memory(data))
+    if max_side is not None and max(width, height) > max_side:
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=JPEG_QUALITY)
+        return Picture(out.getvalue(), "jpg", *image.size)
+    with Image.open(io.BytesIO(data)) as opened:
+        return Picture(data, SUFFIXES[opened.format or ""], width, height)
+
+
+def write_picture(path: Path, data: bytes) -> None:
+    """Raises PictureError. A crash of the machine may leave an empty file, which is found when it is opened."""
+    try:
+        with atomic_write(path, durable=False) as file:
+            file.write(data)
+    except OSError as error:
+        raise PictureError(f"cannot be written: {error.strerror}") from None
+
+
+def into_folder(rows: Iterable[Row | Failed], folder: Path, fetcher: PictureFetcher) -> Iterator[Record | Failed]:
+    """The records of `rows` in their order, with their pictures in `folder`/images; without what is not wanted."""
     pictures = folder / "images"
     pictures.mkdir(parents=True, exist_ok=True)
 
-    def work(row: Row | Failed) -> Record | Failed | None:
+    def save(row: Row | Failed) -> Record | Failed | None:
         if isinstance(row, Failed):
             return row
         try:
-            if only is not None and row.id not in only and kept(pictures, row.url) is None:
-                return None
-            path, width, height = fetcher.into(pictures, row.url)
-            return row.done(str(path), width, height, path.stat().st_size)
+            return fetcher.save(row, pictures)
         except PictureError as error:
-            return row.fails(error)
+            return row.failed(error)
 
-    return (done for done in ahead(rows, work, FETCHERS, DEPTH) if done is not None)
+    return (done for done in ahead(rows, save, FETCHERS, AHEAD) if done is not None)
 
 
 def into_shards(
-    rows: Iterable[Row | Failed], folder: Path, fetcher: Fetcher, only: Collection[str] | None, size: int
+    rows: Iterable[Row | Failed], folder: Path, fetcher: PictureFetcher, size: int
 ) -> Iterator[Record | Failed]:
     """The records of `rows` in their order, with their pictures in `folder`/00000.tar and so on.
 
@@ -242,58 +212,54 @@ def into_shards(
     width = len(str(size - 1))
     for number, some in enumerate(batched(rows, size)):
         keyed = [(f"{number:05}{i:0{width}}", row) for i, row in enumerate(some)]
-        yield from _shard(folder / f"{number:05}.tar", keyed, fetcher, only)
+        yield from _shard(folder / f"{number:05}.tar", keyed, fetcher)
 
 
-def _shard(
-    path: Path, rows: list[tuple[str, Row | Failed]], fetcher: Fetcher, only: Collection[str] | None
-) -> list[Record | Failed]:
-    old = _samples(path)
-    fetch: Callable[[tuple[str, Row | Failed]], tuple[str, Row | Failed, Picture | None]]
-    fetch = partial(_sample, old=old, fetcher=fetcher, only=only)
+class _NothingNew(Exception):
+    """The shard that stands there has all pictures of the new one."""
+
+
+def _shard(path: Path, rows: list[tuple[str, Row | Failed]], fetcher: PictureFetcher) -> list[Record | Failed]:
+    old = _read_shard(path)
+
+    def fetch(keyed: tuple[str, Row | Failed]) -> tuple[str, Row | Failed, Picture | None]:
+        key, row = keyed
+        if isinstance(row, Failed):
+            return key, row, None
+        try:
+            if row.url in old:
+                source, suffix, fields = old[row.url]
+                return key, row, Picture(source.read(), suffix, fields["width"], fields["height"])
+            return key, row, fetcher.fetch(row)
+        except PictureError as error:
+            return key, row.failed(error), None
+
     results: list[Record | Failed] = []
-    fresh = False
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for key, row, picture in ahead(rows, fetch, FETCHERS, DEPTH):
-                if isinstance(row, Failed):
-                    results.append(row)
-                elif picture is not None:
-                    fresh |= row.url not in old
-                    record = row.done(
-                        f"{path}/{key}.{picture.suffix}", picture.width, picture.height, len(picture.data)
-                    )
-                    results.append(record)
-                    _add(tar, f"{key}.{picture.suffix}", picture.data)
-                    _add(tar, f"{key}.json", dumps({k: v for k, v in record.items() if k not in ("image", "bytes")}))
-        if fresh:
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    new = 0
+    with (
+        contextlib.suppress(_NothingNew),
+        atomic_write(path, durable=False) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for key, row, picture in ahead(rows, fetch, FETCHERS, AHEAD):
+            if isinstance(row, Failed):
+                results.append(row)
+            elif picture is not None:
+                new += row.url not in old
+                name = f"{key}.{picture.suffix}"
+                record = row.done(f"{path}/{name}", picture.width, picture.height, len(picture.data))
+                results.append(record)
+                _add(tar, name, picture.data)
+                _add(tar, f"{key}.json", dumps({k: v for k, v in record.items() if k not in ("image", "bytes")}))
+        if not new:
+            raise _NothingNew
     return results
 
 
-def _sample(
-    keyed: tuple[str, Row | Failed], *, old: Old, fetcher: Fetcher, only: Collection[str] | None
-) -> tuple[str, Row | Failed, Picture | None]:
-    key, row = keyed
-    if isinstance(row, Failed):
-        return key, row, None
-    try:
-        if row.url in old:
-            source, suffix, fields = old[row.url]
-            return key, row, Picture(source.read(), suffix, fields["width"], fields["height"])
-        wanted = only is None or row.id in only
-        return key, row, fetcher.picture(row.url) if wanted else None
-    except PictureError as error:
-        return key, row.fails(error), None
-
-
-def _samples(path: Path) -> Old:
-    """The samples of a shard by their URL; none where there is no shard, or it is damaged."""
+def _read_shard(path: Path) -> dict[str, tuple[Source, str, Record]]:
+    """(picture, suffix, record) by URL; none where there is no shard, or what stands before the damage of one."""
     pictures: dict[str, tuple[Source, str]] = {}
-    found: Old = {}
+    found: dict[str, tuple[Source, str, Record]] = {}
     with contextlib.suppress(PictureError, ValueError, KeyError):
         for name, source in members(locate(str(path))):
             key, _, suffix = name.partition(".")
