@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.images import check_picture, open_picture
-from vlmkit.io.sources import PictureError, locate
+from vlmkit.io.sources import PictureError, open_source
 from vlmkit.io.terminal import Failures
 from vlmkit.train.data import samples as rows
 from vlmkit.train.data.dataset import Dialogue, Preference, Reading, Turn, held_out, read_dialogues, read_preferences
@@ -59,7 +59,7 @@ def test_captions_are_one_dialogue_each(tmp_path: Path) -> None:
     ]
     assert [row.id for row in made.rows] == [str(tmp_path / "a.png")] * 2 + ["b"]
     assert [row.mirror for row in made.rows] == [True, False, True]  # a mirror makes left right
-    assert {row.pictures for row in made.rows} == {(locate(str(tmp_path / "a.png")),)}
+    assert {row.pictures for row in made.rows} == {(open_source(str(tmp_path / "a.png")),)}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_pictures_stand_where_the_marks_are(tmp_path: Path) -> None:
         "Is <image> like <image>?",
         "Two and two?",
     ]
-    sources = [locate(str(path)) for path in (one, two)]
+    sources = [open_source(str(path)) for path in (one, two)]
     assert [row.pictures for row in made.rows] == [(sources[0], sources[1]), (sources[1], sources[0]), ()]
 
 
@@ -237,7 +237,7 @@ def test_a_missing_picture_of_many_rows_is_looked_for_once(tmp_path: Path, monke
     from vlmkit.train.data import dataset as dialogues
 
     looked: list[str] = []
-    monkeypatch.setattr(dialogues, "locate", lambda name: looked.append(name) or locate(name))
+    monkeypatch.setattr(dialogues, "open_source", lambda name: looked.append(name) or open_source(name))
     picture(tmp_path / "a.png")
     lines = [GOOD | {"id": str(i), "image": "ab"[i % 2] + ".png"} for i in range(40)]
     with Failures() as failures:
@@ -282,7 +282,7 @@ def test_preferences(tmp_path: Path) -> None:
     )
     with Failures() as failures:
         made = read_preferences([str(data)], failures=failures)
-    source = locate(str(tmp_path / "a.png"))
+    source = open_source(str(tmp_path / "a.png"))
     assert made.rows == [
         Preference("1", (source,), "<image>\nWhat?", "A dog.", "A cat."),
         Preference("5", (source,), "<image>", "A dog.", "A cat."),
@@ -314,7 +314,7 @@ FIELDS = (
 
 @given(st.dictionaries(st.sampled_from(FIELDS), json_values), st.integers(0, 2))
 def test_any_record_is_used_whole_or_refused(record: dict, count: int) -> None:
-    pictures = tuple(locate(__file__) for _ in range(count))
+    pictures = tuple(open_source(__file__) for _ in range(count))
     try:
         rows.picture_names(record)
         made = rows.dialogues(record, "x", pictures)
@@ -375,7 +375,7 @@ def mixture(*sources: tuple[float, list[int]]) -> Reading[Dialogue]:
     number: list[int] = []
     for source, (_, shown) in enumerate(sources):
         for which in shown:
-            pictures = (locate(__file__)._replace(offset=which),) * bool(which)
+            pictures = (open_source(__file__)._replace(offset=which),) * bool(which)
             made.append(Dialogue(f"{source}-{len(made)}", pictures, (Turn("a", "b"),)))
             number.append(source)
     return Reading(made, number, [Counts(str(i), weight) for i, (weight, _) in enumerate(sources)])

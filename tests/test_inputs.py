@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vlmkit.errors import VlmkitError
 from vlmkit.io.inputs import Item, read_inputs
 from vlmkit.io.records import Failed, dumps, pack, read_blobs
-from vlmkit.io.sources import PictureError, locate
+from vlmkit.io.sources import PictureError, open_source
 
 IN_A_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
@@ -220,7 +220,7 @@ def test_a_damaged_tar_is_items_and_failures(tmp_path_factory, data: st.DataObje
     path.write_bytes(damaged)
     for item in read_inputs([str(path)]):
         if isinstance(item, Item):
-            assert len(locate(item.record["image"]).read()) == item.locate().size
+            assert len(open_source(item.record["image"]).read()) == item.locate().size
         else:
             dumps(item.as_record())
 

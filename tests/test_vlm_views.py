@@ -8,7 +8,7 @@ from helpers import noise
 from PIL import Image, ImageOps
 from vlm_data import clip, llama
 
-from vlmkit.io.sources import Bytes, locate
+from vlmkit.io.sources import Bytes, open_source
 from vlmkit.models.llava.connectors import tower_features
 from vlmkit.models.llava.model import Vlm, build
 from vlmkit.train.vlm.collator import Draw, Features, Feed, Group, pixels_of
@@ -25,7 +25,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
 def source(vlm: Vlm, tmp_path: Path) -> Bytes:
     side = vlm.vision.image_size
     Image.fromarray(noise(1)[0]).resize((side, side)).save(tmp_path / "a.png")
-    return locate(str(tmp_path / "a.png"))
+    return open_source(str(tmp_path / "a.png"))
 
 
 def test_the_picture_its_mirror_image_and_crops(vlm: Vlm, source: Bytes, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.index import Index, NoIndex
-from vlmkit.io.http import FETCHERS, HttpClient, is_url
+from vlmkit.io.http import FETCHERS, HttpClient
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched, decode_embedding, fingerprint_of
-from vlmkit.io.sources import PictureError
+from vlmkit.io.sources import PictureError, is_url
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.types import Embedder
 

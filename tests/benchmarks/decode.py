@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vlmkit.io.images import open_picture
-from vlmkit.io.sources import locate
+from vlmkit.io.sources import open_source
 from vlmkit.models.load import load_embedder
 
 ROUNDS = 4
@@ -30,7 +30,7 @@ def main() -> None:
     totals = {"draft": 0.0, "full": 0.0, "full, one step": 0.0}
     cosines = []
     for path in paths:
-        source = locate(str(path))
+        source = open_source(str(path))
         ways: dict[str, Callable[[], object]] = {
             "draft": lambda source=source: embedder.preprocess(open_picture(source, embedder.size)[0]),
             "full": lambda source=source: embedder.preprocess(open_picture(source)[0]),

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import batched
-from vlmkit.io.sources import locate
+from vlmkit.io.sources import open_source
 from vlmkit.models.embedders.mini import SIZE, Mini
 from vlmkit.models.resolve import MINI_FILES
 
@@ -71,7 +71,9 @@ QUERIES |= {
 
 def embed_files(model: Mini, paths: list[Path]) -> np.ndarray:
     """(N, D) vectors of picture files."""
-    opened = ahead(paths, lambda path: model.preprocess(open_picture(locate(str(path)), SIZE)[0]), workers=2, depth=64)
+    opened = ahead(
+        paths, lambda path: model.preprocess(open_picture(open_source(str(path)), SIZE)[0]), workers=2, depth=64
+    )
     return np.concatenate([model.embed_images(np.stack(some)) for some in batched(opened, 32)])
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from vlmkit.errors import Exit, Stopped, VlmkitError, catch
 from vlmkit.generate.pipeline import opened
-from vlmkit.io.http import HttpClient, is_url
+from vlmkit.io.http import HttpClient
 from vlmkit.io.records import dumps
-from vlmkit.io.sources import PictureError
+from vlmkit.io.sources import PictureError, is_url
 from vlmkit.io.terminal import Output
 from vlmkit.models.types import Answer, ChatModel, Request, RequestError, Sampling, Turn
 

@@ -16,11 +16,11 @@ from weakref import WeakValueDictionary
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import atomic_write
-from vlmkit.io.http import FETCHERS, Headers, HttpClient, is_url
+from vlmkit.io.http import FETCHERS, Headers, HttpClient
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.inputs import records_of
 from vlmkit.io.records import Failed, Record, batched, dumps, loads
-from vlmkit.io.sources import Memory, PictureError, Source, locate, members
+from vlmkit.io.sources import Bytes, Memory, PictureError, is_url, members
 
 # The defaults of img2dataset's --disallowed_header_directives (Beaumont, 2021).
 DISALLOWED = {"noai", "noimageai", "noindex", "noimageindex"}
@@ -256,12 +256,12 @@ def _shard(path: Path, rows: list[tuple[str, Row | Failed]], fetcher: PictureFet
     return results
 
 
-def _read_shard(path: Path) -> dict[str, tuple[Source, str, Record]]:
+def _read_shard(path: Path) -> dict[str, tuple[Bytes, str, Record]]:
     """(picture, suffix, record) by URL; none where there is no shard, or what stands before the damage of one."""
-    pictures: dict[str, tuple[Source, str]] = {}
-    found: dict[str, tuple[Source, str, Record]] = {}
+    pictures: dict[str, tuple[Bytes, str]] = {}
+    found: dict[str, tuple[Bytes, str, Record]] = {}
     with contextlib.suppress(PictureError, ValueError, KeyError):
-        for name, source in members(locate(str(path))):
+        for name, source in members(str(path)):
             key, _, suffix = name.partition(".")
             if suffix == "json":
                 fields: Any = loads(source.read())

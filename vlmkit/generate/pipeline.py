@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlmkit.generate.constitution import Constitution, judged
 from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.schema import conforming
-from vlmkit.io.http import FETCHERS, HttpClient, is_url
+from vlmkit.io.http import FETCHERS, HttpClient
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Failed, Record
-from vlmkit.io.sources import Bytes, PictureError, locate
+from vlmkit.io.sources import Bytes, PictureError, is_url, open_source
 from vlmkit.io.terminal import Output
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.boxes import EVERYTHING
@@ -333,7 +333,7 @@ def _fetched(picture: str | Bytes, web: HttpClient) -> str | Bytes:
 
 def opened(picture: str | Bytes, model: ChatModel) -> Any:
     """The picture at a path as `model` takes it. Raises PictureError."""
-    image, _, _ = open_picture(locate(picture) if isinstance(picture, str) else picture, model.size)
+    image, _, _ = open_picture(open_source(picture) if isinstance(picture, str) else picture, model.size)
     try:
         return model.preprocess(image)
     except MemoryError:

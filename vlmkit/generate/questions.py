@@ -7,10 +7,9 @@ from itertools import chain
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.http import is_url
 from vlmkit.io.inputs import Item, Reading, is_one_picture, read_inputs
 from vlmkit.io.records import Failed, Record
-from vlmkit.io.sources import Memory, is_member, is_picture_name, is_tar_name
+from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
 from vlmkit.io.terminal import stdin_is_terminal
 from vlmkit.models.boxes import EVERYTHING
 
@@ -49,8 +48,9 @@ def split(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def _is_input(argument: str) -> bool:
-    suffix = argument.lower().endswith(RECORD_SUFFIXES) or is_picture_name(argument) or is_tar_name(argument)
-    return suffix or argument == "-" or is_url(argument) or os.path.lexists(argument) or is_member(argument)
+    if argument == "-" or exists(argument) or argument.lower().endswith(RECORD_SUFFIXES):
+        return True
+    return is_picture_name(argument) or reader_of(argument) is not None
 
 
 def to_ask(inputs: list[str], question: str | None, how: Reading, default: str | None = None) -> Conversation:

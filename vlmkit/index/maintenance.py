@@ -41,7 +41,7 @@ from vlmkit.index.store import (
 )
 from vlmkit.index.types import Choice, choose, is_lossless
 from vlmkit.index.writer import Writer
-from vlmkit.io.sources import is_gone_member
+from vlmkit.io.sources import is_gone
 
 if TYPE_CHECKING:
     import faiss
@@ -175,25 +175,13 @@ def lost(index: Index, folders: list[str], *, force: bool) -> list[tuple[str, by
             image = index.parsed(line, slot).get("image")
             if isinstance(image, str) and image.startswith(root):
                 total += 1
-                if _is_gone(image):
+                if is_gone(image):
                     gone[key] = line
         if 2 * len(gone) > total and not force:
             what = f"{len(gone)} of the {total} records under {folder} have lost their file, too many to be pruned"
             raise VlmkitError(what, "look whether all of it is there, then say --force")
         found |= gone
     return list(found.items())
-
-
-def _is_gone(image: str) -> bool:
-    """Whether there is no such file and no such member of a tar; what cannot be looked at is not gone."""
-    try:
-        os.stat(image)
-        return False
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError):
-        return False
-    return is_gone_member(image)
 
 
 TAIL_SLOTS = 10_000  # searched exactly in a millisecond; and a quarter of what is covered

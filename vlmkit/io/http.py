@@ -33,10 +33,6 @@ Headers = Mapping[str, str]
 T = TypeVar("T")
 
 
-def is_url(path: str) -> bool:
-    return path[:8].lower().startswith(("http://", "https://"))
-
-
 class FetchError(PictureError):
     """This URL cannot be fetched; the text says why."""
 

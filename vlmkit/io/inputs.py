@@ -2,49 +2,46 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.http import is_url
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.sources import (
     MAX_BYTES,
-    MAX_DEPTH,
     Bytes,
     Memory,
     PictureError,
+    Reader,
     Source,
-    compressed_tar,
-    is_compressed_tar_name,
-    is_member,
+    exists,
     is_picture,
     is_picture_name,
-    is_tar_name,
-    locate,
-    members,
+    is_url,
+    open_file,
+    open_source,
+    reader_of,
 )
+from vlmkit.io.tar import COMPRESSED_TAR, MAX_DEPTH, is_compressed_tar_name
 from vlmkit.io.terminal import read_head, stdin_bytes, stdin_is_terminal
 
 
 @dataclass(slots=True)
 class Item:
-    """A record on its way, with the place of its picture where that is known already."""
+    """A record on its way, with the source of its picture where that is known already."""
 
     record: Record
     source: Bytes | None = None
 
     def locate(self) -> Bytes:
-        """Where the picture of this item is; one by URL must have been fetched. Raises PictureError."""
+        """The source of this item's picture; one by URL must have been fetched. Raises PictureError."""
         if self.source is None:
             image = self.record["image"]
             if not isinstance(image, str):
                 raise PictureError("image is not a path")
-            if is_url(image):
-                raise PictureError("a picture by URL, which this command does not fetch")
-            self.source = locate(image)
+            self.source = open_source(image)
         return self.source
 
 
@@ -64,13 +61,9 @@ class Reading:
 def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
     """The items of INPUT in order; with none, of standard input. A missing path raises VlmkitError at once."""
     for path in inputs:
-        if path != "-" and not is_url(path) and not os.path.lexists(path) and not is_member(path):
-            remedy = (
-                "check the name (texts are piped in: echo TEXT | vlmkit embed --text)"
-                if how.texts
-                else "check the name"
-            )
-            raise VlmkitError(f"{path}: {_missing(path)}", remedy)
+        if path != "-" and not exists(path):
+            texts = " (texts are piped in: echo TEXT | vlmkit embed --text)" if how.texts else ""
+            raise VlmkitError(f"{path}: {_missing(path)}", f"check the name{texts}")
     if how.images is not None and not os.path.isdir(how.images):
         raise VlmkitError(f"{how.images}: no such folder", "check --images")
     if not inputs and stdin_is_terminal():
@@ -78,9 +71,36 @@ def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | 
     return _chain(inputs or ["-"], how)
 
 
+def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:
+    """The records of INPUT alone, for commands that open no pictures."""
+    return (item if isinstance(item, Failed) else item.record for item in read_inputs(inputs, how))
+
+
 def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
     """How many items `read_inputs` gives, without opening a picture; None for standard input, which is read once."""
     return None if not inputs or "-" in inputs else sum(1 for _ in _chain(inputs, how))
+
+
+def is_one_picture(path: str) -> bool:
+    """Whether INPUT `path` stands for one picture, not for a folder, a container, records or standard input."""
+    if path == "-" or os.path.isdir(path) or (os.path.lexists(path) and reader_of(path)):
+        return False
+    try:
+        head = read_head(path) if os.path.isfile(path) else b""
+    except OSError:
+        return True
+    return _form(head) is None and (bool(head) or is_picture_name(path) or not os.path.isfile(path))
+
+
+def check_outputs(inputs: list[str], output: str | None, errors: str | None) -> None:
+    """Raise VlmkitError where a file to write is one to read, or both files to write are one."""
+    files = {os.path.realpath(path) for path in inputs if os.path.isfile(path)}
+    for path in {output, errors} - {None, "-"}:
+        here = os.path.realpath(str(path))
+        if here in files and (path == errors or is_picture_name(here)):
+            raise VlmkitError(f"{path} would be overwritten, it is an input", "name another file to write")
+    if errors not in (None, "-") and output not in (None, "-") and os.path.realpath(errors) == os.path.realpath(output):
+        raise VlmkitError(f"-o and --errors are both {output}", "name two files")
 
 
 def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
@@ -92,19 +112,20 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
     head, stream = stdin_bytes()
     form = _form(head)
     if how.piped_picture and is_picture(head):
-        yield _piped(stream)
-        return
-    if form is None and b"\0" in head and not how.nul:
-        raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
-    if form is not None:
-        yield from _records(form, stream, "-", how.images or os.getcwd())
-        return
-    for line in _lines(stream, b"\0" if how.nul else b"\n"):
-        if how.texts:
-            yield _text(line)
+        data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            yield Failed("-", None, "more than a picture has (the limit is 1 GiB)")
         else:
-            path = os.fsdecode(line)
-            if is_url(path) or os.path.lexists(path) or is_member(path):
+            yield Item({"id": "-"}, Memory(data))
+    elif form is not None:
+        yield from _records(form, stream, "-", how.images or os.getcwd())
+    elif b"\0" in head and not how.nul:
+        raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
+    elif how.texts:
+        yield from map(_text, _lines(stream, how))
+    else:
+        for path in map(os.fsdecode, _lines(stream, how)):
+            if exists(path):
                 yield from _expand(path, how)
             else:
                 yield _failed(path, _missing(path))
@@ -115,22 +136,15 @@ def _missing(path: str) -> str:
     return "only http and https URLs are fetched" if other else "no such file or folder"
 
 
-def _piped(stream: IO[bytes]) -> Item | Failed:
-    data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        return Failed("-", None, "more than a picture has (the limit is 1 GiB)")
-    return Item({"id": "-"}, Memory(data))
-
-
-def _lines(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
+def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:
     """The non-empty lines of `stream`, read as they come."""
-    if end == b"\n":
+    if not how.nul:
         yield from (line for raw in stream if (line := raw.rstrip(b"\r\n")))
         return
     rest = b""
     while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
-        *whole, rest = (rest + chunk).split(end)
-        yield from filter(None, whole)
+        *complete, rest = (rest + chunk).split(b"\0")
+        yield from filter(None, complete)
     if rest:
         yield rest
 
@@ -145,9 +159,9 @@ def _text(line: bytes) -> Item | Failed:
 
 def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
     """What a stream that starts with `head` holds; None for neither records nor safetensors."""
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if is_blob(head):
         return "blobs"
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     return {b"[": "array", b"{": "jsonl"}.get(first)  # type: ignore[return-value]
 
 
@@ -164,7 +178,7 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str) -> Iterator[I
 
 
 def _is_jsonl(stream: IO[bytes]) -> bool:
-    """Whether the first line is a whole JSON value: `.json` files hold one document or JSONL."""
+    """Whether the first line is a complete JSON value: `.json` files hold one document or JSONL."""
     try:
         loads(stream.readline())
     except ValueError:
@@ -175,75 +189,52 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 
 
 def _absolute(record: Record, folder: str) -> Record:
-    """`record` with absolute `image` and `images` and an `id` where these can be told."""
+    """`record` with absolute `image` and `images`, and an `id` where there is something to make it of."""
     image, images = record.get("image"), record.get("images")
-    if isinstance(image, str) and not _is_absolute(image):
+    if isinstance(image, str):
         record["image"] = _absolute_path(image, folder)
     if isinstance(images, list):
         record["images"] = [_absolute_path(one, folder) if isinstance(one, str) else one for one in images]
     if record.get("id") is not None:
         return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
-    key = record.get("image")
-    if key is None:
-        key = record.get("text")
+    key = record["image"] if image is not None else record.get("text")
     return record if key is None else {"id": key} | {name: value for name, value in record.items() if name != "id"}
 
 
 def _absolute_path(image: str, folder: str) -> str:
-    return image if not image or _is_absolute(image) or is_url(image) else os.path.abspath(os.path.join(folder, image))
-
-
-def _is_absolute(path: str) -> bool:
-    """Whether `path` is absolute and normalised for sure, told faster than os.path.abspath does it."""
-    return path[:1] == "/" and "//" not in path and "/." not in path and path[-1] != "/"
+    # The first condition is true of most absolute, normalised paths, and quicker than os.path.abspath.
+    if (image[:1] == "/" and "//" not in image and "/." not in image and image[-1] != "/") or not image:
+        return image
+    return image if is_url(image) else os.path.abspath(os.path.join(folder, image))
 
 
 def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if path == os.devnull:  # the usual name of an empty input
         return
-    if is_url(path):
-        yield _picture(path)
-    elif os.path.isdir(path):
-        yield from _walk(os.path.abspath(path), frozenset())
-    elif is_tar_name(path):
-        yield from _tar(os.path.abspath(path))
-    else:
-        yield from _file(path, how)
-
-
-def is_one_picture(path: str) -> bool:
-    """Whether INPUT `path` stands for one picture, not for a folder, a tar file, records or standard input."""
-    if is_url(path) or is_member(path):
-        return True
-    if path == "-" or os.path.isdir(path) or is_tar_name(path):
-        return False
-    try:
-        head = read_head(path) if os.path.isfile(path) else b""
-    except OSError:
-        return True
-    return _form(head) is None and (bool(head) or is_picture_name(path) or not os.path.isfile(path))
-
-
-def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
-    """A file named by the user: records by content, lines of text with `--text`, else a picture."""
-    name = os.path.abspath(path)
-    if is_member(name):
+    name = path if is_url(path) else os.path.abspath(path)
+    if not os.path.lexists(name):  # a URL, a member of a container
         yield _picture(name)
-        return
-    if not os.path.isfile(name):
+    elif os.path.isdir(name):
+        yield from _walk(name, frozenset())
+    elif (reader := reader_of(name)) is not None:
+        yield from _container(name, reader)
+    elif not os.path.isfile(name):
         yield _failed(name, _not_regular(name))
-        return
-    if is_compressed_tar_name(name):
-        yield _failed(name, str(compressed_tar()))
-        return
+    elif is_compressed_tar_name(name):
+        yield _failed(name, COMPRESSED_TAR)
+    else:
+        yield from _file(name, how)
+
+
+def _file(name: str, how: Reading) -> Iterator[Item | Failed]:
+    """A file named by the user: records by content, lines of text with `--text`, else a picture."""
     try:
-        head = read_head(name)
-        form = _form(head)
         with open(name, "rb") as stream:
-            if form is not None:
+            head = read_head(name)
+            if (form := _form(head)) is not None:
                 yield from _records(form, stream, name, how.images or os.path.dirname(name))
             elif how.texts:
-                yield from map(_text, _lines(stream, b"\0" if how.nul else b"\n"))
+                yield from map(_text, _lines(stream, how))
             elif head or is_picture_name(name):  # an empty list of records is a list
                 yield _picture(name)
     except OSError as error:
@@ -252,27 +243,27 @@ def _file(path: str, how: Reading) -> Iterator[Item | Failed]:
 
 def _not_regular(path: str) -> str:
     try:
-        locate(path)
+        open_source(path)
     except PictureError as error:
         return str(error)
     return "not a regular file"
 
 
-def _picture(path: str) -> Item | Failed:
+def _picture(path: str, source: Bytes | None = None, fields: Record | None = None) -> Item | Failed:
     try:
         path.encode()
     except UnicodeEncodeError:
         return _failed(path, "the file name is not UTF-8")
-    return Item({"id": path, "image": path})
+    return Item({"id": path, "image": path} | (fields or {}) | {"image": path}, source)
 
 
-def _failed(path: str, error: str) -> Failed:
+def _failed(path: str, error: object) -> Failed:
     name = os.fsencode(path).decode(errors="backslashreplace")
-    return Failed(name, name, error)
+    return Failed(name, name, str(error))
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Failed]:
-    """Pictures and tar members under `folder` in the order of their paths; hidden ones and loops of links skipped."""
+    """Pictures and members under `folder` in the order of their paths; hidden ones and loops of links skipped."""
     try:
         here = os.stat(folder)
         key = (here.st_dev, here.st_ino)
@@ -282,16 +273,16 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Item | Fai
             # With its slash a folder sorts where its files stand among all sorted paths.
             names = sorted(e.name + "/" * _is_folder(e) for e in entries if not e.name.startswith("."))
     except OSError as error:
-        yield _failed(folder, error.strerror or str(error))
+        yield _failed(folder, error.strerror or error)
         return
     for name in names:
         path = os.path.join(folder, name)
         if name.endswith("/"):
             yield from _walk(path[:-1], above | {key})
-        elif is_tar_name(name):
-            yield from _tar(path)
         elif is_picture_name(name):
             yield _picture(path)
+        elif (reader := reader_of(name)) is not None:
+            yield from _container(path, reader)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -301,35 +292,38 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _tar(path: str) -> Iterator[Item | Failed]:
+def _container(path: str, reader: Reader) -> Iterator[Item | Failed]:
     try:
-        source = locate(path)
+        file = open_file(path)
+        if reader.holds_files:
+            yield from _samples(path, reader, file, 1)
+        else:
+            for name, source in reader.members(file):
+                yield _picture(f"{path}{reader.separator}{name}", source)
     except PictureError as error:
-        yield _failed(path, str(error))
-    else:
-        yield from _samples(path, source, 1)
+        yield _failed(path, error)
+    except OSError:
+        yield _failed(path, _not_regular(path))
 
 
-def _samples(tar: str, source: Source, depth: int) -> Iterator[Item | Failed]:
+def _samples(path: str, reader: Reader, file: Source, depth: int) -> Iterator[Item | Failed]:
     """The samples of a webdataset shard: members of one stem are one sample, its picture and its JSON or caption.
 
-    A tar file inside is read in its place.
+    A container inside is read in its place.
     """
     try:
-        for _, group in groupby(members(source), lambda member: _stem(member[0])):
-            shown = [(name, found) for name, found in group if not _hidden(name)]
-            yield from _sample(tar, shown)
+        for _, group in groupby(reader.members(file), lambda member: _stem(member[0])):
+            shown = [(name, found) for name, found in group if not (name.startswith(".") or "/." in name)]
+            yield from _sample(path, shown)
             for name, found in shown:
-                if is_tar_name(name) and depth < MAX_DEPTH:
-                    yield from _samples(f"{tar}/{name}", found, depth + 1)
-                elif is_tar_name(name):
-                    yield _failed(f"{tar}/{name}", f"more than {MAX_DEPTH} tar files inside each other")
+                if not isinstance(found, Source) or (inner := reader_of(name)) is None or not inner.holds_files:
+                    continue
+                if depth < MAX_DEPTH:
+                    yield from _samples(f"{path}/{name}", inner, found, depth + 1)
+                else:
+                    yield _failed(f"{path}/{name}", f"more than {MAX_DEPTH} tar files inside each other")
     except PictureError as error:
-        yield _failed(tar, str(error))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or "/." in name
+        yield _failed(path, error)
 
 
 def _stem(member: str) -> str:
@@ -337,7 +331,7 @@ def _stem(member: str) -> str:
     return os.path.join(folder, name.split(".")[0])
 
 
-def _sample(tar: str, sample: list[tuple[str, Source]]) -> Iterable[Item | Failed]:
+def _sample(path: str, sample: list[tuple[str, Bytes]]) -> list[Item | Failed]:
     pictures = [member for member in sample if is_picture_name(member[0])]
     if not pictures:
         return []
@@ -349,29 +343,6 @@ def _sample(tar: str, sample: list[tuple[str, Source]]) -> Iterable[Item | Faile
             elif name.lower().endswith(".txt"):
                 fields.setdefault("captions", [str(source.read(), "utf-8").strip()])
         except (ValueError, PictureError) as error:
-            return [_failed(f"{tar}/{name}", str(error))]
+            return [_failed(f"{path}/{name}", error)]
     # More pictures of one stem (`a.jpg`, `a.png`) are records of their own; the fields go with the first.
-    return [_member(tar, name, source, {} if i else fields) for i, (name, source) in enumerate(pictures)]
-
-
-def _member(tar: str, name: str, source: Source, fields: Record) -> Item | Failed:
-    item = _picture(f"{tar}/{name}")
-    if isinstance(item, Item):
-        item = Item(item.record | fields | {"image": item.record["image"]}, source)
-    return item
-
-
-def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:
-    """The records of INPUT alone, for commands that open no pictures."""
-    return (item if isinstance(item, Failed) else item.record for item in read_inputs(inputs, how))
-
-
-def check_outputs(inputs: list[str], output: str | None, errors: str | None) -> None:
-    """Raise VlmkitError where a file to write is one to read, or both files to write are one."""
-    files = {os.path.realpath(path) for path in inputs if os.path.isfile(path)}
-    for path in {output, errors} - {None, "-"}:
-        here = os.path.realpath(str(path))
-        if here in files and (path == errors or is_picture_name(here)):
-            raise VlmkitError(f"{path} would be overwritten, it is an input", "name another file to write")
-    if errors not in (None, "-") and output not in (None, "-") and os.path.realpath(errors) == os.path.realpath(output):
-        raise VlmkitError(f"-o and --errors are both {output}", "name two files")
+    return [_picture(f"{path}/{name}", source, {} if i else fields) for i, (name, source) in enumerate(pictures)]

@@ -1,27 +1,40 @@
-"""Where a picture's bytes are: a file, or a stretch of a tar file.
+"""What a path stands for: a file, a member of a container such as a tar file, or a URL. No other file decides this.
 
-Tar files: their members, also those of tar files inside, as stretches that are opened again by path.
+A new kind of container is one file with a `Reader` and one line in READERS; packages add theirs by entry points of the
+group `vlmkit.readers`, whose name is the suffix without its dot (`pdf = "package.module:PdfReader"`).
 """
 
+import contextlib
 import os
-import posixpath
+import re
 import stat
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple, Protocol
+
+from vlmkit.io.registry import Registry
+
+READERS = Registry("vlmkit.readers", {"tar": "vlmkit.io.tar:TarReader"})
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 PICTURE_SUFFIXES |= {".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx"}
-
-MAX_BYTES = 1 << 30  # of one picture: it is read whole
+# Known without looking for plugins, which takes 50 ms.
+NOT_CONTAINERS = PICTURE_SUFFIXES | {".jsonl", ".json", ".safetensors", ".txt", ".csv", ".tsv", ".html", ".npy", ".md"}
+MAX_BYTES = 1 << 30  # of one picture: it is read into memory
 # How files of pictures begin; of WebP and of HEIC and AVIF what stands first in the container.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 
 
 class PictureError(Exception):
     """This picture cannot be used; the text says why."""
+
+
+class MissingMember(PictureError):
+    """The container could be read to its end, and does not hold this member."""
+
+    def __init__(self) -> None:
+        super().__init__("no such file")
 
 
 class Bytes(Protocol):
@@ -38,7 +51,7 @@ class Bytes(Protocol):
 
 
 class Source(NamedTuple):
-    """A file, or a stretch of a tar file. `size` in bytes, `mtime` in seconds since 1970."""
+    """A file, or the part of one from byte `offset` on. `size` in bytes, `mtime` in seconds since 1970."""
 
     path: str
     offset: int
@@ -83,6 +96,124 @@ class Memory:
         return self.data
 
 
+class Reader(Protocol):
+    """Reads one kind of container. The path of a member is that of the container, `separator` and the member's name.
+
+    `separator` is `/` (`shard.tar/a.jpg`) or `#` (`doc.pdf#page=3`, `clip.mp4#t=12.5`). With `holds_files` members are
+    files of any kind, which their names tell apart, and those of one stem are one sample, as webdataset has it; without
+    it each member is a picture. What is returned as `Bytes` should be picklable. It is made without arguments.
+    """
+
+    separator: str
+    holds_files: bool
+
+    def members(self, file: Source) -> Iterator[tuple[str, Bytes]]:
+        """Names and sources in order. Raises PictureError where the container is damaged."""
+
+    def open(self, file: Source, member: str) -> Bytes:
+        """One member by name. Raises MissingMember, or PictureError where the container is damaged."""
+
+
+class Fetcher(Protocol):
+    """What fetches pictures by URL: `io.http.Web`."""
+
+    def fetch(self, url: str) -> Bytes: ...
+
+
+def open_source(path: str, web: Fetcher | None = None) -> Bytes:
+    """What the picture at `path` is read from; one by URL is fetched from `web`. Raises PictureError."""
+    if is_url(path):
+        if web is None:
+            raise PictureError("a picture by URL, which this command does not fetch")
+        return web.fetch(path)
+    try:
+        return open_file(path)
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(PictureError):  # the usual cause is a wrong name, which the file's own error says
+            if (member := _open_member(path)) is not None:
+                return member
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = "a symbolic link to nothing" if os.path.islink(path) else "no such file"
+        raise PictureError(reason) from None
+
+
+def open_file(path: str) -> Source:
+    """The file at `path`. Raises OSError, ValueError for an impossible name, and PictureError for no regular file."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise PictureError("not a regular file")
+    return Source(path, 0, found.st_size, found.st_mtime)
+
+
+def members(path: str) -> Iterator[tuple[str, Bytes]]:
+    """Names and sources of what the container at `path` holds, in its order. Raises PictureError."""
+    if (reader := reader_of(path)) is not None:
+        try:
+            yield from reader.members(open_file(path))
+        except OSError as error:
+            raise PictureError(error.strerror or str(error)) from None
+
+
+def exists(path: str) -> bool:
+    """Whether `path` is a URL, or something is there: a file, a folder, a link, a member of a container."""
+    if is_url(path) or os.path.lexists(path):
+        return True
+    with contextlib.suppress(PictureError):
+        return _open_member(path) is not None
+    return False
+
+
+def is_gone(path: str) -> bool:
+    """Whether surely nothing is at `path` any more; of a damaged container, and without permission, nobody can say."""
+    if is_url(path):
+        return False
+    try:
+        os.stat(path)
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError):
+        return False
+    try:
+        return _open_member(path) is None
+    except PictureError as error:
+        return isinstance(error, MissingMember)
+
+
+def _open_member(path: str) -> Bytes | None:
+    """The member that `path` names; None if no container is on the way. Raises PictureError."""
+    for mark in re.finditer("[/#]", path):
+        container = path[: mark.start()]
+        try:
+            file = open_file(container)
+        except (OSError, ValueError, PictureError):
+            continue
+        if (reader := reader_of(container)) is not None and reader.separator == mark[0]:
+            return reader.open(file, path[mark.end() :])
+    return None
+
+
+def reader_of(name: str) -> Reader | None:
+    """What reads containers with the suffix of `name`, in any case; None if that is no kind of container."""
+    suffix = os.path.splitext(name)[1].lower()
+    return _reader(suffix[1:]) if suffix[1:].isalnum() and suffix not in NOT_CONTAINERS else None
+
+
+@cache
+def _reader(suffix: str) -> Reader | None:
+    return READERS.load(suffix)() if suffix in READERS else None
+
+
+def is_url(path: str) -> bool:
+    return path[:8].lower().startswith(("http://", "https://"))
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether the suffix, in any case, is that of a picture."""
+    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
 def is_picture(head: bytes) -> bool:
     """Whether a stream that starts with `head` is a picture, by its magic number."""
     return (
@@ -90,117 +221,3 @@ def is_picture(head: bytes) -> bool:
         or head[4:8] == b"ftyp"
         or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace())
     )
-
-
-def is_picture_name(name: str) -> bool:
-    """Whether the extension, in any case, is that of a picture."""
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-
-
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-MAX_DEPTH = 8  # tar files in tar files
-
-
-def is_tar_name(name: str) -> bool:
-    return name.lower().endswith(".tar")
-
-
-def is_compressed_tar_name(name: str) -> bool:
-    return name.lower().endswith(COMPRESSED_SUFFIXES)
-
-
-def compressed_tar() -> PictureError:
-    return PictureError("a compressed tar, whose members cannot be opened one by one; unpack it to .tar first")
-
-
-def locate(path: str) -> Source:
-    """The source of a picture by path; `/…/shard.tar/member.jpg` is a member of a tar file. Raises PictureError."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError) as error:
-        member = _locate_member(path)
-        if member is None:
-            raise PictureError(_missing(path, error)) from None
-        return member
-    if not stat.S_ISREG(found.st_mode):
-        raise PictureError("not a regular file")
-    return Source(path, 0, found.st_size, found.st_mtime)
-
-
-def _missing(path: str, error: OSError | ValueError) -> str:
-    if not isinstance(error, FileNotFoundError):
-        return getattr(error, "strerror", None) or str(error)
-    return "a symbolic link to nothing" if os.path.islink(path) else "no such file"
-
-
-def is_member(path: str) -> bool:
-    """Whether `path` is that of a member of a tar file."""
-    return not os.path.lexists(path) and _locate_member(path) is not None
-
-
-def is_gone_member(path: str) -> bool:
-    """Whether `path` was one of a tar's members and is no more; of a tar that is damaged nobody can say."""
-    inside = _inside(path)
-    if inside is None:
-        return True
-    found, whole = inside
-    return found is None and whole
-
-
-def _locate_member(path: str) -> Source | None:
-    inside = _inside(path)
-    return inside and inside[0]
-
-
-def _inside(path: str) -> tuple[Source | None, bool] | None:
-    """The member that `path` names, and whether its tar could be read to the end; None where there is no tar."""
-    parts = path.split("/")
-    for i, part in enumerate(parts[:-1], 1):
-        tar = "/".join(parts[:i])
-        if is_tar_name(part) and os.path.isfile(tar):
-            found, whole = _members(tar, os.stat(tar).st_mtime_ns)
-            return found.get("/".join(parts[i:])), whole
-    return None
-
-
-@lru_cache(maxsize=8)
-def _members(tar: str, _mtime: int) -> tuple[dict[str, Source], bool]:
-    found: dict[str, Source] = {}
-    try:
-        for name, source in _flat(locate(tar), "", 1):
-            found[name] = source
-    except PictureError:  # what stands before the damage can be opened
-        return found, False
-    return found, True
-
-
-def _flat(tar: Source, prefix: str, depth: int) -> Iterator[tuple[str, Source]]:
-    for name, source in members(tar):
-        yield prefix + name, source
-        if is_tar_name(name) and depth < MAX_DEPTH:
-            yield from _flat(source, f"{prefix}{name}/", depth + 1)
-
-
-def members(tar: Source) -> Iterator[tuple[str, Source]]:
-    """Names and sources of the regular members of an uncompressed tar, in its order, in bounded memory.
-
-    Names are relative, without `.` and `..`. Raises PictureError at the place where the tar is damaged.
-    """
-    end = tar.offset + tar.size
-    try:
-        with open(tar.path, "rb") as file:
-            file.seek(tar.offset)
-            if file.read(6).startswith(COMPRESSED):
-                raise compressed_tar()
-            file.seek(tar.offset)
-            with tarfile.open(fileobj=file, mode="r:") as opened:
-                while member := opened.next():
-                    opened.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                    if member.offset_data + (member.size if member.isreg() else 0) > end:
-                        raise PictureError(f"the tar file ends inside {member.name}")
-                    if member.isreg() and member.sparse is None:
-                        name = posixpath.normpath("/" + member.name).lstrip("/")
-                        yield name, Source(tar.path, member.offset_data, member.size, float(member.mtime))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise PictureError(f"damaged tar file ({error})") from None

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.files import atomic_write
 from vlmkit.io.records import Failed, Record, dumps, pack, pack_file
-from vlmkit.io.sources import is_picture_name, is_tar_name
+from vlmkit.io.sources import is_picture_name, reader_of
 
 SNIFF_BYTES = 16
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and line break
@@ -44,7 +44,7 @@ class Output:
 
     def _opened(self, path: str | None) -> IO[bytes]:
         if path is not None:
-            if os.path.isfile(path) and (is_picture_name(path) or is_tar_name(path)):
+            if os.path.isfile(path) and (is_picture_name(path) or reader_of(path)):
                 raise VlmkitError(f"{path} is a picture or a tar, which would be lost", "name another file to write")
             with _write_errors(f"cannot write {path}", "name a file in a folder that you can write to"):
                 return self._stack.enter_context(atomic_write(path))

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from vlmkit.errors import one_line
-from vlmkit.io.http import is_url
 from vlmkit.io.records import Record
+from vlmkit.io.sources import is_url
 from vlmkit.render.html import beginning, escaped, picture
 
 PIXELS = 400  # of the longer side: shown at half of it, whole in the large view

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.http import is_url
 from vlmkit.io.images import open_picture
 from vlmkit.io.records import Failed, Record
-from vlmkit.io.sources import locate
+from vlmkit.io.sources import is_url, open_source
 from vlmkit.io.terminal import Output
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def drawn(results: Iterable[Record | Failed], path: str) -> Iterator[Record | Fa
         if not isinstance(result, Failed):
             if not isinstance(result.get("image"), str) or is_url(result["image"]):
                 raise VlmkitError("--draw of a picture that has no path here", "save it, then name it")
-            image, _, _ = open_picture(locate(result["image"]))
+            image, _, _ = open_picture(open_source(result["image"]))
             save(draw(image, result["boxes"]), path)
         yield result
 

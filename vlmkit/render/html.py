@@ -8,9 +8,8 @@ import html
 import io
 from typing import TYPE_CHECKING
 
-from vlmkit.io.http import is_url
 from vlmkit.io.images import open_picture
-from vlmkit.io.sources import PictureError, locate
+from vlmkit.io.sources import PictureError, is_url, open_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +54,6 @@ def thumbnail(path: object, width: int, height: int) -> "Image":
         raise PictureError("no picture")
     if is_url(path):
         raise PictureError("the picture is not on this machine")
-    image, _, _ = open_picture(locate(path), max(width, height))
+    image, _, _ = open_picture(open_source(path), max(width, height))
     image.thumbnail((width, height))
     return image

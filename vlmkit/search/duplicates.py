@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from vlmkit.index import Index
-from vlmkit.io.http import is_url
 from vlmkit.io.records import Record
-from vlmkit.io.sources import PictureError, locate
+from vlmkit.io.sources import PictureError, open_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,15 +81,14 @@ def _contents(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """Each file that shares its size with another one, and the digest of its bytes. What cannot be read is left out."""
     by_size: dict[int, list[str]] = {}
     for path in paths:
-        if not is_url(path):
-            try:
-                by_size.setdefault(locate(path).size, []).append(path)
-            except PictureError:
-                continue
+        try:
+            by_size.setdefault(open_source(path).size, []).append(path)
+        except PictureError:  # those by URL, too
+            continue
     for same in by_size.values():
         for path in same if len(same) > 1 else []:
             try:
-                yield path, hashlib.sha256(locate(path).read()).digest()
+                yield path, hashlib.sha256(open_source(path).read()).digest()
             except PictureError:
                 continue
 

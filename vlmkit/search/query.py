@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
-from vlmkit.io.http import HttpClient, is_url
+from vlmkit.io.http import HttpClient
 from vlmkit.io.images import open_picture
 from vlmkit.io.records import fingerprint_of
-from vlmkit.io.sources import PictureError, locate
+from vlmkit.io.sources import PictureError, open_source
 from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def check_named(index: Index) -> None:
 def _open(embedder: Embedder, name: str, allow_private: bool) -> "np.ndarray":
     try:
         with HttpClient(allow_private=allow_private) as web:
-            image, _, _ = open_picture(web.fetch(name) if is_url(name) else locate(name), embedder.size)
+            image, _, _ = open_picture(open_source(name, web), embedder.size)
     except PictureError as error:
         raise VlmkitError(f"{name}: {error}", "name another picture") from None
     return embedder.preprocess(image)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vlmkit.io.images import ahead, open_picture
-from vlmkit.io.sources import locate
+from vlmkit.io.sources import open_source
 from vlmkit.models.chat.mini import Features
 from vlmkit.models.embedders.mini import SIZE, Mini
 from vlmkit.models.resolve import MINI_FOLDER
@@ -58,7 +58,7 @@ def picture_vectors(pictures: Sequence[str]) -> np.ndarray:
     """
     tower = Features(MINI_FOLDER, 2)
     seen, colors = [], []
-    for picture in ahead(pictures, lambda name: open_picture(locate(name), 2 * SIZE)[0], 2, 16):
+    for picture in ahead(pictures, lambda name: open_picture(open_source(name), 2 * SIZE)[0], 2, 16):
         seen.append([tower(_framed(picture, frames)).mean((0, 1)) for frames in FRAMES])
         colors.append(_colors(picture))
     parts = [((1 - COLORS) / len(FRAMES), part) for part in np.array(seen).swapaxes(0, 1)]

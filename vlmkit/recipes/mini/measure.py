@@ -9,7 +9,7 @@ import numpy as np
 from vlmkit.generate.pipeline import caption_sampling
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Record, batched
-from vlmkit.io.sources import locate
+from vlmkit.io.sources import open_source
 from vlmkit.metrics import bleu, cider, vqa_normalize
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.types import Answer, Hardware, Request, Sampling
@@ -54,7 +54,7 @@ def answers(folder: Path, shown: Sequence[Record], questions: list[str], caption
     """What the packed model in `folder` says: short answers, or captions as `vlmkit caption` makes them."""
     model = load_chat_model(str(folder), Hardware())
     sampling = caption_sampling(model, "normal", Sampling(1), None) if captions else Sampling(8)
-    opened = ahead(shown, lambda row: model.preprocess(open_picture(locate(row["image"]), model.size)[0]), 2, 64)
+    opened = ahead(shown, lambda row: model.preprocess(open_picture(open_source(row["image"]), model.size)[0]), 2, 64)
     pairs = zip(opened, questions, strict=True)
     said: list[str] = []
     for some in batched(pairs, TOGETHER):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmkit.io.images import ahead, open_picture
 from vlmkit.io.records import Record, batched
-from vlmkit.io.sources import locate
+from vlmkit.io.sources import open_source
 from vlmkit.metrics import cider
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.types import Answer, Hardware, Request, RequestError, Sampling
@@ -41,7 +41,9 @@ def _drawn(folder: Path, captioned: Sequence[Record], seed: int) -> Iterator[lis
     model = load_chat_model(str(folder), Hardware())
     likeliest = Sampling(TOKENS, beams=3, length_penalty=0.0)
     by_chance = Sampling(TOKENS, temperature=TEMPERATURE, top_p=TOP_P, seed=seed)
-    opened = ahead(captioned, lambda row: model.preprocess(open_picture(locate(row["image"]), model.size)[0]), 2, 64)
+    opened = ahead(
+        captioned, lambda row: model.preprocess(open_picture(open_source(row["image"]), model.size)[0]), 2, 64
+    )
     number = 0
     for pictures in batched(opened, TOGETHER):
         requests = [Request("", [picture], number=number + n) for picture in pictures for n in range(DRAWN)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from vlmkit.io.images import open_picture
 from vlmkit.io.records import Record
-from vlmkit.io.sources import locate
+from vlmkit.io.sources import open_source
 from vlmkit.recipes.mini.kernels import Questions, picture_vectors
 from vlmkit.train.data.mixture import share
 
@@ -78,7 +78,7 @@ def pseudo_label(asked: Sequence[Record], folder: Path, seed: int, *, each: int,
 
 def _cropped(picture: str, folder: Path, crops: int, seed: int) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
-    image = open_picture(locate(picture))[0]
+    image = open_picture(open_source(picture))[0]
     for n in range(crops):
         rng = np.random.default_rng([seed, n, *Path(picture).name.encode()])
         size = rng.uniform(*SIDES, 2) * image.size

@@ -7,12 +7,11 @@ from itertools import chain, islice
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.http import is_url
 from vlmkit.io.images import ahead, check_picture
 from vlmkit.io.inputs import Item, read_inputs
 from vlmkit.io.inputs import Reading as Form
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.io.sources import Bytes, PictureError, locate
+from vlmkit.io.sources import Bytes, PictureError, is_url, open_source
 from vlmkit.io.terminal import Failures, progress
 from vlmkit.train.data.mixture import Entry, Reading, Row, held_out
 from vlmkit.train.data.report import Counts
@@ -121,7 +120,7 @@ class _Pictures:
         if is_url(name):
             return Unusable("picture by URL", "vlmkit download fetches it", name)
         try:
-            source = source or locate(name)
+            source = source or open_source(name)
         except PictureError as error:
             return Unusable(MISSING, str(error), name)
         try:
