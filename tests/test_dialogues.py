@@ -433,7 +433,7 @@ def test_held_out_rows_are_those_of_their_ids() -> None:
 
 SHOW = """
 from collections import Counter
-from vlmkit.train.table import Counts, show
+from vlmkit.train.data.report import Counts, show
 show([Counts("a.jsonl", 2.0, 9, 30, Counter({"missing picture": 2})), Counts("[b].tar", 1.0, 5, 5)])
 """
 

@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(place: Path, out: Path, **changes: Any) -> LitConfig:
-    some = {"epochs": 12, "text_epochs": 6, "batch_size": 16, "captions": 2, "views": 2, "dim": 32, "lr": 5e-3}
+    some = {"epochs": 12, "text_epochs": 6, "batch_size": 16, "captions": 2, "augmentations": 2, "dim": 32, "lr": 5e-3}
     some |= {
         "text_lr": 2e-3,
         "dropout": 0.0,
@@ -82,7 +82,7 @@ def test_it_learns(run: tuple[Path, list[dict[str, Any]]]) -> None:
 
 
 def test_the_same_seed_makes_the_same_bytes(place: Path, run: tuple[Path, list[dict[str, Any]]]) -> None:
-    short = {"epochs": 2, "text_epochs": 1, "views": 3}
+    short = {"epochs": 2, "text_epochs": 1, "augmentations": 3}
     folders = [train(config(place, place / f"same{i}", **short), lambda _: None) for i in range(2)]
     one, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert one == other

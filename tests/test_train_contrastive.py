@@ -376,14 +376,14 @@ def test_what_cannot_be_used_is_left_out(warm: Warm, place: Path, tmp_path: Path
 
 WRONG = {
     "--preset huge": "unknown preset huge",
-    "--loss mse": "unknown --loss mse",
-    "--lock both": "unknown --lock both",
+    "--loss mse": "--loss mse is unknown",
+    "--lock both": "--lock both is unknown",
     "--from tiny --vision x": "tiny brings its own towers",
     "--from mini": "mini is packed for use",
     "--from no/folder": "no/folder",
     "--from ViT-B-23": "unknown model ViT-B-23",
-    "--llm x": "--llm is not for this stage",
-    "--preset debug --report-to paper": "unknown --report-to paper",
+    "--llm x": "--llm is not for contrastive: use it with align, instruct, prefer",
+    "--preset debug --report-to paper": "--report-to paper is unknown",
     "--preset debug --batch-size 1": "--batch-size 1 is too small",
     "--preset debug --val 1.5": "not between 0 and 1",
 }

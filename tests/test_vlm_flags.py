@@ -74,8 +74,8 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
     (tmp_path / "moved.jsonl").write_text('{"image": "gone.jpg", "question": "what?", "answers": ["a"]}\n')
     (tmp_path / "empty").mkdir()
     (tmp_path / "llava.toml").write_text("patch = 3\n")
-    (tmp_path / "odd.toml").write_text('weigh = "words"\n')
-    (tmp_path / "blind.toml").write_text("views = 0\n")
+    (tmp_path / "odd.toml").write_text('loss-weighting = "words"\n')
+    (tmp_path / "blind.toml").write_text("augmentations = 0\n")
     (tmp_path / "of-align.toml").write_text('stage = "align"\n')
 
     def caption(*flags: object) -> list[str]:
@@ -95,14 +95,14 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         f"{data}/llama: llama is no CLIP or SigLIP tower": caption("--vision", data / "llama"),
         "unknown connector glue: use mlp, linear": caption("--connector", "glue"),
         "4 bit needs a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
-        "--quantize 8bit is not known: use 4bit": ask("--quantize", "8bit"),
+        "--quantize 8bit is unknown: use 4bit": ask("--quantize", "8bit"),
         "--fsdp shards the model over several GPUs, and there is none": caption("--fsdp", "--device", "cpu"),
-        "align trains the projector alone": caption("--lora", "4"),
-        "unknown --report-to paper: use wandb or tensorboard": caption("--report-to", "paper"),
+        "--lora is not for align: use it with instruct, prefer": caption("--lora", "4"),
+        "--report-to paper is unknown: use wandb, tensorboard": caption("--report-to", "paper"),
         "8 pictures do not divide into 3 equal parts": caption("--accumulate", "3"),
-        "no setting is called patch": caption("--config", tmp_path / "llava.toml"),
-        "views = 0 leaves nothing to see: 1 is the picture alone": caption("--config", tmp_path / "blind.toml"),
-        "weigh = 'words' is not known: use tokens, root, replies": ask("--config", tmp_path / "odd.toml"),
+        "llava.toml: unknown setting patch: use the names": caption("--config", tmp_path / "llava.toml"),
+        "blind.toml: augmentations 0 is out of range: give at least 1": caption("--config", tmp_path / "blind.toml"),
+        "odd.toml: loss-weighting words is unknown: use tokens, root, replies": ask("--config", tmp_path / "odd.toml"),
         "of-align.toml is for align, not for instruct": ask("--config", tmp_path / "of-align.toml"),
         "give records with captions, a question and answers": [*ask()[:2], str(tmp_path / "empty.jsonl"), *ask()[3:]],
         "give records with image, question, chosen and rejected": [
@@ -115,9 +115,9 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "--vision is missing": ["train", "align", str(data / "captions.jsonl"), "-o", "out", "-q"],
         "nowhere does not exist: make that folder first": [*ask()[:4], "nowhere/out", *ask()[5:]],
         "validation fraction 2.0 is not between 0 and 1": caption("--val", "2"),
-        "--lr -1 is no rate: give one of 0 or more": ask("--lr", "-1"),
-        "--projector-lr nan is no rate: give one of 0 or more": ask("--projector-lr", "nan"),
-        "--epochs 0 trains nothing: give a number above 0": caption("--epochs", "0"),
+        "--lr -1 is out of range: give at least 0": ask("--lr", "-1"),
+        "--projector-lr nan is out of range: give at least 0": ask("--projector-lr", "nan"),
+        "--epochs 0 is out of range: give more than 0": caption("--epochs", "0"),
         "--early-stop counts validations, and there are none: give --val": caption("--early-stop", "2"),
     }  # fmt: skip
     for expected, words in cases.items():

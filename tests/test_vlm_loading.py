@@ -12,7 +12,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.sources import Bytes
 from vlmkit.io.terminal import Failures
 from vlmkit.models.llava.model import Vlm
-from vlmkit.train.config import VlmConfig
+from vlmkit.train.config import InstructConfig, PreferConfig
 from vlmkit.train.vlm import run as stage
 from vlmkit.train.vlm import sft as trainer
 from vlmkit.train.vlm.collator import See, pixels_of
@@ -61,7 +61,8 @@ def test_it_is_named(data: Path, broken: list[int], tmp_path: Path, kind: str, n
     for part, kept in (("good", [row for row in rows if BAD not in row]), ("all", rows)):
         (tmp_path / f"{part}.jsonl").write_text("".join(kept).replace("pictures/", f"{data}/pictures/"))
     towers = {"vision": str(data / "clip"), "llm": str(data / "llama")}
-    told = partial(VlmConfig, kind, out=tmp_path / "out", epochs=1, batch_size=4, **towers)
+    make: Any = {"instruct": InstructConfig, "prefer": PreferConfig}[kind]
+    told = partial(make, out=tmp_path / "out", epochs=1, batch_size=4, **towers)
     if held_out:
         config = told(data=[str(tmp_path / "good.jsonl")], val=str(tmp_path / "all.jsonl"))
     else:

@@ -20,7 +20,7 @@ from vlm_data import line, write_data, write_towers
 from warm import Start
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.config import VlmConfig, check
+from vlmkit.train.config import PreferConfig, check
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_an_error_that_all_have_is_told_once(data: Path, start: Start, tmp_path:
     words = line(data, "align", "captions", "out", "--lora", "2")
     runs = [start(tmp_path, *words, environment={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)]
     first, second = (run.done(2) for run in runs)
-    assert first.stderr.startswith(b"vlmkit: align trains the projector alone") and second.stderr == b""
+    assert first.stderr.startswith(b"vlmkit: --lora is not for align") and second.stderr == b""
 
 
 def test_a_bar_and_a_summary_on_a_terminal(data: Path, environment: dict[str, str], tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_tensorboard(data: Path, start: Start, tmp_path: Path) -> None:
 def test_a_package_that_is_missing(package: str, report: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as Python itself marks what cannot be imported
     with pytest.raises(VlmkitError, match=f"needs the package {package}: pip install "):
-        check(VlmConfig("prefer", ["data.jsonl"], Path("out"), report_to=report))
+        check(PreferConfig(data=["data.jsonl"], out=Path("out"), report_to=report))

@@ -19,7 +19,7 @@ STAGES = [("align", []), ("instruct", []), ("instruct", ["--lora", "4"]), ("pref
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_data(tmp_path_factory.mktemp("data"))
-    (folder / "noisy.toml").write_text("dropout = 0.1\nviews = 4\nprojector-lr = 0.01\n")
+    (folder / "noisy.toml").write_text("dropout = 0.1\naugmentations = 4\nprojector-lr = 0.01\n")
     return folder
 
 
@@ -183,7 +183,7 @@ def test_the_same_weights_by_parts(data: Path, aligned: Path, start: Start, tmp_
         for parts in (1, 4):
             flags = [*command(data, stage, []), "--batch-size", "8", "--accumulate", str(parts), "--steps", "4"]
             flags[flags.index("--config") + 1] = str(data / "quiet.toml")
-            (data / "quiet.toml").write_text('pack-length = 96\nweigh = "root"\n')
+            (data / "quiet.toml").write_text('pack-length = 96\nloss-weighting = "root"\n')
             runs[parts] = start(tmp_path / f"{stage}{parts}", *flags)
         logs = {parts: losses(run.done().stdout) for parts, run in runs.items()}
         assert logs[1] == pytest.approx(logs[4], rel=1e-5)

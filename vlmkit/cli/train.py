@@ -1,28 +1,16 @@
-"""The command train; cli.py enters it in the command table."""
+"""The command train; cli/app.py enters it in the command table."""
 
-from enum import StrEnum
+import inspect
+import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from vlmkit.cli.options import Device, Errors, Images, Run
-from vlmkit.errors import Exit, VlmkitError
+from vlmkit.cli.options import Device, Errors, Run
+from vlmkit.errors import Exit
 from vlmkit.io.terminal import Failures, Output, warn
-
-if TYPE_CHECKING:
-    from vlmkit.train.config import ContrastiveConfig, VlmConfig
-
-
-class Stage(StrEnum):
-    CONTRASTIVE = "contrastive"
-    ALIGN = "align"
-    INSTRUCT = "instruct"
-    PREFER = "prefer"
-
-
-def _option(flag: str, metavar: str, help: str, **rest: Any) -> Any:
-    return typer.Option(flag, metavar=metavar, help=help, **rest)
+from vlmkit.train.config import SETTINGS, Stage, load_config, name_of, stages_with
 
 
 def train(
@@ -43,67 +31,19 @@ def train(
         typer.Option("-o", "--output", metavar="DIR", help="Folder to make; the model stands there at the end."),
     ] = None,
     preset: Annotated[
-        str | None, _option("--preset", "NAME", "A recipe: debug (tiny, from nothing), small, full.")
+        str | None,
+        typer.Option(metavar="NAME", help="A recipe: debug (tiny, from nothing), small, full, or a TOML file."),
     ] = None,
     config: Annotated[
-        str | None, _option("--config", "FILE", "TOML with settings by the names of these flags; a flag given wins.")
-    ] = None,
-    vision: Annotated[
-        str | None, _option("--vision", "M", "Vision tower: a CLIP or SigLIP model, mini, patches (none), or tiny.")
-    ] = None,
-    llm: Annotated[
-        str | None, _option("--llm", "M", "Causal language model of transformers, by name or folder.")
-    ] = None,
-    text: Annotated[str | None, _option("--text", "M", "Text tower of contrastive training.")] = None,
-    connector: Annotated[
-        str | None, _option("--connector", "C", "mlp (LLaVA's), linear, qformer, cross-attention, adaptive.")
-    ] = None,
-    start: Annotated[
         str | None,
-        _option("--from", "M", "Go on from what an earlier stage made, or mini; contrastive: any dual encoder."),
-    ] = None,
-    loss: Annotated[str | None, _option("--loss", "LOSS", "Contrastive loss: infonce (CLIP's) or siglip.")] = None,
-    lock: Annotated[
-        str | None, _option("--lock", "SIDE", "Tower of contrastive training that is not trained: image, text, none.")
-    ] = None,
-    captions: Annotated[
-        int | None, _option("--captions", "N", "Captions of each picture in a contrastive batch.", min=1)
-    ] = None,
-    val: Annotated[
-        str | None, _option("--val", "DATA", "Data to validate on, or a fraction of DATA to hold out, by its ids.")
+        typer.Option(metavar="FILE", help="TOML with settings by the names of these flags; a flag given wins."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a killed run.")] = False,
-    epochs: Annotated[float | None, _option("--epochs", "N", "Times through the data.")] = None,
-    steps: Annotated[int | None, _option("--steps", "N", "So many steps, whatever --epochs says.", min=1)] = None,
-    accumulate: Annotated[
-        int | None, _option("--accumulate", "N", "Parts that a batch is computed in, to save memory.", min=1)
-    ] = None,
-    lr: Annotated[float | None, _option("--lr", "RATE", "Peak learning rate.")] = None,
-    projector_lr: Annotated[
-        float | None, _option("--projector-lr", "RATE", "Peak learning rate of the projector.")
-    ] = None,
-    lora: Annotated[
-        int | None, _option("--lora", "R", "Train adapters of rank R in the place of the language model.", min=1)
-    ] = None,
-    quantize: Annotated[
-        str | None, _option("--quantize", "4bit", "Hold the frozen language model in 4 bits (QLoRA; CUDA only).")
-    ] = None,
-    save_steps: Annotated[
-        int | None, _option("--save-steps", "N", "Checkpoint and validate every N steps.", min=1)
-    ] = None,
-    keep: Annotated[int | None, _option("--keep", "N", "Checkpoints to keep, beside the best.", min=1)] = None,
-    early_stop: Annotated[
-        int | None, _option("--early-stop", "N", "Stop after N validations without improvement.", min=1)
-    ] = None,
-    report_to: Annotated[str | None, _option("--report-to", "WHERE", "Also log to wandb or tensorboard.")] = None,
-    fsdp: Annotated[
-        bool | None, typer.Option("--fsdp", help="Under torchrun: shard the model over the GPUs (FSDP2), not copies.")
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, tokens a step, memory and time; train nothing.")
     ] = False,
-    images: Images = None,
     errors: Errors = None,
+    **settings: Any,
 ) -> Exit:
     """Train a dual encoder or a vision-language model, stage by stage.
 
@@ -116,56 +56,31 @@ def train(
     transformers open; before that only checkpoints, from which --resume goes on after a kill.
     """
     from vlmkit.models.embedders.base import silence_libraries, torch_device
+    from vlmkit.train.distributed import rank_zero_only
 
     silence_libraries()
-    flags = {
+    settings |= {
         "data": data,
         "out": Path(output) if output else Path() if dry_run else None,
-        "vision": vision,
-        "llm": llm,
-        "text": text,
-        "connector": connector,
-        "start": start,
-        "loss": loss,
-        "lock": lock,
-        "captions": captions,
-        "val": _fraction(val),
-        "epochs": epochs,
-        "steps": steps,
-        "accumulate": accumulate,
-        "lr": lr,
-        "projector_lr": projector_lr,
-        "lora": lora,
-        "quantize": quantize,
-        "save_steps": save_steps,
-        "keep": keep,
-        "patience": early_stop,
-        "report_to": report_to,
-        "fsdp": fsdp,
-        "images": images,
         "batch_size": run.batch_size or None,
         "seed": run.seed,
         "workers": run.workers or None,
         "device": None if run.device is Device.AUTO else torch_device(run.device.value),
     }
-    file = Path(config) if config else None
     with Failures(errors) as failures, Output() as out:
 
-        def emit(figures: dict[str, Any]) -> None:
-            out.write_records([figures])
+        def emit(record: dict[str, Any]) -> None:
+            out.write_records([record])
 
-        from vlmkit.train.distributed import rank_zero_only
-
-        settled: Any  # the stage's own kind of configuration
-        contrastive = stage is Stage.CONTRASTIVE
         with rank_zero_only():
-            settled = _contrastive(flags, preset, file) if contrastive else _settled(stage, flags, preset, file)
+            file = Path(config) if config else None
+            settled: Any = load_config(stage, settings, preset, file, torch_device("auto"))
         note = warn if not run.quiet else lambda text: None
         if dry_run:
-            from vlmkit.train.estimate import estimate_contrastive, estimate_vlm
+            from vlmkit.train.estimate import estimate
 
-            emit((estimate_contrastive if contrastive else estimate_vlm)(settled, failures, run.quiet))
-        elif contrastive:
+            emit(estimate(settled, failures, run.quiet))
+        elif stage is Stage.CONTRASTIVE:
             from vlmkit.train.contrastive.run import train as train_contrastive
 
             train_contrastive(settled, emit, failures, note, resume, run.quiet)
@@ -176,30 +91,32 @@ def train(
         return failures.exit_code()
 
 
-def _settled(stage: Stage, flags: dict[str, Any], preset: str | None, file: Path | None) -> "VlmConfig":
-    from vlmkit.models.embedders.base import torch_device
-    from vlmkit.train.config import VlmConfig, preset_of, read, resolve
-
-    told = read(VlmConfig, file, preset=str) if file else {}
-    of_file = told.pop("preset", None)
-    preset = preset or of_file
-    if told.get("stage", stage) != stage:
-        raise VlmkitError(f"{file} is for {told['stage']}, not for {stage}", "name its stage, or another --config")
-    begun = bool(flags["start"] or told.get("start"))
-    recipe = preset_of(stage.value, preset, begun, bool(flags["lora"] or told.get("lora")))
-    return resolve(VlmConfig, recipe | {"device": torch_device("auto")}, told, flags)
-
-
-def _contrastive(flags: dict[str, Any], preset: str | None, file: Path | None) -> "ContrastiveConfig":
-    from vlmkit.train.config import LitConfig, read, recipe_of, resolve
-
-    told = read(LitConfig, file) if file else {}
-    kind, recipe = recipe_of(preset, told | {name: value for name, value in flags.items() if value is not None})
-    return resolve(kind, recipe, read(kind, file) if file else {}, flags)
+def _setting_options() -> dict[str, Any]:
+    """An option, by field name, for each setting of any stage that has a help."""
+    found: dict[str, Any] = {}
+    for kind, settings in SETTINGS.items():
+        hints = typing.get_type_hints(kind)
+        for name, setting in settings.items():
+            if not setting["help"] or name in found:
+                continue
+            value = typing.get_args(hints[name])[0] if typing.get_args(hints[name]) else hints[name]
+            flag, stages = name_of(name), stages_with(name)
+            names = f"--{flag}/--no-{flag}" if value is bool else f"--{flag}"
+            metavar = None if value is bool else "|".join(setting["choices"]) or setting["unit"]
+            only = "" if len(stages) == len(Stage) else f" Only {', '.join(stages)}."
+            found[name] = Annotated[value | None, typer.Option(names, metavar=metavar, help=setting["help"] + only)]
+    return found
 
 
-def _fraction(val: str | None) -> float | str | None:
-    try:
-        return None if val is None else float(val)
-    except ValueError:
-        return val
+def _signature() -> inspect.Signature:
+    """The parameters of `train`, with an option for each setting in place of `**settings`."""
+    *own, last = inspect.signature(train).parameters.values()
+    made = [
+        last.replace(name=name, kind=last.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _setting_options().items()
+    ]
+    own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own]
+    return inspect.Signature([*own[:6], *made, *own[6:]])
+
+
+train.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,155 +1,299 @@
-"""What one run of contrastive training does.
+"""Settings of `vlmkit train`: one dataclass a stage, whose fields hold all there is to say about each setting.
 
-What one run of align, instruct or prefer does.
-
-Recipes by name, and the rates that suit what is trained. What they leave out has the default of the config.
-
-Recipes by stage and name. What they leave out has the default of `VlmConfig`.
-
-A run's configuration: defaults, then a preset, then a TOML file, then flags; each wins over those before it.
-
-What can be refused before anything is read.
+From the fields come the options of the command (`cli/train.py`), what `--config` and `--preset FILE` may hold, and the
+train.toml that a run saves.
 """
 
 import importlib.util
 import math
+import operator
 import os
-import tomllib
 import types
 import typing
-from dataclasses import MISSING, dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
 
 
-@dataclass(frozen=True, slots=True)
-class ContrastiveConfig:
-    """The same configuration on the same machine makes the same bytes.
+class Stage(StrEnum):
+    CONTRASTIVE = "contrastive"
+    ALIGN = "align"
+    INSTRUCT = "instruct"
+    PREFER = "prefer"
 
-    The model is `start`, or one of two towers, `vision` and `text`, with new heads.
+
+LIMITS = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "more than"),
+    "most": (operator.le, "at most"),
+    "below": (operator.lt, "less than"),
+}
+TRACKERS = ("wandb", "tensorboard")
+LOSS_WEIGHTINGS = {"tokens": 0.0, "root": 0.5, "replies": 1.0}  # a reply's tokens weigh 1 / length ** power
+SFT = (Stage.ALIGN, Stage.INSTRUCT)
+
+
+def setting(
+    default: Any,
+    help: str = "",
+    unit: str = "N",
+    *,
+    choices: tuple[str, ...] = (),
+    stages: tuple[Stage, ...] = tuple(Stage),
+    **limits: float,
+) -> Any:
+    """A field with what its option says, of those `stages` alone; without `help` the command declares the option.
+
+    `limits` are by the names of LIMITS. A subclass changes the default by `name: type = value`.
     """
+    metadata = {"help": help, "unit": unit, "choices": choices, "stages": stages, "limits": limits}
+    return field(default=default, metadata=metadata)
+
+
+PLAIN = setting(None).metadata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """What all stages have. The same configuration on the same machine makes the same bytes."""
+
+    stage: ClassVar[Stage]
 
     data: list[str]
     out: Path
-    start: str | None = None  # a dual encoder of open_clip or transformers, with weights or without, or "tiny"
-    vision: str | None = None  # a timm model, or a folder in timm's form
-    text: str | None = None  # a Hugging Face text encoder, or a folder of one
-    lock: str = "none"  # image, text or none: the tower that is not trained
-    loss: str = "infonce"  # or siglip
-    val: str | float | None = None  # other data, or the share of `data` to hold out
-    images: str | None = None  # folder of relative picture names
-    limit: int | None = None  # at most so many pictures of `data`, and of `val`
+    start: str | None = setting(None, "Go on from what a stage made, or mini; contrastive: any dual encoder.", "M")
+    vision: str | None = setting(
+        None, "CLIP or SigLIP tower, mini, patches (none), tiny; contrastive: timm model.", "M"
+    )
+    val: str | float | None = setting(None, "Data to validate on, or a fraction of DATA to hold out by ids.", "DATA")
+    images: str | None = setting(None, "Folder of relative image fields in records.", "DIR")
+    limit: int | None = setting(None, "Read no more than N rows of each DATA.", least=1)
+    epochs: float = setting(1.0, "Times through the data; wins over the steps of a preset.", above=0)
+    steps: int | None = setting(None, "Number of steps; wins over --epochs.", least=1)
+    batch_size: int = setting(32, least=1)  # pictures, with all their texts, over all processes
+    accumulate: int = setting(1, "Parts that a batch is computed in, to save memory.", least=1)
+    augmentations: int = setting(1, "Views of a picture; 2: its mirror image too, more: random crops.", least=1)
+    lr: float = setting(2e-5, "Peak learning rate.", "RATE", least=0)
+    weight_decay: float = setting(0.0, "Weight decay of AdamW; biases and norms have none.", "RATE", least=0)
+    warmup: float = setting(0.03, "Share of the steps in which the learning rate rises.", "SHARE", least=0, most=1)
+    clip: float = setting(1.0, "Largest norm of the gradient.", "NORM", above=0)
+    save_steps: int | None = setting(None, "Checkpoint and validate every N steps.", least=1)
+    keep: int = setting(2, "Checkpoints to keep, beside the best.", least=1)
+    patience: int | None = setting(None, "Stop after N validations without improvement.", least=1)
+    log_every: int = setting(10, "Log every N steps.", least=1)
+    report_to: str | None = setting(None, "Also log to wandb or tensorboard.", choices=TRACKERS)
+    seed: int = setting(0, least=0)
+    device: str = setting("cpu", choices=("cpu", "cuda", "mps"))
+    workers: int = setting(2, least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveConfig(TrainConfig):
+    """The model is `start`, or one of two towers, `vision` and `text`, with new heads."""
+
+    stage = Stage.CONTRASTIVE
+
+    text: str | None = setting(None, "Text tower: an encoder of Hugging Face, by name or folder.", "M")
+    lock: str = setting("none", "Tower that is not trained.", choices=("image", "text", "none"))
+    loss: str = setting("infonce", "Contrastive loss; infonce is CLIP's.", choices=("infonce", "siglip"))
+    captions: int = setting(1, "Captions of each picture in a batch.", least=1)
+    dim: int = setting(256, "Dimensions of the space of two towers.", least=1)
+    best: bool = setting(True, "End with the weights of the best validation, not with the last ones.")
     epochs: float = 10
-    steps: int | None = None  # so many, whatever `epochs` says
-    batch_size: int = 256  # pictures, over all processes
-    accumulate: int = 1  # parts that a process computes its pictures in
-    captions: int = 1  # of each picture in a batch
-    views: int = 1  # 1: the picture; 2: and its mirror image; more: and random crops
-    dim: int = 256  # of the space, for two towers with new heads
+    batch_size: int = 256
     lr: float = 5e-4
     weight_decay: float = 0.2
-    warmup: float = 0.1  # share of all steps
-    clip: float = 1.0  # of the gradient's norm
-    save_steps: int | None = None  # a tenth of the run unless told
-    keep: int = 2
-    best: bool = True  # end with the weights of the best validation, not with the last ones
-    patience: int | None = None  # validations without improvement before stopping
-    log_every: int = 10
-    report_to: str | None = None
-    seed: int = 0
-    device: str = "cpu"
-    workers: int = 2
+    warmup: float = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+DROPOUT = "Dropout of features, embeddings and blocks; contrastive: in the head of a locked image tower."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LitConfig(ContrastiveConfig):
     """Two towers, the image tower locked: it runs once over every picture, training reads its features from memory."""
 
+    text_epochs: int = setting(1, "Last epochs that train the text tower beside a locked image tower too.", least=0)
+    text_lr: float = setting(3e-5, "Peak learning rate of the text tower in these epochs.", "RATE", least=0)
+    text_layers: int = setting(1, "Top layers of the text tower that they train.", least=0)
+    feature_dropout: float = setting(0.35, "Dropout of a locked image tower's features.", "SHARE", least=0, below=1)
+    dropout: float = setting(0.3, DROPOUT, "SHARE", least=0, below=1)
     lock: str = "image"
     epochs: float = 40
     batch_size: int = 512
     captions: int = 5
-    views: int = 4
+    augmentations: int = 4
     lr: float = 1e-3  # of the heads
     weight_decay: float = 1.0
-    text_epochs: int = 1  # in how many of the last epochs the text tower is trained too; before, the heads alone
-    text_lr: float = 3e-5  # of the text tower
-    text_layers: int = 1  # how many of its top layers are trained
-    dropout: float = 0.3  # in the head of the image tower
-    feature_dropout: float = 0.35  # of the image tower's features
 
 
-@dataclass(frozen=True, slots=True)
-class VlmConfig:
-    """The same configuration on the same machine makes the same bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VlmConfig(TrainConfig):
+    """A vision tower, a projector and a language model."""
 
-    stage: str  # align, instruct or prefer
-    data: list[str]
-    out: Path
-    vision: str | None = None  # a CLIP or SigLIP tower, "mini", "patches"; None with `start`, or for a tiny one
-    llm: str | None = None
-    connector: str | None = None  # mlp unless told
-    start: str | None = None  # a folder that an earlier stage made
-    val: str | float | None = None
-    images: str | None = None
-    limit: int | None = None  # at most so many rows of each DATA
-    epochs: float = 1.0
-    steps: int | None = None
-    batch_size: int = 32  # pictures, with all that is said about them, over all processes
-    accumulate: int = 1  # micro-batches a step
-    lr: float = 2e-5  # of the language model
-    projector_lr: float = 1e-3
-    weight_decay: float = 0.0
-    beta2: float = 0.999
-    warmup: float = 0.03  # share of all steps
-    clip: float = 1.0  # of the gradient's norm
-    dropout: float = 0.0  # of features, embeddings, and what each attention and MLP block adds
-    smoothing: float = 0.0  # of the labels
-    weigh: str = "tokens"  # what weighs the same: tokens or replies; root: between, by 1 / sqrt(tokens of the reply)
-    views: int = 1  # of each picture; 2: its mirror image too (captions without left and right); more: random crops
-    aspect: str = "crop"  # or pad: to a square, with the mean colour (CLIP towers)
-    lora: int | None = None
-    quantize: str | None = None
-    beta: float = 0.1  # of DPO
-    max_length: int = 2048  # tokens of a sample; the text of longer ones is cut
-    pack_length: int = 1024  # tokens of a row
-    cache_features: bool = False  # of the frozen vision tower, once, on disk
-    checkpointing: bool = False  # activations computed again in the backward pass
-    save_steps: int | None = None  # a tenth of the run unless told
-    keep: int = 2
-    patience: int | None = None  # evaluations without improvement before stopping
-    log_every: int = 10
-    report_to: str | None = None
-    fsdp: bool = False
-    seed: int = 0
-    device: str = "cpu"
-    workers: int = 2
+    llm: str | None = setting(None, "Causal language model of transformers, by name or folder.", "M")
+    connector: str | None = setting(None, "mlp (LLaVA's), linear, qformer, cross-attention, adaptive.", "C")
+    projector_lr: float = setting(1e-3, "Peak learning rate of the projector.", "RATE", least=0)
+    beta2: float = setting(0.999, "Decay of AdamW's second moment.", "SHARE", least=0, below=1)
+    dropout: float = setting(0.0, DROPOUT, "SHARE", least=0, below=1)
+    label_smoothing: float = setting(0.0, "Smoothing of the labels.", "SHARE", stages=SFT, least=0, below=1)
+    loss_weighting: str = setting(
+        "tokens", "What counts the same in the loss; root is between.", choices=tuple(LOSS_WEIGHTINGS), stages=SFT
+    )
+    image_aspect: str = setting("crop", "How a picture becomes square (CLIP towers).", choices=("crop", "pad"))
+    lora: int | None = setting(
+        None, "Train adapters of rank R in the place of the language model.", "R", stages=tuple(Stage)[2:], least=1
+    )
+    quantize: str | None = setting(None, "Hold the frozen language model in 4 bits (QLoRA; CUDA).", choices=("4bit",))
+    max_length: int = setting(2048, "Longest sample; the text of longer ones is cut.", "TOKENS", least=1)
+    pack_length: int = setting(1024, "Length of a row, which samples share.", "TOKENS", stages=SFT, least=1)
+    cache_features: bool = setting(False, "Compute the features of the frozen vision tower once, on disk.")
+    checkpointing: bool = setting(False, "Compute activations again in the backward pass, to save memory.")
+    fsdp: bool = setting(False, "Under torchrun: shard the model over the GPUs (FSDP2), not copies.")
 
 
-TINY_DUAL = "tiny"
+# LLaVA-1.5 (Liu and others, 2023, table 9); TinyLLaVA (Zhou and others, 2024) for the small language models.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignConfig(VlmConfig):
+    """Trains the projector alone."""
+
+    stage = Stage.ALIGN
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstructConfig(VlmConfig):
+    """Trains projector and language model, on replies."""
+
+    stage = Stage.INSTRUCT
+    batch_size: int = 128
+    projector_lr: float = 2e-5
+    image_aspect: str = "pad"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferConfig(VlmConfig):
+    """Trains projector and language model, on pairs of replies (DPO)."""
+
+    stage = Stage.PREFER
+    beta: float = setting(0.1, "Pull of DPO towards the model as it was.", above=0)
+    lr: float = 5e-7
+    projector_lr: float = 5e-7
+    warmup: float = 0.1
+
+
+KINDS: tuple[type[TrainConfig], ...] = (ContrastiveConfig, LitConfig, AlignConfig, InstructConfig, PreferConfig)
+TINY = "tiny"  # a model, or towers, made on the spot
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "contrastive": {
+        "debug": {"start": TINY, "batch_size": 16, "steps": 20, "log_every": 1, "save_steps": 5},
+        "small": {"start": "ViT-B-32:laion2b_s34b_b79k", "batch_size": 256, "epochs": 5.0},
+        "full": {"start": "ViT-B-16", "batch_size": 4096, "accumulate": 16, "epochs": 32.0, "warmup": 0.05},
+    },
+    "vlm": {
+        "debug": {"vision": TINY, "llm": TINY, "batch_size": 8, "steps": 20, "log_every": 1, "save_steps": 5}
+        | {"lr": 1e-3, "projector_lr": 1e-3, "image_aspect": "crop"},
+        "small": {"vision": "openai/clip-vit-base-patch32", "llm": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+        | {"batch_size": 64, "lr": 1e-4, "projector_lr": 1e-3},
+        "full": {"vision": "openai/clip-vit-large-patch14-336", "llm": "Qwen/Qwen2.5-0.5B-Instruct"},
+    },
+}
+REGISTERED = {"vision": "efficientnet-lite0", "text": "all-minilm-l6-v2"}
+LORA_LR = 2e-4
 # A high rate destroys learned weights unseen: a third of that of WiSE-FT (Wortsman and others, 2022).
 LEARNED = {"lr": 1e-5, "weight_decay": 0.1}
-NEW = {"lr": 5e-4, "weight_decay": 0.2}  # OpenCLIP (Cherti and others, 2023)
+FROM_SCRATCH = {"lr": 5e-4, "weight_decay": 0.2}  # OpenCLIP (Cherti and others, 2023)
 HEADS = {"lr": 1e-4, "weight_decay": 0.2}  # new heads on learned towers
-CONTRASTIVE_PRESETS: dict[str, dict[str, Any]] = {
-    "debug": {"start": TINY_DUAL, "batch_size": 16, "steps": 20, "log_every": 1, "save_steps": 5},
-    "small": {"start": "ViT-B-32:laion2b_s34b_b79k", "batch_size": 256, "epochs": 5.0},
-    "full": {"start": "ViT-B-16", "batch_size": 4096, "accumulate": 16, "epochs": 32.0, "warmup": 0.05},
-}
-WHERE = ("wandb", "tensorboard")
-LOSSES, LOCKS = ("infonce", "siglip"), ("image", "text", "none")
-REGISTERED = {"vision": "efficientnet-lite0", "text": "all-minilm-l6-v2"}
+TINY_RATES = {"lr": 1e-3, "weight_decay": 0.2}
+RENAMED = {"out": "output", "start": "from", "patience": "early-stop"}
 
 
-def is_new(start: str) -> bool:
+def name_of(field: str) -> str:
+    """The name of a field in TOML and, after --, on the command line."""
+    return RENAMED.get(field, field).replace("_", "-")
+
+
+def _settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        for each in fields(base):
+            found[each.name] = each.metadata or found.get(each.name, PLAIN)
+    return {name: metadata for name, metadata in found.items() if kind.stage in metadata["stages"]}
+
+
+SETTINGS = {kind: _settings_of(kind) for kind in KINDS}  # what `setting` says of the fields that a stage uses, by name
+
+
+def stages_with(field: str) -> list[Stage]:
+    """The stages that use the setting."""
+    return list(dict.fromkeys(kind.stage for kind in KINDS if field in SETTINGS[kind]))
+
+
+def load_config(
+    stage: Stage, flags: dict[str, Any], preset: str | None = None, file: Path | None = None, device: str = "cpu"
+) -> TrainConfig:
+    """The configuration of a run: defaults, then a preset, a TOML `file` and `flags`; each wins over those before.
+
+    `flags` are by field name, None where not given; `preset` is a name or a TOML file; `device` is used unless one is
+    given. `epochs` without `steps` drops the `steps` of what came before. Raises VlmkitError.
+    """
+    from_file = _read_toml(stage, file) if file else {}
+    preset = preset or from_file.pop("preset", None)
+    given = {name: value for name, value in flags.items() if value is not None}
+    kind, defaults = _defaults(stage, preset, from_file | given)
+    settings: dict[str, Any] = {"device": device}
+    for source, layer in ((f"{preset}: ", defaults), (f"{file}: ", from_file), ("--", given)):
+        if "epochs" in layer and "steps" not in layer:
+            settings.pop("steps", None)
+        settings |= {name: _valid(kind, name, value, source + name_of(name)) for name, value in layer.items()}
+    for name, flag in (("data", "DATA"), ("out", "--output")):
+        if name not in settings:
+            raise VlmkitError(f"{flag} is missing", "give it on the command line or in --config")
+    return kind(**settings)
+
+
+def _defaults(stage: Stage, preset: str | None, given: dict[str, Any]) -> tuple[type[TrainConfig], dict[str, Any]]:
+    """The class of a run, and what lies under the settings that are `given`: the preset, rates that suit the model."""
+    table = PRESETS["contrastive" if stage is Stage.CONTRASTIVE else "vlm"]
+    if preset and ("/" in preset or preset.endswith(".toml")):
+        settings = _read_toml(stage, Path(preset))
+    elif preset in (None, *table):
+        settings = table.get(preset or "", {})
+    else:
+        raise VlmkitError(f"unknown preset {preset}", f"use {', '.join(table)}, or a TOML file such as ./mine.toml")
+    if stage is Stage.CONTRASTIVE:
+        return _contrastive_defaults(settings, given)
+    if "start" in given:  # it brings its own towers
+        settings = {name: value for name, value in settings.items() if name not in ("vision", "llm")}
+    if given.get("lora"):
+        settings = settings | {"lr": LORA_LR} if preset == "small" else {"lr": LORA_LR} | settings
+    return next(kind for kind in KINDS if kind.stage is stage), settings
+
+
+def _contrastive_defaults(preset: dict[str, Any], given: dict[str, Any]) -> tuple[type[TrainConfig], dict[str, Any]]:
+    towers = [name for name in REGISTERED if name in given]
+    if towers and "start" in given:
+        raise VlmkitError(f"{given['start']} brings its own towers", f"leave --{towers[0]} out, or --from")
+    settings = {name: value for name, value in preset.items() if name != "start" or not towers}
+    start = (settings | given).get("start")
+    if start is None:
+        locked = (settings | given).get("lock", "image") == "image"
+        return (LitConfig, REGISTERED | settings) if locked else (ContrastiveConfig, REGISTERED | HEADS | settings)
+    rates = TINY_RATES if start == TINY else FROM_SCRATCH if is_from_scratch(start) else LEARNED
+    return ContrastiveConfig, rates | settings
+
+
+def is_from_scratch(start: str) -> bool:
     """Whether the model `start` has no weights yet."""
     import open_clip
 
     from vlmkit.models.resolve import PICKLES
 
-    if start == TINY_DUAL:
+    if start == TINY:
         return True
     folder = Path(start.removeprefix("local-dir:"))
     if folder.is_dir():
@@ -157,202 +301,102 @@ def is_new(start: str) -> bool:
     return start in open_clip.list_models()
 
 
-def recipe_of(preset: str | None, told: dict[str, Any]) -> tuple[type[ContrastiveConfig], dict[str, Any]]:
-    """The kind of run, and its settings, where flags and file have `told` theirs. Raises VlmkitError."""
-    if preset is not None and preset not in CONTRASTIVE_PRESETS:
-        raise VlmkitError(f"unknown preset {preset}", f"use {', '.join(CONTRASTIVE_PRESETS)}")
-    settings = dict(CONTRASTIVE_PRESETS[preset]) if preset else {}
-    for name, choices in (("loss", LOSSES), ("lock", LOCKS)):
-        if told.get(name, choices[0]) not in choices:
-            raise VlmkitError(f"unknown --{name} {told[name]}", f"use {', '.join(choices)}")
-    towers = [name for name in REGISTERED if name in told]
-    if towers and "start" in told:
-        raise VlmkitError(f"{told['start']} brings its own towers", f"leave --{towers[0]} out, or --from")
-    if towers or not (preset or "start" in told):
-        settings = REGISTERED | {key: value for key, value in settings.items() if key != "start"}
-        if told.get("lock", "image") == "image":
-            return LitConfig, settings
-        return ContrastiveConfig, HEADS | settings
-    start = (settings | told)["start"]
-    rates = {"lr": 1e-3, "weight_decay": 0.2} if start == TINY_DUAL else NEW if is_new(start) else LEARNED
-    return ContrastiveConfig, rates | settings
+def _read_toml(stage: Stage, file: Path) -> dict[str, Any]:
+    """The settings in `file` by field name, `preset` too. Raises VlmkitError for another stage, or unknown names."""
+    import tomllib
 
-
-# LLaVA-1.5 (Liu and others, 2023, table 9); TinyLLaVA (Zhou and others, 2024) for the small language models.
-STAGES: dict[str, dict[str, Any]] = {
-    "align": {"batch_size": 256, "projector_lr": 1e-3},
-    "instruct": {"batch_size": 128, "projector_lr": 2e-5, "lr": 2e-5, "aspect": "pad"},
-    "prefer": {"batch_size": 32, "projector_lr": 5e-7, "lr": 5e-7, "warmup": 0.1},
-}
-LORA_LR = 2e-4
-VLM_PRESETS: dict[str, dict[str, Any]] = {
-    "debug": {
-        "vision": "tiny",
-        "llm": "tiny",
-        "batch_size": 8,
-        "steps": 20,
-        "lr": 1e-3,
-        "projector_lr": 1e-3,
-        "log_every": 1,
-        "save_steps": 5,
-        "aspect": "crop",
-    },
-    "small": {
-        "vision": "openai/clip-vit-base-patch32",
-        "llm": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "batch_size": 64,
-        "lr": 1e-4,
-        "projector_lr": 1e-3,
-    },
-    "full": {"vision": "openai/clip-vit-large-patch14-336", "llm": "Qwen/Qwen2.5-0.5B-Instruct"},
-}
-
-
-def preset_of(stage: str, name: str | None, begun: bool, lora: bool) -> dict[str, Any]:
-    """The settings of `stage` with the preset `name`; a run that has `begun` (--from) brings its own towers."""
-    if name is not None and name not in VLM_PRESETS:
-        raise VlmkitError(f"unknown preset {name}", f"use {', '.join(VLM_PRESETS)}")
-    settings = STAGES[stage] | (VLM_PRESETS[name] if name else {}) | {"stage": stage}
-    if lora and name != "debug":
-        settings["lr"] = LORA_LR
-    if begun:
-        settings = {key: value for key, value in settings.items() if key not in ("vision", "llm")}
-    return settings
-
-
-T = TypeVar("T")
-FLAGS = {"out": "output", "start": "from", "patience": "early-stop", "smoothing": "label-smoothing"}
-
-
-def flag_of(field: str) -> str:
-    """The name of a field on the command line and in TOML."""
-    return FLAGS.get(field, field).replace("_", "-")
-
-
-def resolve(kind: type[T], preset: dict[str, Any], told: dict[str, Any], flags: dict[str, Any]) -> T:
-    """A `kind`, a frozen dataclass, from settings by field name: `told` is what `read` found, None a flag not given.
-
-    Raises VlmkitError for a flag that this stage does not have, and for what is missing.
-    """
-    hints = typing.get_type_hints(kind)
-    given = {name: value for name, value in flags.items() if value is not None}
-    if odd := sorted(given.keys() - hints.keys()):
-        raise VlmkitError(f"--{flag_of(odd[0])} is not for this stage", "leave it out, see vlmkit train --help")
-    settings = preset | told | given
-    missing = [f.name for f in fields(kind) if f.name not in settings and _required(f)]  # type: ignore[arg-type]
-    if missing:
-        name = "DATA" if missing[0] == "data" else f"--{flag_of(missing[0])}"
-        raise VlmkitError(f"{name} is missing", "give it on the command line or in --config, see vlmkit train --help")
-    _check(settings)
-    return kind(**settings)
-
-
-def _check(settings: dict[str, Any]) -> None:
-    """Raises VlmkitError where a run would only seem to do what was asked for."""
-    for name, value in settings.items():
-        if name.endswith("lr") and not 0 <= value < math.inf:
-            raise VlmkitError(f"--{flag_of(name)} {value:g} is no rate", "give one of 0 or more, such as 1e-4")
-    if settings.get("epochs", 1) <= 0:
-        raise VlmkitError(f"--epochs {settings['epochs']:g} trains nothing", "give a number above 0")
-    if settings.get("patience") and settings.get("val") is None:
-        raise VlmkitError("--early-stop counts validations, and there are none", "give --val")
-
-
-def _required(field: Any) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
-
-
-def read(kind: type[Any], file: Path, **beside: type) -> dict[str, Any]:
-    """The settings in a TOML file, by field name of `kind`, or of those `beside` it.
-
-    Raises VlmkitError for a name or a value that does not fit.
-    """
     try:
-        told = tomllib.loads(file.read_text())
+        found = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise VlmkitError(f"{file}: {error}", "mend the file") from None
-    hints = typing.get_type_hints(kind) | beside
-    names = {flag_of(name): name for name in hints} | {flag_of(name).replace("-", "_"): name for name in hints}
-    found = {}
-    for key, value in told.items():
-        if key not in names:
-            raise VlmkitError(f"{file}: no setting is called {key}", "use the names of the flags without --")
-        found[names[key]] = _fitting(value, hints[names[key]], f"{file}: {key}")
-    return found
+        raise VlmkitError(f"{file}: {error}", "fix the file") from None
+    if (other := found.pop("stage", stage)) != stage:
+        raise VlmkitError(f"{file} is for {other}, not for {stage}", "name its stage, or another file")
+    names = {name_of(name): name for kind in KINDS for name in SETTINGS[kind]} | {"preset": "preset"}
+    for key in found:
+        if key.replace("_", "-") not in names:
+            raise VlmkitError(f"{file}: unknown setting {key}", "use the names of the options without --")
+    return {names[key.replace("_", "-")]: value for key, value in found.items()}
 
 
-def _fitting(value: Any, hint: Any, where: str) -> Any:
+def _valid(kind: type[TrainConfig], field: str, value: Any, label: str) -> Any:
+    """`value` in the type of the field. Raises VlmkitError where it does not fit stage, type, choices or limits."""
+    setting = SETTINGS[kind].get(field)
+    if setting is None:
+        stages = stages_with(field)
+        if kind.stage in stages:
+            raise VlmkitError(f"{label} needs a locked image tower", "use it with --vision, --text and --lock image")
+        raise VlmkitError(f"{label} is not for {kind.stage}", f"use it with {', '.join(stages)}, or leave it out")
+    value = _in_type(value, typing.get_type_hints(kind)[field], label)
+    if setting["choices"] and value not in setting["choices"]:
+        raise VlmkitError(f"{label} {value} is unknown", f"use {', '.join(setting['choices'])}")
+    if type(value) in (int, float):
+        limits = [(*LIMITS[name], limit) for name, limit in setting["limits"].items()]
+        if not (math.isfinite(value) and all(holds(value, limit) for holds, _, limit in limits)):
+            needed = " and ".join(f"{words} {limit:g}" for _, words, limit in limits)
+            raise VlmkitError(f"{label} {value:g} is out of range", f"give {needed or 'a finite number'}")
+    return value
+
+
+def _in_type(value: Any, hint: Any, label: str) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
-        return float(value)
-    for kind in kinds:
-        if kind is Path and isinstance(value, str):
-            return Path(value)
-        if typing.get_origin(kind) is list and isinstance(value, list):
-            return [_fitting(each, typing.get_args(kind)[0], where) for each in value]
-        if isinstance(kind, type) and type(value) is kind:
-            return value
-    raise VlmkitError(f"{where} = {value!r} does not fit", f"give {' or '.join(map(_name, kinds))}")
-
-
-def _name(kind: Any) -> str:
+    if float in kinds and type(value) in (int, *kinds):
+        with suppress(ValueError):  # of a text, which is data and no fraction
+            return float(value)
+    if Path in kinds and isinstance(value, str):
+        value = Path(value)
+    texts = list[str] in kinds and isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if texts or type(value) in kinds or isinstance(value, Path):
+        return value
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
-    return names.get(kind, "a list")
+    expected = " or ".join(names.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType)
+    raise VlmkitError(f"{label} = {value!r} has the wrong type", f"give {expected}")
 
 
-def as_toml(config: Any) -> str:
-    """All settings of `config`, as `--config` reads them."""
+def as_toml(config: TrainConfig) -> str:
+    """The stage and all its settings, as `--config` reads them."""
     import tomli_w
 
-    values = {flag_of(field.name): getattr(config, field.name) for field in fields(config)}
-    return tomli_w.dumps({name: _plain(value) for name, value in values.items() if value is not None})
+    values = {name_of(name): getattr(config, name) for name in SETTINGS[type(config)]}
+    given = {
+        name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value is not None
+    }
+    return tomli_w.dumps({"stage": config.stage.value} | given)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-POWERS = {"tokens": 0.0, "root": 0.5, "replies": 1.0}  # a reply's tokens weigh 1 / length ** power
-
-
-def check(config: VlmConfig) -> None:
+def check(config: TrainConfig) -> None:
     """Raises VlmkitError where `config` contradicts itself, or wants what this machine does not have."""
     from vlmkit.train.distributed import world
 
-    if config.batch_size % (config.accumulate * world()):
-        what = f"{config.batch_size} pictures do not divide into {config.accumulate * world()} equal parts"
+    if config.patience and config.val is None:
+        raise VlmkitError("--early-stop counts validations, and there are none", "give --val")
+    if config.report_to is not None:
+        _needs(config.report_to, f"--report-to {config.report_to}", f"pip install {config.report_to}")
+    if isinstance(config, VlmConfig):
+        _check_vlm(config, world())
+    elif config.batch_size < max(2, world()):
+        raise VlmkitError(f"--batch-size {config.batch_size} is too small", "give at least 2, and 1 a process")
+
+
+def _check_vlm(config: VlmConfig, world: int) -> None:
+    on_cuda = config.device == "cuda"
+    if config.batch_size % (config.accumulate * world):
+        what = f"{config.batch_size} pictures do not divide into {config.accumulate * world} equal parts"
         raise VlmkitError(what, "change --batch-size or --accumulate")
     if config.start not in (None, "mini") and not os.path.isdir(config.start):
         raise VlmkitError(f"{config.start} is no folder", "name one that vlmkit train made, or mini")
-    if config.views < 1:
-        raise VlmkitError(f"views = {config.views} leaves nothing to see", "1 is the picture alone")
-    if config.weigh not in POWERS:
-        raise VlmkitError(f"weigh = {config.weigh!r} is not known", f"use {', '.join(POWERS)}")
-    if config.lora and config.stage == "align":
-        raise VlmkitError("align trains the projector alone", "leave --lora out, or use it with instruct")
-    if config.quantize is not None:
-        _four_bit(config)
-    if config.fsdp and (config.device != "cuda" or world() == 1):
-        lack = "there is none" if config.device != "cuda" else "this is one process"
+    if config.quantize:
+        if not on_cuda:
+            raise VlmkitError("4 bit needs a CUDA device, and there is none", "leave --quantize out")
+        if config.stage is not Stage.ALIGN and not config.lora:
+            raise VlmkitError(
+                "4-bit weights cannot be trained themselves", "add --lora R: adapters beside them (QLoRA)"
+            )
+        _needs("bitsandbytes", "4 bit", "pip install bitsandbytes")
+    if config.fsdp and (not on_cuda or world == 1):
+        lack = "this is one process" if on_cuda else "there is none"
         raise VlmkitError(f"--fsdp shards the model over several GPUs, and {lack}", "use torchrun, or leave it out")
-    if config.report_to is not None:
-        if config.report_to not in WHERE:
-            raise VlmkitError(f"unknown --report-to {config.report_to}", f"use {' or '.join(WHERE)}")
-        _needs(config.report_to, f"--report-to {config.report_to}", f"pip install {config.report_to}")
-    if config.stage == "prefer":
+    if config.stage is Stage.PREFER:
         _needs("trl", "prefer", "pip install 'vlmkit[prefer]'")
-
-
-def _four_bit(config: VlmConfig) -> None:
-    if config.quantize != "4bit":
-        raise VlmkitError(f"--quantize {config.quantize} is not known", "use 4bit")
-    if config.device != "cuda":
-        raise VlmkitError("4 bit needs a CUDA device, and there is none", "leave --quantize out, or use --lora alone")
-    if config.stage != "align" and not config.lora:
-        raise VlmkitError("4-bit weights cannot be trained themselves", "add --lora R: adapters beside them (QLoRA)")
-    _needs("bitsandbytes", "4 bit", "pip install bitsandbytes")
 
 
 def _needs(package: str, what: str, remedy: str) -> None:

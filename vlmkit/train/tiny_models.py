@@ -31,7 +31,7 @@ from transformers import (
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG
-from vlmkit.train.config import TINY_DUAL
+from vlmkit.train.config import TINY
 from vlmkit.train.contrastive.two_towers import build
 from vlmkit.train.contrastive.two_towers import save as save_towers
 from vlmkit.train.data.samples import Captioned, Dialogue, Preference
@@ -51,7 +51,7 @@ def new_model(start: str, samples: Sequence[Captioned]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="vlmkit-new-") as name:
         made = Path(name)
         try:
-            if start == TINY_DUAL:
+            if start == TINY:
                 _tiny(made, samples)
             elif (folder := Path(start.removeprefix("local-dir:"))).is_dir():
                 shutil.copytree(folder, made, dirs_exist_ok=True)
@@ -123,7 +123,6 @@ def _clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
     return with_merges([tuple(merge) for merge in merges])
 
 
-TINY_VLM = "tiny"
 VLM_PIECES = 1024
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
@@ -139,10 +138,10 @@ def tiny_towers(vision: str, llm: str, rows: Sequence[Dialogue | Preference]) ->
     The tokenizer is made from the texts of `rows`.
     """
     with tempfile.TemporaryDirectory(prefix="vlmkit-tiny-") as name:
-        if vision == TINY_VLM:
+        if vision == TINY:
             vision = f"{name}/vision"
             _vision().save_pretrained(vision)
-        if llm == TINY_VLM:
+        if llm == TINY:
             llm = f"{name}/llm"
             tokenizer = _chat_tokenizer(rows)
             tokenizer.save_pretrained(llm)

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from vlmkit.errors import VlmkitError
 from vlmkit.train.checkpoints import PARTIAL, checkpoint_of, drop_old, staged
-from vlmkit.train.config import WHERE
+from vlmkit.train.config import TRACKERS
 from vlmkit.train.distributed import rank
 
 Log = Callable[[dict[str, Any]], None]
@@ -63,8 +63,8 @@ def reporter(where: str | None, folder: Path) -> Log:
     """
     if where is None:
         return lambda figures: None
-    if where not in WHERE:
-        raise VlmkitError(f"unknown --report-to {where}", f"use {' or '.join(WHERE)}")
+    if where not in TRACKERS:
+        raise VlmkitError(f"unknown --report-to {where}", f"use {' or '.join(TRACKERS)}")
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 

@@ -99,8 +99,8 @@ by `python -m vlmkit.recipes.mini.train_chat`; this card is written by the same 
 2. `vlmkit train instruct --vision mini`, both stages in one: the captions of Flickr8k, and beside them questions made
    from these captions by rule, easy-VQA and DAQUAR, {batch_size} pictures a step, each with all that is said about it,
    in one of several views: whole, mirrored (where captions name no left and right), cropped at random.
-   AdamW, dropout {dropout:g}, label smoothing {smoothing:g}, seed {seed}. In turn, each from the checkpoint with the
-   least loss on captions held out:
+   AdamW, dropout {dropout:g}, label smoothing {label_smoothing:g}, seed {seed}. In turn, each from the checkpoint with
+   the least loss on captions held out:
 {phases}
 3. `vlmkit train prefer` (DPO) on pairs of its own captions of the training pictures: of nine the one closest to what
    people wrote, by CIDEr-D, and the farthest. Rate {preferring[lr]:g}, beta {preferring[beta]:g}, once through; and
@@ -162,5 +162,5 @@ def _student(teaching: dict[str, Any], lessons: Sequence[dict[str, int]]) -> str
 
 def _phase(phase: dict[str, Any]) -> str:
     weights = ", ".join(f"{name} {weight:g}" for name, weight in phase["mixture"].items())
-    once = f"{phase['epochs']:g} times through, rate {phase['lr']:g}, {phase['views']} views"
+    once = f"{phase['epochs']:g} times through, rate {phase['lr']:g}, {phase['augmentations']} views"
     return f"   - {once}, by weight: {weights}."

@@ -30,7 +30,7 @@ from vlmkit.recipes.mini.model_cards import card
 from vlmkit.recipes.mini.preference_pairs import caption_pairs
 from vlmkit.recipes.mini.pseudo_labels import pseudo_label
 from vlmkit.recipes.mini.tokenizer import language_model
-from vlmkit.train.config import VlmConfig
+from vlmkit.train.config import InstructConfig, PreferConfig
 from vlmkit.train.vlm.run import train
 
 WEIGHTS = "model.safetensors"
@@ -41,25 +41,25 @@ PHASES: tuple[dict[str, Any], ...] = (
         "mixture": {"train-captions": 1, "train-questions": 0.25, "easy-train": 0.35, "daquar-train": 2},
         "epochs": 8,
         "lr": 1e-3,
-        "views": 2,
+        "augmentations": 2,
     },
     {
         "mixture": {"train-captions": 1, "train-questions": 0.1, "easy-train": 1.5, "daquar-train": 1},
         "epochs": 4,
         "lr": 5e-4,
-        "views": 4,
+        "augmentations": 4,
     },
 )
 TRAINING: dict[str, Any] = {
-    "stage": "instruct",
+    "image_aspect": "crop",
     "cache_features": True,
     "batch_size": 32,
     "weight_decay": 0.05,
     "beta2": 0.98,
     "warmup": 0.05,
     "dropout": 0.15,
-    "weigh": "root",
-    "smoothing": 0.1,
+    "loss_weighting": "root",
+    "label_smoothing": 0.1,
     "pack_length": 256,
     "log_every": 50,
 }
@@ -73,9 +73,9 @@ TEACHING: dict[str, Any] = {
         "train-questions": 0.05,
     },
     "lr": 8e-4,
-    "views": 4,
+    "augmentations": 4,
     "dropout": 0.1,
-    "smoothing": 0.0,
+    "label_smoothing": 0.0,
     "pack_length": 320,
 }
 LESSONS: tuple[dict[str, int], ...] = (
@@ -94,7 +94,7 @@ STUDENTS: tuple[dict[str, Any], ...] = (
     {"lessons": 0, "seed": 5, "epochs": 1.5},
 )
 PREFERRED = 0.75  # of the weights after preferring, the rest of those before: the best of 0, 0.6, 0.75 and 1 on dev
-PREFERRING: dict[str, Any] = {"lr": 5e-5, "projector_lr": 5e-5, "beta": 0.1, "cache_features": True, "log_every": 10}
+PREFERRING: dict[str, Any] = {"lr": 5e-5, "projector_lr": 5e-5, "warmup": 0.03, "beta": 0.1, "cache_features": True}
 
 
 def make(
@@ -130,8 +130,8 @@ def make(
             trained = train(config, log, failures, note=lambda _: None, resume=True)
             beginning = {"start": str(trained)}
         pairs = _pairs(work / "pairs", trained, list(rows(data / "train-captions.jsonl")), seed)
-        config = VlmConfig("prefer", [str(pairs)], work / "preferring", start=str(trained), seed=seed, **PREFERRING)
-        preferring = train(config, log, failures, note=lambda _: None, resume=True)
+        by_pairs = PreferConfig(data=[str(pairs)], out=work / "preferring", start=str(trained), seed=seed, **PREFERRING)
+        preferring = train(by_pairs, log, failures, note=lambda _: None, resume=True)
         between = _averaged({trained: 1 - PREFERRED, preferring: PREFERRED}, work / "between")
         own = _own(work / "own", between, list(rows(data / "train-captions.jsonl")))
         models = [between]
@@ -154,7 +154,9 @@ def make(
         (made / "TALK_CARD.md").write_text(card(figures, recipe, size))
 
 
-def _phase(phase: dict[str, Any], folders: list[Path], out: Path, seed: int, beginning: dict[str, str]) -> VlmConfig:
+def _phase(
+    phase: dict[str, Any], folders: list[Path], out: Path, seed: int, beginning: dict[str, str]
+) -> InstructConfig:
     """The mixture's files stand in one of `folders`."""
     settings = TRAINING | phase | beginning
     settings.pop("lessons", None)
@@ -163,7 +165,7 @@ def _phase(phase: dict[str, Any], folders: list[Path], out: Path, seed: int, beg
         f"{weight}:{next(filter(Path.exists, (folder / f'{name}.jsonl' for folder in folders)))}"
         for name, weight in settings.pop("mixture").items()
     ]
-    return VlmConfig(data=data, out=out, projector_lr=phase["lr"], seed=seed, **settings)
+    return InstructConfig(data=data, out=out, projector_lr=phase["lr"], seed=seed, **settings)
 
 
 def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> Path:

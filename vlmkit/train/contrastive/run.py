@@ -34,7 +34,7 @@ from vlmkit.train.checkpoints import (
     save_checkpoint,
     wait,
 )
-from vlmkit.train.config import ContrastiveConfig, LitConfig, is_new
+from vlmkit.train.config import ContrastiveConfig, LitConfig, check, is_from_scratch
 from vlmkit.train.contrastive.gradcache import Embed, Peak, full_batch_gradient
 from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.model import Learner
@@ -210,7 +210,7 @@ class Plan:
         c = self.config
         counts = [len(sample.captions) for sample in self.training.rows]
         times, least = self.training.times(epoch - 1), max(2, world())
-        return batches(counts, c.batch_size, c.views, c.captions, c.seed, epoch, times, least)
+        return batches(counts, c.batch_size, c.augmentations, c.captions, c.seed, epoch, times, least)
 
     def per_epoch(self) -> int:
         """Batches in the first epoch; where weights are fractions, others may have one more or less."""
@@ -259,7 +259,7 @@ def opened(config: ContrastiveConfig, made: Plan, steps: int) -> Iterator[Learne
                 config, stack.enter_context(joined_towers(vision, text, config.dim)), False, training, validation
             )
             return
-        fresh = is_new(config.start)
+        fresh = is_from_scratch(config.start)
         start = stack.enter_context(new_model(config.start, training)) if fresh else config.start
         yield Dual(config, start, fresh, training, validation)
 
@@ -281,8 +281,7 @@ def train(
         if start.finished:
             note(f"{config.out} is finished already")
             return config.out
-        if config.batch_size < max(2, world()):
-            raise VlmkitError(f"--batch-size {config.batch_size} is too small", "give each process a picture, and two")
+        check(config)
         made = plan(config, failures or Failures(), quiet)
         steps = steps_of(config, made)
         if failures is not None and rank() == 0:

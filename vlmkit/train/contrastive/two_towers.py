@@ -367,7 +367,7 @@ class Lit:
         locked = lock(self.model, config.text_layers)
         self.model.to(config.device)
         self.side = TextSide(self.model, HFTokenizer(text, context_length=CONTEXT), config.device, locked)
-        self.training = self._prepared(training, config.views)
+        self.training = self._prepared(training, config.augmentations)
         self.validation = self._prepared(validation, 1) if validation else None
 
     def _prepared(self, samples: list[Captioned], views: int) -> Prepared:

@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 
 from vlmkit.models.llava.connectors import project, reads_text
 from vlmkit.models.llava.model import Vlm
-from vlmkit.train.config import VlmConfig
+from vlmkit.train.config import PreferConfig
 from vlmkit.train.trainer import trained
 from vlmkit.train.vlm.collator import Feed, Group
 from vlmkit.train.vlm.lora import PROJECTOR, adapters
@@ -32,7 +32,7 @@ class VisionDPOTrainer(Drawing, DPOTrainer):
     def __init__(
         self, vlm: Vlm, feed: Feed, validation: Feed | None, packer: Packer, settings: dict[str, Any], **rest: Any
     ) -> None:
-        config: VlmConfig = rest["config"]
+        config: PreferConfig = rest["config"]
         reference = None if config.lora else _reference(vlm)
         if config.cache_features:
             for model in filter(None, (vlm.model, reference)):

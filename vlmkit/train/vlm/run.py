@@ -24,7 +24,7 @@ from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.import_mini import trainable
 from vlmkit.models.llava.model import Vlm, build, open_vlm, pad_to_square, save
 from vlmkit.train.checkpoints import CURVES, begin, finishing, open_run
-from vlmkit.train.config import POWERS, VlmConfig, check
+from vlmkit.train.config import LOSS_WEIGHTINGS, VlmConfig, check
 from vlmkit.train.data.dataset import Dialogue, Preference, Reading, Turn, read_dialogues, read_preferences
 from vlmkit.train.data.report import show
 from vlmkit.train.distributed import deterministic, rank, rank_zero_only
@@ -116,7 +116,7 @@ def opened(config: VlmConfig, rows: list[Any]) -> Vlm:
         if config.connector not in (None, vlm.connector):
             what = f"{config.start} has the connector {vlm.connector}, not {config.connector}"
             raise VlmkitError(what, "leave --connector out, or begin anew without --from")
-    if config.aspect == "pad":
+    if config.image_aspect == "pad":
         pad_to_square(vlm)
     return vlm
 
@@ -244,12 +244,12 @@ def _trainer(config: VlmConfig, prepared: Prepared, folder: Path, emit: Log) -> 
     if config.lora:
         adapted(prepared.vlm.model, config)
     return VlmTrainer(
-        Learner(prepared.vlm.model, config.dropout, config.smoothing),
+        Learner(prepared.vlm.model, config.dropout, config.label_smoothing),
         feed=feed,
         train_dataset=feed,
         eval_dataset=validation,
         args=TrainingArguments(**settings),
-        data_collator=partial(collate, prepared.packer, power=POWERS[config.weigh]),
+        data_collator=partial(collate, prepared.packer, power=LOSS_WEIGHTINGS[config.loss_weighting]),
         **how,
     )
 
@@ -258,10 +258,10 @@ def _feeds(config: VlmConfig, prepared: Prepared, folder: Path, device: torch.de
     see: See = pixels_of(prepared.vlm, config.seed)
     if config.cache_features:
         prepared.vlm.model.to(device)  # type: ignore[arg-type]
-        groups = chain(zip(prepared.training, repeat(config.views)), zip(prepared.validation, repeat(1)))
+        groups = chain(zip(prepared.training, repeat(config.augmentations)), zip(prepared.validation, repeat(1)))
         see = Features(prepared.vlm, groups, config.seed, folder, config.workers)
     validation = Feed(prepared.validation, see, 1, config.seed) if prepared.validation else None
-    return Feed(prepared.training, see, config.views, config.seed), validation
+    return Feed(prepared.training, see, config.augmentations, config.seed), validation
 
 
 def result(config: VlmConfig, prepared: Prepared, trainer: CheckpointedTrainer) -> Vlm:
