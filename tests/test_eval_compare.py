@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from predictions import answers, by_metric, question, retrieval_rows, write
 
-from vlmkit.eval.compare import parse_weights, scored
+from vlmkit.eval.compare import parse_weights, score_pair
 from vlmkit.eval.predictions import Source
 from vlmkit.eval.registry import evaluate
-from vlmkit.eval.results import figures
+from vlmkit.eval.results import results
 from vlmkit.eval.task import Options
 
 
@@ -179,7 +179,7 @@ def test_order_does_not_matter_and_intervals_hold_their_point(tmp_path: Path, te
     found = []
     for order in (rows, random.sample(rows, len(rows))):
         path = write(tmp_path / "rows.jsonl", *order)
-        found.append(list(figures(evaluate("vqa", Source(str(path), "rows"), Options(by="category")))))
+        found.append(list(results(evaluate("vqa", Source(str(path), "rows"), Options(by="category")))))
     for one, two in zip(*found, strict=True):
         assert one["metric"] == two["metric"] and one["value"] == pytest.approx(two["value"])
         assert one["ci95"][0] <= one["value"] <= one["ci95"][1]
@@ -200,6 +200,6 @@ def test_a_file_does_not_differ_from_itself(tmp_path: Path, texts: list[str], ra
     rows = answers(*texts)
     a = write(tmp_path / "a.jsonl", *rows)
     b = write(tmp_path / "b.jsonl", *random.sample(rows, len(rows)))
-    pair = scored("vqa", Source(str(a), "a"), Source(str(b), "b"), Options())
-    for ours, theirs in zip(pair.a.measures, pair.b.measures, strict=True):
+    pair = score_pair("vqa", Source(str(a), "a"), Source(str(b), "b"), Options())
+    for ours, theirs in zip(pair.a.metrics, pair.b.metrics, strict=True):
         assert (ours.columns == theirs.columns).all()

@@ -1,9 +1,9 @@
-"""The command eval; cli.py enters it in the command table."""
+"""The command eval."""
 
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from vlmkit.cli.options import Images, Json, OutputFile, Run
 from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.eval.registry import BUILTIN_TASKS, TASKS
 from vlmkit.io.terminal import Output, console, stdin_file, stdin_is_terminal
 
 if TYPE_CHECKING:
@@ -20,17 +21,14 @@ if TYPE_CHECKING:
     from vlmkit.models.types import Embedder
 
 EMBED_BATCH = 16
+CONFUSIONS = 10
+COMPARE = "compare"
 
 
 class EvalTask(StrEnum):
-    VQA = "vqa"
-    CAPTION = "caption"
-    RETRIEVAL = "retrieval"
-    CLASSIFY = "classify"
-    POPE = "pope"
-    ANLS = "anls"
-    CHARTQA = "chartqa"
-    COMPARE = "compare"
+    """The tasks of the registry, and compare."""
+
+    vars().update({name.upper(): name for name in (*BUILTIN_TASKS, COMPARE)})
 
 
 class Tokenizer(StrEnum):
@@ -43,13 +41,18 @@ def _field(flag: str, text: str, metavar: str = "FIELD"):
     return typer.Option(flag, metavar=metavar, help=text)
 
 
+def _variants() -> str:
+    variants = {name: TASKS.load(name).variants for name in BUILTIN_TASKS}
+    return "; ".join(f"{name}: {', '.join(known)}" for name, known in variants.items() if len(known) > 1) + "."
+
+
 def eval(
     run: Run,
     task: Annotated[
         EvalTask,
         typer.Argument(
             metavar="TASK",
-            help="What to score: vqa, caption, retrieval, classify, pope, anls, chartqa; or compare, with two files.",
+            help=f"What to score: {', '.join(BUILTIN_TASKS)}; or compare, with two files.",
             show_default=False,
         ),
     ],
@@ -61,16 +64,17 @@ def eval(
             show_default=False,
         ),
     ] = None,
-    variant: Annotated[
-        str | None,
-        _field("--variant", "vqa: official, always, textvqa; anls: rrc, paper; pope: official, strict.", "V"),
-    ] = None,
+    variant: Annotated[str | None, _field("--variant", _variants(), "V")] = None,
     by: Annotated[
         str | None, _field("--by", "Figures by FIELD, too, hardest first; category is guessed if absent.")
     ] = None,
     metric: Annotated[
         list[str] | None,
-        _field("--metric", "Only metric M; may be repeated. compare: any field with numbers, too.", "M"),
+        _field(
+            "--metric",
+            "Only metric M, or one that a package adds; may be repeated. compare: any field with numbers, too.",
+            "M",
+        ),
     ] = None,
     k: Annotated[str, _field("-k", "retrieval: the k of recall@k, separated by commas.", "N,N")] = "1,5,10",
     items: Annotated[
@@ -146,21 +150,23 @@ def eval(
     for path in filter(None, (items, html)):
         if os.path.realpath(path) in map(os.path.realpath, names):
             raise VlmkitError(f"{path} is an input, too", "name another file")
-    if len(names) != (2 if task is EvalTask.COMPARE else 1) or names.count("-") > 1:
+    if len(names) != (2 if task == COMPARE else 1) or names.count("-") > 1:
         raise VlmkitError(f"{task} of {len(files or [])} files", "vlmkit eval TASK [FILE], vlmkit eval compare A B")
     with _sources(names, images) as sources:
-        if task is EvalTask.COMPARE:
-            figures, shown = _compared(sources, options, compare_as, weights, run.seed or 0)
+        if task == COMPARE:
+            results, shown = _compare(sources, options, compare_as, weights, run.seed or 0)
         else:
-            figures, shown = _scored(task.value, sources[0], options, confusions, run.seed or 0)
-    _write_items(shown, items)
+            results, shown = _score(task, sources[0], options, confusions, run.seed or 0)
+    if items is not None:
+        with Output(items) as out:
+            out.write_records(shown)
     if html is not None:
-        _write_page(f"vlmkit eval {task} {' '.join(files or [])}", figures, shown, html)
+        _write_page(f"vlmkit eval {task} {' '.join(files or [])}", results, shown, html)
     with Output(output) as out:
         if output is None and not json and sys.stdout.isatty():
-            _print_table(figures)
+            _print_table(results)
         else:
-            out.write_records(figures)
+            out.write_records(results)
     return Exit.OK
 
 
@@ -183,78 +189,62 @@ def _sources(names: Sequence[str], images: str | None) -> "Iterator[list[Source]
             raise VlmkitError(f"{name}: a folder, not predictions", "name a file of records")
         if name != "-" and not os.path.isfile(name):
             raise VlmkitError(f"{name}: no such file", "check the name")
-    with stdin_file() if "-" in names else _nothing() as spool:
+    with stdin_file() if "-" in names else nullcontext("") as spool:
         yield [
             Source(spool, "-", images or os.getcwd()) if name == "-" else Source(name, name, images) for name in names
         ]
 
 
-@contextmanager
-def _nothing() -> Iterator[str]:
-    yield ""
-
-
-def _scored(
+def _score(
     task: str, source: "Source", options: "Options", most: int | None, seed: int
 ) -> "tuple[list[Record], list[Record]]":
+    """The results, and the items for --items and --html."""
     from vlmkit.eval.registry import evaluate
-    from vlmkit.eval.results import confusions, figures
+    from vlmkit.eval.results import confusions, results
 
-    scores = evaluate(task, source, options)
-    usual = 10 if task == "classify" or options.by is not None else 0
-    found = [*figures(scores, options.metrics, seed), *confusions(scores, usual if most is None else most)]
-    return found if scores.ids else [], scores.details
+    scores = evaluate(str(task), source, options)
+    usual = CONFUSIONS if task == "classify" or options.by is not None else 0
+    return [*results(scores, seed), *confusions(scores, usual if most is None else most)], scores.details
 
 
-def _compared(
+def _compare(
     sources: "list[Source]", options: "Options", task: EvalTask | None, weights: str | None, seed: int
 ) -> "tuple[list[Record], list[Record]]":
+    """The differences, and the items of both files for --items and --html."""
     from vlmkit.eval import compare
 
     shares = None if weights is None else compare.parse_weights(weights)
-    if task is EvalTask.COMPARE:
+    if task == COMPARE:
         raise VlmkitError("--task compare", "name what both files are scored as, such as vqa")
-    name = compare.task_of(sources[0], options.metrics) if task is None else task.value
-    pair = compare.scored(name, sources[0], sources[1], options)
-    found = list(compare.differences(pair, options, seed))
+    name = compare.task_of(sources[0], options.metrics) if task is None else str(task)
+    pair = compare.score_pair(name, sources[0], sources[1], options)
+    found = list(compare.differences(pair, seed))
     if shares is not None and found:
-        found.append(compare.weighted(pair, options, shares, seed))
-    return found, compare.flips(pair) if options.details else []
+        found.append(compare.weighted_score(pair, shares, seed))
+    return found, compare.changed_items(pair)
 
 
-def _write_items(shown: "list[Record]", path: str | None) -> None:
-    if path is not None:
-        with Output(path) as out:
-            out.write_records(shown)
-
-
-def _write_page(title: str, figures: "list[Record]", shown: "list[Record]", path: str) -> None:
+def _write_page(title: str, results: "list[Record]", shown: "list[Record]", path: str) -> None:
     from vlmkit.eval.report import page
 
     with Output(path) as out:
-        for piece in page(title, figures, shown):
+        for piece in page(title, results, shown):
             out.write(piece)
 
 
-def _print_table(figures: "Sequence[Record]") -> None:
+def _print_table(results: "Sequence[Record]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vlmkit.eval.report import bounds, name_of, number
+    from vlmkit.eval.report import result_table
 
+    titles, rows = result_table(results)
     table = Table(box=None, header_style="bold")
-    table.add_column("metric", overflow="fold")
-    compared = any("a" in figure for figure in figures)
-    for name in ["A", "B", "A - B"] if compared else ["value"]:
-        table.add_column(name, justify="right")
-    for name in ["95 % interval", *(["p"] if compared else []), "n"]:
-        table.add_column(name, justify="right")
-    for figure in figures:
-        sides = [number(figure["a"]), number(figure["b"])] if compared else []
-        chance = [number(figure["p"])] if compared else []
-        cells = [*sides, number(figure["value"]), bounds(figure), *chance, str(figure["n"])]
-        table.add_row(Text(one_line(name_of(figure))), *cells)
+    for number, title in enumerate(titles):
+        table.add_column(title, overflow="ellipsis" if number else "fold", justify="right" if number else "left")
+    for name, *cells in rows:
+        table.add_row(Text(one_line(name)), *cells)
     terminal = console()
     terminal.print(table)
-    for signature in dict.fromkeys(str(figure["signature"]) for figure in figures if "category" not in figure):
+    for signature in dict.fromkeys(str(result["signature"]) for result in results if "category" not in result):
         terminal.print(Text(one_line(signature)), style="dim", soft_wrap=True)

@@ -19,7 +19,7 @@ from vlmkit.cli.options import AllowPrivate, EmbedPrecision, Errors, IndexName, 
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.records import Record
 from vlmkit.io.terminal import Failures, Output, console, stdin_is_terminal
-from vlmkit.render.contact_sheet import Sheet
+from vlmkit.render.contact_sheet import contact_sheet
 from vlmkit.render.preview import Terminal
 from vlmkit.search.search import Found
 
@@ -293,15 +293,21 @@ class Form(Enum):
 def deliver(results: Iterable[Found], form: Form, out: Output, page: Output | None, title: str) -> int:
     """Write `results` as they come, in `form` to `out` and as HTML to `page`; how many records there were."""
     write = _writer(form, out)
-    contact_sheet = Sheet(page.write, title) if page is not None else None
     count = 0
-    for found in results:
-        count += len(found.records)
-        write(found)
-        if contact_sheet is not None:
-            contact_sheet.add(found.heading, _pictures(found))
-    if contact_sheet is not None:
-        contact_sheet.end()
+
+    def written() -> Iterator[tuple[str, list[Record]]]:
+        nonlocal count
+        for found in results:
+            count += len(found.records)
+            write(found)
+            yield found.heading, _pictures(found)
+
+    if page is None:
+        for _ in written():
+            pass
+    else:
+        for piece in contact_sheet(title, written()):
+            page.write(piece)
     return count
 
 

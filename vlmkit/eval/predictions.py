@@ -1,27 +1,25 @@
 """Prediction files as rows: vlmkit's records, VQA and COCO results, lmms-eval samples, VLMEvalKit tables."""
 
 import ast
-import csv
-import hashlib
+import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from zipfile import BadZipFile
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.inputs import Reading, records_of
 from vlmkit.io.records import Failed, Record, loads
 
-CELL_BYTES = 1 << 28  # a table's cell may hold a picture
+CELL_BYTES = 1 << 28  # a table's cell may contain a picture
 PICTURE_CELL = 1000  # characters without a space that no answer has
 OTHER_KEYS = ("question_id", "questionId", "image_id", "doc_id", "index")
-TOLD = 3  # ids that an error names
+LISTED_IDS = 3
+LISTED_FIELDS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Field names, dotted for nested ones (`doc.answers`, `resps.0`); None for what suits the task and the file."""
+    """Field names, dotted for nested ones (`doc.answers`, `resps.0`); None for the task's own."""
 
     id: str | None = None
     prediction: str | None = None
@@ -35,9 +33,9 @@ class Row:
 
     id: str
     record: Record
-    prediction: Any
-    references: list[str]
-    question: str
+    prediction: Any = None
+    references: list[str] = field(default_factory=list)
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +52,17 @@ class Source:
 
     def sha(self) -> str:
         """Twelve hex digits of the SHA-256 of the file's bytes."""
+        import hashlib
+
         with open(self.path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def field(record: Any, path: str) -> Any:
-    """The value of `path` in `record`, None where it is absent. The whole path may be one key, dots included."""
+# Values in records
+
+
+def value_at(record: Any, path: str) -> Any:
+    """The value at the dotted `path` in `record`, None where it is absent. The whole path may be one key."""
     if isinstance(record, dict) and path in record:
         return record[path]
     head, dot, rest = path.partition(".")
@@ -69,37 +72,74 @@ def field(record: Any, path: str) -> Any:
         inner = record[int(head)]
     else:
         return None
-    return field(inner, rest) if dot else inner
+    return value_at(inner, rest) if dot else inner
+
+
+def text_of(value: Any) -> str | None:
+    """A JSON value as text: numbers as written, a list of one (lmms-eval's responses) opened, None for others."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):
+        value = value.get("answer", value.get("caption"))
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)  # spreadsheets: 2.0
+
+
+def texts_of(value: Any) -> list[str]:
+    """References: a list of strings, of VQA's `{"answer": …}`, or one string."""
+    texts = [text_of(item) for item in (value if isinstance(value, list) else [value])]
+    return [text for text in texts if text is not None]
+
+
+def number_at(record: Record, path: str, key: str) -> float:
+    """The number in a field of the item called `key`. Raises VlmkitError where there is none."""
+    value = value_at(record, path)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise VlmkitError(f"{key} has no number in the field {path}", f"name another field, one of: {_fields(record)}")
+    return float(value)
+
+
+def _fields(record: Record) -> str:
+    return ", ".join(list(record)[:LISTED_FIELDS])
+
+
+# Files
 
 
 def read_records(source: Source) -> Iterator[Record]:
-    """The records of a file by its content, tables by their name. Raises VlmkitError at the first that is broken."""
-    kind = os.path.splitext(source.path)[1].lower()
-    if kind == ".tsv":
-        yield from _tsv(source)
-    elif kind == ".xlsx":
-        yield from _xlsx(source)
-    else:
-        for record in records_of([source.path], Reading(images=source.folder)):
-            if isinstance(record, Failed):
-                place = str(record.id or record.image).replace(source.path, source.name)
-                raise VlmkitError(f"{place}: {record.error}", "mend the file: no item is left out silently")
-            if record.get("image") == os.path.abspath(source.path):
-                raise VlmkitError(f"{source.name}: no records", "give JSONL or JSON")
-            yield record
+    """The records of a file by its content, tables by their name. Raises VlmkitError at the first broken record."""
+    if source.is_table():
+        read = _read_tsv if source.path.lower().endswith(".tsv") else _read_xlsx
+        for row in read(source):
+            yield {name: _cell(value) for name, value in row if value not in (None, "") and not _is_picture(value)}
+        return
+    from vlmkit.io.inputs import Reading, records_of
+
+    for record in records_of([source.path], Reading(images=source.folder)):
+        if isinstance(record, Failed):
+            place = str(record.id or record.image).replace(source.path, source.name)
+            raise VlmkitError(f"{place}: {record.error}", "correct the file: no record is skipped")
+        if record.get("image") == os.path.abspath(source.path):
+            raise VlmkitError(f"{source.name}: no records", "give JSONL or JSON")
+        yield record
 
 
-def _tsv(source: Source) -> Iterator[Record]:
+def _read_tsv(source: Source) -> Iterator[Iterator[tuple[str, Any]]]:
+    import csv
+
     csv.field_size_limit(CELL_BYTES)
     try:
         with open(source.path, encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file, delimiter="\t"):
-                yield {str(k): _cell(v) for k, v in row.items() if v and not _is_picture(v)}
+                yield ((str(name), value) for name, value in row.items())
     except UnicodeDecodeError as error:
         raise VlmkitError(f"{source.name}: {error}", "save it as UTF-8") from None
 
 
-def _xlsx(source: Source) -> Iterator[Record]:
+def _read_xlsx(source: Source) -> Iterator[Iterator[tuple[str, Any]]]:
+    from zipfile import BadZipFile
+
     try:
         from openpyxl import load_workbook
     except ImportError:
@@ -112,14 +152,14 @@ def _xlsx(source: Source) -> Iterator[Record]:
         rows = book.worksheets[0].iter_rows(values_only=True)
         names = [str(name) for name in next(rows, ())]
         for row in rows:
-            yield {k: _cell(v) for k, v in zip(names, row, strict=False) if v is not None and not _is_picture(v)}
+            yield zip(names, row, strict=False)
     finally:
         book.close()
 
 
 def _is_picture(value: Any) -> bool:
-    """Whether a cell holds a picture in base64, as VLMEvalKit's tables do: nothing to score."""
-    return isinstance(value, str) and len(value) > PICTURE_CELL and not value[:PICTURE_CELL].count(" ")
+    """Whether a cell contains a picture in base64, as VLMEvalKit's tables do: nothing to score."""
+    return isinstance(value, str) and len(value) > PICTURE_CELL and " " not in value[:PICTURE_CELL]
 
 
 def _cell(value: Any) -> Any:
@@ -132,31 +172,87 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def text_of(value: Any) -> str | None:
-    """A string of a JSON value: numbers as they are written, a list of one (lmms-eval's responses) opened."""
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, dict):
-        value = value.get("answer", value.get("caption"))
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # a spreadsheet keeps 2 as 2.0
-    return str(value) if isinstance(value, str | int | float) else None
+# Items
 
 
-def number_of(record: Record, path: str, key: str) -> float:
-    """The number in a field. Raises VlmkitError without one."""
-    value = field(record, path)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise VlmkitError(f"{key} has no number in the field {path}", f"name another field, one of: {_fields(record)}")
-    return float(value)
+def identify(record: Record, names: Names, number: int) -> str:
+    """The id of an item: the named field, `id`, another tool's key, or its place in the file.
+
+    Where it is no more than the picture, the question is added, as several may be asked about one picture.
+    """
+    if names.id is not None:
+        key = text_of(value_at(record, names.id))
+        if key is None:
+            raise VlmkitError(f"item {number} has no field {names.id}", f"use --id FIELD, one of: {_fields(record)}")
+        return key
+    # An id that only repeats the picture or the text was made up on reading: another tool's key says more.
+    made_up = record.get("id") in (record.get("image"), record.get("text"))
+    for name in (*OTHER_KEYS, "id") if made_up else ("id", *OTHER_KEYS):
+        key = text_of(record.get(name))
+        if key is not None:
+            question = text_of(value_at(record, names.question)) if made_up and name == "id" else None
+            return key if question in (None, key) else f"{key}: {question}"
+    return f"item {number}"
 
 
-def texts_of(value: Any) -> list[str]:
-    """References: a list of strings, of VQA's `{"answer": …}`, or one string."""
-    found = [text_of(item) for item in value] if isinstance(value, list) else [text_of(value)]
-    return [text for text in found if text is not None]
+def list_ids(ids: list[str]) -> str:
+    """The first ids of a list, and how many more there are."""
+    more = f" and {len(ids) - LISTED_IDS} more" if len(ids) > LISTED_IDS else ""
+    return ", ".join(ids[:LISTED_IDS]) + more
+
+
+def check_distinct(ids: list[str]) -> None:
+    """Raise VlmkitError, naming them, where ids occur twice: an item must count once."""
+    if len(set(ids)) < len(ids):
+        from collections import Counter
+
+        twice = [key for key, count in Counter(ids).items() if count > 1]
+        raise VlmkitError(f"duplicate ids: {list_ids(twice)}", "give each item its own with --id FIELD")
+
+
+def read_rows(
+    source: Source, names: Names, prediction: str, references: tuple[str, ...], truth: str | None = None
+) -> Iterator[Row]:
+    """The items of `source`, their references perhaps from the file `truth`.
+
+    `prediction` and `references` are the task's fields, for where `names` gives none. Raises VlmkitError at the end,
+    naming them, for items without a prediction or without references.
+    """
+    annotations = None if truth is None else _read_truth(truth, names)
+    if names.prediction is None and source.is_table():
+        prediction, references = "prediction", ("answer",)
+    without_prediction: list[str] = []
+    without_reference: list[str] = []
+    record: Record = {}
+    wanted = prediction
+    for number, own in enumerate(read_records(source), 1):
+        key = identify(own, names, number)
+        record = own if annotations is None else annotations.pop(key, {}) | own
+        wanted, usual = names.prediction or prediction, references
+        if is_lmms_sample(record):
+            doc = record.get("doc")
+            record = (doc if isinstance(doc, dict) else {}) | record
+            wanted = names.prediction or ("filtered_resps" if "filtered_resps" in record else "resps")
+            usual = (*references, "answer", "target")
+        given = value_at(record, wanted)
+        texts = (texts_of(value_at(record, name)) for name in ([names.references] if names.references else usual))
+        row = Row(key, record, given, next(filter(None, texts), []), str(value_at(record, names.question) or ""))
+        if given is None:
+            without_prediction.append(key)
+        elif not row.references:
+            without_reference.append(key)
+        else:
+            yield row
+    for ids, what, flag in (
+        (without_prediction, f"prediction {wanted}", "--prediction"),
+        (without_reference, "references", "--truth FILE or --references"),
+    ):
+        if ids:
+            remedy = f"name the field with {flag} FIELD, one of: {_fields(record)}"
+            raise VlmkitError(f"no {what} in {list_ids(ids)}", remedy)
+    if annotations and record:
+        what = f"no prediction for {list_ids(list(annotations))} of {truth}"
+        raise VlmkitError(what, "predict these items, or remove them from the file")
 
 
 def is_lmms_sample(record: Record) -> bool:
@@ -164,61 +260,13 @@ def is_lmms_sample(record: Record) -> bool:
     return "doc_id" in record and ("filtered_resps" in record or "resps" in record)
 
 
-def with_lmms_fields(record: Record) -> Record:
-    """An lmms-eval sample with the fields of its document beside its own, which win where both have one."""
-    doc = record.get("doc")
-    return (doc if isinstance(doc, dict) else {}) | record
-
-
-def identity(record: Record, names: Names, number: int) -> str:
-    """The id of an item: the named field, `id`, another tool's key, or its place in the file.
-
-    Where it is no more than the picture, the question belongs to it, as several may be asked about one picture.
-    """
-    if names.id is not None:
-        found = text_of(field(record, names.id))
-        if found is None:
-            raise VlmkitError(f"item {number} has no field {names.id}", f"use --id FIELD, one of: {_fields(record)}")
-        return found
-    # An id that only repeats the picture or the text was made up on reading: another tool's key says more.
-    made_up = record.get("id") in (record.get("image"), record.get("text"))
-    keys = (*OTHER_KEYS, "id") if made_up else ("id", *OTHER_KEYS)
-    key, found = next(((key, found) for key in keys if (found := text_of(record.get(key)))), ("", f"item {number}"))
-    asked = text_of(field(record, names.question)) if made_up and key == "id" else None
-    return found if asked is None or asked == found else f"{found}: {asked}"
-
-
-def missing(what: str, ids: list[str], flag: str, record: Record) -> VlmkitError:
-    return VlmkitError(f"no {what} in {told(ids)}", f"name the field with {flag} FIELD, one of: {_fields(record)}")
-
-
-def told(ids: list[str]) -> str:
-    """The first ids of a list, and how many more there are."""
-    more = f" and {len(ids) - TOLD} more" if len(ids) > TOLD else ""
-    return ", ".join(ids[:TOLD]) + more
-
-
-def _fields(record: Record) -> str:
-    return ", ".join(list(record)[:12])
-
-
-def distinct(ids: list[str]) -> None:
-    """Raise VlmkitError, naming them, where ids occur twice: an item must count once."""
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[str] = set()
-    twice = [key for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-    raise VlmkitError(f"duplicate ids: {told(list(dict.fromkeys(twice)))}", "give each item its own with --id FIELD")
-
-
-def read_truth(path: str, names: Names) -> dict[str, Record]:
+def _read_truth(path: str, names: Names) -> dict[str, Record]:
     """References by id: records, or the annotations of VQA v2 and COCO captions (several captions of one image)."""
-    source = Source(path, path)
     if not os.path.isfile(path):
         raise VlmkitError(f"{path}: no such file", "check the name given to --truth")
     truth: dict[str, Record] = {}
-    for number, record in enumerate(_annotations(source), 1):
-        key = identity(record, names, number)
+    for number, record in enumerate(_annotations(Source(path, path)), 1):
+        key = identify(record, names, number)
         if "caption" in record and "captions" not in record:
             truth.setdefault(key, {"captions": []})["captions"].append(record["caption"])
         elif key in truth:
@@ -229,60 +277,15 @@ def read_truth(path: str, names: Names) -> dict[str, Record]:
 
 
 def _annotations(source: Source) -> Iterator[Record]:
-    if not source.path.lower().endswith(".json"):
+    value = None
+    if source.path.lower().endswith(".json"):
+        with open(source.path, "rb") as file, contextlib.suppress(ValueError):  # JSONL by another name
+            value = loads(file.read())
+    if value is None:
         yield from read_records(source)
-        return
-    with open(source.path, "rb") as file:
-        data = file.read()
-    try:
-        value = loads(data)
-    except ValueError:
-        yield from read_records(source)  # JSONL by another name
         return
     rows = value.get("annotations", [value]) if isinstance(value, dict) else value
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise VlmkitError(f"{source.name}: no annotations", "give records, VQA or COCO annotations")
     # The id of a COCO caption is not that of its image, which predictions are made for.
     yield from ({k: v for k, v in row.items() if k != "id"} if "caption" in row else row for row in rows)
-
-
-def read_rows(
-    source: Source, names: Names, prediction: str, references: tuple[str, ...], truth: str | None = None
-) -> Iterator[Row]:
-    """The items of `source`. `prediction` and `references` are the fields where `names` has none.
-
-    Raises VlmkitError at the end, naming them, for items without a prediction or without references.
-    """
-    known = None if truth is None else read_truth(truth, names)
-    if names.prediction is None and source.is_table():
-        prediction, references = "prediction", ("answer",)
-    mute: list[str] = []
-    bare: list[str] = []
-    record: Record = {}
-    wanted = prediction
-    number = 0
-    for number, found in enumerate(read_records(source), 1):
-        key = identity(found, names, number)
-        record = found
-        if known is not None:
-            record = known.pop(key, {}) | found
-        wanted, usual = prediction, references
-        if is_lmms_sample(record):
-            record = with_lmms_fields(record)
-            wanted = "filtered_resps" if "filtered_resps" in record else "resps"
-            usual = (*references, "answer", "target")
-        given = field(record, names.prediction or wanted)
-        right = [texts_of(field(record, name)) for name in ([names.references] if names.references else usual)]
-        row = Row(key, record, given, next(filter(None, right), []), str(field(record, names.question) or ""))
-        if given is None:
-            mute.append(key)
-        elif not row.references:
-            bare.append(key)
-        else:
-            yield row
-    if mute:
-        raise missing(f"prediction {names.prediction or wanted}", mute, "--prediction", record)
-    if bare:
-        raise missing("references", bare, "--truth FILE or --references", record)
-    if known and number:
-        raise VlmkitError(f"no prediction for {told(list(known))} of {truth}", "predict them, or cut the file")

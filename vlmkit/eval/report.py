@@ -1,161 +1,94 @@
-"""One self-contained HTML page of scored items: worst first, thumbnails inside, filters by category and flip."""
+"""Results as a table, and one self-contained HTML page of the items: worst first, thumbnails, filters."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vlmkit.io.records import Record
-from vlmkit.render.html import beginning, escaped, picture
+from vlmkit.render.html import picture, render
 
 MOST_ITEMS = 500
 THUMBNAIL = 200  # pixels
 FILTERS = ("category", "flip")
 OUTSIDE_ROWS = ("id", "image", "question", "category", "flip", "score")
-STYLE = """
-body { max-width: 70rem; }
-h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; }
-td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
-.figures { margin: 1rem 0 2rem; }
-.figures td, .figures th { border-bottom: 1px solid var(--line); }
-.figures :is(td, th):not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
-nav { position: sticky; top: 0; background: Canvas; padding: .6rem 0; border-bottom: 1px solid var(--line); }
-nav { display: flex; gap: 1rem; flex-wrap: wrap; align-items: center; }
-article { display: grid; grid-template-columns: 200px 1fr; gap: 1rem; padding: 1rem 0; }
-article { border-bottom: 1px solid var(--line); }
-article[hidden] { display: none; }
-article img { max-width: 200px; max-height: 200px; }
-article .none { height: 6rem; }
-article td { overflow-wrap: anywhere; }
-article th { font-weight: 600; white-space: nowrap; }
-.tags { font-size: .85rem; opacity: .8; }
-footer { font-size: .75rem; opacity: .8; overflow-wrap: anywhere; margin-top: 2rem; }
-@media (max-width: 40rem) { article { grid-template-columns: 1fr; } }
-"""
-SCRIPT = """
-const cards = [...document.querySelectorAll('article')], boxes = [...document.querySelectorAll('nav select')];
-const words = document.querySelector('nav input'), count = document.querySelector('nav output');
-function show() {
-  const text = words.value.toLowerCase();
-  let seen = 0;
-  for (const card of cards) {
-    card.hidden = boxes.some(b => b.value && card.dataset[b.name] !== b.value)
-      || !card.textContent.toLowerCase().includes(text);
-    seen += !card.hidden;
-  }
-  count.textContent = seen + ' shown';
-}
-boxes.forEach(b => b.onchange = show); words.oninput = show; show();
-"""
 
 
-def page(title: str, figures: Sequence[Record], items: Sequence[Record]) -> Iterator[bytes]:
-    """The page in pieces, each UTF-8: the figures, then the 500 worst of `items` (those where A and B differ)."""
+def page(title: str, results: Sequence[Record], items: Sequence[Record]) -> Iterator[bytes]:
+    """The page in pieces, each UTF-8: the results, then the 500 worst of `items` (those where A and B differ most)."""
     shown = sorted(items, key=lambda item: -abs(item["score"]) if "flip" in item else item["score"])[:MOST_ITEMS]
-    yield _e(
-        f"{beginning(title, STYLE)}{_figures(figures)}<nav>"
-        f"{''.join(_choice(name, shown) for name in FILTERS)}"
-        f'<label>Search <input type="search"></label><output></output></nav>'
+    return render(
+        "eval_report.html",
+        title=title,
+        tables=[result_table([r for r in results if "category" not in r]), *_category_table(results)],
+        filters={name: sorted({str(item[name]) for item in shown if name in item}) for name in FILTERS},
+        items=map(_card, shown),
+        note=f"The {MOST_ITEMS} worst of {len(items)} items." if len(items) > MOST_ITEMS else "",
+        signatures=list(dict.fromkeys(str(result["signature"]) for result in results)),
     )
-    for item in shown:
-        yield _e(_card(item))
-    rest = f"<p>The {MOST_ITEMS} worst of {len(items)} items.</p>" if len(items) > MOST_ITEMS else ""
-    signatures = "<br>".join(escaped(s) for s in dict.fromkeys(str(figure["signature"]) for figure in figures))
-    yield _e(f"{rest}<footer>{signatures}</footer><script>{SCRIPT}</script></html>\n")
 
 
-def _e(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")
-
-
-def _figures(figures: Sequence[Record]) -> str:
-    """The figures over all items, then a table of those by category: one row a category, one column a metric."""
-    grouped = [figure for figure in figures if "category" in figure]
-    compared = any("a" in figure for figure in figures)
-    titles = [
-        "metric",
-        *(["A", "B", "A - B"] if compared else ["value"]),
-        "95 % interval",
-        "p" if compared else "",
-        "n",
-    ]
+def result_table(results: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """The titles and the rows of a table of results, the first column their names."""
+    compared = any("a" in result for result in results)
+    titles = ["metric", *(["A", "B", "A - B"] if compared else ["value"])]
+    titles += ["95 % interval", *(["p"] if compared else []), "n"]
     rows = []
-    for figure in figures:
-        if "category" not in figure:
-            sides = [number(figure["a"]), number(figure["b"])] if compared else []
-            chance = number(figure["p"]) if compared else ""
-            rows.append([name_of(figure), *sides, number(figure["value"]), bounds(figure), chance, figure["n"]])
-    text = _table(titles, rows)
-    if grouped:
-        metrics = list(dict.fromkeys(figure["metric"] for figure in grouped))
-        by_category: dict[str, dict[str, Record]] = {}
-        for figure in grouped:
-            by_category.setdefault(category_of(figure), {})[figure["metric"]] = figure
-        rows = [
-            [
-                category,
-                *(number(found[m]["value"]) if m in found else "" for m in metrics),
-                max(f["n"] for f in found.values()),
-            ]
-            for category, found in by_category.items()
-        ]
-        text += _table(["category", *metrics, "n"], rows)
-    return text
+    for result in results:
+        interval = " to ".join(map(_number, result["ci95"] or ()))
+        values = [_number(result[name]) for name in (("a", "b", "value") if compared else ("value",))]
+        p = [_number(result["p"])] if compared else []
+        rows.append([_name(result), *values, interval, *p, str(result["n"])])
+    return titles, rows
 
 
-def _table(titles: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escaped(title)}" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}" for cell in row) for row in rows)
-    return f'<table class="figures"><tr>{head}{body}</table>'
+def _category_table(results: Iterable[Record]) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """One row a category, one column a metric, where there are categories."""
+    by_category: dict[str, dict[str, Record]] = {}
+    for result in results:
+        if "category" in result:
+            by_category.setdefault(_category(result), {})[result["metric"]] = result
+    metrics = list(dict.fromkeys(metric for found in by_category.values() for metric in found))
+    rows = []
+    for category, found in by_category.items():
+        values = [_number(found[metric]["value"]) if metric in found else "" for metric in metrics]
+        rows.append([category, *values, str(max(result["n"] for result in found.values()))])
+    if rows:
+        yield ["category", *metrics, "n"], rows
 
 
-def name_of(figure: Record) -> str:
-    """What a figure is called in a table: the metric, and what it is of."""
-    if figure["metric"] == "confusion":
-        return f"confusion: {figure['wanted']} answered {figure['answered'] or 'nothing'}"
-    return f"{figure['metric']} ({category_of(figure)})" if "category" in figure else str(figure["metric"])
+def _name(result: Record) -> str:
+    if result["metric"] == "confusion":
+        return f"confusion: {result['wanted']} answered {result['answered'] or 'nothing'}"
+    return f"{result['metric']} ({_category(result)})" if "category" in result else str(result["metric"])
 
 
-def category_of(figure: Record) -> str:
-    """A figure's category, and whether it was told from the questions."""
-    return f"{figure['category']}, guessed" if "guessed" in figure else str(figure["category"])
+def _category(result: Record) -> str:
+    return f"{result['category']}, guessed" if "guessed" in result else str(result["category"])
 
 
-def number(value: Any) -> str:
+def _number(value: Any) -> str:
     return "none" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def bounds(figure: Record) -> str:
-    return "" if figure["ci95"] is None else " to ".join(number(bound) for bound in figure["ci95"])
-
-
-def _choice(name: str, items: Sequence[Record]) -> str:
-    values = sorted({str(item[name]) for item in items if name in item})
-    if not values:
-        return ""
-    options = "".join(f'<option value="{escaped(value)}">{escaped(value)}</option>' for value in values)
-    return f'<label>{name.capitalize()} <select name="{name}"><option value="">all</option>{options}</select></label>'
-
-
-def _card(item: Record) -> str:
-    told = {k: v for k, v in item.items() if k not in OUTSIDE_ROWS}
-    scores = {k: told.pop(k) for k, v in item.items() if k in told and isinstance(v, int | float)}
+def _card(item: Record) -> dict[str, Any]:
+    rows = {name: value for name, value in item.items() if name not in OUTSIDE_ROWS}
+    scores = {name: rows.pop(name) for name, value in item.items() if name in rows and isinstance(value, int | float)}
     if scores:
-        told["scores"] = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
-    rows = "".join(f"<tr><th>{escaped(k)}<td>{_value(v)}" for k, v in told.items())
-    tags = [item["id"], f"score {number(item['score'])}", *(item[name] for name in FILTERS if name in item)]
-    data = "".join(f' data-{name}="{escaped(item[name])}"' for name in FILTERS if name in item)
-    heading = escaped(item.get("question") or item["id"])
-    return (
-        f"<article{data}>{picture(item.get('image'), THUMBNAIL)}<div><h2>{heading}</h2>"
-        f'<div class="tags">{" · ".join(map(escaped, tags))}</div><table>{rows}</table></div></article>'
-    )
+        rows["scores"] = ", ".join(f"{name} {_number(value)}" for name, value in scores.items())
+    return {
+        "record": item,
+        "picture": picture(item.get("image"), THUMBNAIL),
+        "heading": item.get("question") or item["id"],
+        "tags": [item["id"], f"score {_number(item['score'])}", *(item[name] for name in FILTERS if name in item)],
+        "rows": {name: _lines(value) for name, value in rows.items()},
+    }
 
 
-def _value(value: Any) -> str:
+def _lines(value: Any) -> list[str]:
+    """A value as lines of text, none where it is empty; equal entries of a list are counted."""
     if isinstance(value, list):
-        lines = Counter(str(entry) for entry in value)
-        return "<br>".join(escaped(line) + (f" × {count}" if count > 1 else "") for line, count in lines.items())
+        counts = Counter(map(str, value))
+        return [f"{entry} × {count}" if count > 1 else entry for entry, count in counts.items()]
     if isinstance(value, dict):
-        return "<br>".join(f"{escaped(k)}: {_value(v).replace('<br>', ', ')}" for k, v in value.items())
-    return escaped(value) if value != "" else "<i>empty</i>"
+        return [f"{name}: {', '.join(_lines(inner)) or 'empty'}" for name, inner in value.items()]
+    return [str(value)] if value != "" else []

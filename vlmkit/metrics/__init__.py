@@ -1,7 +1,8 @@
 """Metrics as pure functions: numbers and strings in, numbers out; fractions throughout, CIDEr 0 to 10.
 
 Nothing here opens a picture or loads a model. A case without a meaningful number raises `MetricError`, which is both a
-VlmkitError and a ValueError.
+VlmkitError and a ValueError. Only the tokenizer `ptb` needs an extra, `vlmkit[eval]`, and Java. How a package adds a
+metric of its own to `vlmkit eval` is told in vlmkit/eval/registry.py.
 """
 
 from vlmkit.metrics.answers import anls, pope, pope_label, relaxed_accuracy
@@ -18,20 +19,7 @@ from vlmkit.metrics.stats import (
 from vlmkit.metrics.vqa import vqa_accuracy, vqa_normalize
 
 __all__ = [
-    "MetricError",
-    "anls",
-    "bleu",
-    "bootstrap_ci",
-    "cider",
-    "clustered_stderr",
-    "mcnemar",
-    "paired_bootstrap",
-    "paired_permutation",
-    "pope",
-    "pope_label",
-    "recall_at_k",
-    "relaxed_accuracy",
-    "rouge_l",
-    "vqa_accuracy",
+    "MetricError", "anls", "bleu", "bootstrap_ci", "cider", "clustered_stderr", "mcnemar", "paired_bootstrap",
+    "paired_permutation", "pope", "pope_label", "recall_at_k", "relaxed_accuracy", "rouge_l", "vqa_accuracy",
     "vqa_normalize",
-]
+]  # fmt: skip

@@ -26,18 +26,15 @@ def meteor_columns(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     """What METEOR counts, n x 23, of captions whose tokens are separated by spaces.
 
     Words and function words of both sides, matches by stage (content and function words of both sides, 16 columns),
-    chunks, matched words of both sides. Starting Java takes some 9 s.
+    chunks, matched words of both sides. Starting Java takes some 9 s. Raises VlmkitError without it.
     """
     import numpy as np
 
-    def clean(text: str) -> str:
-        return text.replace("|||", "").replace("  ", " ")
-
-    pairs = zip(hypotheses, references, strict=True)
-    lines = [" ||| ".join(["SCORE", *group, clean(text)]) + "\n" for text, group in pairs]
-    folder = java_files() / "meteor"
+    captions = (text.replace("|||", "").replace("  ", " ") for text in hypotheses)
+    lines = [" ||| ".join(["SCORE", *r, text]) + "\n" for text, r in zip(captions, references, strict=True)]
     command = ["java", "-jar", "-Xmx2G", JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
-    done = subprocess.run(command, input="".join(lines).encode(errors="replace"), capture_output=True, cwd=folder)
+    data = "".join(lines).encode(errors="replace")
+    done = subprocess.run(command, input=data, capture_output=True, cwd=java_files() / "meteor")
     answers = done.stdout.splitlines()
     if done.returncode or len(answers) != len(lines):
         raise VlmkitError("METEOR of pycocoevalcap failed", "leave it out with --metric")
@@ -57,14 +54,14 @@ def _perfect(columns: "np.ndarray") -> "np.ndarray":
 
 
 def meteor_of_sums(sums: "np.ndarray") -> "np.ndarray":
-    """R x 23 (sums of) columns -> R scores."""
+    """R x 23 (sums of) columns -> R scores, 0 to 1."""
     import numpy as np
 
     stages = sums[:, 4:20].reshape(-1, 4, 2, 2)  # (R, stage, content or function, our or their side)
     matched = np.einsum("rskw,s,k->rw", stages, STAGE_WEIGHTS, (DELTA, 1 - DELTA))
-    whole = DELTA * (sums[:, :2] - sums[:, 2:4]) + (1 - DELTA) * sums[:, 2:4]
+    total = DELTA * (sums[:, :2] - sums[:, 2:4]) + (1 - DELTA) * sums[:, 2:4]
     with np.errstate(divide="ignore", invalid="ignore"):
-        precision, recall = np.nan_to_num(matched / whole).T
+        precision, recall = np.nan_to_num(matched / total).T
         mean = np.nan_to_num(precision * recall / (ALPHA * precision + (1 - ALPHA) * recall))
         chunks, ours, theirs = sums[:, CHUNKS:].T
         gaps = np.where(_perfect(sums), 0, np.nan_to_num(chunks / ((ours + theirs) / 2)))

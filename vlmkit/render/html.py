@@ -1,51 +1,51 @@
-"""What our HTML pages share: their beginning, escaping, pictures inside. A page asks for nothing from outside.
-
-Small pictures, for pages and terminals.
-"""
+"""HTML pages from the templates beside, and the small pictures inside them. A page asks for nothing from outside."""
 
 import base64
-import html
 import io
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.io.images import open_picture
 from vlmkit.io.sources import PictureError, is_url, open_source
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from PIL.Image import Image
 
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
-.none { background: var(--soft); display: grid; place-items: center; font-size: .8rem; overflow-wrap: anywhere; }
-"""
+PIECES_AT_ONCE = 64
 
 
-def beginning(title: str, style: str) -> str:
-    """A page up to its heading; `style` is CSS that comes after what pages share."""
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
-        f"<title>{escaped(title)}</title><style>{STYLE}{style}</style><h1>{escaped(title)}</h1>"
-    )
+def render(template: str, **values: object) -> Iterator[bytes]:
+    """The page in pieces, each UTF-8, as the iterables among `values` are read. Text in `values` is escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    stream = environment.get_template(template).stream(values)
+    stream.enable_buffering(PIECES_AT_ONCE)
+    for text in stream:
+        yield text.encode(errors="backslashreplace")
 
 
-def escaped(value: object) -> str:
-    return html.escape(str(value))
-
-
-def picture(path: object, pixels: int) -> str:
+def picture(path: object, pixels: int) -> "Markup":
     """An `img` with the picture inside, no side longer than `pixels`; or a box that says why there is none."""
+    from markupsafe import Markup
+
     try:
         image = thumbnail(path, pixels, pixels)
     except PictureError as error:
-        return f'<div class="none">{escaped(error)}</div>'
+        return placeholder(error)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return Markup('<img alt="" src="data:image/jpeg;base64,{}">').format(base64.b64encode(data.getvalue()).decode())
+
+
+def placeholder(text: object) -> "Markup":
+    """A box in place of a picture."""
+    from markupsafe import Markup
+
+    return Markup('<div class="none">{}</div>').format(text)
 
 
 def thumbnail(path: object, width: int, height: int) -> "Image":

@@ -1,89 +1,62 @@
-"""eval vqa: answers to questions about pictures."""
+"""eval vqa: answers to questions about pictures.
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+Soft accuracy and confidence for items with two references or more; exact and relaxed accuracy for all.
+"""
 
-from vlmkit.eval.predictions import Row, text_of
-from vlmkit.eval.results import Measure, Scores, mean_measure
-from vlmkit.eval.task import Gathered, Options, flags
-from vlmkit.metrics.vqa import VARIANTS, compared, soft_accuracy, vqa_normalize
+from collections.abc import Sequence
+from dataclasses import replace
 
-PREDICTION, REFERENCES = "answer", ("answers", "target")
-NAN = float("nan")
+from vlmkit.eval.predictions import Row
+from vlmkit.eval.task import HIGHER, ItemScore, Metric, Scores, Task, score_each, summarize_means
+from vlmkit.metrics.vqa import VARIANTS, comparable, soft_accuracy, vqa_normalize
 
-
-class Match(NamedTuple):
-    """How an answer agrees with its references; `rule` says by what."""
-
-    exact: bool
-    relaxed: bool
-    rule: str
-
-    @property
-    def confidence(self) -> float:
-        return (self.exact + self.relaxed) / 2  # 1 exact, 0.5 relaxed, 0 neither
+EXACT_RULES = ("identical", "normalized")
+RELAXED_RULES = (*EXACT_RULES, "holds a reference", "held by a reference")
 
 
-def match(prediction: str, references: Sequence[str], variant: str) -> Match:
-    """Exact: equal to a reference once both are normalised. Relaxed: one holds the other's words, or exact."""
+def match_rule(prediction: str, references: Sequence[str], variant: str) -> str:
+    """By what an answer agrees with its references, both normalised: one of the rules above, `empty` or `none`."""
     if not prediction.strip():
-        return Match(False, False, "empty")
+        return "empty"
     if prediction in references:
-        return Match(True, True, "identical")
+        return "identical"
     said = vqa_normalize(prediction, variant)
     wanted = {vqa_normalize(reference, variant) for reference in references} - {""}
     if said in wanted:
-        return Match(True, True, "normalized")
+        return "normalized"
     if said and any(f" {reference} " in f" {said} " for reference in wanted):
-        return Match(False, True, "holds a reference")
+        return "holds a reference"
     if said and any(f" {said} " in f" {reference} " for reference in wanted):
-        return Match(False, True, "held by a reference")
-    return Match(False, False, "none")
+        return "held by a reference"
+    return "none"
 
 
-def vqa(rows: Iterable[Row], options: Options) -> Scores:
-    """Soft accuracy for items with two references or more; exact and relaxed accuracy for all."""
-    variant = options.pick_variant(VARIANTS)
-    gathered = Gathered(options)
-    soft, exact, relaxed, confidence, unparsed = [], [], [], [], []
-    confusions: list[tuple[str, str]] = []
-    for row in gathered.rows(rows):
-        prediction = text_of(row.prediction) or ""
-        found = match(prediction, row.references, variant)
-        strings = compared(prediction, row.references, variant)
-        soft.append(soft_accuracy(*strings) if len(row.references) > 1 else NAN)
-        exact.append(found.exact)
-        relaxed.append(found.relaxed)
-        confidence.append(found.confidence)
-        unparsed.append(found.rule == "empty")
-        if not found.exact:
-            usual = max(strings[1], key=strings[1].count)
-            confusions.append((usual, strings[0]))
-        if options.details:
-            own = {"vqa_accuracy": soft[-1]} if len(row.references) > 1 else {}
-            gathered.keep(
-                row,
-                {
-                    "prediction": prediction,
-                    "references": row.references,
-                    "compared": {"prediction": strings[0], "references": sorted(set(strings[1]))},
-                    **own,
-                    "exact": int(found.exact),
-                    "relaxed": int(found.relaxed),
-                    "confidence": found.confidence,
-                    "score": soft[-1] if own else found.confidence,
-                    "rule": found.rule,
-                },
-            )
-    several = any(value == value for value in soft)
-    measures: list[Measure] = [mean_measure("vqa_accuracy", f"vqa:{variant}", soft)] if several else []
-    measures += [
-        mean_measure("exact", f"exact:{variant}", exact),
-        mean_measure("relaxed", f"relaxed:{variant}", relaxed),
-    ]
-    if several:
-        measures.append(mean_measure("confidence", f"confidence:{variant}", confidence))
-    marks: dict[str, object] = {"refs": gathered.refs(), "skipped": 0}
-    return Scores(
-        "vqa", measures=measures, marks=marks, unparsed=flags(unparsed), confusions=confusions, **gathered.shared()
-    )
+def score_item(prediction: str, row: Row, variant: str) -> ItemScore:
+    """Soft accuracy (NaN for one reference), exact and relaxed match, confidence (1 exact, 0.5 relaxed, 0 neither)."""
+    rule = match_rule(prediction, row.references, variant)
+    exact, relaxed = rule in EXACT_RULES, rule in RELAXED_RULES
+    confidence = (exact + relaxed) / 2
+    said, wanted = comparable(prediction, row.references, variant)
+    shown: dict[str, object] = {"exact": int(exact), "relaxed": int(relaxed), "confidence": confidence}
+    soft, score = float("nan"), confidence
+    if len(row.references) > 1:
+        soft = score = soft_accuracy(said, wanted)
+        shown = {"vqa_accuracy": soft} | shown
+    confusion = None if exact else (max(wanted, key=wanted.count), said)
+    columns = soft, exact, relaxed, confidence
+    return ItemScore(columns, score, rule, rule == "empty", (said, wanted), shown, confusion)
+
+
+def summarize(scores: Scores, variant: str, *columns: Sequence[float]) -> list[Metric]:
+    """The means over the items; without an item with several references, exact and relaxed accuracy alone."""
+    soft, exact, relaxed, confidence = summarize_means(scores, variant, *columns)
+    if not soft.weights.any():
+        return [exact, relaxed]
+    return [replace(soft, head=f"vqa:{variant}"), exact, relaxed, confidence]
+
+
+TASK = Task(
+    score_each(score_item, summarize),
+    dict.fromkeys(("vqa_accuracy", "exact", "relaxed", "confidence"), HIGHER),
+    variants=VARIANTS,
+)
