@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
 import pytest
 from hosted import Hosted
-from warm import start, warm  # noqa: F401 - fixtures
+from warm import Running, Server, Start, Warm
 
 from vlmkit.cli.demo import collect
 
@@ -100,30 +101,86 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | own | {"PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "default"}
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Processes with everything imported."""
+    made = Server(tmp_path_factory.mktemp("server"), SCRIPT)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def start(server: Server) -> Iterator[Start]:
+    """Start a command in a folder: `start(folder, "train", …)`; it is killed at the end of the session."""
+    with ExitStack() as stack:
+
+        def begin(
+            folder: Path, *arguments: object, environment: dict[str, str] | None = None, stdin: bytes = b""
+        ) -> Running:
+            running = Running(server, [*map(str, arguments)], folder, environment or {}, stdin)
+            stack.callback(running.process.kill)
+            return running
+
+        yield begin
+
+
 @pytest.fixture
-def vlmkit(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
-    """Run the installed command in `tmp_path`, on bytes; `code` is the exit code that is expected."""
+def warm(start: Start, tmp_path: Path, environment: dict[str, str]) -> Warm:
+    """As `vlmkit`, with all libraries imported before."""
+
+    def run(*arguments: object, code: int = 0, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return start(tmp_path, *arguments, environment=environment, stdin=stdin).done(code)
+
+    return run
+
+
+def _run(
+    command: Path, tmp_path: Path, environment: dict[str, str], arguments: tuple, code: int, options: dict
+) -> subprocess.CompletedProcess[bytes]:
+    words = [command, *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment, **options)
+    assert done.returncode == code, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def vlmkit(server: Server, tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
+    """Run a command in `tmp_path`, on bytes, in a forked process; `code` is the exit code that is expected."""
 
     def run(
-        *arguments: object, code: int = 0, stdin: bytes = b"", **options: object
+        *arguments: object, code: int = 0, stdin: bytes = b"", timeout: float | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [SCRIPT, *map(str, arguments)], input=stdin, capture_output=True, cwd=tmp_path, env=environment, **options
-        )
-        assert done.returncode == code, done.stderr.decode()
-        assert b"Traceback" not in done.stderr
-        return done
+        server.start()
+        options = {"input": stdin, "timeout": timeout}
+        return _run(server.bin / "vlmkit", tmp_path, environment, arguments, code, options)
 
     return run
 
 
 @pytest.fixture
-def shell(tmp_path: Path, environment: dict[str, str]) -> Callable[[str], subprocess.CompletedProcess[bytes]]:
-    """Run a line of bash in `tmp_path`."""
+def installed(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
+    """As `vlmkit`, by the installed script in a process of its own, with options of subprocess.run."""
+
+    def run(
+        *arguments: object, code: int = 0, stdin: bytes = b"", **options: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        return _run(SCRIPT, tmp_path, environment, arguments, code, {"input": stdin} | options)
+
+    return run
+
+
+@pytest.fixture
+def shell(
+    server: Server, tmp_path: Path, environment: dict[str, str]
+) -> Callable[[str], subprocess.CompletedProcess[bytes]]:
+    """Run a line of bash in `tmp_path`, whose commands are those of `vlmkit`."""
 
     def run(line: str) -> subprocess.CompletedProcess[bytes]:
+        server.start()
+        path = f"{server.bin}{os.pathsep}{environment['PATH']}"
         return subprocess.run(
-            ["bash", "-o", "pipefail", "-c", line], capture_output=True, cwd=tmp_path, env=environment
+            ["bash", "-o", "pipefail", "-c", line], capture_output=True, cwd=tmp_path, env=environment | {"PATH": path}
         )
 
     return run

@@ -151,7 +151,7 @@ def test_sigkill_inside_the_commit(tmp_path: Path, job: str) -> None:
     assert unfinished > 5
 
 
-def test_a_full_disk(vlmkit, tmp_path: Path) -> None:
+def test_a_full_disk(vlmkit, installed, tmp_path: Path) -> None:
     """A limit on the size of a file stands for the end of the disk: the write fails in the middle."""
     vlmkit("index", "-i", "./i", stdin=jsonl(*many(50)))
     before = content(tmp_path / "i")
@@ -159,7 +159,7 @@ def test_a_full_disk(vlmkit, tmp_path: Path) -> None:
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    done = vlmkit("index", "-i", "./i", stdin=jsonl(*many(9000, 50)), code=2, preexec_fn=small)
+    done = installed("index", "-i", "./i", stdin=jsonl(*many(9000, 50)), code=2, preexec_fn=small)
     assert done.stderr.count(b"\n") == 1
     assert content(tmp_path / "i") == before
     vlmkit("index", "-i", "./i", stdin=jsonl(*many(100, 50)))
@@ -171,14 +171,14 @@ def many(count: int, start: int = 0) -> list[dict]:
     return [embedded(f"r{start + i:06}", [round(x, 6) for x in row]) for i, row in enumerate(numbers)]
 
 
-def test_no_space_for_the_approximate_index(vlmkit, tmp_path: Path) -> None:
+def test_no_space_for_the_approximate_index(vlmkit, installed, tmp_path: Path) -> None:
     vlmkit("index", "-i", "./i", stdin=jsonl(*many(2000)))
     before = content(tmp_path / "i")
 
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    done = vlmkit("index", "-i", "./i", "--type", "hnsw", code=2, preexec_fn=small)
+    done = installed("index", "-i", "./i", "--type", "hnsw", code=2, preexec_fn=small)
     assert done.stderr.count(b"\n") == 1 and b"space" in done.stderr
     assert content(tmp_path / "i") == before
 

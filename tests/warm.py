@@ -1,37 +1,220 @@
-"""The command in processes forked from one that has imported what models need, so that a start takes no time."""
+"""The command in processes forked from one that has imported what models need, so that a start takes no time.
 
-import gc
-import multiprocessing
+A server process imports the libraries once and forks for each request, which brings arguments, folder, environment and
+the three standard streams. `python warm.py server SOCKET` is the server, `python warm.py SOCKET ARGUMENT…` one command.
+"""
+
+import array
+import contextlib
+import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-PRELOAD = ["vlmkit.cli.app", "vlmkit.train.vlm.run", "vlmkit.train.vlm.dpo", "vlmkit.train.trainer", "peft", "tomli_w"]
-PRELOAD += ["vlmkit.train.contrastive", "open_clip", "onnxruntime", "transformers.models.auto.processing_auto"]
-PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.JpegImagePlugin"]
+PRELOAD = ["vlmkit.cli.app", "vlmkit.train.vlm.run", "vlmkit.train.contrastive.run", "vlmkit.train.vlm.dpo", "peft"]
+PRELOAD += ["open_clip", "onnxruntime", "faiss", "transformers.models.auto.processing_auto", "tomli_w"]
+PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.JpegImagePlugin", "vlmkit.io.transport"]
 SECONDS = 120
+READ_AT_IMPORT = ("HF_", "HUGGINGFACE", "TRANSFORMERS", "PYTHON", "TOKENIZERS", "XLA", "LD_", "LC_", "LANG")
+
+
+class Command:
+    """One command, under way in a process of the server; `pid` is its process."""
+
+    def __init__(
+        self, server: str, arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]
+    ) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(server)
+        request = json.dumps([arguments, folder, environment]).encode()
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))]
+        self._socket.sendmsg([struct.pack("=q", len(request))], rights)
+        self._socket.sendall(request)
+        self.pid = self._number()
+        self.code: int | None = None
+
+    def _number(self) -> int:
+        return struct.unpack("=q", _exactly(self._socket, 8))[0]
+
+    def wait(self, seconds: float | None = None) -> int:
+        """The exit code, that of a signal as a negative number. Raises TimeoutError."""
+        if self.code is None:
+            self._socket.settimeout(seconds)
+            self.code = self._number()
+            self._socket.close()
+        return self.code
+
+    def is_alive(self) -> bool:
+        if self.code is None:
+            with contextlib.suppress(TimeoutError, BlockingIOError):
+                self.wait(0)
+        return self.code is None
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        if self.is_alive():
+            os.kill(self.pid, number)
+
+
+def _exactly(stream: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = stream.recv(size - len(data))
+        if not more:
+            raise ConnectionError("the server has ended")
+        data += more
+    return data
+
+
+def serve(path: str) -> None:
+    """Fork a process for each request, for ever."""
+    import gc
+    import importlib
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    for module in PRELOAD:
+        importlib.import_module(module)
+    gc.freeze()  # what is imported already need not be looked through by each process
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _watch(connection)
+        connection.close()
+
+
+def _watch(connection: socket.socket) -> None:
+    """Run the command that a connection asks for in a process of its own, and send its number and exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    arguments, folder, environment = json.loads(_exactly(connection, struct.unpack("=q", size)[0]))
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        _run(arguments, folder, environment, streams)
+    for stream in streams:
+        os.close(stream)
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        connection.sendall(struct.pack("=q", pid))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        connection.sendall(struct.pack("=q", code))
+    os._exit(0)
+
+
+def _run(arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
+    import atexit
+    import traceback
+
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, closefd=False, errors=errors)  # noqa: SIM115 - those of the server are others
+        for number, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
+    )
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["vlmkit", *arguments]
+    code = 1
+    try:
+        from vlmkit.__main__ import run
+
+        run()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:  # as Python itself would tell it
+        traceback.print_exc()
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Server:
+    """The server of this test process; it starts with the first command and ends with the tests."""
+
+    def __init__(self, folder: Path, script: Path) -> None:
+        self.socket = str(folder / "server")
+        self._script = script
+        self.bin = folder / "bin"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self._process is not None:
+            return
+        self.bin.mkdir()
+        shim = self.bin / "vlmkit"
+        imported = json.dumps(_at_import(os.environ | {"PYTHONWARNINGS": "default"}))
+        shim.write_text(
+            f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            f"from warm import main\nmain({self.socket!r}, {str(self._script)!r}, {imported!r})\n"
+        )
+        shim.chmod(0o755)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        self._process = subprocess.Popen([sys.executable, __file__, "server", self.socket], env=environment)
+        while not os.path.exists(self.socket):
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _at_import(environment: dict[str, str]) -> dict[str, str]:
+    """What libraries read when they are imported: where it is another, the server's processes will not do."""
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
+
+
+def main(server: str, script: str, imported: str) -> None:
+    """One command by the server; by the installed script where a stream is closed or the environment is another."""
+    environment = dict(os.environ)
+    try:
+        for stream in (0, 1, 2):
+            os.fstat(stream)
+        usable = _at_import(environment) == json.loads(imported)
+    except OSError:
+        usable = False
+    if not usable:
+        os.execv(script, [script, *sys.argv[1:]])
+    command = Command(server, sys.argv[1:], os.getcwd(), environment, [0, 1, 2])
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)  # who writes to the command sees it end, and who reads from it
+    os.dup2(nowhere, 1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(command.pid, number))
+    code = command.wait()
+    os._exit(code if code >= 0 else 128 - code)
 
 
 class Running:
     """One command, under way in `folder`; its output stands in files."""
 
-    def __init__(self, context, arguments: list[str], folder: Path, environment: dict[str, str], stdin: bytes) -> None:
+    def __init__(
+        self, server: Server, arguments: list[str], folder: Path, environment: dict[str, str], stdin: bytes
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob(".*.stdout")))
         self.arguments = arguments
-        self.stdin, self.stdout, self.stderr = (folder / f".{number}.std{name}" for name in ("in", "out", "err"))
+        streams = Path(tempfile.mkdtemp(dir=server.bin.parent))
+        self.stdin, self.stdout, self.stderr = (streams / name for name in ("stdin", "stdout", "stderr"))
         for path, data in ((self.stdin, stdin), (self.stdout, b""), (self.stderr, b"")):
             path.write_bytes(data)
-        how = arguments, folder, [self.stdin, self.stdout, self.stderr], environment
-        self.process = context.Process(target=_command, args=how)
-        self.process.start()
+        server.start()
+        own = {name: value for name, value in os.environ.items() if not name.startswith("VLMKIT_")} | environment
+        own |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with open(self.stdin, "rb") as a, open(self.stdout, "ab") as b, open(self.stderr, "ab") as c:
+            self.process = Command(server.socket, arguments, str(folder), own, [a.fileno(), b.fileno(), c.fileno()])
 
     def wait_until(self, true: Callable[[], bool]) -> None:
         """Wait for something to happen while the command runs."""
@@ -47,14 +230,13 @@ class Running:
     def kill(self) -> None:
         """SIGKILL, and it must not have ended by itself."""
         self.process.kill()
-        self.process.join(SECONDS)
-        assert self.process.exitcode == -signal.SIGKILL
+        assert self.process.wait(SECONDS) == -signal.SIGKILL
 
     def done(self, code: int = 0) -> subprocess.CompletedProcess[bytes]:
         """Wait for the end. `code` is the exit code that is expected."""
-        self.process.join(SECONDS)
+        found = self.process.wait(SECONDS)
         stdout, stderr = self.stdout.read_bytes(), self.stderr.read_bytes()
-        assert self.process.exitcode == code, stderr.decode()
+        assert found == code, stderr.decode()
         assert b"Traceback" not in stderr
         return subprocess.CompletedProcess(self.arguments, code, stdout, stderr)
 
@@ -63,46 +245,5 @@ Start = Callable[..., Running]
 Warm = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
-def _command(arguments: list[str], folder: Path, streams: list[Path], environment: dict[str, str]) -> None:
-    gc.freeze()  # what is imported already need not be looked through
-    os.chdir(folder)
-    for name in [name for name in os.environ if name.startswith("VLMKIT_")]:
-        del os.environ[name]
-    os.environ.update(environment)
-    for number, path in enumerate(streams):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY), number)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - multiprocessing has put another there
-    sys.argv = ["vlmkit", *arguments]
-    from vlmkit.__main__ import run
-
-    run()
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start a command in a folder: `start(folder, "train", …)`; it is killed at the end of the session."""
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-
-        def begin(
-            folder: Path, *arguments: object, environment: dict[str, str] | None = None, stdin: bytes = b""
-        ) -> Running:
-            running = Running(context, [*map(str, arguments)], folder, environment or {}, stdin)
-            stack.callback(running.process.kill)
-            return running
-
-        yield begin
-
-
-@pytest.fixture
-def warm(start: Start, tmp_path: Path, environment: dict[str, str]) -> Warm:
-    """As `vlmkit`, the installed command, but for its start."""
-
-    def run(*arguments: object, code: int = 0, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return start(tmp_path, *arguments, environment=environment, stdin=stdin).done(code)
-
-    return run
+if __name__ == "__main__":
+    serve(sys.argv[2])
