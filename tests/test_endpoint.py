@@ -179,12 +179,12 @@ def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: 
         "broken": "the endpoint answers 500, Internal Server Error",
         "gone": "the endpoint fails: Server disconnected without sending a response. (2 tries)",
         "hangs": "the endpoint fails: silent for 2 s (2 tries)",
-        "nonsense": 'no answer in what the endpoint sent: {"choices": [{"mess',
-        "page": "no answer in what the endpoint sent: <html>welcome</html>",
-        "empty": 'no answer in what the endpoint sent: {"choices": []}',
-        "number": "no answer in what the endpoint sent: 7",
+        "nonsense": 'the response contains no answer: {"choices": [{"mess',
+        "page": "the response contains no answer: <html>welcome</html>",
+        "empty": 'the response contains no answer: {"choices": []}',
+        "number": "the response contains no answer: 7",
         "refuses": "the model refuses: I would rather not",
-        "filtered": "held back by the endpoint's filter",
+        "filtered": "blocked by the endpoint's content filter",
         "thinks": "cut off before the answer began",
         "excessive": "the endpoint answers 400, the context is too long",
         "forbidden": "the endpoint answers 403, not for you",
@@ -196,7 +196,7 @@ def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: 
     line = ("ask", "--errors", "errors.jsonl", "--option", "timeout=2", "--option", "retries=1", "--batch-size", 16)
     done = vlmkit(*line, stdin=asked(*questions), code=3)
     failed = {row["id"]: row["error"] for row in records((tmp_path / "errors.jsonl").read_bytes())}
-    assert failed.pop("silent").startswith("no answer in what the endpoint sent: {")
+    assert failed.pop("silent").startswith("the response contains no answer: {")
     assert failed == reasons
     assert outcome(done) == {
         "good": "heard: good",
@@ -227,7 +227,7 @@ def test_what_all_requests_would_meet_is_fatal(vlmkit, hosted: Hosted, tmp_path:
     [
         ("unauthorised", "set OPENAI_API_KEY to your key"),
         ("forbidden", "403, not for you: set OPENAI_API_KEY to your key"),
-        ("poor", "402, no credit: look after the account"),
+        ("poor", "402, no credit: check the account"),
         ("unknown", "The model tiny does not exist: check the model's name, tiny, and --base-url"),
         ("moved", "redirects to http://127.0.0.1:1/elsewhere: name that with --base-url if you trust it"),
         ("unsupported", "400, .*: change it, or leave it out with --option temperature=null"),
@@ -326,8 +326,8 @@ def test_a_stream_that_fails(endpoint, hosted: Hosted) -> None:
         assert isinstance(reply, RequestError)
         return str(reply)
 
-    assert "the reply broke off" in failure("half") and "".join(said) == "one two"
-    assert re.match(r"the reply broke off \(.+\)", failure("garbled"))
+    assert "the response broke off" in failure("half") and "".join(said) == "one two"
+    assert re.match(r"the response broke off \(.+\)", failure("garbled"))
     assert "500" in failure("broken")
     with pytest.raises(VlmkitError, match="OPENAI_API_KEY"):
         model.stream(Request("unauthorised"), Sampling(8), said.append)
@@ -351,7 +351,7 @@ def test_chance_depends_on_the_place_in_the_input(endpoint, hosted: Hosted) -> N
 
 def test_a_server_that_drips_comes_to_an_end(endpoint) -> None:
     (found,) = endpoint(timeout=0.5, retries=0).answer([Request("drips")], Sampling(8))
-    assert str(found) == "the endpoint sends something, but comes to no end"
+    assert str(found) == "the response did not finish in time"
 
 
 def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environment: dict[str, str]) -> None:
@@ -364,16 +364,16 @@ def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environmen
     ("arguments", "told"),
     [
         (["-m", "mini", "--option", "seed=1"], "--base-url and --option require a model of an endpoint, not mini"),
-        (["-m", "./some", "--base-url", "http://127.0.0.1/v1"], "are for models of an endpoint, which ./some is not"),
-        (["-m", "openai:"], "names no model"),
-        (["--base-url", "127.0.0.1:8000/v1"], "the base URL '127.0.0.1:8000/v1/' is none"),
-        (["--base-url", "http://127.0.0.1:port/v1"], "no endpoint to ask"),
-        (["--device", "cpu"], "does not run here"),
+        (["-m", "./some", "--base-url", "http://127.0.0.1/v1"], "require a model of an endpoint, not ./some"),
+        (["-m", "openai:"], "openai: contains no model name"),
+        (["--base-url", "127.0.0.1:8000/v1"], "the base URL '127.0.0.1:8000/v1/' is not valid"),
+        (["--base-url", "http://127.0.0.1:port/v1"], "the endpoint cannot be used"),
+        (["--device", "cpu"], "runs at an endpoint, not on a device here"),
         (["--option", "detail"], "--option detail names no value"),
-        (["--option", "model=other"], "--option model is not free to choose"),
-        (["--option", "timeout=soon"], "--option timeout=soon cannot be: give a number such as 300"),
-        (["--option", "retries=-1"], "--option retries=-1 cannot be: give a number such as 4"),
-        (["--option", "max_side=true"], "--option max_side=True cannot be"),
+        (["--option", "model=other"], "--option model cannot be set"),
+        (["--option", "timeout=soon"], "--option timeout=soon is not valid: give a number such as 300"),
+        (["--option", "retries=-1"], "--option retries=-1 is not valid: give a number such as 4"),
+        (["--option", "max_side=true"], "--option max_side=True is not valid"),
     ],
 )
 def test_refusals(hosted: Hosted, monkeypatch, capsys, arguments: list[str], told: str) -> None:
@@ -389,9 +389,9 @@ def test_refusals(hosted: Hosted, monkeypatch, capsys, arguments: list[str], tol
 
 def test_a_key_that_is_none(endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nx")
-    with pytest.raises(VlmkitError, match="OPENAI_API_KEY holds what no key does") as told:
+    with pytest.raises(VlmkitError) as error:
         endpoint()
-    assert KEY not in str(told.value)
+    assert str(error.value) == "OPENAI_API_KEY contains invalid characters: remove quotes and line breaks"
 
 
 def test_it_starts_without_what_it_does_not_need(environment: dict[str, str], tmp_path: Path) -> None:

@@ -56,25 +56,21 @@ def _captions(root: Path, name: str) -> Iterator[Record | Failed]:
     for found in document["annotations"]:
         captions.setdefault(found["image_id"], []).append(found["caption"].strip())
     for image in document["images"]:
-        told = {"width": image["width"], "height": image["height"]}
-        yield {
-            **{"id": f"coco-{image['id']}", "image": f"coco/{name}/{image['file_name']}"},
-            **{"captions": captions.get(image["id"], []), **told},
-        }
+        found = {"id": f"coco-{image['id']}", "image": f"coco/{name}/{image['file_name']}"}
+        yield {**found, "captions": captions.get(image["id"], []), "width": image["width"], "height": image["height"]}
 
 
-def karpathy(root: Path, name: str, parts: tuple[str, ...]) -> Iterator[Record]:
-    """(file name and folder, captions) of the pictures of Karpathy's dataset_NAME.json that are in one of `parts`."""
+def karpathy(root: Path, name: str, parts: tuple[str, ...]) -> Iterator[tuple[Record, list[str]]]:
+    """(entry, captions) of the pictures of Karpathy's dataset_NAME.json that are in one of `parts`."""
     for image in loads((root / f"karpathy/dataset_{name}.json").read_bytes())["images"]:
         if image["split"] in parts:
-            captions = [" ".join(sentence["raw"].split()) for sentence in image["sentences"]]
-            yield {"folder": image.get("filepath"), "name": image["filename"], "captions": captions, "source": image}
+            yield image, [" ".join(sentence["raw"].split()) for sentence in image["sentences"]]
 
 
 def _karpathy_split(root: Path, parts: tuple[str, ...]) -> Iterator[Record | Failed]:
-    for found in karpathy(root, "coco", parts):
-        image = f"coco/{found['folder']}/{found['name']}"
-        yield {"id": f"coco-{found['source']['cocoid']}", "image": image, "captions": found["captions"]}
+    for image, captions in karpathy(root, "coco", parts):
+        path = f"coco/{image['filepath']}/{image['filename']}"
+        yield {"id": f"coco-{image['cocoid']}", "image": path, "captions": captions}
 
 
 def _split(name: str) -> Split:

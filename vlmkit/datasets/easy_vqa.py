@@ -20,6 +20,7 @@ WHEEL = File(
     "sha256:fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
     unpack="easy-vqa",
 )
+PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
 COLORS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 
 
@@ -55,8 +56,5 @@ EASY_VQA = DataSet(
     page="https://pypi.org/project/easy-vqa/",
     licence="MIT",
     used_by=("train instruct", "eval vqa"),
-    splits={
-        "train": Split((WHEEL,), partial(_records, part="train")),
-        "test": Split((WHEEL,), partial(_records, part="test")),
-    },
+    splits={part: Split((WHEEL,), partial(_records, part=part)) for part in PARTS},
 )

@@ -21,10 +21,10 @@ PICTURES = File(
 
 
 def _records(root: Path, part: str) -> Iterator[Record | Failed]:
-    for found in karpathy(root, "flickr30k", (part,)):
-        name = found["name"]
-        image = f"flickr30k/flickr30k-images/{name}"
-        yield {"id": f"flickr30k-{name.partition('.')[0]}", "image": image, "captions": found["captions"]}
+    for image, captions in karpathy(root, "flickr30k", (part,)):
+        name = image["filename"]
+        path = f"flickr30k/flickr30k-images/{name}"
+        yield {"id": f"flickr30k-{name.partition('.')[0]}", "image": path, "captions": captions}
 
 
 FLICKR30K = DataSet(

@@ -8,21 +8,22 @@ vg/VG_100K, vg/VG_100K_2. Those of OCR-VQA are at their publishers only, so its 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vlmkit.datasets import coco, gqa, textvqa
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.io.records import Failed, Record, loads, read_jsonl
 
 HUB = "https://huggingface.co/datasets/liuhaotian"
+BENCH_REPO = "llava-bench-in-the-wild"
 GENOME = "https://cs.stanford.edu/people/rak248/VG_100K_2"
-COLLECTED = "ocr_vqa/"
 
 
 def _records(root: Path, file: str, folder: str) -> Iterator[Record | Failed]:
     left_out = 0
     for number, row in enumerate(loads((root / file).read_bytes())):
         image = row.get("image")
-        if image is not None and image.startswith(COLLECTED):
+        if image is not None and image.startswith("ocr_vqa/"):
             left_out += 1
             continue
         record = {"id": f"{row['id']}-{number}", "conversations": row["conversations"]}
@@ -32,33 +33,35 @@ def _records(root: Path, file: str, folder: str) -> Iterator[Record | Failed]:
 
 
 def _bench(root: Path) -> Iterator[Record | Failed]:
-    """`answers` is what GPT-4 said, to whom the picture was described; `category` is conv, detail or complex."""
+    """`answers` is what GPT-4 answered, which was given a description; `category` is conv, detail or complex."""
     folder = root / "llava-bench"
     with open(folder / "answers_gpt4.jsonl", "rb") as lines:
-        said = {row["question_id"]: row["text"] for row in read_jsonl(lines, "answers") if isinstance(row, dict)}
+        answers = {row["question_id"]: row["text"] for row in read_jsonl(lines, "answers") if isinstance(row, dict)}
     with open(folder / "questions.jsonl", "rb") as lines:
         for row in read_jsonl(lines, "questions.jsonl"):
-            if isinstance(row, Failed):
-                yield row
-                continue
-            key = row["question_id"]
-            yield {
-                "id": f"llava-bench-{key}",
-                "image": f"llava-bench/images/{row['image']}",
-                "question": row["text"],
-                "answers": [said[key]],
-                "category": row["category"],
-            }
+            yield (
+                row
+                if isinstance(row, Failed)
+                else {
+                    "id": f"llava-bench-{row['question_id']}",
+                    "image": f"llava-bench/images/{row['image']}",
+                    "question": row["text"],
+                    "answers": [answers[row["question_id"]]],
+                    "category": row["category"],
+                }
+            )
 
 
 def _bench_picture(image: str) -> str:
-    return f"{HUB}/llava-bench-in-the-wild/resolve/main/{image.removeprefix('llava-bench/')}"
+    return f"{HUB}/{BENCH_REPO}/resolve/main/{image.removeprefix('llava-bench/')}"
 
 
-def _conversations(repo: str, name: str, own: str, folder: str, pictures: tuple[File, ...], **rest) -> Split:
-    file = f"{own}/{name}"
-    url = f"{HUB}/{repo}/resolve/main/{name}"
-    return Split((File(url, file),), partial(_records, file=file, folder=folder), pictures, **rest)
+def _file(repo: str, name: str, folder: str, unpack: str | None = None) -> File:
+    return File(f"{HUB}/{repo}/resolve/main/{name}", f"{folder}/{name}", unpack=unpack)
+
+
+def _conversations(file: File, folder: str, *pictures: File, **rest: Any) -> dict[str, Split]:
+    return {"train": Split((file,), partial(_records, file=file.path, folder=folder), pictures, **rest)}
 
 
 PRETRAIN = DataSet(
@@ -68,21 +71,11 @@ PRETRAIN = DataSet(
     licence="other",
     terms="those of the sets whose pictures these are",
     used_by=("train align",),
-    splits={
-        "train": _conversations(
-            "LLaVA-Pretrain",
-            "blip_laion_cc_sbu_558k.json",
-            "llava-pretrain",
-            "llava-pretrain/images/",
-            (
-                File(
-                    f"{HUB}/LLaVA-Pretrain/resolve/main/images.zip",
-                    "llava-pretrain/images.zip",
-                    unpack="llava-pretrain/images",
-                ),
-            ),
-        )
-    },
+    splits=_conversations(
+        _file("LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json", "llava-pretrain"),
+        "llava-pretrain/images/",
+        _file("LLaVA-Pretrain", "images.zip", "llava-pretrain", unpack="llava-pretrain/images"),
+    ),
 )
 INSTRUCT = DataSet(
     name="llava-instruct-150k",
@@ -90,16 +83,12 @@ INSTRUCT = DataSet(
     page=f"{HUB}/LLaVA-Instruct-150K",
     licence="CC BY 4.0",
     used_by=("train instruct",),
-    splits={
-        "train": _conversations(
-            "LLaVA-Instruct-150K",
-            "llava_instruct_150k.json",
-            "llava-instruct",
-            "coco/train2017/",
-            (coco.pictures("train2017"),),
-            single=coco.single,
-        )
-    },
+    splits=_conversations(
+        _file("LLaVA-Instruct-150K", "llava_instruct_150k.json", "llava-instruct"),
+        "coco/train2017/",
+        coco.pictures("train2017"),
+        single=coco.single,
+    ),
 )
 MIX665K = DataSet(
     name="mix665k",
@@ -108,33 +97,27 @@ MIX665K = DataSet(
     licence="CC BY 4.0",
     terms="those of the sets whose pictures these are",
     used_by=("train instruct",),
-    splits={
-        "train": _conversations(
-            "LLaVA-Instruct-150K",
-            "llava_v1_5_mix665k.json",
-            "llava-instruct",
-            "",
-            (
-                coco.pictures("train2017"),
-                gqa.PICTURES,
-                textvqa.PICTURES,
-                File(f"{GENOME}/images.zip", "vg/images.zip", unpack="vg"),
-                File(f"{GENOME}/images2.zip", "vg/images2.zip", unpack="vg"),
-            ),
-        )
-    },
+    splits=_conversations(
+        _file("LLaVA-Instruct-150K", "llava_v1_5_mix665k.json", "llava-instruct"),
+        "",
+        coco.pictures("train2017"),
+        gqa.PICTURES,
+        textvqa.PICTURES,
+        File(f"{GENOME}/images.zip", "vg/images.zip", unpack="vg"),
+        File(f"{GENOME}/images2.zip", "vg/images2.zip", unpack="vg"),
+    ),
 )
 BENCH = DataSet(
     name="llava-bench",
     what="60 questions about 24 pictures, with answers of GPT-4",
-    page=f"{HUB}/llava-bench-in-the-wild",
+    page=f"{HUB}/{BENCH_REPO}",
     licence="Apache-2.0",
     used_by=("ask", "eval compare"),
     splits={
         "test": Split(
-            tuple(
-                File(f"{HUB}/llava-bench-in-the-wild/resolve/main/{name}", f"llava-bench/{name}")
-                for name in ("questions.jsonl", "answers_gpt4.jsonl")
+            (
+                _file(BENCH_REPO, "questions.jsonl", "llava-bench"),
+                _file(BENCH_REPO, "answers_gpt4.jsonl", "llava-bench"),
             ),
             _bench,
             single=_bench_picture,

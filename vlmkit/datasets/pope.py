@@ -19,16 +19,17 @@ SITE = f"https://raw.githubusercontent.com/AoiDragon/POPE/{COMMIT}/output/coco"
 def _records(root: Path, part: str) -> Iterator[Record | Failed]:
     with open(root / f"pope/coco_pope_{part}.json", "rb") as lines:
         for row in read_jsonl(lines, f"coco_pope_{part}.json"):
-            if isinstance(row, Failed):
-                yield row
-                continue
-            yield {
-                "id": f"pope-{part}-{row['question_id']}",
-                "image": f"coco/val2014/{row['image']}",
-                "question": row["text"],
-                "answers": [row["label"]],
-                "category": part,
-            }
+            yield (
+                row
+                if isinstance(row, Failed)
+                else {
+                    "id": f"pope-{part}-{row['question_id']}",
+                    "image": f"coco/val2014/{row['image']}",
+                    "question": row["text"],
+                    "answers": [row["label"]],
+                    "category": part,
+                }
+            )
 
 
 def _split(part: str) -> Split:

@@ -18,21 +18,21 @@ SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 def _records(root: Path, name: str) -> Iterator[Record | Failed]:
     """`category` is the answer type by which results are reported: yes/no, number, other."""
     folder = root / "vqav2"
-    asked = loads((folder / f"v2_OpenEnded_mscoco_{name}_questions.json").read_bytes())["questions"]
-    told = loads((folder / f"v2_mscoco_{name}_annotations.json").read_bytes())["annotations"]
-    known = {found["question_id"]: found for found in told}
-    for question in asked:
+    questions = loads((folder / f"v2_OpenEnded_mscoco_{name}_questions.json").read_bytes())["questions"]
+    annotations = loads((folder / f"v2_mscoco_{name}_annotations.json").read_bytes())["annotations"]
+    by_question = {found["question_id"]: found for found in annotations}
+    for question in questions:
         key = question["question_id"]
-        if key not in known:
+        if (found := by_question.get(key)) is None:
             yield Failed(f"vqav2-{key}", None, "a question without answers")
             continue
         yield {
             "id": f"vqav2-{key}",
             "image": photo(name, question["image_id"]),
             "question": question["question"],
-            "answers": [answer["answer"] for answer in known[key]["answers"]],
-            "category": known[key]["answer_type"],
-            "question_type": known[key]["question_type"],
+            "answers": [answer["answer"] for answer in found["answers"]],
+            "category": found["answer_type"],
+            "question_type": found["question_type"],
         }
 
 

@@ -2,8 +2,6 @@
 
 Requests run in an event loop in a thread of its own, so that a signal never waits for a server. Nothing is sent
 anywhere but to the base URL: redirects are not followed.
-
-What the failures of an endpoint mean: for one request, or for every other as well.
 """
 
 import asyncio
@@ -15,7 +13,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,17 +28,18 @@ if TYPE_CHECKING:
     from openai import APIConnectionError, APIStatusError
     from PIL.Image import Image
 
-
-AT_ONCE = 8  # requests
-SECONDS = 300.0  # without a byte, after which a try has failed
-CONNECT_SECONDS = 10.0
+CONCURRENT_REQUESTS = 8
+TIMEOUT = 300.0  # seconds without a byte, after which a try has failed
+CONNECT_TIMEOUT = 10.0
 RETRIES = 4
 LONGEST_WAIT = 120.0  # seconds that the package waits for a Retry-After
 MAX_SIDE = 1536  # pixels; hosted models look at no more, or bill more for it
 FEW_COLORS = 4096  # drawings, screens and small pictures; these go as PNG, which keeps letters sharp
-QUALITY = 90  # of JPEG
-OURS = ("model", "messages", "stream")  # what no option may change
-FILTERED = "held back by the endpoint's filter"
+JPEG_QUALITY = 90
+RESERVED = ("model", "messages", "stream")  # what no option may change
+LONGEST_REASON = 300  # characters
+FILTERED = "blocked by the endpoint's content filter"
+LATER = "ask again later"
 
 
 class Picture(NamedTuple):
@@ -53,39 +52,39 @@ class Picture(NamedTuple):
 class Endpoint(ChatModel):
     """The model `name`, `openai:NAME`. The key is $OPENAI_API_KEY, the proxies are the environment's.
 
-    Of `hosting.options` `timeout` (seconds), `retries` and `max_side` (pixels) are for here, and `detail` goes along
-    with each picture; the others go into the body of each request, and null leaves a setting out of it. Raises
-    VlmkitError, as all methods do, for what every request would meet.
+    The options `timeout` (seconds), `retries` and `max_side` (pixels) are for here, and `detail` goes along with each
+    picture; the others go into the body of each request, and null leaves a setting out of it. All methods raise
+    VlmkitError for what every request would meet.
     """
 
     size: int
     tasks = ("answer", "ocr", "boxes")
 
-    def __init__(self, name: str, hardware: Hardware, hosting: EndpointOptions) -> None:
+    def __init__(self, name: str, hardware: Hardware, endpoint: EndpointOptions) -> None:
         self._name = name.removeprefix(ENDPOINT)
         if not self._name.strip() or not self._name.isprintable():
-            raise VlmkitError(f"{name} names no model", f"write {ENDPOINT}NAME, with the endpoint's own name for it")
+            raise VlmkitError(f"{name} contains no model name", f"write {ENDPOINT}NAME, with the endpoint's own name")
         if hardware.device != "auto":
-            raise VlmkitError(f"{name} does not run here, but at an endpoint", "leave --device out")
-        options = dict(hosting.options)
-        if fixed := next((key for key in OURS if key in options), None):
-            raise VlmkitError(f"--option {fixed} is not free to choose", "leave it out")
-        self._seconds = float(_number(options, "timeout", SECONDS, 0.001))
+            raise VlmkitError(f"{name} runs at an endpoint, not on a device here", "leave --device out")
+        options = dict(endpoint.options)
+        if reserved := next((key for key in RESERVED if key in options), None):
+            raise VlmkitError(f"--option {reserved} cannot be set", "leave it out")
+        self._timeout = float(_number(options, "timeout", TIMEOUT, 0.001))
         self._tries = 1 + int(_number(options, "retries", RETRIES, 0))
         self.size = int(_number(options, "max_side", MAX_SIDE, 1))
         detail = options.pop("detail", None)
         self._detail = {} if detail is None else {"detail": detail}
         self._options = options
-        self._key = _key()
-        client = self._client(hosting.base_url)
+        self._key = _api_key()
+        self._answered = False  # then the URL and the key are right
+        client = self._client(endpoint.base_url)
         self._completions = client.chat.completions
         self.device = str(client.base_url.copy_with(userinfo=b""))
         self.fingerprint = hashlib.sha256(f"{self.device}\n{self._name}".encode()).hexdigest()[:12]
-        self.batch = BatchSize(AT_ONCE)
-        self._trouble = Trouble(self.device, self._name, self._key, self._seconds, self._tries)
+        self.batch = BatchSize(CONCURRENT_REQUESTS)
         self._loop = asyncio.new_event_loop()
         Thread(target=_run, args=(self._loop,), name="endpoint", daemon=True).start()
-        weakref.finalize(self, _end, client, self._loop).atexit = False  # the end of the process waits for nobody
+        weakref.finalize(self, _close, client, self._loop).atexit = False  # the end of the process waits for nobody
 
     def _client(self, base_url: str | None) -> Any:
         try:
@@ -93,19 +92,21 @@ class Endpoint(ChatModel):
             import openai
         except ImportError:
             raise VlmkitError("endpoints need one more package", "pip install 'vlmkit[openai]'") from None
-        wait = openai.Timeout(self._seconds, connect=min(self._seconds, CONNECT_SECONDS), pool=None)
+        timeout = openai.Timeout(self._timeout, connect=min(self._timeout, CONNECT_TIMEOUT), pool=None)
         try:
             client = openai.AsyncOpenAI(
                 api_key=self._key or "none",  # a server at home asks for none
                 base_url=base_url,
                 max_retries=self._tries - 1,
-                timeout=wait,
+                timeout=timeout,
                 http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
             )
         except (openai.OpenAIError, httpx2.InvalidURL, ValueError, ImportError) as error:
-            raise VlmkitError(f"no endpoint to ask ({error})", "check --base-url and the proxies set") from None
+            raise VlmkitError(
+                f"the endpoint cannot be used ({error})", "check --base-url and the proxies set"
+            ) from None
         if client.base_url.scheme not in ("http", "https") or not client.base_url.host:
-            raise VlmkitError(f"the base URL '{client.base_url}' is none", "write --base-url http://HOST:PORT/v1")
+            raise VlmkitError(f"the base URL '{client.base_url}' is not valid", "write --base-url http://HOST:PORT/v1")
         return client
 
     def preprocess(self, image: "Image") -> Picture:
@@ -118,44 +119,43 @@ class Endpoint(ChatModel):
         sent.info = {}
         form = "JPEG" if sent.getcolors(FEW_COLORS) is None else "PNG"
         data = io.BytesIO()
-        sent.save(data, form, quality=QUALITY)
+        sent.save(data, form, quality=JPEG_QUALITY)
         url = f"data:image/{form.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
         return Picture(url, image.size)
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
-        futures = [self.submit(request, sampling) for request in requests]
-        return [future.result() for future in futures]
+        return [future.result() for future in [self.submit(request, sampling) for request in requests]]
 
     def submit(self, request: Request, sampling: Sampling) -> Future[Answer | RequestError]:
         return asyncio.run_coroutine_threadsafe(self._reply(request, sampling), self._loop)
 
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
-        pieces: SimpleQueue[str | None] = SimpleQueue()
-        done = asyncio.run_coroutine_threadsafe(self._stream(request, sampling, pieces.put), self._loop)
-        done.add_done_callback(lambda _: pieces.put(None))
-        said = []
+        queue: SimpleQueue[str | None] = SimpleQueue()
+        finish = asyncio.run_coroutine_threadsafe(self._stream(request, sampling, queue.put), self._loop)
+        finish.add_done_callback(lambda _: queue.put(None))
+        pieces = []
         try:
-            while (piece := pieces.get()) is not None:
-                said.append(piece)
+            while (piece := queue.get()) is not None:
+                pieces.append(piece)
                 say(piece)
-            return Answer("".join(said).strip(), done.result(), len(said))
-        except RequestError as reason:
-            return reason
+            return Answer("".join(pieces).strip(), finish.result(), len(pieces))
+        except RequestError as error:
+            return error
         finally:
-            done.cancel()
+            finish.cancel()
 
     async def _reply(self, request: Request, sampling: Sampling) -> Answer | RequestError:
         body = self._body(request, sampling)
-        limit = self._tries * (self._seconds + LONGEST_WAIT) - LONGEST_WAIT
+        limit = self._tries * (self._timeout + LONGEST_WAIT) - LONGEST_WAIT
         try:
-            async with self._trouble.told(body["extra_body"]), asyncio.timeout(limit):
+            async with self._errors(body["extra_body"]), asyncio.timeout(limit):
                 reply = await self._completions.with_raw_response.create(**body)
-        except RequestError as reason:
-            return reason
+        except RequestError as error:
+            return error
         try:
             answer = _answer(loads(reply.content), request.start)
         except (ValueError, LookupError, TypeError, AttributeError):
-            return RequestError(f"no answer in what the endpoint sent: {self._trouble.short(reply.text)}", LATER)
+            return RequestError(f"the response contains no answer: {self._short(reply.text)}", LATER)
         if request.task != "boxes" or isinstance(answer, RequestError):
             return answer
         size = request.pictures[0].size
@@ -164,12 +164,12 @@ class Endpoint(ChatModel):
         return replace(answer, text=answer.text if words else ", ".join(box["label"] for box in found), boxes=found)
 
     async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> str:
-        """How it finished. Raises Unanswerable where it fails, or breaks off."""
+        """How it finished. Raises RequestError where it fails, or breaks off."""
         import openai
 
         body = self._body(request, sampling)
         finish = None
-        async with self._trouble.told(body["extra_body"]):
+        async with self._errors(body["extra_body"]):
             chunks = await self._completions.create(**body, stream=True)
         try:
             async with chunks:
@@ -178,9 +178,9 @@ class Endpoint(ChatModel):
                         finish = choice.finish_reason or finish
                         put(choice.delta.content or choice.delta.refusal or "")
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise RequestError(f"the reply broke off ({self._trouble.short(str(error))})", LATER) from None
+            raise RequestError(f"the response broke off ({self._short(str(error))})", LATER) from None
         if finish is None:
-            raise RequestError("the reply broke off", LATER)
+            raise RequestError("the response broke off", LATER)
         if finish == "content_filter":
             raise RequestError(FILTERED)
         return "length" if finish == "length" else "stop"
@@ -202,15 +202,63 @@ class Endpoint(ChatModel):
     def _messages(self, request: Request) -> list[dict[str, Any]]:
         begin = f'\nBegin your reply with these words: "{request.start.strip()}"' if request.start.strip() else ""
         prompt = HOSTED.asked(request.prompt) if request.task == "boxes" else request.prompt
-        said = [{"role": "system", "content": request.system}] if request.system else []
+        messages: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
         for turn in request.earlier:
-            said.append({"role": "user", "content": self._content(turn.prompt, turn.pictures)})
-            said.append({"role": "assistant", "content": turn.answer})
-        return [*said, {"role": "user", "content": self._content(prompt + begin, request.pictures)}]
+            messages.append({"role": "user", "content": self._content(turn.prompt, turn.pictures)})
+            messages.append({"role": "assistant", "content": turn.answer})
+        return [*messages, {"role": "user", "content": self._content(prompt + begin, request.pictures)}]
 
     def _content(self, text: str, pictures: Sequence[Picture]) -> Any:
         shown = [{"type": "image_url", "image_url": {"url": picture.url, **self._detail}} for picture in pictures]
         return [*shown, {"type": "text", "text": text}] if shown else text
+
+    @asynccontextmanager
+    async def _errors(self, settings: Mapping[str, Any]) -> AsyncIterator[None]:
+        """Errors of a request with `settings` as RequestError, or VlmkitError where every request would meet them."""
+        import openai
+
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._refused(error, settings) from None
+        except openai.APIConnectionError as error:
+            raise self._unreachable(error) from None
+        except TimeoutError:
+            raise RequestError("the response did not finish in time", LATER) from None
+        self._answered = True
+
+    def _unreachable(self, error: "APIConnectionError") -> Exception:
+        import httpx2
+
+        cause = error.__cause__
+        silent = isinstance(cause, httpx2.TimeoutException)
+        reason = f"silent for {self._timeout:g} s" if silent else self._short(str(cause)) or type(cause).__name__
+        what = f"{reason} ({self._tries} tries)"
+        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answered:
+            return VlmkitError(f"{self.device} cannot be reached, {what}", "start the server, or check --base-url")
+        return RequestError(f"the endpoint fails: {what}", LATER)
+
+    def _refused(self, error: "APIStatusError", settings: Mapping[str, Any]) -> Exception:
+        status, reason = error.status_code, self._short(_message(error))
+        what = f"{self.device} answers {status}, {reason}"
+        if status == 401 or (status == 403 and not self._answered):
+            return VlmkitError(what, "check the key, OPENAI_API_KEY" if self._key else "set OPENAI_API_KEY to your key")
+        if status == 402 or error.code == "insufficient_quota":
+            return VlmkitError(what, "check the account of that key")
+        if status in (404, 405):
+            return VlmkitError(what, f"check the model's name, {self._name}, and --base-url, which mostly ends in /v1")
+        if status < 400:
+            place = self._short(error.response.headers.get("Location", "nowhere"))
+            return VlmkitError(f"{self.device} redirects to {place}", "name that with --base-url if you trust it")
+        if status in (400, 422) and str(error.param) in settings:
+            return VlmkitError(what, f"change it, or leave it out with --option {error.param}=null")
+        remedy = LATER if status == 429 or status >= 500 else "change the question or the picture"
+        return RequestError(f"the endpoint answers {status}, {reason}", remedy)
+
+    def _short(self, text: str) -> str:
+        """One line of what the endpoint sent, without the key, which it may have repeated."""
+        text = " ".join((text.replace(self._key, "***") if self._key else text).split())
+        return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -218,23 +266,23 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def _end(client: Any, loop: asyncio.AbstractEventLoop) -> None:
+def _close(client: Any, loop: asyncio.AbstractEventLoop) -> None:
     closed = asyncio.run_coroutine_threadsafe(client.close(), loop)
     closed.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
 
 
-def _number(options: dict[str, Any], key: str, usual: float, least: float) -> float:
+def _number(options: dict[str, Any], key: str, default: float, minimum: float) -> float:
     """The option `key`, which is not for the endpoint, taken out of `options`."""
-    found = options.pop(key, usual)
-    if type(found) not in (int, type(usual)) or not least <= found <= 1e6:
-        raise VlmkitError(f"--option {key}={found} cannot be", f"give a number such as {usual:g}")
+    found = options.pop(key, default)
+    if type(found) not in (int, type(default)) or not minimum <= found <= 1e6:
+        raise VlmkitError(f"--option {key}={found} is not valid", f"give a number such as {default:g}")
     return found
 
 
-def _key() -> str:
+def _api_key() -> str:
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key.isascii() or not key.isprintable():
-        raise VlmkitError("OPENAI_API_KEY holds what no key does", "set it again, without quotes and line breaks")
+        raise VlmkitError("OPENAI_API_KEY contains invalid characters", "remove quotes and line breaks")
     return key
 
 
@@ -252,85 +300,16 @@ def _answer(reply: Any, start: str) -> Answer | RequestError:
     text = content.strip()
     if not text and finish == "length":
         return RequestError("cut off before the answer began", "raise --max-tokens, as the model may think first")
-    if start.strip():
-        start = start.strip()
+    if start := start.strip():
         begun = text[: len(start)].lower() == start.lower()
         text = start + (text[len(start) :] if begun else f" {text}")
-    made = (reply.get("usage") or {}).get("completion_tokens")
-    return Answer(text, "length" if finish == "length" else "stop", made if isinstance(made, int) else 0)
+    tokens = (reply.get("usage") or {}).get("completion_tokens")
+    return Answer(text, "length" if finish == "length" else "stop", tokens if isinstance(tokens, int) else 0)
 
 
-LONGEST_REASON = 300  # characters
-LATER = "ask again later"
-
-
-@dataclass(slots=True)
-class Trouble:
-    """The trouble with model `name` at `url`, asked with `key`; a try ends after `seconds` of silence.
-
-    `heard` is whether it has answered yet: a server that has is no wrong one, and the key is no wrong key.
-    """
-
-    url: str
-    name: str
-    key: str
-    seconds: float
-    tries: int
-    heard: bool = False
-
-    @asynccontextmanager
-    async def told(self, settings: Mapping[str, Any]) -> AsyncIterator[None]:
-        """Exceptions of a request with `settings` as Unanswerable, or VlmkitError where every one would meet them."""
-        import openai
-
-        try:
-            yield
-        except openai.APIStatusError as error:
-            raise self._refused(error, settings) from None
-        except openai.APIConnectionError as error:
-            raise self._unreachable(error) from None
-        except TimeoutError:
-            raise RequestError("the endpoint sends something, but comes to no end", LATER) from None
-        self.heard = True
-
-    def short(self, text: str) -> str:
-        """One line of what the endpoint said, without the key, which it may have repeated."""
-        text = " ".join((text.replace(self.key, "***") if self.key else text).split())
-        return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
-
-    def _unreachable(self, error: "APIConnectionError") -> Exception:
-        import httpx2
-
-        cause = error.__cause__
-        silent = isinstance(cause, httpx2.TimeoutException)
-        reason = f"silent for {self.seconds:g} s" if silent else self.short(str(cause)) or type(cause).__name__
-        what = f"{reason} ({self.tries} tries)"
-        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self.heard:
-            return VlmkitError(f"{self.url} cannot be reached, {what}", "start the server, or check --base-url")
-        return RequestError(f"the endpoint fails: {what}", LATER)
-
-    def _refused(self, error: "APIStatusError", settings: Mapping[str, Any]) -> Exception:
-        status = error.status_code
-        reason = self.short(_said(error))
-        what = f"{self.url} answers {status}, {reason}"
-        if status == 401 or (status == 403 and not self.heard):
-            return VlmkitError(what, "check the key, OPENAI_API_KEY" if self.key else "set OPENAI_API_KEY to your key")
-        if status == 402 or error.code == "insufficient_quota":
-            return VlmkitError(what, "look after the account of that key")
-        if status in (404, 405):
-            return VlmkitError(what, f"check the model's name, {self.name}, and --base-url, which mostly ends in /v1")
-        if status < 400:
-            place = self.short(error.response.headers.get("Location", "nowhere"))
-            return VlmkitError(f"{self.url} redirects to {place}", "name that with --base-url if you trust it")
-        if status in (400, 422) and str(error.param) in settings:
-            return VlmkitError(what, f"change it, or leave it out with --option {error.param}=null")
-        remedy = LATER if status == 429 or status >= 500 else "change the question or the picture"
-        return RequestError(f"the endpoint answers {status}, {reason}", remedy)
-
-
-def _said(error: "APIStatusError") -> str:
-    """What the endpoint said, in the forms that are about: OpenAI's, FastAPI's, a text; no web pages."""
+def _message(error: "APIStatusError") -> str:
+    """What the endpoint says, in the usual forms: OpenAI's, FastAPI's, a text; no web pages."""
     body = error.body
     found = body.get("message") or body.get("detail") if isinstance(body, dict) else body
-    said = str(found or "").strip()
-    return error.response.reason_phrase if not said or said.startswith("<") else said
+    text = str(found or "").strip()
+    return error.response.reason_phrase if not text or text.startswith("<") else text
