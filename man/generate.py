@@ -161,6 +161,38 @@ def _main_page(table: list[Command]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _guide(source: str) -> str:
+    """A page of section 7 from its Markdown: a title `# NAME(7): what it is`, headings, paragraphs, blocks of code."""
+    title, *blocks = re.split(r"\n{2,}(?=\S)", source.strip())
+    name, summary = re.fullmatch(r"# (.+)\(7\): (.+)", title).groups()  # type: ignore[union-attr]
+    lines = [
+        f'.TH {name.upper()} 7 "" "vlmkit {__version__}" "vlmkit manual"',
+        f".SH NAME\n{_roff(f'{name} - {summary}')}",
+    ]
+    lines.append(".SH DESCRIPTION")
+    for block in _blocks(blocks):
+        if block.startswith("## "):
+            lines.append(f".SH {_roff(block[3:].upper())}")
+        elif block.startswith("```"):
+            code = block.split("\n")[1:-1]
+            lines.append("\n".join([".PP\n.nf\n.RS 4", *map(_roff, code), ".RE\n.fi"]))
+        else:
+            lines.append(f".PP\n{re.sub(r'`([^`]+)`', BOLD, _roff(' '.join(block.split())))}")
+    return "\n".join(lines) + "\n"
+
+
+BOLD = r"\\fB\1\\fR"
+
+
+def _blocks(parts: list[str]) -> Iterator[str]:
+    """Paragraphs; a fenced block of code is one, also where blank lines stand in it."""
+    rest = iter(parts)
+    for part in rest:
+        while part.startswith("```") and not part.endswith("\n```"):
+            part += "\n\n" + next(rest)
+        yield part
+
+
 def _bash(table: list[Command]) -> str:
     cases, firsts = [], []
     for command in table:
@@ -296,6 +328,7 @@ def documents(root: Path) -> dict[Path, str]:
     table = commands()
     readme = root / "README.md"
     texts = {root / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command) for command in table}
+    texts |= {page.with_suffix(".7"): _guide(page.read_text()) for page in (root / "man").glob("*.md")}
     return texts | {
         root / "man" / f"{PROGRAM}.1": _main_page(table),
         root / "completions" / f"{PROGRAM}.bash": _bash(table),

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,34 @@ def test_man_pages_have_no_mistakes() -> None:
     groff = shutil.which("groff")
     if groff is None:
         pytest.skip("groff is not installed")
-    for page in sorted((ROOT / "man").glob("*.1")):
+    for page in sorted((ROOT / "man").glob("*.[17]")):
         done = subprocess.run([groff, "-man", "-Tutf8", "-ww", "-z", page], capture_output=True)
         assert done.returncode == 0 and done.stderr == b"", f"{page.name}: {done.stderr.decode()}"
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "man").glob("*.md")))
+def test_the_python_of_a_guide_runs(page: str, vlmkit, photos: Path, tmp_path: Path) -> None:
+    """All blocks of one page, in their order, as one program."""
+    shutil.copytree(photos, tmp_path / "photos")
+    vlmkit("index", "-i", "./photos.index", stdin=vlmkit("embed", "photos").stdout)
+    text = (ROOT / "man" / page).read_text()
+    program = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert program
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_vlmkit_is_light() -> None:
+    """Type checkers see what it offers; nothing is imported before it is used."""
+    code = "import sys; before = set(sys.modules); import vlmkit; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["vlmkit"]
+    import vlmkit
+
+    assert set(vlmkit.__all__) <= set(dir(vlmkit))
+    assert all(getattr(vlmkit, name).__doc__ for name in vlmkit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vlmkit.nothing  # noqa: B018
 
 
 def test_bash_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,245 @@
-"""The Python interface: what `import vlmkit` offers to a program, by names that load what they need when asked for."""
+"""The Python interface: what `import vlmkit` offers to a program.
+
+Paths are strings or path objects; an http(s) URL stands for its picture, `shard.tar/member.jpg` for a member of a tar
+file. A model is a name, as -m takes it, or what `load_embedder` and `load_chat_model` return, which saves opening it
+again. All functions raise VlmkitError, with one line that says what is wrong and what to do.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlmkit.errors import VlmkitError
+from vlmkit.io.records import Failed, Record
+from vlmkit.models.types import ChatModel, Embedder, EndpointOptions, Hardware, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Path = str | os.PathLike[str]
+
+__all__ = [
+    "Index",
+    "VlmkitError",
+    "ask_images",
+    "caption_images",
+    "embed_images",
+    "embed_texts",
+    "load_chat_model",
+    "load_embedder",
+]
+
+
+def load_embedder(name: str = "mini", *, device: str = "auto", precision: str | None = None) -> Embedder:
+    """Open a dual encoder: `mini`, a name of open_clip or of transformers, a folder.
+
+    `device` is auto, cpu, cuda or mps; `precision` fp32, bf16, fp16 or int8, None for what the model's name says.
+    """
+    from vlmkit.models.load import load_embedder as load
+
+    return load(name, Hardware(device, precision=precision))
+
+
+def load_chat_model(
+    name: str = "mini", *, device: str = "auto", base_url: str | None = None, options: dict[str, Any] | None = None
+) -> ChatModel:
+    """Open a model that describes pictures and answers questions: `mini`, a name of transformers, a folder.
+
+    `openai:NAME` is a model of the endpoint at `base_url`, to which each request brings `options`.
+    """
+    from vlmkit.models.load import load_chat_model as load
+
+    return load(name, Hardware(device), EndpointOptions(base_url, options or {}))
+
+
+def embed_images(paths: Iterable[Path], model: str | Embedder = "mini", *, batch_size: int = 0) -> "np.ndarray":
+    """Unit vectors of pictures: N paths -> (N, D) float32, in order.
+
+    A `batch_size` of 0 is the one that suits the model and its device.
+    """
+    return _vectors([{"id": str(path), "image": _located(path)} for path in paths], model, batch_size)
+
+
+def embed_texts(texts: Iterable[str], model: str | Embedder = "mini", *, batch_size: int = 0) -> "np.ndarray":
+    """Unit vectors of texts: N texts -> (N, D) float32, in order, in the space of `embed_images`."""
+    return _vectors([{"id": text, "text": text} for text in texts], model, batch_size)
+
+
+def caption_images(
+    paths: Iterable[Path],
+    model: str | ChatModel = "mini",
+    *,
+    length: str = "normal",
+    prompt: str = "",
+    max_tokens: int | None = None,
+) -> list[str]:
+    """One caption for each picture, in order. `length` is short, normal or long; each begins with `prompt`."""
+    from vlmkit.generate.pipeline import caption, caption_sampling
+    from vlmkit.generate.questions import ChatSample
+
+    chat_model = load_chat_model(model) if isinstance(model, str) else model
+    samples = [ChatSample({"id": str(path)}, [_located(path)], n) for n, path in enumerate(paths)]
+    sampling = caption_sampling(chat_model, length, Sampling(0), max_tokens)
+    found = caption(samples, chat_model, sampling, length=length, start=prompt, batch_size=0, workers=_cores())
+    return [record["caption"] for record in _complete(found)]
+
+
+def ask_images(
+    paths: Iterable[Path],
+    question: str,
+    model: str | ChatModel = "mini",
+    *,
+    together: bool = False,
+    system: str = "",
+    sampling: Sampling = Sampling(256),  # noqa: B008 (frozen)
+) -> list[str]:
+    """The answers to `question` about each picture, in order; with `together` one answer about all of them."""
+    from vlmkit.generate.pipeline import GenerateOptions, ask
+    from vlmkit.generate.questions import ChatSample
+
+    chat_model = load_chat_model(model) if isinstance(model, str) else model
+    located = [_located(path) for path in paths]
+    groups = [located] if together else [[path] for path in located]
+    samples = [
+        ChatSample({"id": " ".join(group), "question": question}, list(group), n) for n, group in enumerate(groups)
+    ]
+    found = ask(samples, chat_model, sampling, GenerateOptions(system), batch_size=0, workers=_cores())
+    return [record["answer"] for record in _complete(found)]
+
+
+class Index:
+    """An index that `vlmkit index` made, open for reading as it is at this moment; a context manager.
+
+    Indexes of one process may be used by one thread each.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from vlmkit.index import Index as Reader
+        from vlmkit.index import index_folder
+
+        self._reader = Reader(index_folder(os.fspath(path)))
+        self._embedder: Embedder | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> "Index":
+        """The index at `path`, or the one of that name in the user's data folder, as -i takes it."""
+        return cls(path)
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def close(self) -> None:
+        self._reader.__exit__()
+
+    @property
+    def model(self) -> str | None:
+        """The identity of the model whose vectors it holds, `name@` and twelve hex digits."""
+        return self._reader.state.model
+
+    def info(self) -> Record:
+        """`path, model, dim, count, type, bytes, reason`."""
+        return self._reader.info()
+
+    def search(
+        self,
+        text: str | Sequence[str] = (),
+        *,
+        image: Path | Sequence[Path] = (),
+        minus: str | Sequence[str] = (),
+        like: str | Sequence[str] = (),
+        k: int = 10,
+        where: Sequence[str] = (),
+        model: str | Embedder | None = None,
+    ) -> list[Record]:
+        """The `k` nearest records, best first, with `rank` (from 1) and `score`, the cosine in -1..1.
+
+        Texts, pictures and the records whose ids are `like` add up to one query, `minus` is subtracted; a number and a
+        colon are a weight, as in "2:a dog". `where` holds conditions such as "width>=512", all of which must be met.
+        The model is the index's own unless another one is given.
+        """
+        from vlmkit.index.where import parse_condition
+        from vlmkit.search.query import Question, query_vector
+        from vlmkit.search.search import Choice, search_one
+
+        images = [_located(path) for path in _several(image)]
+        question = Question(_several(text), images, _several(minus), _several(like))
+        among = self._reader.where([parse_condition(one) for one in where]) if where else None
+        embedder = self._model_of(model) if question.needs_model else None
+        vector = query_vector(question, self._reader, embedder)
+        return search_one(self._reader, vector, str(question), Choice(k, among)).records
+
+    def search_vector(self, vector: "np.ndarray", k: int = 10) -> list[Record]:
+        """The `k` records nearest to a unit vector (D numbers), best first, with `rank` and `score`."""
+        import numpy as np
+
+        (hits,) = self._reader.search(np.asarray(vector, np.float32)[None], k)
+        return [hit.record | {"rank": rank, "score": round(hit.score, 6)} for rank, hit in enumerate(hits, 1)]
+
+    def vector(self, key: str) -> "np.ndarray":
+        """The unit vector of the record with the id `key`, (D,) float32."""
+        from vlmkit.search.query import slots_of
+
+        return self._reader.vector(slots_of(self._reader, [key])[0])
+
+    def records(self) -> Iterator[Record]:
+        """Every record, without its embedding."""
+        return (record for _, record in self._reader.records())
+
+    def _model_of(self, model: str | Embedder | None) -> Embedder:
+        from vlmkit.io.records import name_of
+        from vlmkit.search.query import check_model, check_named
+
+        if isinstance(model, Embedder):
+            found = model
+        elif model is None and self._embedder is not None:
+            found = self._embedder
+        else:
+            check_named(self._reader)
+            found = load_embedder(model or name_of(self.model or ""))
+        check_model(self._reader, found)
+        self._embedder = found
+        return found
+
+
+def _several(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | os.PathLike) else list(value)
+
+
+def _located(path: Path) -> str:
+    from vlmkit.io.sources import is_url
+
+    name = os.fspath(path)
+    return name if is_url(name) else os.path.abspath(name)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _complete(results: Iterable[Record | Failed]) -> Iterator[Record]:
+    """The records. Raises VlmkitError at the first that failed."""
+    for result in results:
+        if isinstance(result, Failed):
+            raise VlmkitError(f"{result.id}: {result.error}", result.remedy or "check the file, or leave it out")
+        yield result
+
+
+def _vectors(records: list[Record], model: str | Embedder, batch_size: int) -> "np.ndarray":
+    import numpy as np
+
+    from vlmkit.embed import vectors
+    from vlmkit.io.inputs import Item
+
+    embedder = load_embedder(model) if isinstance(model, str) else model
+    found: list[np.ndarray] = []
+    for result in vectors(map(Item, records), embedder, batch_size=batch_size, workers=_cores()):
+        if isinstance(result, Failed):
+            raise VlmkitError(f"{result.id}: {result.error}", "check the file, or leave it out")
+        found.append(result[1])
+    return np.stack(found) if found else np.empty((0, embedder.dim), np.float32)
