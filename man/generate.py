@@ -17,7 +17,7 @@ import typer
 
 from vlmkit import __version__
 from vlmkit.cli.app import app
-from vlmkit.cli.examples import EXAMPLES, Example
+from vlmkit.cli.examples import Example, examples
 from vlmkit.cli.options import PROGRAM, TAGLINE
 
 MODELS = ["mini"]  # that are called by a name alone
@@ -89,7 +89,7 @@ def _command(name: str, command) -> Command:
         " ".join(p.help for p in arguments),
         _choices(arguments[0]) if arguments else [],
         [*map(_flag, options), Flag(["-h", "--help"], "", [], "Print the help.")],
-        EXAMPLES[name],
+        examples()[name],
     )
 
 

@@ -12,7 +12,7 @@ from generate import commands, documents, drifted
 from helpers import jpeg, jsonl, tar, tiny_towers
 from hosted import Hosted
 
-from vlmkit.cli.examples import EXAMPLES
+from vlmkit.cli.examples import examples
 
 ROOT = Path(__file__).parents[1]
 TABLE = commands()
@@ -25,7 +25,7 @@ def test_nothing_has_drifted() -> None:
 
 
 def test_drift_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXAMPLES, "embed", EXAMPLES["embed"][:1])
+    monkeypatch.setitem(examples(), "embed", examples()["embed"][:1])
     assert {"README.md", "vlmkit-embed.1"} <= {path.name for path in drifted(ROOT)}
 
 

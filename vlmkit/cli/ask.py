@@ -22,7 +22,18 @@ from vlmkit.cli.caption import (
     deliver,
     sampling_of,
 )
-from vlmkit.cli.options import AllowPrivate, ChatModelName, Errors, Images, Json, Nul, OutputFile, Run, valid_utf8
+from vlmkit.cli.options import (
+    AllowPrivate,
+    ChatModelName,
+    Errors,
+    Images,
+    Json,
+    Nul,
+    OutputFile,
+    Run,
+    option,
+    valid_utf8,
+)
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import Failed
 from vlmkit.io.terminal import Output, spoken, warn
@@ -50,48 +61,41 @@ def ask(
     ] = None,
     output: OutputFile = None,
     model: ChatModelName = "mini",
-    system: Annotated[
-        str, typer.Option("--system", metavar="TEXT", callback=valid_utf8, help="What the model is told beforehand.")
-    ] = "",
+    system: Annotated[str, option("--system TEXT", "What the model is told beforehand.", callback=valid_utf8)] = "",
     chat: Annotated[
-        bool, typer.Option("--chat", help="Hold a conversation about the pictures; /help says what it knows.")
+        bool, option("--chat", "Hold a conversation about the pictures; /help says what it knows.")
     ] = False,
     stream: Annotated[
         bool | None,
-        typer.Option("--stream/--no-stream", help="Show a single answer as it comes; so it is on a terminal."),
+        option("--stream/--no-stream", "Show a single answer as it comes; so it is on a terminal."),
     ] = None,
     schema: Annotated[
         str | None,
-        typer.Option(
-            "--schema", metavar="FILE|JSON", help="Answer in JSON of this JSON Schema, or of fields: 'name, age int'."
-        ),
+        option("--schema FILE|JSON", "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."),
     ] = None,
-    ocr: Annotated[bool, typer.Option("--ocr", help="Read what is written in the pictures.")] = False,
+    ocr: Annotated[bool, option("--ocr", "Read what is written in the pictures.")] = False,
     boxes: Annotated[
-        bool, typer.Option("--boxes", help="Find what the question names, or everything: records with `boxes`.")
+        bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")
     ] = False,
     drawing: Annotated[
-        str | None, typer.Option("--draw", metavar="FILE", help="With --boxes: save the picture with them drawn in it.")
+        str | None, option("--draw FILE", "With --boxes: save the picture with them drawn in it.")
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option("--attention", metavar="FILE", help="Save a picture of where each word of the answer looked."),
+        option("--attention FILE", "Save a picture of where each word of the answer looked."),
     ] = None,
     constitution: Annotated[
         str | None,
-        typer.Option(
-            "--constitution",
-            metavar="FILE",
-            help="Judge and revise answers by the principles in a TOML file; default: those of vlmkit.",
+        option(
+            "--constitution FILE",
+            "Judge and revise answers by the principles in a TOML file; default: those of vlmkit.",
         ),
     ] = None,
     pairs: Annotated[
         str | None,
-        typer.Option(
-            "--pairs", metavar="FILE", help="With --constitution: write better and worse answers, for train prefer."
-        ),
+        option("--pairs FILE", "With --constitution: write better and worse answers, for train prefer."),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Records with `ms` and `tokens`, too.")] = False,
+    stats: Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")] = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,

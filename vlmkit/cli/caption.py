@@ -7,8 +7,6 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from vlmkit.cli.options import (
     AllowPrivate,
     ChatModelName,
@@ -19,6 +17,7 @@ from vlmkit.cli.options import (
     Nul,
     OutputFile,
     Run,
+    option,
     valid_utf8,
 )
 from vlmkit.errors import Exit, VlmkitError
@@ -41,54 +40,43 @@ class Length(StrEnum):
 
 def _number(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
-        raise VlmkitError(f"{value} is no number to choose words by", "give a number such as 0.7")
+        raise VlmkitError(f"--temperature and --top-p must be finite", "give a number such as 0.7")
     return value
 
 
-MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, metavar="N", help="End after N tokens, words or pieces of words.")
-]
+MaxTokens = Annotated[int | None, option("--max-tokens N", "End after N tokens, words or pieces of words.", min=1)]
 Temperature = Annotated[
     float,
-    typer.Option(
-        "--temperature",
-        min=0,
-        metavar="T",
-        callback=_number,
-        help="Choose words at random, the more the higher; 0: never.",
-    ),
+    option("--temperature T", "Choose words at random, the more the higher; 0: never.", min=0, callback=_number),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(
-        "--top-p",
+    option(
+        "--top-p P",
+        "With --temperature: only among the likeliest words, up to this probability together.",
         min=0,
         max=1,
-        metavar="P",
         callback=_number,
-        help="With --temperature: only among the likeliest words, up to this probability together.",
     ),
 ]
 Resume = Annotated[
     str | None,
-    typer.Option("--resume", metavar="FILE", help="Append records to FILE, and leave out those that it holds."),
+    option("--resume FILE", "Append records to FILE, and leave out those that it holds."),
 ]
 BaseUrl = Annotated[
     str | None,
-    typer.Option(
-        "--base-url",
-        metavar="URL",
+    option(
+        "--base-url URL",
+        "Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
         callback=valid_utf8,
-        help="Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
     ),
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="KEY=VALUE",
+    option(
+        "--option KEY=VALUE",
+        "What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
         callback=valid_utf8,
-        help="What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
     ),
 ]
 
@@ -98,15 +86,13 @@ def caption(
     inputs: Inputs = None,
     output: OutputFile = None,
     model: ChatModelName = "mini",
-    prompt: Annotated[
-        str, typer.Option("--prompt", metavar="TEXT", callback=valid_utf8, help="How each caption begins.")
-    ] = "",
-    length: Annotated[Length, typer.Option("--length", show_choices=True, help="How much to say.")] = Length.NORMAL,
+    prompt: Annotated[str, option("--prompt TEXT", "How each caption begins.", callback=valid_utf8)] = "",
+    length: Annotated[Length, option("--length", "How much to say.", show_choices=True)] = Length.NORMAL,
     sidecar: Annotated[
-        bool, typer.Option("--sidecar", help="Also write photo.txt beside each picture that has none yet.")
+        bool, option("--sidecar", "Also write photo.txt beside each picture that has none yet.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="With --sidecar: write over files that are there.")] = False,
-    boxes: Annotated[bool, typer.Option("--boxes", help="Find every object, too: records with `boxes`.")] = False,
+    force: Annotated[bool, option("--force", "With --sidecar: write over files that are there.")] = False,
+    boxes: Annotated[bool, option("--boxes", "Find every object, too: records with `boxes`.")] = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
@@ -131,7 +117,7 @@ def caption(
 
     named = inputs or []
     if force and not sidecar:
-        raise VlmkitError("--force is about sidecars", "add --sidecar")
+        raise VlmkitError("--force requires --sidecar", "add it, or leave out --force")
     check_files(named, output, errors, resume)
     sampling = sampling_of(run, temperature, top_p)
     reading = Reading(nul=nul, images=images, piped_picture=True)
@@ -215,7 +201,7 @@ def deliver(
             for record in shown:
                 out.write(spoken(f"{record[field]}\n"))
                 if record.get("valid") is False:
-                    warn("the answer is not of the schema: name a better model, or ask in other words")
+                    warn("the answer does not match the schema")
         else:
             out.write_records(shown)
         return failures.exit_code()

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Annotated
 
-import typer
-
 from vlmkit.cli.options import (
     AllowPrivate,
     EmbedModelName,
@@ -16,6 +14,7 @@ from vlmkit.cli.options import (
     Nul,
     OutputFile,
     Run,
+    option,
     valid_utf8,
 )
 from vlmkit.errors import Exit, VlmkitError
@@ -30,24 +29,21 @@ def classify(
     precision: EmbedPrecision = None,
     labels: Annotated[
         str | None,
-        typer.Option("--labels", metavar="A,B,C", help="The labels, separated by commas.", callback=valid_utf8),
+        option("--labels A,B,C", "The labels, separated by commas.", callback=valid_utf8),
     ] = None,
     labels_file: Annotated[
         str | None,
-        typer.Option("--labels-file", metavar="FILE", help="A file with one label a line, - for standard input."),
+        option("--labels-file FILE", "A file with one label a line, - for standard input."),
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(
-            "--template",
-            metavar="TEXT",
+        option(
+            "--template TEXT",
+            'Sentence with {} for the label, "a photo of a {}."; may be repeated.',
             callback=valid_utf8,
-            help='Sentence with {} for the label, "a photo of a {}."; may be repeated.',
         ),
     ] = None,
-    k: Annotated[
-        int | None, typer.Option("-k", min=1, metavar="N", help="Number of labels to report; all without it.")
-    ] = None,
+    k: Annotated[int | None, option("-k N", "Number of labels to report; all without it.", min=1)] = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from vlmkit.cli.options import (
     AllowPrivate,
     EmbedModelName,
@@ -19,6 +17,7 @@ from vlmkit.cli.options import (
     Nul,
     OutputFile,
     Run,
+    option,
 )
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress
@@ -35,19 +34,16 @@ def embed(
     output: OutputFile = None,
     model: EmbedModelName = "mini",
     precision: EmbedPrecision = None,
-    text: Annotated[bool, typer.Option("--text", help="Lines are texts; of records embed the field text.")] = False,
-    form: Annotated[
-        Format, typer.Option("--format", help="JSONL, or safetensors: smaller, and quicker to read.")
-    ] = Format.JSONL,
+    text: Annotated[bool, option("--text", "Lines are texts; of records embed the field text.")] = False,
+    form: Annotated[Format, option("--format", "JSONL, or safetensors: smaller, and quicker to read.")] = Format.JSONL,
     floats: Annotated[
-        bool, typer.Option("--floats", help="The embedding as a list of numbers, not as base64 of float16.")
+        bool, option("--floats", "The embedding as a list of numbers, not as base64 of float16.")
     ] = False,
     changed: Annotated[
         str | None,
-        typer.Option(
-            "--changed",
-            metavar="INDEX",
-            help="Only what is new, or has another time or size than in INDEX; if there is no INDEX yet, all.",
+        option(
+            "--changed INDEX",
+            "Only what is new, or has another time or size than in INDEX; if there is no INDEX yet, all.",
         ),
     ] = None,
     images: Images = None,

@@ -10,9 +10,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from vlmkit import __version__
-from vlmkit.cli.examples import EXAMPLES
+from vlmkit.cli.examples import examples
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.terminal import Output, stderr_is_terminal, warn
 
@@ -32,15 +33,20 @@ app = typer.Typer(
 )
 
 
+def option(spec: str, help: str, **settings: Any) -> Any:
+    """An option of typer from its names and the placeholder of its value, as in `-m, --model MODEL`."""
+    *others, last = spec.split(", ")
+    name, _, metavar = last.partition(" ")
+    return typer.Option(*others, name, metavar=metavar or None, help=help, **settings)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         Output().write(f"{PROGRAM} {__version__}\n".encode())
         raise typer.Exit
 
 
-Version = Annotated[
-    bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
-]
+Version = Annotated[bool, option("-V, --version", "Print the version.", callback=_print_version, is_eager=True)]
 
 
 @app.callback()
@@ -89,25 +95,19 @@ class Run:
     """The options that every command has."""
 
     device: Annotated[
-        Device, typer.Option(help="Where models run; auto takes CUDA, then MPS, then the CPU.", show_choices=True)
+        Device, option("--device", "Where models run; auto takes CUDA, then MPS, then the CPU.", show_choices=True)
     ] = Device.AUTO
     batch_size: Annotated[
         int,
-        typer.Option(
-            parser=_batch_size, metavar="N", help="Pictures or texts in one batch; auto or 0 for what suits the device."
+        option(
+            "--batch-size N", "Pictures or texts in one batch; auto or 0 for what suits the device.", parser=_batch_size
         ),
     ] = AUTO
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that decode; 0 for one a core.")] = 0
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of everything random; 0 if not told.")] = (
-        None
-    )
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still told.")] = (
-        False
-    )
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Say which model, device and precision are used.")
-    ] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False
+    workers: Annotated[int, option("--workers N", "Threads that decode; 0 for one a core.", min=0)] = 0
+    seed: Annotated[int | None, option("--seed N", "Seed of everything random; 0 by default.", min=0)] = None
+    quiet: Annotated[bool, option("-q, --quiet", "No progress and no notes; errors are still printed.")] = False
+    verbose: Annotated[bool, option("-v, --verbose", "Say which model, device and precision are used.")] = False
+    debug: Annotated[bool, option("--debug", "Show a traceback when something fails.")] = False
     version: Version = False
 
     def batch(self, suits: int) -> int:
@@ -157,61 +157,56 @@ Inputs = Annotated[
 ]
 OutputFile = Annotated[
     str | None,
-    typer.Option("-o", "--output", metavar="FILE", help="Write to FILE, whole or not at all; - is standard output."),
+    option("-o, --output FILE", "Write to FILE, whole or not at all; - is standard output."),
 ]
-Errors = Annotated[
-    str | None, typer.Option("--errors", metavar="FILE", help="Write failed records to FILE: id, image, error.")
-]
+Errors = Annotated[str | None, option("--errors FILE", "Write failed records to FILE: id, image, error.")]
 EmbedModelName = Annotated[
     str,
-    typer.Option(
-        "-m", "--model", metavar="MODEL", envvar="VLMKIT_EMBED_MODEL", help="Model that embeds: a name or a folder."
-    ),
+    option("-m, --model MODEL", "Model that embeds: a name or a folder.", envvar="VLMKIT_EMBED_MODEL"),
 ]
 ChatModelName = Annotated[
     str,
-    typer.Option(
-        "-m",
-        "--model",
-        metavar="MODEL",
+    option(
+        "-m, --model MODEL",
+        "Model that answers: a name or a folder; openai:NAME of an endpoint.",
         envvar="VLMKIT_CHAT_MODEL",
-        help="Model that answers: a name or a folder; openai:NAME of an endpoint.",
     ),
 ]
 EmbedPrecision = Annotated[
     Precision | None,
-    typer.Option(
+    option(
         "--precision",
+        "Numbers that the model computes with; fp32 if not told. The vectors of int8 count as another model's.",
         show_choices=True,
-        help="Numbers that the model computes with; fp32 if not told. The vectors of int8 count as another model's.",
     ),
 ]
 IndexName = Annotated[
     str,
-    typer.Option(
-        "-i",
-        "--index",
-        metavar="INDEX",
-        envvar="VLMKIT_INDEX",
-        help="Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit.",
+    option(
+        "-i, --index INDEX", "Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit.", envvar="VLMKIT_INDEX"
     ),
 ]
-Images = Annotated[
-    str | None, typer.Option("--images", metavar="DIR", help="Folder of relative image fields in records.")
-]
-Nul = Annotated[
-    bool, typer.Option("-0", "--null", help="Names on standard input end in NUL, as find -print0 writes them.")
-]
+Images = Annotated[str | None, option("--images DIR", "Folder of relative image fields in records.")]
+Nul = Annotated[bool, option("-0, --null", "Names on standard input end in NUL, as find -print0 writes them.")]
 AllowPrivate = Annotated[
     bool,
-    typer.Option("--allow-private", help="Fetch from private and local addresses too, and through the proxies set."),
+    option("--allow-private", "Fetch from private and local addresses too, and through the proxies set."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Records out, one JSON object a line, on a terminal too.")]
+Json = Annotated[bool, option("--json", "Records out, one JSON object a line, on a terminal too.")]
 
 
 class Format(StrEnum):
     JSONL = "jsonl"
     SAFETENSORS = "safetensors"
+
+
+class CommandWithExamples(typer.core.TyperCommand):
+    """A command whose help ends with its examples, which are read when the help is shown."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        shown = "\n".join(f"  # {example.what}\n  {example.line}" for example in examples()[self.name or ""])
+        self.epilog = f"\b\nExamples:\n{shown}"
+        super().format_epilog(ctx, formatter)
 
 
 def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:
@@ -231,5 +226,4 @@ def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:
         [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
     )
     with_run.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-    shown = "\n".join(f"  # {example.what}\n  {example.line}" for example in EXAMPLES[function.__name__])
-    return app.command(epilog=f"\b\nExamples:\n{shown}")(with_run)
+    return app.command(cls=CommandWithExamples)(with_run)
