@@ -432,7 +432,7 @@ def test_replies_in_parts_and_with_control_codes(vlmkit) -> None:
 
 def test_an_answer_that_misses_the_schema_is_told(vlmkit) -> None:
     done = vlmkit("ask", "what is it?", "--schema", "name, age int")
-    assert done.stdout.startswith(b"heard: ") and b"not of the schema" in done.stderr
+    assert done.stdout.startswith(b"heard: ") and b"does not match the schema" in done.stderr
 
 
 def test_a_reply_of_nothing_is_no_caption(vlmkit, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Length(StrEnum):
 
 def _number(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
-        raise VlmkitError(f"--temperature and --top-p must be finite", "give a number such as 0.7")
+        raise VlmkitError("--temperature and --top-p must be finite", "give a number such as 0.7")
     return value
 
 
