@@ -21,17 +21,18 @@ from vlmkit.io.images import check_picture, open_picture
 from vlmkit.io.sources import PictureError, open_source
 from vlmkit.io.terminal import Failures
 from vlmkit.train.data import samples as rows
-from vlmkit.train.data.dataset import Dialogue, Preference, Reading, Turn, held_out, read_dialogues, read_preferences
-from vlmkit.train.data.mixture import GROUP, Entry
+from vlmkit.train.data.dataset import read_data
+from vlmkit.train.data.mixture import GROUP, Mixture, held_out, parse_weight
 from vlmkit.train.data.report import Counts
+from vlmkit.train.data.samples import Dialogue, Preference, Turn, parse_dialogues, parse_preferences
 
 
-def read(*data: object, **options) -> Reading[Dialogue]:
+def read(*data: object, **options) -> Mixture[Dialogue]:
     """A reading in which nothing may fail."""
     with Failures() as failures:
-        reading = read_dialogues([str(path) for path in data], failures=failures, **options)
+        made = read_data([str(path) for path in data], parse_dialogues, failures=failures, **options)
     assert failures.exit_code() is Exit.OK
-    return reading
+    return made
 
 
 def write(path: Path, *lines: dict) -> Path:
@@ -164,9 +165,10 @@ def test_tar_shards_and_records_about_their_members(tmp_path: Path) -> None:
 def test_standard_input_is_data(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     program = (
-        "from vlmkit.train.data.dataset import *; from vlmkit.io.terminal import Failures\n"
-        "reading = read_dialogues(['2:-'], failures=Failures())\n"
-        "print(reading.rows[0].turns[0].reply, reading.table[0].name, reading.table[0].weight)"
+        "from vlmkit.io.terminal import Failures\n"
+        "from vlmkit.train.data.dataset import parse_dialogues, read_data\n"
+        "made = read_data(['2:-'], parse_dialogues, failures=Failures())\n"
+        "print(made.rows[0].turns[0].reply, made.table[0].name, made.table[0].weight)"
     )
     piped = jsonl({"image": "a.png", "captions": ["A dog."]})
     done = subprocess.run([sys.executable, "-c", program], input=piped, capture_output=True, cwd=tmp_path, check=True)
@@ -221,7 +223,7 @@ def test_what_cannot_be_used_is_dropped_counted_and_named(tmp_path: Path, bad: d
     line = bad.encode() + b"\n" if isinstance(bad, str) else jsonl(bad)
     (tmp_path / "x.jsonl").write_bytes(jsonl(GOOD) + line)
     with Failures(str(tmp_path / "errors.jsonl")) as failures:
-        made = read_dialogues([str(tmp_path / "x.jsonl")], failures=failures)
+        made = read_data([str(tmp_path / "x.jsonl")], parse_dialogues, failures=failures)
     assert failures.exit_code() is Exit.SOME_FAILED
     assert [row.id for row in made.rows] == ["good"]
     (table,) = made.table
@@ -241,7 +243,7 @@ def test_a_missing_picture_of_many_rows_is_looked_for_once(tmp_path: Path, monke
     picture(tmp_path / "a.png")
     lines = [GOOD | {"id": str(i), "image": "ab"[i % 2] + ".png"} for i in range(40)]
     with Failures() as failures:
-        made = read_dialogues([str(write(tmp_path / "x.jsonl", *lines))], failures=failures, workers=1)
+        made = read_data([str(write(tmp_path / "x.jsonl", *lines))], parse_dialogues, failures=failures, workers=1)
     assert sorted(looked) == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     assert failures.count == 20
     assert len(made.rows) == 20
@@ -250,7 +252,7 @@ def test_a_missing_picture_of_many_rows_is_looked_for_once(tmp_path: Path, monke
 def test_nothing_to_train_on_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     gone = write(tmp_path / "x.jsonl", GOOD | {"image": "gone.png"}, GOOD | {"image": "away.png"})
     with Failures() as failures, pytest.raises(VlmkitError, match="2 missing picture"):
-        read_dialogues([str(gone)], failures=failures)
+        read_data([str(gone)], parse_dialogues, failures=failures)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(VlmkitError, match="no rows"):
         read(tmp_path / "empty.jsonl")
@@ -281,7 +283,7 @@ def test_preferences(tmp_path: Path) -> None:
         {"id": "6", "chosen": "A dog.", "rejected": "A cat."},
     )
     with Failures() as failures:
-        made = read_preferences([str(data)], failures=failures)
+        made = read_data([str(data)], parse_preferences, failures=failures)
     source = open_source(str(tmp_path / "a.png"))
     assert made.rows == [
         Preference("1", (source,), "<image>\nWhat?", "A dog.", "A cat."),
@@ -317,7 +319,7 @@ def test_any_record_is_used_whole_or_refused(record: dict, count: int) -> None:
     pictures = tuple(open_source(__file__) for _ in range(count))
     try:
         rows.picture_names(record)
-        made = rows.dialogues(record, "x", pictures)
+        made = rows.parse_dialogues(record, "x", pictures)
     except rows.Unusable as unusable:
         assert str(unusable)
         return
@@ -360,16 +362,16 @@ def test_a_picture_that_is_cut_is_found_without_decoding_it(form: str, kept: flo
 def test_a_weight_is_no_part_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "2:x.jsonl").touch()
-    assert Entry.parse("2:x.jsonl") == ("2:x.jsonl", 1)
-    assert Entry.parse("2:2:x.jsonl") == ("2:x.jsonl", 2)
-    assert Entry.parse(".5:-") == ("-", 0.5)
-    assert Entry.parse("1.:y:z") == ("y:z", 1)
-    assert Entry.parse("a:b") == ("a:b", 1)
+    assert parse_weight("2:x.jsonl") == ("2:x.jsonl", 1)
+    assert parse_weight("2:2:x.jsonl") == ("2:x.jsonl", 2)
+    assert parse_weight(".5:-") == ("-", 0.5)
+    assert parse_weight("1.:y:z") == ("y:z", 1)
+    assert parse_weight("a:b") == ("a:b", 1)
     with pytest.raises(VlmkitError, match="weight 0"):
-        Entry.parse("0.0:x.jsonl")
+        parse_weight("0.0:x.jsonl")
 
 
-def mixture(*sources: tuple[float, list[int]]) -> Reading[Dialogue]:
+def mixture(*sources: tuple[float, list[int]]) -> Mixture[Dialogue]:
     """A reading of dialogues about pictures by number (0: none), source by source."""
     made: list[Dialogue] = []
     number: list[int] = []
@@ -378,7 +380,7 @@ def mixture(*sources: tuple[float, list[int]]) -> Reading[Dialogue]:
             pictures = (open_source(__file__)._replace(offset=which),) * bool(which)
             made.append(Dialogue(f"{source}-{len(made)}", pictures, (Turn("a", "b"),)))
             number.append(source)
-    return Reading(made, number, [Counts(str(i), weight) for i, (weight, _) in enumerate(sources)])
+    return Mixture(made, number, [Counts(str(i), weight) for i, (weight, _) in enumerate(sources)])
 
 
 sources = st.lists(

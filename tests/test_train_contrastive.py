@@ -382,7 +382,7 @@ WRONG = {
     "--from mini": "mini is packed for use",
     "--from no/folder": "no/folder",
     "--from ViT-B-23": "unknown model ViT-B-23",
-    "--llm x": "--llm is not for contrastive: use it with align, instruct, prefer",
+    "--llm x": "--llm is not for contrastive: leave it out, it is for align, instruct, prefer",
     "--preset debug --report-to paper": "--report-to paper is unknown",
     "--preset debug --batch-size 1": "--batch-size 1 is too small",
     "--preset debug --val 1.5": "not between 0 and 1",

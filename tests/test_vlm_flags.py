@@ -97,7 +97,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "4 bit needs a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
         "--quantize 8bit is unknown: use 4bit": ask("--quantize", "8bit"),
         "--fsdp shards the model over several GPUs, and there is none": caption("--fsdp", "--device", "cpu"),
-        "--lora is not for align: use it with instruct, prefer": caption("--lora", "4"),
+        "--lora is not for align: leave it out, it is for instruct, prefer": caption("--lora", "4"),
         "--report-to paper is unknown: use wandb, tensorboard": caption("--report-to", "paper"),
         "8 pictures do not divide into 3 equal parts": caption("--accumulate", "3"),
         "llava.toml: unknown setting patch: use the names": caption("--config", tmp_path / "llava.toml"),

@@ -10,7 +10,7 @@ import typer
 from vlmkit.cli.options import Device, Errors, Run
 from vlmkit.errors import Exit
 from vlmkit.io.terminal import Failures, Output, warn
-from vlmkit.train.config import SETTINGS, Stage, load_config, name_of, stages_with
+from vlmkit.train.config import SETTINGS, TYPES, Stage, load_config, name_of, stages_with
 
 
 def train(
@@ -94,12 +94,11 @@ def train(
 def _setting_options() -> dict[str, Any]:
     """An option, by field name, for each setting of any stage that has a help."""
     found: dict[str, Any] = {}
-    for kind, settings in SETTINGS.items():
-        hints = typing.get_type_hints(kind)
+    for settings in SETTINGS.values():
         for name, setting in settings.items():
             if not setting["help"] or name in found:
                 continue
-            value = typing.get_args(hints[name])[0] if typing.get_args(hints[name]) else hints[name]
+            value = (*typing.get_args(TYPES[name]), TYPES[name])[0]
             flag, stages = name_of(name), stages_with(name)
             names = f"--{flag}/--no-{flag}" if value is bool else f"--{flag}"
             metavar = None if value is bool else "|".join(setting["choices"]) or setting["unit"]

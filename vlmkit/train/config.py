@@ -26,12 +26,8 @@ class Stage(StrEnum):
     PREFER = "prefer"
 
 
-LIMITS = {
-    "least": (operator.ge, "at least"),
-    "above": (operator.gt, "more than"),
-    "most": (operator.le, "at most"),
-    "below": (operator.lt, "less than"),
-}
+LIMITS = {"least": (operator.ge, "at least"), "above": (operator.gt, "more than")}
+LIMITS |= {"most": (operator.le, "at most"), "below": (operator.lt, "less than")}
 TRACKERS = ("wandb", "tensorboard")
 LOSS_WEIGHTINGS = {"tokens": 0.0, "root": 0.5, "replies": 1.0}  # a reply's tokens weigh 1 / length ** power
 SFT = (Stage.ALIGN, Stage.INSTRUCT)
@@ -62,7 +58,6 @@ class TrainConfig:
     """What all stages have. The same configuration on the same machine makes the same bytes."""
 
     stage: ClassVar[Stage]
-
     data: list[str]
     out: Path
     start: str | None = setting(None, "Go on from what a stage made, or mini; contrastive: any dual encoder.", "M")
@@ -96,7 +91,6 @@ class ContrastiveConfig(TrainConfig):
     """The model is `start`, or one of two towers, `vision` and `text`, with new heads."""
 
     stage = Stage.CONTRASTIVE
-
     text: str | None = setting(None, "Text tower: an encoder of Hugging Face, by name or folder.", "M")
     lock: str = setting("none", "Tower that is not trained.", choices=("image", "text", "none"))
     loss: str = setting("infonce", "Contrastive loss; infonce is CLIP's.", choices=("infonce", "siglip"))
@@ -208,7 +202,6 @@ LORA_LR = 2e-4
 LEARNED = {"lr": 1e-5, "weight_decay": 0.1}
 FROM_SCRATCH = {"lr": 5e-4, "weight_decay": 0.2}  # OpenCLIP (Cherti and others, 2023)
 HEADS = {"lr": 1e-4, "weight_decay": 0.2}  # new heads on learned towers
-TINY_RATES = {"lr": 1e-3, "weight_decay": 0.2}
 RENAMED = {"out": "output", "start": "from", "patience": "early-stop"}
 
 
@@ -226,6 +219,7 @@ def _settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
 
 
 SETTINGS = {kind: _settings_of(kind) for kind in KINDS}  # what `setting` says of the fields that a stage uses, by name
+TYPES = {name: hint for kind in KINDS for name, hint in typing.get_type_hints(kind).items()} | {"preset": str}
 
 
 def stages_with(field: str) -> list[Stage]:
@@ -243,13 +237,15 @@ def load_config(
     """
     from_file = _read_toml(stage, file) if file else {}
     preset = preset or from_file.pop("preset", None)
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: _in_type(name, value, "--") for name, value in flags.items() if value is not None}
     kind, defaults = _defaults(stage, preset, from_file | given)
     settings: dict[str, Any] = {"device": device}
-    for source, layer in ((f"{preset}: ", defaults), (f"{file}: ", from_file), ("--", given)):
+    for where, layer in ((f"{preset}: ", defaults), (f"{file}: ", from_file), ("--", given)):
         if "epochs" in layer and "steps" not in layer:
             settings.pop("steps", None)
-        settings |= {name: _valid(kind, name, value, source + name_of(name)) for name, value in layer.items()}
+        for name, value in layer.items():
+            _validate(kind, name, value, where + name_of(name))
+        settings |= layer
     for name, flag in (("data", "DATA"), ("out", "--output")):
         if name not in settings:
             raise VlmkitError(f"{flag} is missing", "give it on the command line or in --config")
@@ -283,7 +279,7 @@ def _contrastive_defaults(preset: dict[str, Any], given: dict[str, Any]) -> tupl
     if start is None:
         locked = (settings | given).get("lock", "image") == "image"
         return (LitConfig, REGISTERED | settings) if locked else (ContrastiveConfig, REGISTERED | HEADS | settings)
-    rates = TINY_RATES if start == TINY else FROM_SCRATCH if is_from_scratch(start) else LEARNED
+    rates = FROM_SCRATCH | {"lr": 1e-3} if start == TINY else FROM_SCRATCH if is_from_scratch(start) else LEARNED
     return ContrastiveConfig, rates | settings
 
 
@@ -293,12 +289,10 @@ def is_from_scratch(start: str) -> bool:
 
     from vlmkit.models.resolve import PICKLES
 
-    if start == TINY:
-        return True
     folder = Path(start.removeprefix("local-dir:"))
     if folder.is_dir():
         return not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", *PICKLES))
-    return start in open_clip.list_models()
+    return start == TINY or start in open_clip.list_models()
 
 
 def _read_toml(stage: Stage, file: Path) -> dict[str, Any]:
@@ -311,22 +305,21 @@ def _read_toml(stage: Stage, file: Path) -> dict[str, Any]:
         raise VlmkitError(f"{file}: {error}", "fix the file") from None
     if (other := found.pop("stage", stage)) != stage:
         raise VlmkitError(f"{file} is for {other}, not for {stage}", "name its stage, or another file")
-    names = {name_of(name): name for kind in KINDS for name in SETTINGS[kind]} | {"preset": "preset"}
-    for key in found:
-        if key.replace("_", "-") not in names:
-            raise VlmkitError(f"{file}: unknown setting {key}", "use the names of the options without --")
-    return {names[key.replace("_", "-")]: value for key, value in found.items()}
+    names = {name_of(name): name for name in TYPES}
+    if unknown := [key for key in found if key.replace("_", "-") not in names]:
+        raise VlmkitError(f"{file}: unknown setting {unknown[0]}", "use the names of the options without --")
+    settings = {names[key.replace("_", "-")]: value for key, value in found.items()}
+    return {name: _in_type(name, value, f"{file}: ") for name, value in settings.items()}
 
 
-def _valid(kind: type[TrainConfig], field: str, value: Any, label: str) -> Any:
-    """`value` in the type of the field. Raises VlmkitError where it does not fit stage, type, choices or limits."""
+def _validate(kind: type[TrainConfig], field: str, value: Any, label: str) -> None:
+    """Raises VlmkitError where the stage does not use the setting, or the value is outside its choices or limits."""
     setting = SETTINGS[kind].get(field)
     if setting is None:
-        stages = stages_with(field)
-        if kind.stage in stages:
+        if kind is ContrastiveConfig and field in SETTINGS[LitConfig]:
             raise VlmkitError(f"{label} needs a locked image tower", "use it with --vision, --text and --lock image")
-        raise VlmkitError(f"{label} is not for {kind.stage}", f"use it with {', '.join(stages)}, or leave it out")
-    value = _in_type(value, typing.get_type_hints(kind)[field], label)
+        others = ", ".join(stages_with(field)) or "no stage"
+        raise VlmkitError(f"{label} is not for {kind.stage}", f"leave it out, it is for {others}")
     if setting["choices"] and value not in setting["choices"]:
         raise VlmkitError(f"{label} {value} is unknown", f"use {', '.join(setting['choices'])}")
     if type(value) in (int, float):
@@ -334,10 +327,11 @@ def _valid(kind: type[TrainConfig], field: str, value: Any, label: str) -> Any:
         if not (math.isfinite(value) and all(holds(value, limit) for holds, _, limit in limits)):
             needed = " and ".join(f"{words} {limit:g}" for _, words, limit in limits)
             raise VlmkitError(f"{label} {value:g} is out of range", f"give {needed or 'a finite number'}")
-    return value
 
 
-def _in_type(value: Any, hint: Any, label: str) -> Any:
+def _in_type(field: str, value: Any, where: str) -> Any:
+    """`value` in the type of the field. Raises VlmkitError where it is of another."""
+    hint = TYPES[field]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in kinds and type(value) in (int, *kinds):
         with suppress(ValueError):  # of a text, which is data and no fraction
@@ -349,7 +343,7 @@ def _in_type(value: Any, hint: Any, label: str) -> Any:
         return value
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
     expected = " or ".join(names.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType)
-    raise VlmkitError(f"{label} = {value!r} has the wrong type", f"give {expected}")
+    raise VlmkitError(f"{where}{name_of(field)} = {value!r} has the wrong type", f"give {expected}")
 
 
 def as_toml(config: TrainConfig) -> str:

@@ -12,7 +12,7 @@ from vlmkit.train.config import ContrastiveConfig, VlmConfig, check
 from vlmkit.train.contrastive.gradcache import full_batch_gradient
 from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.run import opened, plan, steps_of
-from vlmkit.train.data.mixture import Reading
+from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.distributed import world
 from vlmkit.train.vlm.collator import Draw, Feed, collate
 from vlmkit.train.vlm.lora import adapted, freeze
@@ -44,7 +44,7 @@ def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> 
     """By a trial on a few pictures; without validation and the first pass of a locked tower."""
     made = plan(config, failures, quiet)
     steps = steps_of(config, made)
-    some = Reading(made.training.rows[:TRIAL], made.training.sources[:TRIAL], made.training.table)
+    some = Mixture(made.training.rows[:TRIAL], made.training.sources[:TRIAL], made.training.table)
     small = replace(config, batch_size=TRIAL, accumulate=1)
     kept: dict[int, int] = {}  # bytes by address
 

@@ -1,6 +1,6 @@
-"""Models from nothing: tiny ones, architectures by name, folders with a configuration alone, two towers.
+"""Models without weights that training begins with: tiny ones, architectures by name, configurations, joined towers.
 
-Towers of the real classes, tiny and fresh, for trying a run out: nothing is downloaded, nothing needed.
+Each stands in a folder that lives as long as a `with` block; its weights are drawn from torch's generator.
 """
 
 import json
@@ -36,94 +36,13 @@ from vlmkit.train.contrastive.two_towers import build
 from vlmkit.train.contrastive.two_towers import save as save_towers
 from vlmkit.train.data.samples import Captioned, Dialogue, Preference
 
-DUAL_PIECES = 1024  # of the tiny tokenizer
-CONTEXT = 32  # tokens of its captions
-SIDE = 64  # of the tiny model's pictures
-MARKS = ["<|startoftext|>", "<|endoftext|>"]
-
-
-@contextmanager
-def new_model(start: str, samples: Sequence[Captioned]) -> Iterator[str]:
-    """A folder with the model `start`, which `is_new`, and its first weights, that lives as long as the block.
-
-    The weights are drawn from torch's generator. Raises VlmkitError where the configuration makes no model.
-    """
-    with tempfile.TemporaryDirectory(prefix="vlmkit-new-") as name:
-        made = Path(name)
-        try:
-            if start == TINY:
-                _tiny(made, samples)
-            elif (folder := Path(start.removeprefix("local-dir:"))).is_dir():
-                shutil.copytree(folder, made, dirs_exist_ok=True)
-                _fill(made)
-            else:
-                settings = {"model_cfg": open_clip.get_model_config(start), "preprocess_cfg": {}}
-                (made / OPEN_CLIP_CONFIG).write_text(json.dumps(settings))
-                _fill(made)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise VlmkitError(f"no model can be made of {start} ({reason})", "check its configuration") from None
-        yield name
-
-
-@contextmanager
-def joined_towers(vision: str, text: str, dim: int) -> Iterator[str]:
-    """A folder with one model of two pretrained towers and new heads, that lives as long as the block."""
-    with tempfile.TemporaryDirectory(prefix="vlmkit-new-") as name:
-        model, description = build(vision, text, dim, dropout=0.0)
-        save_towers(model, description, text, Path(name), Path(name))
-        yield name
-
-
-def _fill(folder: Path) -> None:
-    """Add first weights to a folder that has a configuration alone."""
-    file = folder / OPEN_CLIP_CONFIG
-    if not file.is_file():
-        _write(AutoModel.from_config(AutoConfig.from_pretrained(folder)), folder)
-        return
-    settings = json.loads(file.read_text())
-    if (folder / "config.json").is_file():
-        settings["model_cfg"]["text_cfg"] |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
-        file.write_text(json.dumps(settings))
-    _write(open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False), folder)
-
-
-def _write(model: nn.Module, folder: Path) -> None:
-    """Add the weights of `model`; `save_pretrained` of transformers writes in the first process alone."""
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _tiny(folder: Path, samples: Sequence[Captioned]) -> None:
-    tokenizer = _clip_tokenizer([caption for sample in samples for caption in sample.captions])
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 128}
-    start, end = (tokenizer.get_vocab()[mark] for mark in MARKS)
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, **layers}
-    text |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    vision = {"image_size": SIDE, "patch_size": 16, **layers}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
-    config.save_pretrained(folder)
-    _write(CLIPModel(config), folder)
-    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-
-
-def _clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
-    """CLIP's tokenizer with merges that `texts` taught: all bytes, so that nothing is unknown."""
-    letters = sorted(ByteLevel.alphabet())
-    letters += [f"{letter}</w>" for letter in letters]
-
-    def with_merges(merges: list[Any]) -> CLIPTokenizer:
-        pieces = [*letters, *("".join(merge) for merge in merges), *MARKS]
-        vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-        return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
-
-    taught: Any = with_merges([]).train_new_from_iterator(texts, DUAL_PIECES, show_progress=False)
-    merges = json.loads(taught.backend_tokenizer.to_str())["model"]["merges"]
-    return with_merges([tuple(merge) for merge in merges])
-
-
-VLM_PIECES = 1024
+VOCABULARY = 1024  # tokens, at most
+CONTEXT = 32  # tokens of a caption
+SIDE = 64  # pixels
+SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 128}
+VISION: dict[str, Any] = {"image_size": SIDE, "patch_size": 16, **SIZES}
+CLIP_MARKS = ["<|startoftext|>", "<|endoftext|>"]
+CHAT_MARKS = ["<s>", "</s>", "<system>", "<user>", "<assistant>"]
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
@@ -132,64 +51,124 @@ TEMPLATE = (
 
 
 @contextmanager
-def tiny_towers(vision: str, llm: str, rows: Sequence[Dialogue | Preference]) -> Iterator[tuple[str, str]]:
-    """`vision` and `llm`, where they are "tiny" as folders that live as long as the block.
+def new_model(start: str, samples: Sequence[Captioned]) -> Iterator[str]:
+    """A folder with the dual encoder `start`, which `is_from_scratch`, and its first weights.
 
-    The tokenizer is made from the texts of `rows`.
+    Raises VlmkitError where the configuration makes no model.
     """
+    with tempfile.TemporaryDirectory(prefix="vlmkit-new-") as name:
+        made = Path(name)
+        try:
+            if start == TINY:
+                _tiny_clip(made, [caption for sample in samples for caption in sample.captions])
+            elif (folder := Path(start.removeprefix("local-dir:"))).is_dir():
+                shutil.copytree(folder, made, dirs_exist_ok=True)
+                _add_weights(made)
+            else:
+                settings = {"model_cfg": open_clip.get_model_config(start), "preprocess_cfg": {}}
+                (made / OPEN_CLIP_CONFIG).write_text(json.dumps(settings))
+                _add_weights(made)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:  # of the libraries
+            reason = " ".join(str(error).split())[:200]
+            raise VlmkitError(f"no model can be made of {start} ({reason})", "check its configuration") from None
+        yield name
+
+
+@contextmanager
+def joined_towers(vision: str, text: str, dim: int) -> Iterator[str]:
+    """A folder with one model of two pretrained towers and new heads."""
+    with tempfile.TemporaryDirectory(prefix="vlmkit-new-") as name:
+        model, description = build(vision, text, dim, dropout=0.0)
+        save_towers(model, description, text, Path(name), Path(name))
+        yield name
+
+
+@contextmanager
+def tiny_towers(vision: str, llm: str, rows: Sequence[Dialogue | Preference]) -> Iterator[tuple[str, str]]:
+    """`vision` and `llm`, where they are "tiny" as folders with a configuration, and a tokenizer for the `rows`."""
     with tempfile.TemporaryDirectory(prefix="vlmkit-tiny-") as name:
         if vision == TINY:
             vision = f"{name}/vision"
-            _vision().save_pretrained(vision)
+            CLIPVisionConfig(**VISION).save_pretrained(vision)
         if llm == TINY:
             llm = f"{name}/llm"
-            tokenizer = _chat_tokenizer(rows)
+            tokenizer = _chat_tokenizer([text for row in rows for text in _texts(row)])
             tokenizer.save_pretrained(llm)
-            _language(tokenizer).save_pretrained(llm)
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=128,
+                intermediate_size=256,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                tie_word_embeddings=True,
+            ).save_pretrained(llm)
         yield vision, llm
 
 
-def _vision() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=16,
-    )
+def _add_weights(folder: Path) -> None:
+    """Add first weights to a folder that has a configuration alone."""
+    file = folder / OPEN_CLIP_CONFIG
+    if not file.is_file():
+        _save(AutoModel.from_config(AutoConfig.from_pretrained(folder)), folder)
+        return
+    settings = json.loads(file.read_text())
+    if (folder / "config.json").is_file():
+        settings["model_cfg"]["text_cfg"] |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
+        file.write_text(json.dumps(settings))
+    _save(open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False), folder)
 
 
-def _language(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
+def _save(model: nn.Module, folder: Path) -> None:
+    """Add the weights of `model`, in every process; `save_pretrained` of transformers writes in the first alone."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _texts(rows: Sequence[Any]) -> list[str]:
-    turns = [turn for row in rows for turn in getattr(row, "turns", ())]
-    return [text for turn in turns for text in (turn.user, turn.reply)] + [
-        text for row in rows if isinstance(row, Preference) for text in (row.question, row.chosen, row.rejected)
-    ]
+def _tiny_clip(folder: Path, texts: list[str]) -> None:
+    tokenizer = _clip_tokenizer(texts)
+    start, end = (tokenizer.get_vocab()[mark] for mark in CLIP_MARKS)
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, **SIZES}
+    text |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=64)
+    config.save_pretrained(folder)
+    _save(CLIPModel(config), folder)
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
 
 
-def _chat_tokenizer(rows: Sequence[Any]) -> PreTrainedTokenizerFast:
+def _clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
+    """CLIP's tokenizer with the merges of `texts` and all bytes, so that nothing is unknown."""
+    letters = sorted(ByteLevel.alphabet())
+    letters += [f"{letter}</w>" for letter in letters]
+
+    def with_merges(merges: list[Any]) -> CLIPTokenizer:
+        pieces = [*letters, *("".join(merge) for merge in merges), *CLIP_MARKS]
+        vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+        return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+
+    trained: Any = with_merges([]).train_new_from_iterator(texts, VOCABULARY, show_progress=False)
+    merges = json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]
+    return with_merges([tuple(merge) for merge in merges])
+
+
+def _chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    special = ["<s>", "</s>", "<system>", "<user>", "<assistant>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VLM_PIECES, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(_texts(rows), trainer)
+    options: dict[str, Any] = {
+        "special_tokens": CHAT_MARKS,
+        "initial_alphabet": ByteLevel.alphabet(),
+        "show_progress": False,
+    }
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, **options))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+def _texts(row: Dialogue | Preference) -> list[str]:
+    if isinstance(row, Preference):
+        return [row.question, row.chosen, row.rejected]
+    return [text for turn in row.turns for text in (turn.user, turn.reply)]

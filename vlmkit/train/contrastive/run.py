@@ -302,7 +302,7 @@ def train(
                 with finishing(config) as folder:
                     learner.save(folder, config.out)
                     plot_losses(run.state.history, folder / "loss.png")
-                    (folder / "README.md").write_text(contrastive_card(config, learner, made.training.table, run.state))
+                    (folder / "README.md").write_text(contrastive_card(config, made.training.table, run.state))
             wait()
     return config.out
 

@@ -15,9 +15,9 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.images import open_picture
 from vlmkit.io.sources import Bytes, PictureError
 from vlmkit.io.terminal import Failures
-from vlmkit.train.data.dataset import read_captioned
-from vlmkit.train.data.mixture import Reading
-from vlmkit.train.data.samples import Captioned
+from vlmkit.train.data.dataset import read_data
+from vlmkit.train.data.mixture import Mixture
+from vlmkit.train.data.samples import Captioned, parse_captioned
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _without_repeats(order: np.ndarray, drawn: np.ndarray, size: int) -> Iterato
         yield np.array(some)
 
 
-Pictures = Reading[Captioned]
+Pictures = Mixture[Captioned]
 
 
 def read_pictures(
@@ -95,13 +95,15 @@ def read_pictures(
     Rows about one picture become one sample with all their captions, so that no caption is ever contrasted with its own
     picture. Its id and its weight are those of the first of these rows. What cannot be used goes to `failures`.
     """
-    reading = read_captioned(data, images=images, limit=limit, failures=failures, workers=workers, quiet=quiet)
+    reading = read_data(
+        data, parse_captioned, failures=failures, images=images, limit=limit, workers=workers, quiet=quiet
+    )
     found: dict[Bytes, tuple[Captioned, int]] = {}
     for row, source in zip(reading.rows, reading.sources, strict=True):
         first, place = found.get(row.picture, (None, source))
         found[row.picture] = (_joined(first, row) if first else row, place)
     rows, sources = zip(*list(found.values())[:limit], strict=True)
-    return Reading(list(rows), list(sources), reading.table)
+    return Mixture(list(rows), list(sources), reading.table)
 
 
 def _joined(first: Captioned, row: Captioned) -> Captioned:

@@ -1,6 +1,6 @@
-"""Several DATA, each with its weight, and what an epoch draws from them.
+"""Several DATA, each with its weight: what an epoch draws from them, and what is held out for validation.
 
-Which rows are held out: a hash of the id says it, so it never shifts as data grow or are put in another order.
+Hashes of the ids decide, so nothing shifts as data grow or come in another order.
 """
 
 import hashlib
@@ -9,52 +9,37 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.sources import Bytes
 from vlmkit.train.data.report import Counts
+from vlmkit.train.data.samples import Captioned, Dialogue, Preference
 
 GROUP = 16  # dialogues about one picture that stand together
 WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+):(.+)", re.DOTALL)
+Row = TypeVar("Row", bound=Dialogue | Preference | Captioned)
 
 
-class Entry(NamedTuple):
-    """A DATA as the user names it, `2:data.jsonl`."""
+def parse_weight(text: str) -> tuple[str, float]:
+    """(path, weight) of a DATA such as `2:data.jsonl`; a path that exists as it stands has no weight in it.
 
-    path: str
-    weight: float
-
-    @classmethod
-    def parse(cls, text: str) -> "Entry":
-        """A name that exists as a whole has no weight in it. Raises VlmkitError for a weight of 0."""
-        found = None if os.path.lexists(text) else WEIGHTED.fullmatch(text)
-        if not found:
-            return cls(text, 1.0)
-        weight = float(found[1])
-        if not weight:
-            raise VlmkitError(f"{text} has the weight 0", "leave it out, or give it a weight above 0")
-        return cls(found[2], weight)
-
-
-class About(Protocol):
-    """A row about pictures."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def pictures(self) -> tuple[Bytes, ...]: ...
-
-
-Row = TypeVar("Row", bound=About)
+    Raises VlmkitError for a weight of 0.
+    """
+    found = None if os.path.lexists(text) else WEIGHTED.fullmatch(text)
+    if not found:
+        return text, 1.0
+    weight = float(found[1])
+    if not weight:
+        raise VlmkitError(f"{text} has the weight 0", "leave it out, or give it a weight above 0")
+    return found[2], weight
 
 
 @dataclass(frozen=True)
-class Reading(Generic[Row]):
-    """The rows of all DATA in order, from which of them each one is, and the figures of each DATA."""
+class Mixture(Generic[Row]):
+    """The rows of all DATA in order, the number of the DATA that each one is from, and the counts of each DATA."""
 
     rows: list[Row]
     sources: list[int]
@@ -62,7 +47,7 @@ class Reading(Generic[Row]):
 
     @cached_property
     def groups(self) -> list[list[int]]:
-        """The rows, by number, in groups of equal pictures and weight, at most 16 each, in order of appearance.
+        """Numbers of rows with equal pictures and weight, at most GROUP together, in order of appearance.
 
         Rows without pictures stand alone.
         """

@@ -8,7 +8,7 @@ from vlmkit.io.terminal import console, stderr_is_terminal, warn
 
 @dataclass(slots=True)
 class Counts:
-    """The rows of one DATA, and the samples that the kept ones gave."""
+    """The rows of one DATA, and the samples made of those that are kept."""
 
     name: str
     weight: float = 1.0
@@ -27,11 +27,10 @@ class Counts:
 
     @property
     def why(self) -> str:
-        samples = [f"{count} samples whose {reason}" for reason, count in self.lost.most_common()]
-        return ", ".join([f"{count} {reason}" for reason, count in self.reasons.most_common()] + samples)
+        rows = [f"{count} {reason}" for reason, count in self.reasons.most_common()]
+        return ", ".join(rows + [f"{count} samples whose {reason}" for reason, count in self.lost.most_common()])
 
     def drop_sample(self, reason: str) -> None:
-        """One sample less."""
         self.samples -= 1
         self.lost[reason] += 1
 
@@ -57,6 +56,6 @@ def _draw(table: list[Counts]) -> None:
         drawn.add_column(name, justify="right")
     drawn.add_column("why")
     for row in table:
-        figures = (f"{row.weight:g}", *map(str, (row.read, row.kept, row.dropped, row.samples)))
-        drawn.add_row(Text(row.name, overflow="fold"), *figures, Text(row.why))
+        counts = (f"{row.weight:g}", *map(str, (row.read, row.kept, row.dropped, row.samples)))
+        drawn.add_row(Text(row.name, overflow="fold"), *counts, Text(row.why))
     console(stderr=True).print(drawn)

@@ -1,7 +1,4 @@
-"""COCO captions: one JSON document of pictures and annotations (Chen and others, 2015) as records.
-
-One record becomes what is learned from it: a question and a reply, a conversation, captions, or a preference.
-"""
+"""Samples of training: a record becomes dialogues, a preference, or a picture with captions."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,30 +9,6 @@ from typing import Any
 from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import Bytes
 
-
-def is_coco(record: Record) -> bool:
-    """Whether `record` is a whole COCO document and no record of one picture."""
-    return all(isinstance(record.get(name), list) for name in ("images", "annotations"))
-
-
-def coco_records(document: Record) -> Iterator[Record | Failed]:
-    """{id, image, captions} for each picture of the document, in its order; one without captions has none."""
-    captions: dict[object, list[object]] = {}
-    for number, found in enumerate(document["annotations"]):
-        if isinstance(found, dict) and "caption" in found:
-            captions.setdefault(found.get("image_id"), []).append(found["caption"])
-        else:
-            yield Failed(f"annotations[{number}]", None, "no caption")
-    for number, picture in enumerate(document["images"]):
-        if isinstance(picture, dict) and isinstance(picture.get("file_name"), str):
-            key = picture.get("id")
-            yield {"id": str(key), "image": picture["file_name"], "captions": captions.pop(key, None)}
-        else:
-            yield Failed(f"images[{number}]", None, "no file_name")
-    for key in captions:
-        yield Failed(str(key), None, "captions of a picture that the document does not have")
-
-
 MARK = "<image>"
 SIDES = pattern(r"(?i)\b(left|right)")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply", "system": "system"}
@@ -43,7 +16,7 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What is asked, `<image>` where each picture stands, and the reply that is learned."""
+    """A question, `<image>` where each picture stands, and the reply to learn."""
 
     user: str
     reply: str
@@ -51,7 +24,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One sample: pictures, still closed, in the order of their marks, and one or more turns about them."""
+    """Pictures, not opened, in the order of their marks, and one or more turns about them."""
 
     id: str
     pictures: tuple[Bytes, ...]
@@ -62,7 +35,7 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A question with the reply that is liked better and the one that is liked less."""
+    """A question with the better and the worse reply."""
 
     id: str
     pictures: tuple[Bytes, ...]
@@ -74,7 +47,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """A picture, still closed, and all that is said of it (at least one caption)."""
+    """A picture, not opened, and its captions, at least one."""
 
     id: str
     picture: Bytes
@@ -86,7 +59,7 @@ class Captioned:
 
 
 class Unusable(Exception):
-    """Nothing can be learned from this row: `reason`, and the picture it is about where it is about one."""
+    """The row cannot be used: `reason`, and the picture it is about where it is about one."""
 
     def __init__(self, reason: str, detail: str = "", image: str | None = None) -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
@@ -103,7 +76,7 @@ def picture_names(record: Record) -> list[str]:
     return names
 
 
-def dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Dialogue]:
+def parse_dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Dialogue]:
     """The samples of a record: one for each caption, else one. Raises Unusable.
 
     Where a record could be read in several ways a conversation comes first, then a question, then captions.
@@ -114,11 +87,14 @@ def dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Dial
         system = _text(record.get("system", ""), "system")
         turns = [Turn(_text(record["question"], "question"), _answer(record))]
     else:
-        return list(_captions(record, id, pictures))
+        captions = _caption_texts(record, pictures, "no captions, question or conversations")
+        marks = "\n".join([MARK] * len(pictures))
+        turns_of = {caption: _marked([Turn(marks, caption)], len(pictures)) for caption in captions}
+        return [Dialogue(id, pictures, turns_of[text], mirror=not SIDES.search(text)) for text in captions]
     return [Dialogue(id, pictures, _marked(turns, len(pictures)), system)]
 
 
-def preferences(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Preference]:
+def parse_preferences(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Preference]:
     """The preference of a record {question, chosen, rejected}; without a question, of captions. Raises Unusable."""
     asked = record if "question" in record or not pictures else record | {"question": MARK * len(pictures)}
     missing = [name for name in ("question", "chosen", "rejected") if name not in asked]
@@ -132,26 +108,7 @@ def preferences(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Pr
     return [Preference(id, pictures, turn.user, chosen, rejected, _text(record.get("system", ""), "system"))]
 
 
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise Unusable("malformed row", f"{name} is not a text")
-    return value.strip()
-
-
-def _texts(value: Any, name: str) -> list[str]:
-    if not isinstance(value, list) or not value:
-        raise Unusable("malformed row", f"{name} is not a list of texts")
-    return [_text(item, name) for item in value]
-
-
-def _answer(record: Record) -> str:
-    """The most frequent reference answer, of several the first; without references a model's answer."""
-    if record.get("answers"):
-        return Counter(_texts(record["answers"], "answers")).most_common(1)[0][0]
-    return _text(record.get("answer", ""), "answer")
-
-
-def captioned(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Captioned]:
+def parse_captioned(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Captioned]:
     """The picture of a record {image, captions}. Raises Unusable."""
     captions = _caption_texts(record, pictures, "no captions")
     if len(pictures) > 1:
@@ -170,11 +127,11 @@ def _caption_texts(record: Record, pictures: tuple[Bytes, ...], lacking: str) ->
     return _texts(captions, "captions")
 
 
-def _captions(record: Record, id: str, pictures: tuple[Bytes, ...]) -> Iterator[Dialogue]:
-    asked = "\n".join([MARK] * len(pictures))
-    for caption in _caption_texts(record, pictures, "no captions, question or conversations"):
-        turns = _marked([Turn(asked, caption)], len(pictures))
-        yield Dialogue(id, pictures, turns, mirror=not SIDES.search(caption))
+def _answer(record: Record) -> str:
+    """The most frequent reference answer, of several the first; without references a model's answer."""
+    if record.get("answers"):
+        return Counter(_texts(record["answers"], "answers")).most_common(1)[0][0]
+    return _text(record.get("answer", ""), "answer")
 
 
 def _conversation(value: Any) -> tuple[str, list[Turn]]:
@@ -206,3 +163,38 @@ def _marked(turns: list[Turn], pictures: int) -> tuple[Turn, ...]:
     if marks != pictures:
         raise Unusable(f"{'more' if marks > pictures else 'fewer'} <image> marks than pictures", f"{marks}, {pictures}")
     return tuple(turns)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise Unusable("malformed row", f"{name} is not a text")
+    return value.strip()
+
+
+def _texts(value: Any, name: str) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise Unusable("malformed row", f"{name} is not a list of texts")
+    return [_text(item, name) for item in value]
+
+
+def is_coco(record: Record) -> bool:
+    """Whether `record` is a COCO document and no record of one picture."""
+    return all(isinstance(record.get(name), list) for name in ("images", "annotations"))
+
+
+def coco_records(document: Record) -> Iterator[Record | Failed]:
+    """{id, image, captions} for each picture of the document, in its order; one without captions has none."""
+    captions: dict[object, list[object]] = {}
+    for number, found in enumerate(document["annotations"]):
+        if isinstance(found, dict) and "caption" in found:
+            captions.setdefault(found.get("image_id"), []).append(found["caption"])
+        else:
+            yield Failed(f"annotations[{number}]", None, "no caption")
+    for number, picture in enumerate(document["images"]):
+        if isinstance(picture, dict) and isinstance(picture.get("file_name"), str):
+            key = picture.get("id")
+            yield {"id": str(key), "image": picture["file_name"], "captions": captions.pop(key, None)}
+        else:
+            yield Failed(f"images[{number}]", None, "no file_name")
+    for key in captions:
+        yield Failed(str(key), None, "captions of a picture that the document does not have")

@@ -25,8 +25,10 @@ from vlmkit.models.llava.import_mini import trainable
 from vlmkit.models.llava.model import Vlm, build, open_vlm, pad_to_square, save
 from vlmkit.train.checkpoints import CURVES, begin, finishing, open_run
 from vlmkit.train.config import LOSS_WEIGHTINGS, VlmConfig, check
-from vlmkit.train.data.dataset import Dialogue, Preference, Reading, Turn, read_dialogues, read_preferences
+from vlmkit.train.data.dataset import read_data
+from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.report import show
+from vlmkit.train.data.samples import Dialogue, Preference, Turn, parse_dialogues, parse_preferences
 from vlmkit.train.distributed import deterministic, rank, rank_zero_only
 from vlmkit.train.model_card import vlm_card
 from vlmkit.train.tiny_models import tiny_towers
@@ -48,7 +50,7 @@ def finish(vlm: Vlm, config: VlmConfig, history: list[dict[str, Any]]) -> None:
 
 
 TOO_LONG = "pictures or reply do not fit into max-length"
-Rows = Reading[Any]
+Rows = Mixture[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,10 @@ class Prepared:
 
 def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Prepared:
     """Read and check the data, and open the model. Raises VlmkitError."""
-    read: Callable[..., Rows] = read_preferences if config.stage == "prefer" else read_dialogues
-    reading = partial(read, images=config.images, limit=config.limit, failures=failures, quiet=quiet)
+    parse: Any = parse_preferences if config.stage == "prefer" else parse_dialogues
+    reading: Callable[..., Rows] = partial(
+        read_data, parse=parse, images=config.images, limit=config.limit, failures=failures, quiet=quiet
+    )
     training, validation = reading(config.data), None
     if isinstance(config.val, float):
         training, validation = training.split(config.val)
