@@ -205,7 +205,7 @@ def test_flags_that_exclude_each_other(vlmkit, pictures: Path) -> None:
 
     assert "--ocr with --boxes" in refused("--boxes", "--ocr")
     assert "--draw without boxes" in refused("--draw", "x.png")
-    assert "no name for a picture" in refused("--boxes", "--draw", "x.txt")
+    assert "does not name a picture" in refused("--boxes", "--draw", "x.txt")
     assert "--pairs without principles" in refused("--pairs", "x.jsonl")
     assert "--json is not for a conversation" in refused("--chat", "--json")
     assert "-o is not for a conversation" in refused("--chat", "-o", "x.jsonl")

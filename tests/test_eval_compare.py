@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from predictions import answers, by_metric, question, retrieval_rows, write
 
 from vlmkit.eval.compare import parse_weights, score_pair
-from vlmkit.eval.predictions import Source
+from vlmkit.eval.predictions import Options, Source
 from vlmkit.eval.registry import evaluate
 from vlmkit.eval.results import results
-from vlmkit.eval.task import Options
 
 
 def test_compare_says_which_is_better(vlmkit, tmp_path: Path) -> None:

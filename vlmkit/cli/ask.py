@@ -123,7 +123,7 @@ def ask(
     from vlmkit.generate.schema import read_schema
     from vlmkit.io.inputs import Reading, count_inputs
     from vlmkit.io.records import dumps
-    from vlmkit.render.draw import drawn, overlay, save
+    from vlmkit.render.draw import overlay, save, save_drawing
 
     named, question = split(arguments or [])
     valid_utf8(question)
@@ -168,7 +168,7 @@ def ask(
         found = answered(
             items, loaded, sampling, heard, batch_size=run.batch_size, workers=run.threads, allow_private=allow_private
         )
-        return _ended(found, out) if streams else found if drawing is None else drawn(found, drawing)
+        return _ended(found, out) if streams else found if drawing is None else save_drawing(found, drawing)
 
     count = partial(count_inputs, named, reading)
     with Output(pairs) if pairs else nullcontext() as paired:

@@ -11,12 +11,11 @@ import typer
 
 from vlmkit.cli.options import Images, Json, OutputFile, Run
 from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.eval.registry import BUILTIN_TASKS, TASKS
+from vlmkit.eval.predictions import Options, Source
+from vlmkit.eval.registry import TASKS, evaluate
 from vlmkit.io.terminal import Output, console, stdin_file, stdin_is_terminal
 
 if TYPE_CHECKING:
-    from vlmkit.eval.predictions import Source
-    from vlmkit.eval.task import Options
     from vlmkit.io.records import Record
     from vlmkit.models.types import Embedder
 
@@ -28,7 +27,7 @@ COMPARE = "compare"
 class EvalTask(StrEnum):
     """The tasks of the registry, and compare."""
 
-    vars().update({name.upper(): name for name in (*BUILTIN_TASKS, COMPARE)})
+    vars().update({name.upper(): name for name in (*TASKS.builtin, COMPARE)})
 
 
 class Tokenizer(StrEnum):
@@ -42,7 +41,7 @@ def _field(flag: str, text: str, metavar: str = "FIELD"):
 
 
 def _variants() -> str:
-    variants = {name: TASKS.load(name).variants for name in BUILTIN_TASKS}
+    variants = {name: TASKS.load(name).variants for name in TASKS.builtin}
     return "; ".join(f"{name}: {', '.join(known)}" for name, known in variants.items() if len(known) > 1) + "."
 
 
@@ -52,7 +51,7 @@ def eval(
         EvalTask,
         typer.Argument(
             metavar="TASK",
-            help=f"What to score: {', '.join(BUILTIN_TASKS)}; or compare, with two files.",
+            help=f"What to score: {', '.join(TASKS.builtin)}; or compare, with two files.",
             show_default=False,
         ),
     ],
@@ -125,13 +124,17 @@ def eval(
     references, k above N, CIDEr of one image.
     """
     from vlmkit.eval.predictions import Names
-    from vlmkit.eval.task import Options
+
+    from vlmkit.eval.report import page
 
     def load(name: str | None) -> "Embedder":
         return run.load(model or name or os.environ.get("VLMKIT_EMBED_MODEL") or "mini")
 
     options = Options(
-        names=Names(id_field, prediction, references, question),
+        id=id_field,
+        prediction=prediction,
+        references=references,
+        question=question,
         variant=variant,
         by=by,
         cluster=cluster,
@@ -161,7 +164,9 @@ def eval(
         with Output(items) as out:
             out.write_records(shown)
     if html is not None:
-        _write_page(f"vlmkit eval {task} {' '.join(files or [])}", results, shown, html)
+        with Output(html) as out:
+            for piece in page(f"vlmkit eval {task} {' '.join(files or [])}", results, shown):
+                out.write(piece)
     with Output(output) as out:
         if output is None and not json and sys.stdout.isatty():
             _print_table(results)
@@ -178,10 +183,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _sources(names: Sequence[str], images: str | None) -> "Iterator[list[Source]]":
+def _sources(names: Sequence[str], images: str | None) -> Iterator[list[Source]]:
     """The files to read; standard input becomes one."""
-    from vlmkit.eval.predictions import Source
-
     if "-" in names and stdin_is_terminal():
         raise VlmkitError("no input", "name a file, or pipe something in (see --help)")
     for name in names:
@@ -196,10 +199,9 @@ def _sources(names: Sequence[str], images: str | None) -> "Iterator[list[Source]
 
 
 def _score(
-    task: str, source: "Source", options: "Options", most: int | None, seed: int
+    task: str, source: Source, options: Options, most: int | None, seed: int
 ) -> "tuple[list[Record], list[Record]]":
     """The results, and the items for --items and --html."""
-    from vlmkit.eval.registry import evaluate
     from vlmkit.eval.results import confusions, results
 
     scores = evaluate(str(task), source, options)
@@ -208,7 +210,7 @@ def _score(
 
 
 def _compare(
-    sources: "list[Source]", options: "Options", task: EvalTask | None, weights: str | None, seed: int
+    sources: list[Source], options: Options, task: EvalTask | None, weights: str | None, seed: int
 ) -> "tuple[list[Record], list[Record]]":
     """The differences, and the items of both files for --items and --html."""
     from vlmkit.eval import compare
@@ -222,14 +224,6 @@ def _compare(
     if shares is not None and found:
         found.append(compare.weighted_score(pair, shares, seed))
     return found, compare.changed_items(pair)
-
-
-def _write_page(title: str, results: "list[Record]", shown: "list[Record]", path: str) -> None:
-    from vlmkit.eval.report import page
-
-    with Output(path) as out:
-        for piece in page(title, results, shown):
-            out.write(piece)
 
 
 def _print_table(results: "Sequence[Record]") -> None:

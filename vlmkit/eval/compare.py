@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.predictions import Row, Source, is_lmms_sample, list_ids, read_records, value_at
-from vlmkit.eval.registry import BUILTIN_TASKS, SUGGESTED_TASKS, TASKS, evaluate
+from vlmkit.eval.predictions import Options, Row, Source, is_lmms_sample, list_ids, read_records, value_at
+from vlmkit.eval.registry import SUGGESTED_TASKS, TASKS, evaluate
 from vlmkit.eval.results import (
     cluster_numbers,
     counted_draws,
@@ -18,7 +18,7 @@ from vlmkit.eval.results import (
     stderr_of_mean,
     sum_by_unit,
 )
-from vlmkit.eval.task import HIGHER, LOWER, NEITHER, Metric, Options, Scores, mean_metric
+from vlmkit.eval.task import HIGHER, LOWER, NEITHER, Metric, Scores, mean_metric
 from vlmkit.io.records import Record
 from vlmkit.metrics.stats import (
     bootstrap_p,
@@ -51,7 +51,7 @@ def task_of(source: Source, metrics: tuple[str, ...]) -> str:
     `field` where the metrics are fields with numbers. Raises VlmkitError where no task fits.
     """
     for metric in metrics:
-        for name in BUILTIN_TASKS:
+        for name in TASKS.builtin:
             if TASKS.load(name).direction(metric) is not None:
                 return name
     first = next(read_records(source), None)

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.predictions import Row
-from vlmkit.eval.task import Options
+from vlmkit.eval.predictions import Options, Row
 from vlmkit.io.records import Failed, batched
 
 if TYPE_CHECKING:

@@ -3,12 +3,15 @@
 import ast
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed, Record, loads
+
+if TYPE_CHECKING:
+    from vlmkit.models.types import Embedder
 
 CELL_BYTES = 1 << 28  # a table's cell may contain a picture
 PICTURE_CELL = 1000  # characters without a space that no answer has
@@ -18,13 +21,33 @@ LISTED_FIELDS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """Field names, dotted for nested ones (`doc.answers`, `resps.0`); None for the task's own."""
+class Options:
+    """How to evaluate; a task ignores what does not concern it.
+
+    Names of fields are dotted for nested ones (`doc.answers`, `resps.0`); None for the task's own.
+    """
 
     id: str | None = None
     prediction: str | None = None
     references: str | None = None
     question: str = "question"
+    variant: str | None = None
+    by: str | None = None
+    cluster: str | None = None
+    latency: str | None = None  # field with the seconds that a prediction took
+    truth: str | None = None
+    metrics: tuple[str, ...] = ()
+    details: bool = False  # keep what --items and --html show
+    ks: tuple[int, ...] = (1, 5, 10)
+    tokenizer: str | None = None  # ptb, py, none; None for ptb where Java can be run
+    model: "Callable[[str | None], Embedder] | None" = None  # loads the model that -m names, or else the one given
+    model_asked: bool = False
+    batch_size: int = 16
+    workers: int = 1
+
+    def wants(self, *metrics: str) -> bool:
+        """Whether one of `metrics` is asked for, by name or by naming none."""
+        return not self.metrics or not set(metrics).isdisjoint(self.metrics)
 
 
 @dataclass(slots=True)
@@ -175,22 +198,22 @@ def _cell(value: Any) -> Any:
 # Items
 
 
-def identify(record: Record, names: Names, number: int) -> str:
+def identify(record: Record, options: Options, number: int) -> str:
     """The id of an item: the named field, `id`, another tool's key, or its place in the file.
 
     Where it is no more than the picture, the question is added, as several may be asked about one picture.
     """
-    if names.id is not None:
-        key = text_of(value_at(record, names.id))
+    if options.id is not None:
+        key = text_of(value_at(record, options.id))
         if key is None:
-            raise VlmkitError(f"item {number} has no field {names.id}", f"use --id FIELD, one of: {_fields(record)}")
+            raise VlmkitError(f"item {number} has no field {options.id}", f"use --id FIELD, one of: {_fields(record)}")
         return key
     # An id that only repeats the picture or the text was made up on reading: another tool's key says more.
     made_up = record.get("id") in (record.get("image"), record.get("text"))
     for name in (*OTHER_KEYS, "id") if made_up else ("id", *OTHER_KEYS):
         key = text_of(record.get(name))
         if key is not None:
-            question = text_of(value_at(record, names.question)) if made_up and name == "id" else None
+            question = text_of(value_at(record, options.question)) if made_up and name == "id" else None
             return key if question in (None, key) else f"{key}: {question}"
     return f"item {number}"
 
@@ -210,33 +233,30 @@ def check_distinct(ids: list[str]) -> None:
         raise VlmkitError(f"duplicate ids: {list_ids(twice)}", "give each item its own with --id FIELD")
 
 
-def read_rows(
-    source: Source, names: Names, prediction: str, references: tuple[str, ...], truth: str | None = None
-) -> Iterator[Row]:
-    """The items of `source`, their references perhaps from the file `truth`.
+def read_rows(source: Source, options: Options, prediction: str, references: tuple[str, ...]) -> Iterator[Row]:
+    """The items of `source`; `prediction` and `references` are the task's fields.
 
-    `prediction` and `references` are the task's fields, for where `names` gives none. Raises VlmkitError at the end,
-    naming them, for items without a prediction or without references.
+    Raises VlmkitError at the end, naming them, for items without a prediction or without references.
     """
-    annotations = None if truth is None else _read_truth(truth, names)
-    if names.prediction is None and source.is_table():
+    annotations = None if options.truth is None else _read_truth(options.truth, options)
+    if options.prediction is None and source.is_table():
         prediction, references = "prediction", ("answer",)
     without_prediction: list[str] = []
     without_reference: list[str] = []
     record: Record = {}
     wanted = prediction
     for number, own in enumerate(read_records(source), 1):
-        key = identify(own, names, number)
+        key = identify(own, options, number)
         record = own if annotations is None else annotations.pop(key, {}) | own
-        wanted, usual = names.prediction or prediction, references
+        wanted, usual = options.prediction or prediction, references
         if is_lmms_sample(record):
             doc = record.get("doc")
             record = (doc if isinstance(doc, dict) else {}) | record
-            wanted = names.prediction or ("filtered_resps" if "filtered_resps" in record else "resps")
+            wanted = options.prediction or ("filtered_resps" if "filtered_resps" in record else "resps")
             usual = (*references, "answer", "target")
         given = value_at(record, wanted)
-        texts = (texts_of(value_at(record, name)) for name in ([names.references] if names.references else usual))
-        row = Row(key, record, given, next(filter(None, texts), []), str(value_at(record, names.question) or ""))
+        texts = (texts_of(value_at(record, name)) for name in ([options.references] if options.references else usual))
+        row = Row(key, record, given, next(filter(None, texts), []), str(value_at(record, options.question) or ""))
         if given is None:
             without_prediction.append(key)
         elif not row.references:
@@ -251,7 +271,7 @@ def read_rows(
             remedy = f"name the field with {flag} FIELD, one of: {_fields(record)}"
             raise VlmkitError(f"no {what} in {list_ids(ids)}", remedy)
     if annotations and record:
-        what = f"no prediction for {list_ids(list(annotations))} of {truth}"
+        what = f"no prediction for {list_ids(list(annotations))} of {options.truth}"
         raise VlmkitError(what, "predict these items, or remove them from the file")
 
 
@@ -260,13 +280,13 @@ def is_lmms_sample(record: Record) -> bool:
     return "doc_id" in record and ("filtered_resps" in record or "resps" in record)
 
 
-def _read_truth(path: str, names: Names) -> dict[str, Record]:
+def _read_truth(path: str, options: Options) -> dict[str, Record]:
     """References by id: records, or the annotations of VQA v2 and COCO captions (several captions of one image)."""
     if not os.path.isfile(path):
         raise VlmkitError(f"{path}: no such file", "check the name given to --truth")
     truth: dict[str, Record] = {}
     for number, record in enumerate(_annotations(Source(path, path)), 1):
-        key = identify(record, names, number)
+        key = identify(record, options, number)
         if "caption" in record and "captions" not in record:
             truth.setdefault(key, {"captions": []})["captions"].append(record["caption"])
         elif key in truth:

@@ -17,21 +17,23 @@ every task that scores predictions. A task's own metrics come first.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from vlmkit.errors import VlmkitError, first_line
-from vlmkit.eval.predictions import Row, Source, text_of
-from vlmkit.eval.task import Options, Scores, Task, mean_metric
+from vlmkit.eval.predictions import Options, Row, Source, text_of
+from vlmkit.eval.task import Scores, Task, mean_metric
 from vlmkit.io.registry import Registry
 
-BUILTIN_TASKS = {
-    "vqa": "vlmkit.eval.tasks.vqa:TASK",
-    "caption": "vlmkit.eval.tasks.caption:TASK",
-    "retrieval": "vlmkit.eval.tasks.retrieval:TASK",
-    "classify": "vlmkit.eval.tasks.classify:TASK",
-    "pope": "vlmkit.eval.tasks.pope:TASK",
-    "anls": "vlmkit.eval.tasks.anls:TASK",
-    "chartqa": "vlmkit.eval.tasks.chartqa:TASK",
-    "field": "vlmkit.eval.tasks.field:TASK",
-}
-TASKS = Registry("vlmkit.tasks", BUILTIN_TASKS)
+TASKS = Registry(
+    "vlmkit.tasks",
+    {
+        "vqa": "vlmkit.eval.tasks.vqa:TASK",
+        "caption": "vlmkit.eval.tasks.caption:TASK",
+        "retrieval": "vlmkit.eval.tasks.retrieval:TASK",
+        "classify": "vlmkit.eval.tasks.classify:TASK",
+        "pope": "vlmkit.eval.tasks.pope:TASK",
+        "anls": "vlmkit.eval.tasks.anls:TASK",
+        "chartqa": "vlmkit.eval.tasks.chartqa:TASK",
+        "field": "vlmkit.eval.tasks.field:TASK",
+    },
+)
 METRICS = Registry("vlmkit.metrics", {"anls": "vlmkit.metrics:anls", "vqa_accuracy": "vlmkit.metrics:vqa_accuracy"})
 
 # The task that a record's fields suggest, by the first of these that it has.

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit import __version__
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.predictions import Names, Row, Source, check_distinct, number_at, read_rows, text_of, value_at
+from vlmkit.eval.predictions import Options, Row, Source, check_distinct, number_at, read_rows, text_of, value_at
 from vlmkit.io.records import Record
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from vlmkit.models.types import Embedder
 
 HIGHER, LOWER, NEITHER = 1, -1, 0  # which value of a metric is better
 NO_CATEGORY = "(none)"
@@ -87,30 +85,6 @@ def counted_metric(name: str, head: str, weights: "np.ndarray", of_counts: OfSum
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How to evaluate; a task ignores what does not concern it."""
-
-    names: Names = field(default_factory=Names)
-    variant: str | None = None
-    by: str | None = None
-    cluster: str | None = None
-    latency: str | None = None  # field with the seconds that a prediction took
-    truth: str | None = None
-    metrics: tuple[str, ...] = ()
-    details: bool = False  # keep what --items and --html show
-    ks: tuple[int, ...] = (1, 5, 10)
-    tokenizer: str | None = None  # ptb, py, none; None for ptb where Java can be run
-    model: "Callable[[str | None], Embedder] | None" = None  # loads the model that -m names, or else the one given
-    model_asked: bool = False
-    batch_size: int = 16
-    workers: int = 1
-
-    def wants(self, *metrics: str) -> bool:
-        """Whether one of `metrics` is asked for, by name or by naming none."""
-        return not self.metrics or not set(metrics).isdisjoint(self.metrics)
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """One task of `vlmkit eval`, as its file in `eval/tasks` declares it.
 
@@ -130,7 +104,7 @@ class Task:
         """The rows of `source`."""
         if self.read is not None:
             return self.read(source, options)
-        return read_rows(source, options.names, self.prediction, self.references, options.truth)
+        return read_rows(source, options, self.prediction, self.references)
 
     def variant(self, wanted: str | None) -> str:
         """The variant called `wanted`, the first without. Raises VlmkitError for one that the task does not have."""

@@ -1,15 +1,15 @@
 """Pictures in a terminal, by the protocols of kitty, iTerm2 and sixel.
 
 Written from their specifications: https://sw.kovidgoyal.net/kitty/graphics-protocol/,
-https://iterm2.com/documentation-images.html, https://vt100.net/docs/vt3xx-gp/chapter14.html. The libraries at hand
-know two of the three (textual-image) or want an old Pillow (term-image).
+https://iterm2.com/documentation-images.html, https://vt100.net/docs/vt3xx-gp/chapter14.html. chafa.py 1.2 (LGPL, a 2 MB
+library, last released in September 2024) asks no terminal what it knows, scales to whole characters, and sends kitty
+and iTerm2 raw pixels: 120 kB for 200 x 100 pixels.
 """
 
 import base64
 import io
 import os
 import re
-import select
 import struct
 import time
 from collections.abc import Callable
@@ -25,19 +25,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ROWS = 8  # of text, that a picture is high
-CELL = (8, 16)  # pixels of a character, where the terminal does not tell
+CELL = (8, 16)  # pixels of a character, where the terminal does not say
 ANSWER_SECONDS = 2.0
 CHUNK = 4096  # the most that kitty takes in one command
-ASK = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"  # does it speak kitty's protocol? and what is it?
+QUERY = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"  # does it know kitty's protocol? and what is it?
+ATTRIBUTES = rb"\x1b\[\?([\d;]*)c"  # how every terminal answers the second question; 4 stands for sixel
+
+Encoder = Callable[["Image", int], bytes]
 
 
 def kitty(image: "Image", rows: int) -> bytes:
     """The commands that show `image` at the cursor, `rows` of text high."""
     data = base64.b64encode(_png(image))
     chunks = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
-    parts = [b"\x1b_Gm=%d;%s\x1b\\" % (i < len(chunks), chunk) for i, chunk in enumerate(chunks, 1)]
-    parts[0] = parts[0].replace(b"\x1b_G", b"\x1b_Ga=T,f=100,q=2,r=%d," % rows, 1)
-    return b"".join(parts)
+    settings = [b"a=T,f=100,q=2,r=%d," % rows] + [b""] * len(chunks)
+    parts = zip(settings, chunks, strict=False)
+    return b"".join(b"\x1b_G%sm=%d;%s\x1b\\" % (s, i < len(chunks), c) for i, (s, c) in enumerate(parts, 1))
 
 
 def iterm2(image: "Image", rows: int) -> bytes:
@@ -53,10 +56,11 @@ def sixel(image: "Image", _rows: int) -> bytes:
 
     indexed = image.quantize(256)
     pixels = np.asarray(indexed)  # (H, W) palette indexes
-    palette = np.asarray(indexed.getpalette(), np.uint8).reshape(-1, 3)
-    out = [f'\x1bP0;1q"1;1;{image.width};{image.height}']
-    percent = np.rint(palette / 2.55).astype(int)
-    out += [f"#{i};2;{r};{g};{b}" for i, (r, g, b) in enumerate(percent)]
+    percent = np.rint(np.asarray(indexed.getpalette(), np.uint8).reshape(-1, 3) / 2.55).astype(int)
+    out = [
+        f'\x1bP0;1q"1;1;{image.width};{image.height}',
+        *(f"#{i};2;{r};{g};{b}" for i, (r, g, b) in enumerate(percent)),
+    ]
     for top in range(0, image.height, 6):
         band = pixels[top : top + 6]
         bits = 1 << np.arange(len(band))[:, None]
@@ -76,22 +80,24 @@ def _png(image: "Image") -> bytes:
     return data.getvalue()
 
 
-Encoder = Callable[["Image", int], bytes]
-
-
 class Terminal:
     """The terminal open at a file descriptor. Raises VlmkitError where it shows no pictures."""
 
     def __init__(self, descriptor: int) -> None:
+        import fcntl
+        import termios
+
         if not os.isatty(descriptor):
             raise VlmkitError("--preview is for a terminal", "leave it out, or use --html FILE")
-        inside = "TMUX" in os.environ or "STY" in os.environ  # what these pass on is not for us to guess
-        encode = (None if inside else _by_environment()) or _by_asking(descriptor)
+        encode = _encoder_of_environment() or _encoder_of_answer(_query(descriptor))
         if encode is None:
             what = "this terminal shows no pictures"
             raise VlmkitError(what, "use one that knows the protocol of kitty, iTerm2 or sixel, or --html FILE")
         self._encode = encode
-        self._columns, self._cell = _geometry(descriptor)
+        rows, columns, width, height = struct.unpack("4H", fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8)))
+        known = rows and columns and width >= columns and height >= rows
+        self._cell = (width // columns, height // rows) if known else CELL
+        self._columns = columns or 80
 
     def picture(self, path: object) -> bytes:
         """What shows the picture at `path`, at most 8 rows high and half as wide as the terminal, and ends the line."""
@@ -103,19 +109,10 @@ class Terminal:
         return self._encode(image, -(-image.height // height)) + b"\n"
 
 
-def _geometry(terminal: int) -> tuple[int, tuple[int, int]]:
-    """Columns, and the width and height of a character in pixels."""
-    import fcntl
-    import termios
-
-    rows, columns, width, height = struct.unpack("4H", fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8)))
-    known = rows and columns and width >= columns and height >= rows
-    return columns or 80, (width // columns, height // rows) if known else CELL
-
-
-def _by_environment() -> Encoder | None:
-    name = os.environ.get("TERM_PROGRAM", "")
-    term = os.environ.get("TERM", "")
+def _encoder_of_environment() -> Encoder | None:
+    name, term = os.environ.get("TERM_PROGRAM", ""), os.environ.get("TERM", "")
+    if "TMUX" in os.environ or "STY" in os.environ:
+        return None  # only an answer says what these pass on
     if "KITTY_WINDOW_ID" in os.environ or term in ("xterm-kitty", "xterm-ghostty") or name == "ghostty":
         return kitty
     if name in ("iTerm.app", "WezTerm", "mintty") or os.environ.get("LC_TERMINAL") == "iTerm2":
@@ -123,28 +120,26 @@ def _by_environment() -> Encoder | None:
     return None
 
 
-def _by_asking(terminal: int) -> Encoder | None:
-    """Ask for kitty's protocol, and for the device attributes, which every terminal tells; 4 stands for sixel."""
-    answer = _ask(terminal)
-    attributes = re.search(rb"\x1b\[\?([\d;]*)c", answer)
+def _encoder_of_answer(answer: bytes) -> Encoder | None:
     if b"\x1b_Gi=31;OK" in answer:
         return kitty
+    attributes = re.search(ATTRIBUTES, answer)
     return sixel if attributes and b"4" in attributes[1].split(b";")[1:] else None
 
 
-def _ask(terminal: int) -> bytes:
-    """What the terminal answers, up to the end of its device attributes; nothing where it keeps silent."""
+def _query(descriptor: int) -> bytes:
+    """What the terminal answers to QUERY, up to the end of its attributes; nothing where it does not answer."""
+    import select
     import termios
     import tty
 
-    answer = b""
-    with os.fdopen(os.open(os.ttyname(terminal), os.O_RDWR | os.O_NOCTTY), "r+b", buffering=0) as line:
+    answer, end = b"", time.monotonic() + ANSWER_SECONDS
+    with os.fdopen(os.open(os.ttyname(descriptor), os.O_RDWR | os.O_NOCTTY), "r+b", buffering=0) as line:
         before = termios.tcgetattr(line)
         try:
             tty.setcbreak(line.fileno())
-            line.write(ASK)
-            end = time.monotonic() + ANSWER_SECONDS
-            while not re.search(rb"\x1b\[\?[\d;]*c", answer):
+            line.write(QUERY)
+            while not re.search(ATTRIBUTES, answer):
                 if not select.select([line], [], [], max(0.0, end - time.monotonic()))[0]:
                     break
                 answer += line.read(1024)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.eval.embedding import embed_captions, embed_pictures, load_embedder
-from vlmkit.eval.predictions import Row, text_of
-from vlmkit.eval.task import HIGHER, NEITHER, Metric, Options, Scores, Task, counted_metric, mean_metric
+from vlmkit.eval.predictions import Options, Row, text_of
+from vlmkit.eval.task import HIGHER, NEITHER, Metric, Scores, Task, counted_metric, mean_metric
 from vlmkit.metrics.captions import MAX_N, bleu_columns, bleu_of_sums, cider, rouge_l
 from vlmkit.metrics.meteor import meteor_columns, meteor_of_sums, meteor_summable
 from vlmkit.metrics.tokens import java_missing, tokenized

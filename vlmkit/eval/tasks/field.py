@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.predictions import Row, Source, identify, number_at, read_records
-from vlmkit.eval.task import Options, Scores, Task, mean_metric
+from vlmkit.eval.predictions import Options, Row, Source, identify, number_at, read_records
+from vlmkit.eval.task import Scores, Task, mean_metric
 
 
 def read(source: Source, options: Options) -> Iterator[Row]:
@@ -12,7 +12,7 @@ def read(source: Source, options: Options) -> Iterator[Row]:
     if not options.metrics:
         raise VlmkitError("the task field has no metrics of its own", "name a field with numbers with --metric")
     for number, record in enumerate(read_records(source), 1):
-        yield Row(identify(record, options.names, number), record)
+        yield Row(identify(record, options, number), record)
 
 
 def score(scores: Scores, rows: Iterable[Row], _: str) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.eval.embedding import embed_captions, embed_pictures, load_embedder
-from vlmkit.eval.predictions import Row, Source, check_distinct, identify, list_ids, read_records
-from vlmkit.eval.task import HIGHER, LOWER, Metric, Options, Scores, Task, counted_metric, mean_metric
+from vlmkit.eval.predictions import Options, Row, Source, check_distinct, identify, list_ids, read_records
+from vlmkit.eval.task import HIGHER, LOWER, Metric, Scores, Task, counted_metric, mean_metric
 from vlmkit.io.records import Record, decode_embedding, fingerprint_of, name_of
 from vlmkit.metrics.ranking import check_k, ranks
 
@@ -38,8 +38,8 @@ def read(source: Source, options: Options) -> list[Row]:
         if isinstance(record.get("text"), str) and isinstance(record.get("image"), str):
             texts.append(record)
             continue
-        ids.append(identify(record, options.names, number))
-        captions = record.get(options.names.references or "captions")
+        ids.append(identify(record, options, number))
+        captions = record.get(options.references or "captions")
         picture = Picture(ids[-1], record, references=list(map(str, captions)) if isinstance(captions, list) else [])
         picture.vectors = [_decode(vector, ids[-1]) for vector in record.get("caption_embeddings") or []]
         if picture.vectors and len(picture.vectors) != len(picture.references):
