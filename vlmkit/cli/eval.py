@@ -123,8 +123,6 @@ def eval(
     permutation test and of McNemar's exact test. What cannot be scored is refused: missing or duplicate ids, missing
     references, k above N, CIDEr of one image.
     """
-    from vlmkit.eval.predictions import Names
-
     from vlmkit.eval.report import page
 
     def load(name: str | None) -> "Embedder":
