@@ -323,7 +323,7 @@ def test_sizes_and_sums_of_the_list_are_insisted_on(tmp_path: Path, server: Faul
 
 def test_files_of_another_form(tmp_path: Path, server: Faulty) -> None:
     server.files[urlsplit(DATASETS.load("textvqa").files()[0].url).path] = b'{"rows": []}'
-    with pytest.raises(VlmkitError, match="textvqa are not of the form"):
+    with pytest.raises(VlmkitError, match="textvqa do not have the expected format"):
         get(server, tmp_path, "textvqa")
 
 

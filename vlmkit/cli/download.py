@@ -60,7 +60,7 @@ def download(
         int | None, _option("--limit", "N", "At most N records, and only their files if possible.", min=1)
     ] = None,
     folder: Folder = None,
-    listing: Annotated[bool, _option("--list", None, "Say what there is: name, size, licence, URL, digest.")] = False,
+    listing: Annotated[bool, _option("--list", None, "List what there is: name, size, licence, URL, digest.")] = False,
     search: Annotated[Text, _option("--search", "WORDS", "Search the Hub for models; off line, --list.")] = None,
     card: Annotated[Text, _option("--card", "NAME", "Print the card of a model, or the facts of a data set.")] = None,
     verify: Annotated[bool, _option("--verify", None, "Check again what is there; fetch nothing.")] = False,
@@ -82,7 +82,7 @@ def download(
     errors: Errors = None,
     json: Json = False,
 ) -> Exit:
-    """Fetch data sets, models, and pictures by URL: whole or not at all, ready to use.
+    """Fetch data sets, models, and pictures by URL: complete or not at all, ready to use.
 
     A data set becomes records on standard output, fit for `vlmkit train`; its licence goes to standard error first. A
     model goes into the cache of the Hugging Face Hub, and its folder is printed. A list of URLs becomes pictures in a
@@ -106,7 +106,9 @@ def download(
         raise VlmkitError("nothing to download", "name a data set or a model (vlmkit download --list)")
     if any(map(_is_list, names)):
         if len(names) > 1:
-            raise VlmkitError("a URL list and more", "download one list at a time, and names by themselves")
+            raise VlmkitError(
+                "a URL list cannot be combined with other names", "download one list at a time, and names by themselves"
+            )
         if output is None:
             raise VlmkitError("a URL list needs a folder", "give -o DIR")
         from vlmkit.download.url_list import PictureFetcher, read_failed_ids
@@ -142,7 +144,7 @@ def _search(query: "Query") -> "list[Record]":
 
 
 def _print_card(name: str) -> Exit:
-    """One record: of a data set what the list has, of a model what the Hub says, or the list if it cannot be asked."""
+    """One record: of a data set what the list has, of a model what the Hub has, or the list if it cannot be reached."""
     from vlmkit.datasets import DATASETS
     from vlmkit.download import catalog, hub
 
@@ -203,7 +205,7 @@ def _check_names(names: list[str], output: str | None) -> None:
         if name not in DATASETS:
             repo_of(name)
             if output is not None and len(names) > 1:
-                raise VlmkitError("-o with a model and more", "download it by itself, or leave out -o")
+                raise VlmkitError("-o takes one model alone", "download it by itself, or leave out -o")
 
 
 def _data_home() -> Path:

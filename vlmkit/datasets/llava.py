@@ -1,6 +1,6 @@
 """What LLaVA was trained on and measured with (Liu and others, 2023): conversations about pictures.
 
-URLs of huggingface.co/datasets/liuhaotian, licences as their cards say; exact sizes and sums were not looked up. The
+URLs of huggingface.co/datasets/liuhaotian, licences as on their cards; exact sizes and sums were not looked up. The
 pictures of mix665k lie where LLaVA's own folder has them: coco/train2017, gqa/images, textvqa/train_images,
 vg/VG_100K, vg/VG_100K_2. Those of OCR-VQA are at their publishers only, so its rows are left out.
 """

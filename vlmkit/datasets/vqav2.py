@@ -1,6 +1,6 @@
 """VQA v2 (Goyal and others, 2017): ten answers to each question about COCO 2014 photographs.
 
-URLs as visualqa.org gives them (S3, cvmlp/vqa/mscoco/vqa), licence as its page terms.html says; sizes and sums were not
+URLs as visualqa.org gives them (S3, cvmlp/vqa/mscoco/vqa), licence as on its page terms.html; sizes and sums were not
 looked up.
 """
 

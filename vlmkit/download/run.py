@@ -128,8 +128,8 @@ def _records(
 ) -> Iterator[Record | Failed]:
     """The records of a split of the data set `name` whose files are there, with absolute `image`.
 
-    Where pictures are not there and can be fetched one by one, that is done. Raises VlmkitError where the files are not
-    of the form that the data set has.
+    Where pictures are not there and can be fetched one by one, that is done. Raises VlmkitError where the files do not
+    have the format of the data set.
     """
     root = store.root.absolute()
     single = split.single
@@ -158,8 +158,8 @@ def _converted(name: str, split: Split, root: Path) -> Iterator[Record | Failed]
     try:
         yield from split.records(root)
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        what = f"the files of {name} are not of the form they had ({type(error).__name__}: {error})"
-        raise VlmkitError(what, f"look at them in {root}; vlmkit download {name} --verify") from None
+        what = f"the files of {name} do not have the expected format ({type(error).__name__}: {error})"
+        raise VlmkitError(what, f"check them in {root} with vlmkit download {name} --verify") from None
 
 
 def _model(name: str, store: Store, bars: Bars, options: DownloadOptions) -> Record:
@@ -181,7 +181,7 @@ def _model(name: str, store: Store, bars: Bars, options: DownloadOptions) -> Rec
     files = hub.needed_files(info, allow_pickle=options.allow_pickle)
     licence = hub.licence_of(info)
     if not options.quiet:
-        warn(f"{name}: licence: {licence or 'not told'}; {_to_come([file.size for file in files])}")
+        warn(f"{name}: licence: {licence or 'unknown'}; {_to_come([file.size for file in files])}")
     path = hub.fetch_model(info, files, options.output)
     return {**record, "path": str(path), "revision": info.sha, "licence": licence}
 

@@ -1,6 +1,6 @@
 """Lists of URLs: records with `url` become pictures in a folder, or webdataset shards, and records of them.
 
-A picture's file is named by its URL and appears whole or not at all, so what is there is not fetched again.
+A picture's file is named by its URL and appears complete or not at all, so what is there is not fetched again.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Row(NamedTuple):
         return Failed(self.id, self.url, str(error))
 
     def done(self, image: str, width: int, height: int, size: int) -> Record:
-        """The record of the picture `image` of `size` bytes, with all that the list says of it."""
+        """The record of the picture `image` of `size` bytes, with all fields of the list."""
         found = {"image": image, "bytes": size, "width": width, "height": height}
         return {"id": self.id, **self.record, **found, "url": self.url}
 
@@ -122,7 +122,7 @@ class PictureFetcher:
         self._urls = _Limiter(1)
 
     def fetch(self, row: Row) -> Picture | None:
-        """The picture of `row`, decoded as a check; None if it is not wanted. Raises PictureError."""
+        """The picture of `row`, decoded as a check; None if it must not be fetched. Raises PictureError."""
         if self._only is not None and row.id not in self._only:
             return None
         with self._hosts.of(urlsplit(row.url).netloc.lower()):
@@ -185,7 +185,7 @@ def write_picture(path: Path, data: bytes) -> None:
 
 
 def into_folder(rows: Iterable[Row | Failed], folder: Path, fetcher: PictureFetcher) -> Iterator[Record | Failed]:
-    """The records of `rows` in their order, with their pictures in `folder`/images; without what is not wanted."""
+    """The records of `rows` in their order, with pictures in `folder`/images; what `only` excludes is left out."""
     pictures = folder / "images"
     pictures.mkdir(parents=True, exist_ok=True)
 

@@ -187,9 +187,8 @@ class HttpClient:
             if self._closed.is_set():
                 raise FetchError("stopped")
             if self._client is None:
-                checked = Transport(allow_private=self._allow_private, trusted=self._trusted, connections=FETCHERS)
                 self._client = httpx2.Client(
-                    transport=None if self._through_proxy else checked,
+                    transport=None if self._through_proxy else Transport(self._allow_private, self._trusted, FETCHERS),
                     # Nothing here unpacks, so that no response can grow in memory.
                     headers={"User-Agent": f"vlmkit/{__version__}", "Accept-Encoding": "identity"},
                     timeout=httpx2.Timeout(self.timeout, pool=None),
@@ -213,7 +212,7 @@ def body(response: "httpx2.Response") -> Iterator[bytes]:
 
 
 def http_date(text: str) -> float | None:
-    """Seconds since 1970 of an HTTP date; None if it is none."""
+    """Seconds since 1970 of an HTTP date; None if it cannot be read."""
     try:
         return parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):

@@ -115,7 +115,7 @@ class Reader(Protocol):
 
 
 class Fetcher(Protocol):
-    """What fetches pictures by URL: `io.http.Web`."""
+    """What fetches pictures by URL: `io.http.HttpClient`."""
 
     def fetch(self, url: str) -> Bytes: ...
 

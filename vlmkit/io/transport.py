@@ -57,7 +57,7 @@ class Transport(httpx2.HTTPTransport):
     `trusted` are host names that may have any address, since the user named them.
     """
 
-    def __init__(self, *, allow_private: bool, connections: int, trusted: Collection[str] = ()) -> None:
+    def __init__(self, allow_private: bool, trusted: Collection[str], connections: int) -> None:
         self._network = _Network(allow_private, trusted)
         # In place of HTTPTransport.__init__, which makes the pool and takes no network backend (httpx2 >= 2, < 3).
         self._pool = httpcore2.ConnectionPool(

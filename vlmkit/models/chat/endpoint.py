@@ -308,7 +308,7 @@ def _answer(reply: Any, start: str) -> Answer | RequestError:
 
 
 def _message(error: "APIStatusError") -> str:
-    """What the endpoint says, in the usual forms: OpenAI's, FastAPI's, a text; no web pages."""
+    """The message of the endpoint, in the usual forms: OpenAI's, FastAPI's, a text; no web pages."""
     body = error.body
     found = body.get("message") or body.get("detail") if isinstance(body, dict) else body
     text = str(found or "").strip()
