@@ -46,56 +46,64 @@ if TYPE_CHECKING:
     from vlmkit.models.types import ChatModel, Sampling
 
 
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="IMAGE_OR_QUESTION",
+        help=(
+            "Pictures, then the question about all of them. Also folders, .tar shards and records, with one "
+            "question each; - for standard input. Without any picture the question is one of text."
+        ),
+        show_default=False,
+    ),
+]
+System = Annotated[str, option("--system TEXT", "What the model is told beforehand.", callback=valid_utf8)]
+Chat = Annotated[bool, option("--chat", "Hold a conversation about the pictures; /help says what it knows.")]
+Stream = Annotated[
+    bool | None,
+    option("--stream/--no-stream", "Show a single answer as it comes; so it is on a terminal."),
+]
+Schema = Annotated[
+    str | None,
+    option("--schema FILE|JSON", "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."),
+]
+Ocr = Annotated[bool, option("--ocr", "Read what is written in the pictures.")]
+Boxes = Annotated[bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")]
+Drawing = Annotated[str | None, option("--draw FILE", "With --boxes: save the picture with them drawn in it.")]
+Attention = Annotated[
+    str | None,
+    option("--attention FILE", "Save a picture of where each word of the answer looked."),
+]
+Constitution = Annotated[
+    str | None,
+    option(
+        "--constitution FILE",
+        "Judge and revise answers by the principles in a TOML file; default: those of vlmkit.",
+    ),
+]
+Pairs = Annotated[
+    str | None,
+    option("--pairs FILE", "With --constitution: write better and worse answers, for train prefer."),
+]
+Stats = Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")]
+
+
 def ask(
     run: Run,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="IMAGE_OR_QUESTION",
-            help=(
-                "Pictures, then the question about all of them. Also folders, .tar shards and records, with one "
-                "question each; - for standard input. Without any picture the question is one of text."
-            ),
-            show_default=False,
-        ),
-    ] = None,
+    arguments: Arguments = None,
     output: OutputFile = None,
     model: ChatModelName = "mini",
-    system: Annotated[str, option("--system TEXT", "What the model is told beforehand.", callback=valid_utf8)] = "",
-    chat: Annotated[
-        bool, option("--chat", "Hold a conversation about the pictures; /help says what it knows.")
-    ] = False,
-    stream: Annotated[
-        bool | None,
-        option("--stream/--no-stream", "Show a single answer as it comes; so it is on a terminal."),
-    ] = None,
-    schema: Annotated[
-        str | None,
-        option("--schema FILE|JSON", "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."),
-    ] = None,
-    ocr: Annotated[bool, option("--ocr", "Read what is written in the pictures.")] = False,
-    boxes: Annotated[
-        bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")
-    ] = False,
-    drawing: Annotated[
-        str | None, option("--draw FILE", "With --boxes: save the picture with them drawn in it.")
-    ] = None,
-    attention: Annotated[
-        str | None,
-        option("--attention FILE", "Save a picture of where each word of the answer looked."),
-    ] = None,
-    constitution: Annotated[
-        str | None,
-        option(
-            "--constitution FILE",
-            "Judge and revise answers by the principles in a TOML file; default: those of vlmkit.",
-        ),
-    ] = None,
-    pairs: Annotated[
-        str | None,
-        option("--pairs FILE", "With --constitution: write better and worse answers, for train prefer."),
-    ] = None,
-    stats: Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")] = False,
+    system: System = "",
+    chat: Chat = False,
+    stream: Stream = None,
+    schema: Schema = None,
+    ocr: Ocr = False,
+    boxes: Boxes = False,
+    drawing: Drawing = None,
+    attention: Attention = None,
+    constitution: Constitution = None,
+    pairs: Pairs = None,
+    stats: Stats = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,

@@ -81,18 +81,23 @@ Options = Annotated[
 ]
 
 
+Prompt = Annotated[str, option("--prompt TEXT", "How each caption begins.", callback=valid_utf8)]
+LengthOption = Annotated[Length, option("--length", "How much to say.", show_choices=True)]
+Sidecar = Annotated[bool, option("--sidecar", "Also write photo.txt beside each picture that has none yet.")]
+Force = Annotated[bool, option("--force", "With --sidecar: write over files that are there.")]
+Boxes = Annotated[bool, option("--boxes", "Find every object, too: records with `boxes`.")]
+
+
 def caption(
     run: Run,
     inputs: Inputs = None,
     output: OutputFile = None,
     model: ChatModelName = "mini",
-    prompt: Annotated[str, option("--prompt TEXT", "How each caption begins.", callback=valid_utf8)] = "",
-    length: Annotated[Length, option("--length", "How much to say.", show_choices=True)] = Length.NORMAL,
-    sidecar: Annotated[
-        bool, option("--sidecar", "Also write photo.txt beside each picture that has none yet.")
-    ] = False,
-    force: Annotated[bool, option("--force", "With --sidecar: write over files that are there.")] = False,
-    boxes: Annotated[bool, option("--boxes", "Find every object, too: records with `boxes`.")] = False,
+    prompt: Prompt = "",
+    length: LengthOption = Length.NORMAL,
+    sidecar: Sidecar = False,
+    force: Force = False,
+    boxes: Boxes = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,

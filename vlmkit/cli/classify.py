@@ -20,6 +20,24 @@ from vlmkit.cli.options import (
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress
 
+Labels = Annotated[
+    str | None,
+    option("--labels A,B,C", "The labels, separated by commas.", callback=valid_utf8),
+]
+LabelsFile = Annotated[
+    str | None,
+    option("--labels-file FILE", "A file with one label a line, - for standard input."),
+]
+Template = Annotated[
+    list[str] | None,
+    option(
+        "--template TEXT",
+        'Sentence with {} for the label, "a photo of a {}."; may be repeated.',
+        callback=valid_utf8,
+    ),
+]
+K = Annotated[int | None, option("-k N", "Number of labels to report; all without it.", min=1)]
+
 
 def classify(
     run: Run,
@@ -27,23 +45,10 @@ def classify(
     output: OutputFile = None,
     model: EmbedModelName = "mini",
     precision: EmbedPrecision = None,
-    labels: Annotated[
-        str | None,
-        option("--labels A,B,C", "The labels, separated by commas.", callback=valid_utf8),
-    ] = None,
-    labels_file: Annotated[
-        str | None,
-        option("--labels-file FILE", "A file with one label a line, - for standard input."),
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        option(
-            "--template TEXT",
-            'Sentence with {} for the label, "a photo of a {}."; may be repeated.',
-            callback=valid_utf8,
-        ),
-    ] = None,
-    k: Annotated[int | None, option("-k N", "Number of labels to report; all without it.", min=1)] = None,
+    labels: Labels = None,
+    labels_file: LabelsFile = None,
+    template: Template = None,
+    k: K = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,

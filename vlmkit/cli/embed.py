@@ -28,24 +28,28 @@ if TYPE_CHECKING:
     from vlmkit.models.types import Embedder
 
 
+Text = Annotated[bool, option("--text", "Lines are texts; of records embed the field text.")]
+Form = Annotated[Format, option("--format", "JSONL, or safetensors: smaller, and quicker to read.")]
+Floats = Annotated[bool, option("--floats", "The embedding as a list of numbers, not as base64 of float16.")]
+Changed = Annotated[
+    str | None,
+    option(
+        "--changed INDEX",
+        "Only what is new, or has another time or size than in INDEX; if there is no INDEX yet, all.",
+    ),
+]
+
+
 def embed(
     run: Run,
     inputs: Inputs = None,
     output: OutputFile = None,
     model: EmbedModelName = "mini",
     precision: EmbedPrecision = None,
-    text: Annotated[bool, option("--text", "Lines are texts; of records embed the field text.")] = False,
-    form: Annotated[Format, option("--format", "JSONL, or safetensors: smaller, and quicker to read.")] = Format.JSONL,
-    floats: Annotated[
-        bool, option("--floats", "The embedding as a list of numbers, not as base64 of float16.")
-    ] = False,
-    changed: Annotated[
-        str | None,
-        option(
-            "--changed INDEX",
-            "Only what is new, or has another time or size than in INDEX; if there is no INDEX yet, all.",
-        ),
-    ] = None,
+    text: Text = False,
+    form: Form = Format.JSONL,
+    floats: Floats = False,
+    changed: Changed = None,
     images: Images = None,
     nul: Nul = False,
     allow_private: AllowPrivate = False,
