@@ -65,7 +65,7 @@ def eval(
     ] = None,
     variant: Annotated[str | None, _field("--variant", _variants(), "V")] = None,
     by: Annotated[
-        str | None, _field("--by", "Figures by FIELD, too, hardest first; category is guessed if absent.")
+        str | None, _field("--by", "Results by FIELD, too, hardest first; category is guessed if absent.")
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -114,9 +114,9 @@ def eval(
     images: Images = None,
     json: Json = False,
 ) -> Exit:
-    """Score predictions, say how sure each figure is, and compare two models.
+    """Score predictions with confidence intervals, and compare two models.
 
-    Reads records that hold predictions and references; needs no model for what is in them. Prints one JSON object a
+    Reads records with predictions and references; needs no model for what is in them. Prints one JSON object a
     metric: value, n, standard error, 95 % interval, and a signature that says how it was made. A table on a terminal.
 
     `vlmkit eval compare A B` scores both files on the same items and prints A minus B with its interval, p of a

@@ -87,17 +87,15 @@ def score_pair(task: str, a: Source, b: Source, options: Options) -> Pair:
                 following = next(wanted, None)
         for ids, name in ((set(left.ids) - seen, b.name), (set(waiting), a.name)):
             if ids:
-                raise VlmkitError(
-                    f"missing in {name}: {list_ids(sorted(ids))}", "compare predictions for the same items"
-                )
+                what = f"missing in {name}: {list_ids(sorted(ids))}"
+                raise VlmkitError(what, "compare predictions for the same items")
 
     right = evaluate(task, b, options, in_order)
     pairs = zip(left.ids, left.targets, right.targets, strict=True)
     changed = [key for key, wanted, other_wanted in pairs if wanted != other_wanted]
     if changed:
-        raise VlmkitError(
-            f"other references in {b.name}: {list_ids(changed)}", "score both against the same references"
-        )
+        what = f"other references in {b.name}: {list_ids(changed)}"
+        raise VlmkitError(what, "score both against the same references")
     left.signature_fields["sha"] = f"{left.signature_fields['sha']}-{right.signature_fields['sha']}"
     return Pair(left, right)
 

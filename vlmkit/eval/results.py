@@ -126,11 +126,13 @@ def _draws(metrics: list[Metric], items: np.ndarray, scores: Scores, seed: int) 
     units = cluster_numbers(scores, items)
     sums = resampled_sums(sum_by_unit(np.hstack([metric.columns[items] for metric in metrics]), units), seed=seed)
     parts = np.split(sums, np.cumsum([metric.columns.shape[1] for metric in metrics])[:-1], axis=1)
-    draws = [
-        metric.of_sums(part) if metric.of_counts is None else counted_draws(metric, items, units, seed)
-        for metric, part in zip(metrics, parts, strict=True)
-    ]
-    return [found if metric.has_interval else np.empty(0) for metric, found in zip(metrics, draws, strict=True)]
+
+    def draws(metric: Metric, part: np.ndarray) -> np.ndarray:
+        if not metric.has_interval:
+            return np.empty(0)
+        return metric.of_sums(part) if metric.of_counts is None else counted_draws(metric, items, units, seed)
+
+    return [draws(metric, part) for metric, part in zip(metrics, parts, strict=True)]
 
 
 def counted_draws(metric: Metric, items: np.ndarray, units: np.ndarray | None, seed: int) -> np.ndarray:

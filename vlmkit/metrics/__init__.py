@@ -1,8 +1,8 @@
 """Metrics as pure functions: numbers and strings in, numbers out; fractions throughout, CIDEr 0 to 10.
 
 Nothing here opens a picture or loads a model. A case without a meaningful number raises `MetricError`, which is both a
-VlmkitError and a ValueError. Only the tokenizer `ptb` needs an extra, `vlmkit[eval]`, and Java. How a package adds a
-metric of its own to `vlmkit eval` is told in vlmkit/eval/registry.py.
+VlmkitError and a ValueError. Only the tokenizer `ptb` needs an extra, `vlmkit[eval]`, and Java. vlmkit/eval/registry.py
+says how a package adds a metric of its own to `vlmkit eval`.
 """
 
 from vlmkit.metrics.answers import anls, pope, pope_label, relaxed_accuracy

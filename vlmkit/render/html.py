@@ -1,4 +1,4 @@
-"""HTML pages from the templates beside, and the small pictures inside them. A page asks for nothing from outside."""
+"""HTML pages from the folder `templates`, and the small pictures inside them. A page loads nothing from outside."""
 
 import base64
 import io
