@@ -53,7 +53,8 @@ def setting(
 PLAIN = setting(None).metadata
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without repr and comparison, which nothing needs: making them would slow the start of every command.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TrainConfig:
     """What all stages have. The same configuration on the same machine makes the same bytes."""
 
@@ -86,7 +87,7 @@ class TrainConfig:
     workers: int = setting(2, least=0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class ContrastiveConfig(TrainConfig):
     """The model is `start`, or one of two towers, `vision` and `text`, with new heads."""
 
@@ -97,7 +98,7 @@ class ContrastiveConfig(TrainConfig):
     captions: int = setting(1, "Captions of each picture in a batch.", least=1)
     dim: int = setting(256, "Dimensions of the space of two towers.", least=1)
     best: bool = setting(True, "End with the weights of the best validation, not with the last ones.")
-    epochs: float = 10
+    epochs: float = 10.0
     batch_size: int = 256
     lr: float = 5e-4
     weight_decay: float = 0.2
@@ -107,7 +108,7 @@ class ContrastiveConfig(TrainConfig):
 DROPOUT = "Dropout of features, embeddings and blocks; contrastive: in the head of a locked image tower."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class LitConfig(ContrastiveConfig):
     """Two towers, the image tower locked: it runs once over every picture, training reads its features from memory."""
 
@@ -117,7 +118,7 @@ class LitConfig(ContrastiveConfig):
     feature_dropout: float = setting(0.35, "Dropout of a locked image tower's features.", "SHARE", least=0, below=1)
     dropout: float = setting(0.3, DROPOUT, "SHARE", least=0, below=1)
     lock: str = "image"
-    epochs: float = 40
+    epochs: float = 40.0
     batch_size: int = 512
     captions: int = 5
     augmentations: int = 4
@@ -125,7 +126,7 @@ class LitConfig(ContrastiveConfig):
     weight_decay: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class VlmConfig(TrainConfig):
     """A vision tower, a projector and a language model."""
 
@@ -151,7 +152,7 @@ class VlmConfig(TrainConfig):
 
 
 # LLaVA-1.5 (Liu and others, 2023, table 9); TinyLLaVA (Zhou and others, 2024) for the small language models.
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class AlignConfig(VlmConfig):
     """Trains the projector alone."""
 
@@ -159,7 +160,7 @@ class AlignConfig(VlmConfig):
     batch_size: int = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class InstructConfig(VlmConfig):
     """Trains projector and language model, on replies."""
 
@@ -169,7 +170,7 @@ class InstructConfig(VlmConfig):
     image_aspect: str = "pad"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class PreferConfig(VlmConfig):
     """Trains projector and language model, on pairs of replies (DPO)."""
 
