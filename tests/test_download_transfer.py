@@ -67,7 +67,13 @@ def test_parts_come_at_the_same_time(tmp_path: Path, server: Faulty, client: Htt
     reported = Progress()
     fetch(f"{server.base}/large", tmp_path / "large", client, size=len(LARGE), on_progress=reported)
     assert (tmp_path / "large").read_bytes() == LARGE
-    assert server.most["/large"] == 3 and reported == sorted(reported) and reported[-1] == (len(LARGE), len(LARGE))
+    # Three ranges; the server may still be busy with the end of the answer that sent the size.
+    assert (
+        server.most["/large"] in (3, 4)
+        and server.hits["/large"] == 4
+        and reported == sorted(reported)
+        and reported[-1] == (len(LARGE), len(LARGE))
+    )
     assert server.sent["/large"] == len(LARGE) + 1  # the one that asked for the size
 
 
@@ -109,15 +115,25 @@ def test_what_was_cut_off_is_taken_up(tmp_path: Path, server: Faulty, client: Ht
         part.write(0, LARGE[: 3 * MIB])
         part.write(10 * MIB, LARGE[10 * MIB : 20 * MIB])
     with open(tmp_path / ".large.part.jsonl", "ab") as notes:
-        notes.write(b"[209715")  # torn by a kill
+        notes.write(b"[209715")  # torn by a kill, before another run noted more
+        notes.write(b"\n[%d,%d]\n" % (20 * MIB, 21 * MIB))
+    with open(tmp_path / ".large.part", "r+b") as file:
+        file.seek(20 * MIB)
+        file.write(LARGE[20 * MIB : 21 * MIB])
     reported = Progress()
     fetch(f"{server.base}/large", tmp_path / "large", client, on_progress=reported)
     assert (tmp_path / "large").read_bytes() == LARGE and only(tmp_path) == ["large"]
-    assert (
-        server.sent["/large"] == len(LARGE) - 13 * MIB
-        and min(reported)[0] > 13 * MIB
-        and reported[-1] == (len(LARGE), len(LARGE))
-    )
+    assert server.sent["/large"] == len(LARGE) - 14 * MIB
+    assert min(reported)[0] > 14 * MIB and reported[-1] == (len(LARGE), len(LARGE))
+
+
+def test_a_journal_without_its_file_is_not_believed(tmp_path: Path, server: Faulty, client: HttpClient) -> None:
+    with PartialFile(tmp_path / "large") as part:
+        part.begin(Version(len(LARGE), f'"{hashlib.sha256(LARGE).hexdigest()[:16]}"'))
+        part.write(0, LARGE[: 3 * MIB])
+    (tmp_path / ".large.part").unlink()
+    fetch(f"{server.base}/large", tmp_path / "large", client)
+    assert (tmp_path / "large").read_bytes() == LARGE and only(tmp_path) == ["large"]
 
 
 def test_a_file_that_changed_meanwhile_is_fetched_from_the_beginning(

@@ -17,7 +17,6 @@ from vlmkit.io.terminal import Failures, Output, console, progress, warn
 if TYPE_CHECKING:
     from vlmkit.download.catalog import Query
     from vlmkit.download.run import DownloadOptions
-    from vlmkit.download.url_list import PictureFetcher
     from vlmkit.io.records import Record
 
 Text = str | None
@@ -105,18 +104,7 @@ def download(
     if not names:
         raise VlmkitError("nothing to download", "name a data set or a model (vlmkit download --list)")
     if any(map(_is_list, names)):
-        if len(names) > 1:
-            raise VlmkitError(
-                "a URL list cannot be combined with other names", "download one list at a time, and names by themselves"
-            )
-        if output is None:
-            raise VlmkitError("a URL list needs a folder", "give -o DIR")
-        from vlmkit.download.url_list import PictureFetcher, read_failed_ids
-        from vlmkit.io.http import HttpClient
-
-        only = None if retry is None else read_failed_ids(retry)
-        with HttpClient(allow_private=allow_private) as client:
-            return _url_list(run, names[0], Path(output), PictureFetcher(client, resize, only), tar, limit, errors)
+        return _url_list(run, names, output, limit, tar, resize, retry, allow_private, errors)
     if tar or resize or retry:
         raise VlmkitError("--tar, --resize and --retry are for URL lists", "leave them out")
     _check_names(names, output)
@@ -256,16 +244,32 @@ def _records_file(names: list[str], options: "DownloadOptions", json: bool) -> P
 
 
 def _url_list(
-    run: Run, path: str, folder: Path, fetcher: "PictureFetcher", tar: int | None, limit: int | None, errors: Text
+    run: Run,
+    names: list[str],
+    output: Text,
+    limit: int | None,
+    tar: int | None,
+    resize: int | None,
+    retry: Text,
+    allow_private: bool,
+    errors: Text,
 ) -> Exit:
-    from vlmkit.download.url_list import into_folder, into_shards, read_list
+    from vlmkit.download.url_list import PictureFetcher, into_folder, into_shards, read_failed_ids, read_list
+    from vlmkit.io.http import HttpClient
 
+    if len(names) > 1:
+        raise VlmkitError("a URL list cannot be combined with other names", "download one list at a time")
+    if output is None:
+        raise VlmkitError("a URL list needs a folder", "give -o DIR")
+    folder = Path(output).absolute()
     if folder.exists() and not folder.is_dir():
-        raise VlmkitError(f"{folder} is not a folder", "name another one with -o")
-    rows = islice(read_list(path), limit)
-    folder = folder.absolute()
+        raise VlmkitError(f"{output} is not a folder", "name another one with -o")
+    only = None if retry is None else read_failed_ids(retry)
+    rows = islice(read_list(names[0]), limit)
     folder.mkdir(parents=True, exist_ok=True)
     with Failures(errors) as failures, Output(str(folder / "records.jsonl")) as out:
-        found = into_folder(rows, folder, fetcher) if tar is None else into_shards(rows, folder, fetcher, tar)
-        out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
+        with HttpClient(allow_private=allow_private) as client:
+            fetcher = PictureFetcher(client, resize, only)
+            found = into_folder(rows, folder, fetcher) if tar is None else into_shards(rows, folder, fetcher, tar)
+            out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
         return failures.exit_code()

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.io.http import FetchError, HttpClient, RetryLater, body
 from vlmkit.io.records import dumps, loads
@@ -67,7 +67,6 @@ class PartialFile:
         self._journal_path = path.with_name(f".{path.name}.part.jsonl")
         self._on_progress = on_progress
         self._lock = threading.Lock()
-        self._journal: IO[bytes] | None = None
         self._arrived: list[tuple[int, int]] = []  # in earlier runs
         self._received = 0  # bytes, in all runs
         self.size: int | None = None
@@ -79,39 +78,40 @@ class PartialFile:
         except BlockingIOError:
             os.close(self._file)
             raise FetchError("another run is fetching it") from None
-        self._read_journal()
+        self._journal = open(self._journal_path, "a+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Take up what an earlier run left; a line that a kill tore is skipped."""
+        self._journal.seek(0)
+        first, *lines = self._journal.read().split(b"\n")
+        with contextlib.suppress(ValueError, TypeError):
+            version = Version(**loads(first))
+            if os.fstat(self._file).st_size == version.size:
+                self.version, self.size = version, version.size
+                self._journal.write(b"\n")
+        for line in lines if self.version else ():
+            with contextlib.suppress(ValueError, TypeError):
+                start, end = loads(line)
+                self._arrived.append((start, end))
+                self._received += end - start
 
     def __enter__(self) -> "PartialFile":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.version is None and self._path.exists():
-            self.reset()
             self._path.unlink()
-        if self._journal is not None:
-            self._journal.close()
+            self._journal_path.unlink(missing_ok=True)
+        self._journal.close()
         os.close(self._file)
-
-    def _read_journal(self) -> None:
-        """Take up what an earlier run left; a torn last line is the end of it."""
-        with contextlib.suppress(FileNotFoundError, IndexError, ValueError, KeyError, TypeError):
-            lines = self._journal_path.read_bytes().split(b"\n")
-            first = loads(lines[0])
-            self.version = Version(first["size"], first["validator"])
-            self.size = self.version.size
-            self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
-            self._journal.write(b"\n")  # after a torn line
-            for line in filter(None, lines[1:]):
-                start, end = loads(line)
-                self._arrived.append((start, end))
-                self._received += end - start
 
     def begin(self, version: Version) -> None:
         """From now on ranges are noted. Raises FetchError where the disk is too small."""
         self.expect(version.size)
         os.truncate(self._file, version.size)
-        self._journal = open(self._journal_path, "wb", buffering=0)  # noqa: SIM115 (closed by __exit__)
-        self._journal.write(dumps({"size": version.size, "validator": version.validator}))
+        self._journal.truncate(0)
+        self._journal.write(dumps(version._asdict()))
         self.version = version
 
     def expect(self, size: int) -> None:
@@ -121,21 +121,18 @@ class PartialFile:
 
     def reset(self) -> None:
         """Forget what has arrived."""
-        if self._journal is not None:
-            self._journal.close()
-        self._journal_path.unlink(missing_ok=True)
+        self._journal.truncate(0)
         os.truncate(self._file, 0)
-        self._journal, self.version, self.size = None, None, None
+        self.version, self.size = None, None
         self._arrived, self._received = [], 0
 
     def write(self, start: int, data: bytes) -> None:
         """Bytes that belong at `start`. Threads may write at the same time."""
         view = memoryview(data)
         while view:
-            written = os.pwrite(self._file, view, start + len(data) - len(view))
-            view = view[written:]
+            view = view[os.pwrite(self._file, view, start + len(data) - len(view)) :]
         with self._lock:
-            if self._journal is not None:
+            if self.version is not None:
                 self._journal.write(b"[%d,%d]\n" % (start, start + len(data)))
             self._received += len(data)
             self._on_progress(self._received, self.size)

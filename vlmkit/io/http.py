@@ -150,8 +150,8 @@ class HttpClient:
     ) -> T:
         """What `step` returns, tried up to `tries` times, with a longer pause each time or the one the server asks for.
 
-        Tries are counted anew where `progress`, in bytes, has moved on. Raises FetchError, also at `deadline` of
-        time.monotonic() and where `stop` is set.
+        Tries are counted anew where `progress`, in bytes, has moved on, which tenacity and stamina cannot do. Raises
+        FetchError, also at `deadline` of time.monotonic() and where `stop` is set.
         """
         import httpx2
 
