@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmkit.generate.pipeline import alt_text
+from vlmkit.generate.alt_text import alt_text
 
 
 @pytest.mark.parametrize(

@@ -172,21 +172,21 @@ SCORES = {
 
 
 def test_the_better_answer_is_kept() -> None:
-    from vlmkit.generate.constitution import judged
+    from vlmkit.generate.constitution import answer_by_constitution
 
     constitution = read_constitution("default")
     script = {"Answer yes or no": "No, it is harmless.", "Say in one sentence": "It is no dog."}
     script |= {"Write a better": "a cat", **SCORES, "what is it?": "a dog"}
-    (reply,) = judged(Scripted(script), [Request("what is it?")], Sampling(9), constitution)
+    (reply,) = answer_by_constitution(Scripted(script), [Request("what is it?")], Sampling(9), constitution)
     assert (reply.answer.text, reply.chosen, reply.rejected) == ("a cat", "a cat", "a dog")
     scores = reply.fields["scores"]
     assert scores["initial"]["accuracy"] == 0.2 and scores["revised"]["total"] == pytest.approx(0.9)
     assert scores["initial"]["total"] == pytest.approx(0.4 * 0.2 + 0.6 * 0.6)
     script["The answer was: a cat"] = "1"
-    (reply,) = judged(Scripted(script), [Request("what is it?")], Sampling(9), constitution)
+    (reply,) = answer_by_constitution(Scripted(script), [Request("what is it?")], Sampling(9), constitution)
     assert (reply.answer.text, reply.chosen, reply.rejected) == ("a dog", "a dog", "a cat")
     script["Answer yes or no"] = "Yes, it shows an address."
-    (reply,) = judged(Scripted(script), [Request("what is it?")], Sampling(9), constitution)
+    (reply,) = answer_by_constitution(Scripted(script), [Request("what is it?")], Sampling(9), constitution)
     assert reply.fields == {"declined": "unsafe"} and "shows an address" in reply.answer.text and not reply.chosen
 
 

@@ -227,7 +227,7 @@ def test_sidecars(vlmkit, tmp_path: Path) -> None:
     done = vlmkit("caption", folder, "--sidecar", code=3)
     (row,) = records(done.stdout)
     assert Path(row["image"]).name == "b.jpg" and (folder / "b.txt").read_text() == row["caption"] + "\n"
-    assert b"b.png: " in done.stderr and b"b.txt is there already" in done.stderr, "two pictures of one stem"
+    assert b"b.png: " in done.stderr and b"b.txt is the sidecar of another" in done.stderr, "two pictures of one stem"
     assert (folder / "a.txt").read_text() == "mine\n", "a file that was there stays"
     assert vlmkit("caption", folder, "--sidecar").stdout == b"", "all have one"
     assert len(records(vlmkit("caption", folder / "a.png", folder / "b.png", "--sidecar", "--force").stdout)) == 2

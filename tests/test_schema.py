@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlmkit.errors import VlmkitError
-from vlmkit.generate.schema import fitting, read_schema
+from vlmkit.generate.schema import matching_json, read_schema
 
 PERSON = {
     "type": "object",
@@ -45,10 +45,10 @@ def test_what_fits() -> None:
     person = '{"name": "Ada", "age": 36, "bio": "wrote the first program"}'
     line = '{"name":"Ada","age":36,"bio":"wrote the first program"}'
     for said in (person, f"```json\n{person}\n```", f"```\n{person}```", f"Here it is: {person} I hope it helps."):
-        assert fitting(said, PERSON) == line
+        assert matching_json(said, PERSON) == line
     for said in ("Ada, 36", "", person.replace("36", '"36"'), person[:-1], '{"name": "Ada"}', "{}"):
-        assert fitting(said, PERSON) is None
-    assert fitting("[1, 2]", {"type": "array", "items": {"type": "integer"}}) == "[1,2]"
+        assert matching_json(said, PERSON) is None
+    assert matching_json("[1, 2]", {"type": "array", "items": {"type": "integer"}}) == "[1,2]"
 
 
 @pytest.mark.parametrize("where", ["#/$defs/nope", "http://127.0.0.1:9/x.json", "file:///etc/hostname", "other.json"])
@@ -61,7 +61,7 @@ def test_references_within_the_schema() -> None:
     schema = {"properties": {"x": {"$ref": "#/$defs/word"}}, "$defs": {"word": {"type": "string"}}}
     schema |= {"$schema": "http://json-schema.org/draft-07/schema#"}
     assert read_schema(json.dumps(schema)) == schema
-    assert fitting('{"x": "a"}', schema) == '{"x":"a"}' and fitting('{"x": 1}', schema) is None
+    assert matching_json('{"x": "a"}', schema) == '{"x":"a"}' and matching_json('{"x": 1}', schema) is None
 
 
 def test_a_field_twice() -> None:

@@ -1,73 +1,131 @@
-"""--changed: leave out what an index holds already, by what the file system tells, without opening a file.
+"""embed: pictures and texts become unit vectors."""
 
-embed: pictures and texts become unit vectors.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.index import Index, NoIndex
-from vlmkit.io.http import FETCHERS, HttpClient
-from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
+from vlmkit.io.images import open_picture
 from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched, decode_embedding, fingerprint_of
 from vlmkit.io.sources import PictureError, is_url
-from vlmkit.models.batching import BatchSize
+from vlmkit.models.load import load_embedder
 from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
     import numpy as np
 
-
 LOOKED_UP = 256  # items at a time: the index is open for that long only, so that a writer beside is not held up
 
 
-def changed(items: Iterable[Item | Failed], folder: Path) -> Iterator[Item | Failed]:
-    """Those of `items` that the index at `folder` does not hold, or with another `mtime` or `bytes`; failures too.
-
-    Of a tar member these are the member's own. A URL that is in the index counts as unchanged: telling would take
-    fetching it. A text counts as changed where the `text` of its record differs. Without an index all are new.
-    """
-    for batch in batched(items, LOOKED_UP):
-        try:
-            with Index(folder) as index:
-                known = [isinstance(item, Item) and _known(item, index) for item in batch]
-        except NoIndex:
-            known = [False] * len(batch)
-        yield from (item for item, same in zip(batch, known, strict=True) if not same)
-
-
-def _known(item: Item, index: Index) -> bool:
-    record = index.get(str(item.record.get("id")))
-    return record is not None and _same(item, record)
-
-
-def _same(item: Item, record: Record) -> bool:
-    image = item.record.get("image")
-    if image != record.get("image"):
-        return False
-    if image is None:
-        return item.record.get("text") == record.get("text")
-    if isinstance(image, str) and is_url(image):
-        return True
-    try:
-        source = item.locate()
-    except PictureError:
-        return False  # embed tells what is wrong with it
-    return (source.mtime, source.size) == (record.get("mtime"), record.get("bytes"))
-
-
 @dataclass(slots=True)
-class _Ready:
-    """A record with what stands for it until its batch is full: a text, a preprocessed picture, or a vector (D)."""
+class Prepared:
+    """A record with what its batch is made of: a text, a preprocessed picture, or a vector (D) that it brought."""
 
     record: Record
     text: str | None = None
     picture: "np.ndarray | None" = None
     vector: "np.ndarray | None" = None
+
+
+@dataclass
+class Fetch(FetchStage):
+    """Item -> Item with the picture that its URL leads to; with `texts` no picture is needed."""
+
+    texts: bool = False
+    reuse: str | None = None
+
+    def __call__(self, item: Item) -> Item | Failed:
+        image = item.record.get("image")
+        if self.texts or not isinstance(image, str) or not is_url(image) or _is_reusable(item.record, self.reuse):
+            return item
+        try:
+            return Item(item.record, self._web.fetch(image))
+        except PictureError as error:
+            return Failed.of(item.record, error)
+
+
+@dataclass
+class Decode(Stage):
+    """Item -> Prepared. A vector by the model with the fingerprint `reuse` is taken as it is."""
+
+    model: Lazy[Embedder]
+    workers: int = 1
+    depth: int = 2
+    texts: bool = False
+    reuse: str | None = None
+
+    def __call__(self, item: Item) -> Prepared | Failed:
+        try:
+            if _is_reusable(item.record, self.reuse):
+                return Prepared(item.record, vector=decode_embedding(item.record.get("embedding")))
+            if self.texts or item.record.get("image") is None:
+                return Prepared(item.record, text=_text(item.record))
+            return _picture(item, self.model())
+        except (PictureError, ValueError) as error:
+            return Failed.of(item.record, error)
+
+
+@dataclass
+class Encode(BatchStage):
+    """Prepared -> (record, unit vector of D float32). A `batch_size` of 0 is what suits the model and its device."""
+
+    model: Lazy[Embedder]
+    batch_size: int = 0
+
+    def size(self) -> int:
+        return self.batch_size or self.model().batch.size
+
+    def __call__(self, batch: list[Prepared]) -> "list[tuple[Record, np.ndarray]]":
+        import numpy as np
+
+        pictures = [entry.picture for entry in batch if entry.picture is not None]
+        texts = [entry.text for entry in batch if entry.text is not None]
+        of_pictures = iter(self.model().embed_images(np.stack(pictures)) if pictures else ())
+        of_texts = iter(self.model().embed_texts(texts) if texts else ())
+        vectors: list[np.ndarray] = []
+        for entry in batch:
+            if entry.vector is not None:
+                vectors.append(entry.vector)
+            else:
+                vectors.append(next(of_texts if entry.text is not None else of_pictures))
+        return [(entry.record, vector) for entry, vector in zip(batch, vectors, strict=True)]
+
+
+def vectors(
+    items: Iterable[Item | Failed],
+    model: Embedder,
+    *,
+    texts: bool = False,
+    reuse: bool = False,
+    batch_size: int,
+    workers: int,
+    allow_private: bool = False,
+) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
+    """Each item's record and its unit vector (D float32), in input order; at most two batches wait.
+
+    With `texts` the field `text` is embedded even where there is a picture; with `reuse` an embedding that this model
+    made is taken as it is. A `batch_size` of 0 is the one that suits the model and its device. Only with
+    `allow_private` may a URL lead to an address that is not public.
+    """
+    return map_ordered(stages(model, texts, reuse, batch_size, workers, allow_private), items)
+
+
+def stages(
+    model: Embedder, texts: bool, reuse: bool, batch_size: int, workers: int, allow_private: bool
+) -> list[Stage]:
+    """The pipeline of `vectors`."""
+    lazy = Lazy(load_embedder, *model.load_arguments, value=model)
+    reused = fingerprint_of(model.identity) if reuse else None
+    depth = 2 * (batch_size or model.batch.largest)
+    return [
+        Fetch(allow_private, texts=texts, reuse=reused),
+        Decode(lazy, workers, depth, texts, reused),
+        Encode(lazy, batch_size),
+    ]
 
 
 def embed(
@@ -107,54 +165,38 @@ def when_needed(
             yield from embedded(chain([item], items))
 
 
-def vectors(
-    items: Iterable[Item | Failed],
-    model: Embedder,
-    *,
-    texts: bool = False,
-    reuse: bool = False,
-    batch_size: int,
-    workers: int,
-    allow_private: bool = False,
-) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
-    """Each item's record and its unit vector (D float32), in input order.
+def changed(items: Iterable[Item | Failed], folder: Path) -> Iterator[Item | Failed]:
+    """Those of `items` that the index at `folder` does not hold, or with another `mtime` or `bytes`; failures too.
 
-    Pictures by URL are fetched ahead, then all are decoded ahead in threads; at most two batches wait. With `texts`
-    the field `text` is embedded even where there is a picture; with `reuse` an embedding that this model made is taken
-    as it is. A `batch_size` of 0 is the one that suits the model and its device. Only with `allow_private` may a URL
-    lead to an address that is not public.
+    Of a tar member these are the member's own. A URL in the index counts as unchanged: only fetching it could tell. A
+    text counts as changed where the `text` of its record differs. Without an index all are new.
     """
-
-    def reusable(record: Record) -> bool:
-        return reuse and fingerprint_of(str(record.get("model"))) == fingerprint_of(model.identity)
-
-    def fetch(item: Item | Failed) -> Item | Failed:
-        image = None if isinstance(item, Failed) or texts or reusable(item.record) else item.record.get("image")
-        if isinstance(item, Failed) or not isinstance(image, str) or not is_url(image):
-            return item
+    for batch in batched(items, LOOKED_UP):
         try:
-            return Item(item.record, web.fetch(image))
-        except PictureError as error:
-            return Failed.of(item.record, error)
+            with Index(folder) as index:
+                known = [isinstance(item, Item) and _is_known(item, index) for item in batch]
+        except NoIndex:
+            known = [False] * len(batch)
+        yield from (item for item, same in zip(batch, known, strict=True) if not same)
 
-    def prepare(item: Item | Failed) -> _Ready | Failed:
-        if isinstance(item, Failed):
-            return item
-        try:
-            if reusable(item.record):
-                return _Ready(item.record, vector=decode_embedding(item.record.get("embedding")))
-            if texts or item.record.get("image") is None:
-                return _Ready(item.record, text=_text(item.record))
-            return _picture(item, model)
-        except (PictureError, ValueError) as error:
-            return Failed.of(item.record, error)
 
-    sizes = BatchSize(batch_size) if batch_size else model.batch
-    with HttpClient(allow_private=allow_private) as web:
-        fetched = ahead(items, fetch, FETCHERS, depth=2 * FETCHERS)
-        prepared = ahead(fetched, prepare, workers, depth=2 * sizes.largest)
-        while batch := list(islice(prepared, sizes.size)):
-            yield from _embed_batch(batch, model)
+def _is_known(item: Item, index: Index) -> bool:
+    record, image = index.get(str(item.record.get("id"))), item.record.get("image")
+    if record is None or image != record.get("image"):
+        return False
+    if image is None:
+        return item.record.get("text") == record.get("text")
+    if isinstance(image, str) and is_url(image):
+        return True
+    try:
+        source = item.locate()
+    except PictureError:
+        return False  # embed reports what is wrong with it
+    return (source.mtime, source.size) == (record.get("mtime"), record.get("bytes"))
+
+
+def _is_reusable(record: Record, fingerprint: str | None) -> bool:
+    return fingerprint is not None and fingerprint_of(str(record.get("model"))) == fingerprint
 
 
 def _text(record: Record) -> str:
@@ -164,36 +206,13 @@ def _text(record: Record) -> str:
     return text
 
 
-def _picture(item: Item, embedder: Embedder) -> _Ready:
+def _picture(item: Item, model: Embedder) -> Prepared:
     source = item.locate()
-    image, width, height = open_picture(source, embedder.size)
+    image, width, height = open_picture(source, model.size)
     facts = {"mtime": source.mtime, "bytes": source.size, "width": width, "height": height}
     try:
-        preprocessed = embedder.preprocess(image)
+        preprocessed = model.preprocess(image)
     except MemoryError:
         raise PictureError("not enough memory to scale it") from None
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    return _Ready(item.record | known, picture=preprocessed)
-
-
-def _embed_batch(batch: list[_Ready | Failed], embedder: Embedder) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
-    import numpy as np
-
-    ready = [entry for entry in batch if isinstance(entry, _Ready)]
-    pictures = [(entry, entry.picture) for entry in ready if entry.picture is not None]
-    texts = [(entry, entry.text) for entry in ready if entry.text is not None]
-    if pictures:
-        _fill(pictures, embedder.embed_images(np.stack([picture for _, picture in pictures])))
-    if texts:
-        _fill(texts, embedder.embed_texts([text for _, text in texts]))
-    for entry in batch:
-        if isinstance(entry, Failed):
-            yield entry
-        else:
-            assert entry.vector is not None
-            yield entry.record, entry.vector
-
-
-def _fill(entries: "Sequence[tuple[_Ready, object]]", found: "np.ndarray") -> None:
-    for (entry, _), vector in zip(entries, found, strict=True):
-        entry.vector = vector
+    return Prepared(item.record | known, picture=preprocessed)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.executor import ahead
+from vlmkit.io.images import open_picture
 from vlmkit.io.records import batched
 from vlmkit.io.sources import open_source
 from vlmkit.models.embedders.mini import SIZE, Mini

@@ -148,7 +148,7 @@ def ask(
         raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
     sampling = sampling_of(run, temperature, top_p, max_tokens or (PAGE_TOKENS if ocr or boxes else ANSWER_TOKENS))
     task = "ocr" if ocr else "boxes" if boxes else "answer"
-    wishes = GenerateOptions(
+    options = GenerateOptions(
         system,
         task,
         schema=None if schema is None else read_schema(schema),
@@ -164,7 +164,7 @@ def ask(
     loaded = run.load_chat_model(model, base_url, option)
     check_able(loaded, "attention" if attention else task)
     if attention:
-        wishes = replace(wishes, looked=lambda looks: save(overlay(*looks), attention))
+        options = replace(options, on_attention=lambda maps: save(overlay(*maps), attention))
     bare = conversation.single and not (json or boxes or stats or resume)
     single_input = conversation.single or resume is None
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
@@ -172,16 +172,22 @@ def ask(
     streams = streams and bare and not (schema or constitution or attention)
 
     def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
-        heard = replace(wishes, say=lambda text: out.write(spoken(text))) if streams else wishes
+        streaming = replace(options, on_text=lambda text: out.write(spoken(text))) if streams else options
         found = answered(
-            items, loaded, sampling, heard, batch_size=run.batch_size, workers=run.threads, allow_private=allow_private
+            items,
+            loaded,
+            sampling,
+            streaming,
+            batch_size=run.batch_size,
+            workers=run.threads,
+            allow_private=allow_private,
         )
         return _ended(found, out) if streams else found if drawing is None else save_drawing(found, drawing)
 
     count = partial(count_inputs, named, reading)
     with Output(pairs) if pairs else nullcontext() as paired:
         if paired:
-            wishes = replace(wishes, pair=lambda record: paired.write(dumps(record)))
+            options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
         return deliver(
             run, conversation, results, "answer", count, output, errors, resume, bare=bare, single_input=single_input
         )

@@ -116,8 +116,9 @@ def caption(
     with its `caption` and `caption_model`. A picture may also come as bytes on standard input.
     """
     from vlmkit.generate.pipeline import caption as captioned
-    from vlmkit.generate.pipeline import caption_sampling, without_caption, written
+    from vlmkit.generate.pipeline import caption_sampling
     from vlmkit.generate.questions import to_caption
+    from vlmkit.generate.sidecar import without_sidecar, write_sidecars
     from vlmkit.io.inputs import Reading, count_inputs
 
     named = inputs or []
@@ -135,7 +136,7 @@ def caption(
 
     def results(items: "Iterable[ChatSample | Failed]", _: Output) -> "Iterator[Record | Failed]":
         found = captioned(
-            without_caption(items) if sidecar and not force else items,
+            without_sidecar(items) if sidecar and not force else items,
             loaded,
             how,
             length=length.value,
@@ -145,7 +146,7 @@ def caption(
             workers=run.threads,
             allow_private=allow_private,
         )
-        return written(found, force=force) if sidecar else found
+        return write_sidecars(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
     bare = conversation.single and not (json or boxes or resume)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import Exit, Stopped, VlmkitError, catch
-from vlmkit.generate.pipeline import opened
+from vlmkit.generate.pipeline import preprocessed
 from vlmkit.io.http import HttpClient
 from vlmkit.io.records import dumps
 from vlmkit.io.sources import PictureError, is_url
@@ -98,7 +98,7 @@ class Session:
         path = name if is_url(name) else os.path.abspath(os.path.expanduser(name))
         try:
             with HttpClient(allow_private=self.allow_private) as web:
-                picture = opened(web.fetch(name) if is_url(name) else path, self.model)
+                picture = preprocessed(path, self.model, web)
         except PictureError as error:
             raise VlmkitError(f"{name}: {error}", "name another picture") from None
         self._next = [*self._next, picture]

@@ -14,8 +14,9 @@ from vlmkit.download.progress import Bars
 from vlmkit.download.store import Store, at_mirror
 from vlmkit.download.url_list import write_picture
 from vlmkit.errors import VlmkitError
+from vlmkit.io.executor import ahead
 from vlmkit.io.http import FETCHERS, FetchError, HttpClient
-from vlmkit.io.images import ahead, check_picture
+from vlmkit.io.images import check_picture
 from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import Memory, PictureError
 from vlmkit.io.terminal import warn

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.executor import ahead
 from vlmkit.io.files import atomic_write
 from vlmkit.io.http import FETCHERS, Headers, HttpClient
-from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.images import open_picture
 from vlmkit.io.inputs import records_of
 from vlmkit.io.records import Failed, Record, batched, dumps, loads
 from vlmkit.io.sources import Bytes, Memory, PictureError, is_url, members

@@ -61,7 +61,7 @@ def check_resume(resume: str, inputs: list[str], output: str | None, errors: str
     if output is not None:
         raise VlmkitError("--resume FILE is the output, so it excludes -o", "leave one of them out")
     if resume == "-":
-        raise VlmkitError("--resume - is no file to go on with", "name a file")
+        raise VlmkitError("--resume needs a file, not standard output", "name a file")
     here = os.path.realpath(resume)
     if errors is not None and os.path.realpath(errors) == here:
         raise VlmkitError(f"--resume and --errors are both {resume}", "name two files")

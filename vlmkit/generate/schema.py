@@ -22,7 +22,7 @@ REMEDY = "give a JSON Schema, a file of one, or fields such as 'name, age int, b
 
 
 def read_schema(text: str) -> dict[str, Any]:
-    """The JSON Schema that `text` says. Raises VlmkitError where it says none."""
+    """The JSON Schema that `text` is or names. Raises VlmkitError."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY
@@ -39,7 +39,7 @@ def read_schema(text: str) -> dict[str, Any]:
     try:
         validator_for(schema).check_schema(schema)
     except SchemaError as error:
-        raise VlmkitError(f"--schema is no JSON Schema: {error.message}", REMEDY) from None
+        raise VlmkitError(f"--schema is not a JSON Schema: {error.message}", REMEDY) from None
     root: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
     _check_references(root, REGISTRY.with_resource(root.id() or "", root).resolver_with_root(root))
     return schema
@@ -87,13 +87,8 @@ def _concise(text: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def wish(schema: dict[str, Any]) -> str:
-    """What a model is told beside the question."""
-    return f"Answer with JSON alone, of this JSON Schema: {orjson.dumps(schema).decode()}"
-
-
-def fitting(text: str, schema: dict[str, Any]) -> str | None:
-    """The JSON in a reply, on one line, if it is of the schema; perhaps in a fence, or with words around it."""
+def matching_json(text: str, schema: dict[str, Any]) -> str | None:
+    """The JSON in an answer, on one line, if it matches the schema; perhaps in a fence, or with words around it."""
     from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY
 
@@ -108,23 +103,22 @@ def fitting(text: str, schema: dict[str, Any]) -> str | None:
     return None
 
 
-def conforming(
+def answer_by_schema(
     model: ChatModel, requests: Sequence[Request], sampling: Sampling, schema: dict[str, Any]
 ) -> list[Reply | RequestError]:
-    """Replies as JSON of `schema` on one line, `valid`; one that is not is asked for once more, then given as it is."""
-    asked = [replace(request, prompt=f"{request.prompt}\n{wish(schema)}", schema=schema) for request in requests]
-    answers = model.answer(asked, sampling)
-    wrong = [i for i, answer in enumerate(answers) if _invalid(answer, schema)]
+    """Answers as JSON on one line, and whether they are `valid`. What does not match is asked for once more."""
+    instruction = f"Answer with JSON alone, of this JSON Schema: {orjson.dumps(schema).decode()}"
+    asked = [replace(request, prompt=f"{request.prompt}\n{instruction}", schema=schema) for request in requests]
+    replies = [_checked(answer, schema) for answer in model.answer(asked, sampling)]
+    wrong = [i for i, reply in enumerate(replies) if isinstance(reply, Reply) and not reply.fields["valid"]]
     again = [replace(asked[i], prompt=f"{asked[i].prompt}\nGive nothing but the JSON.") for i in wrong]
     for i, answer in zip(wrong, model.answer(again, sampling) if again else [], strict=True):
-        answers[i] = answer
-    return [answer if isinstance(answer, RequestError) else _checked(answer, schema) for answer in answers]
+        replies[i] = _checked(answer, schema)
+    return replies
 
 
-def _invalid(answer: Answer | RequestError, schema: dict[str, Any]) -> bool:
-    return isinstance(answer, Answer) and fitting(answer.text, schema) is None
-
-
-def _checked(answer: Answer, schema: dict[str, Any]) -> Reply:
-    found = fitting(answer.text, schema)
+def _checked(answer: Answer | RequestError, schema: dict[str, Any]) -> Reply | RequestError:
+    if isinstance(answer, RequestError):
+        return answer
+    found = matching_json(answer.text, schema)
     return Reply(answer if found is None else replace(answer, text=found), {"valid": found is not None})

@@ -10,9 +10,7 @@ JPEG, JPEG 2000, BMP, AVIF and HEIC need nothing here: their decoders report wha
 
 import io
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,21 +188,6 @@ def middle(image: "Image", ratio: int = 16) -> "Image":
         return image
     across = image.width == long
     return image.crop((cut, 0, long - cut, short) if across else (0, cut, short, long - cut))
-
-
-def ahead(items: Iterable[In], work: Callable[[In], Out], workers: int, depth: int) -> Iterator[Out]:
-    """`work(item)` for each item in threads, in order, with at most `depth` results waiting."""
-    waiting: deque[Future[Out]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 MAX_SCANS = 500  # of a progressive JPEG: encoders write about ten; each costs a pass over all pixels

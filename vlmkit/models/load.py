@@ -49,7 +49,7 @@ def load_embedder(
 
         fingerprint, name = int8_fingerprint(fingerprint), checkpoint.name + INT8
         embedder = Int8Embedder(checkpoint.name, fingerprint, open_model, hardware)
-        embedder.identity = f"{name}@{fingerprint}"
+        embedder.identity, embedder.load_arguments = f"{name}@{fingerprint}", (name, hardware)
         return embedder
     quick = quick_texts and hardware.device in ("auto", "cpu") and hardware.precision in (None, "fp32")
     if quick and "int8" in precisions:
@@ -58,7 +58,7 @@ def load_embedder(
         embedder = OnnxTextEncoder(fingerprint, open_model, hardware, warn, note)
     else:
         embedder = open_model(hardware)
-    embedder.identity = f"{checkpoint.name}@{fingerprint}"
+    embedder.identity, embedder.load_arguments = f"{checkpoint.name}@{fingerprint}", (checkpoint.name, hardware)
     return embedder
 
 
@@ -70,7 +70,7 @@ def load_chat_model(
     """The chat model called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened."""
     if name.startswith(ENDPOINT):
         remote = CHAT_MODELS.load("openai")(name, hardware, endpoint)
-        remote.identity = f"{name}@{remote.fingerprint}"
+        remote.identity, remote.load_arguments = f"{name}@{remote.fingerprint}", (name, hardware, endpoint)
         return remote
     if endpoint != EndpointOptions():
         what = f"--base-url and --option require a model of an endpoint, not {name}"
@@ -79,6 +79,7 @@ def load_chat_model(
     model_class = CHAT_MODELS.load(checkpoint.backend)
     model = _open(CHAT_MODELS, model_class, checkpoint, hardware)
     model.identity = f"{checkpoint.name}@{_fingerprint(model_class, checkpoint)}"
+    model.load_arguments = checkpoint.name, hardware
     return model
 
 

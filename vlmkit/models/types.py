@@ -57,11 +57,13 @@ class Hardware:
 
 
 class Model:
-    """`identity` is `name@` and the fingerprint of weights and preprocessing; the loader sets it. `device` is where it
-    runs, `batch` how many pictures, texts or requests it takes at once.
+    """`identity` is `name@` and the fingerprint of weights and preprocessing; the loader sets it, and `load_arguments`,
+    with which another process loads the same model. `device` is where it runs, `batch` how many pictures, texts or
+    requests it takes at once.
     """
 
     identity: str
+    load_arguments: tuple[Any, ...]
     device: str = "cpu"
 
     @cached_property

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.executor import ahead
+from vlmkit.io.images import open_picture
 from vlmkit.io.sources import open_source
 from vlmkit.models.chat.mini import Features
 from vlmkit.models.embedders.mini import SIZE, Mini

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from vlmkit.generate.pipeline import caption_sampling
-from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.executor import ahead
+from vlmkit.io.images import open_picture
 from vlmkit.io.records import Record, batched
 from vlmkit.io.sources import open_source
 from vlmkit.metrics import bleu, cider, vqa_normalize

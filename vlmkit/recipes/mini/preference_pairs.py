@@ -7,7 +7,8 @@ is that in all captions given.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.executor import ahead
+from vlmkit.io.images import open_picture
 from vlmkit.io.records import Record, batched
 from vlmkit.io.sources import open_source
 from vlmkit.metrics import cider

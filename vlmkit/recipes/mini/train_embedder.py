@@ -21,8 +21,8 @@ from open_clip import IMAGENET_CLASSNAMES
 from safetensors.numpy import load_file
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.executor import ahead
 from vlmkit.io.files import atomic_folder, check_new_folder
-from vlmkit.io.images import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.mini import CONFIG, CONTEXT, SIZE, Mini
 from vlmkit.recipes.mini.export_embedder import NAMES_WEIGHT, pack

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.images import ahead
+from vlmkit.io.executor import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.open_clip import OpenClip
 from vlmkit.models.embedders.transformers import Transformers

@@ -34,7 +34,7 @@ from torch.nn.functional import dropout, normalize
 from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError, first_line
-from vlmkit.io.images import ahead
+from vlmkit.io.executor import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.base import silence_libraries
 from vlmkit.train.config import LitConfig

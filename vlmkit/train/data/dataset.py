@@ -7,7 +7,8 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.images import ahead, check_picture
+from vlmkit.io.executor import ahead
+from vlmkit.io.images import check_picture
 from vlmkit.io.inputs import Item, Reading, read_inputs
 from vlmkit.io.records import Failed, Record, batched
 from vlmkit.io.sources import Bytes, PictureError, is_url, open_source

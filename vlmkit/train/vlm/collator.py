@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.images import ahead, open_picture
+from vlmkit.io.executor import ahead
+from vlmkit.io.images import open_picture
 from vlmkit.io.records import batched
 from vlmkit.io.sources import Bytes, PictureError
 from vlmkit.models.llava.connectors import tower_features
