@@ -202,6 +202,10 @@ def _bad(photo: Image.Image) -> Iterator[tuple[str, bytes, str]]:
     yield "text bomb.png", _text_bomb(photo), "too large"
     yield "scans.jpg", _scans(photo), "scans"
     yield "header.tif", b"II*\0\xff\xff\xff\x7f", ""
+    fax = bytearray(encoded(photo.convert("1"), "TIFF", compression="group4"))
+    for at in range(500, len(fax), 99):
+        fax[at] ^= 0x55
+    yield "flipped fax.tif", bytes(fax), "damaged"
     yield "loop.tif", _endless_tiff(), ""
 
 

@@ -1,11 +1,8 @@
-"""Open pictures: whole or not at all, rotated as the camera meant, as RGB; and work ahead in order.
+"""Open pictures: complete or not at all, rotated as the camera meant, as RGB.
 
 Decoders run in threads: one that hangs in C code cannot be stopped from here, so what is known to make them slow (too
-many pixels, too many scans) is refused before.
-
-Is a picture file whole? For the formats whose decoders are content with less than all of it.
-
-JPEG, JPEG 2000, BMP, AVIF and HEIC need nothing here: their decoders report what is missing.
+many pixels, too many scans) is refused before. Decoders of PNG, GIF, TIFF and WebP are content with less than all of a
+file, so `check_integrity` looks for its end; those of other formats report what is missing.
 """
 
 import io
@@ -13,16 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.io.sources import Bytes, PictureError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF"]  # EPS would run Ghostscript
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -40,13 +33,16 @@ TURNS = {
     8: "ROTATE_90",
 }
 SIDEWAYS = (5, 6, 7, 8)
-JPEG_END = b"\xff\xd9"
+JPEG_END, GIF_END = b"\xff\xd9", b";"
+MAX_SCANS = 500  # of a progressive JPEG: encoders write about ten; each costs a pass over all pixels
+STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and lengths of strips, of tiles
 
 _large = threading.Lock()
+_libtiff = threading.local()
 
 
 def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, int]:
-    """Decode a picture wholly: (RGB image, width, height), rotated by its EXIF orientation.
+    """Decode a picture completely: (RGB image, width, height), rotated by its EXIF orientation.
 
     `width` and `height` are in pixels of the original. With `size`, a JPEG may be decoded at a fraction of its size,
     with no side under 1.6 times `size` (Pillow's `draft`, which scales in the DCT domain). Of an animation it is the
@@ -56,14 +52,14 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
     from PIL import Image
 
     data = _read(source)
-    with _told(data), _opened(data) as image:
+    with _picture_errors(data), _opened(data) as image:
         width, height = image.size
         check_integrity(image, data)
         if size and image.format in ("JPEG", "MPO"):
             side = int(DRAFT_MARGIN * size)
             image.draft("RGB", (side, side))
         with _large if width * height > LARGE else nullcontext():
-            load(image)
+            _load(image)
             turned = _orientation(image)
             upright = _rgb(_eight_bit(image))
             if turned in TURNS:
@@ -72,13 +68,13 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
 
 
 def check_picture(source: Bytes) -> None:
-    """Raise PictureError unless `source` is a picture, and whole as far as header and end tell.
+    """Raise PictureError unless `source` is a picture, and complete as far as header and end show.
 
     A JPEG that ends as it should and a PNG whose checksums are right are not decoded, which is ten times as fast;
     others are. What is damaged in the middle of a JPEG shows only where it is opened.
     """
     data = _read(source)
-    with _told(data), _opened(data) as image:
+    with _picture_errors(data), _opened(data) as image:
         check_integrity(image, data)
         if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(JPEG_END)):
             return
@@ -93,7 +89,7 @@ def _read(source: Bytes) -> bytes:
 
 
 @contextmanager
-def _told(data: bytes) -> Iterator[None]:
+def _picture_errors(data: bytes) -> Iterator[None]:
     """Whatever goes wrong with the picture `data` becomes a PictureError."""
     from PIL import Image
 
@@ -167,8 +163,8 @@ def _rgb(image: "Image") -> "Image":
         return image
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None
+        if (converted := ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")) is None:
+            raise PictureError("its LAB colours cannot be converted")
         return converted
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -190,73 +186,44 @@ def middle(image: "Image", ratio: int = 16) -> "Image":
     return image.crop((cut, 0, long - cut, short) if across else (0, cut, short, long - cut))
 
 
-MAX_SCANS = 500  # of a progressive JPEG: encoders write about ten; each costs a pass over all pixels
-STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and lengths of strips, of tiles
-
-_libtiff = threading.local()
-
-
 def check_integrity(image: "Image", data: bytes) -> None:
-    """Raise PictureError unless `data`, which Pillow opened as `image`, is a whole file of its format."""
-    check = {"PNG": _png, "GIF": _gif, "TIFF": _tiff}.get(image.format or "")
-    if check is not None:
-        check(data)
+    """Raise PictureError unless `data`, which Pillow opened as `image`, is a complete file of its format."""
+    from PIL import Image
+
+    if image.format in ("PNG", "GIF", "TIFF"):
+        with Image.open(io.BytesIO(data), formats=[image.format]) as again:
+            {"PNG": _check_png, "GIF": _check_gif, "TIFF": _check_tiff}[image.format](again, data)
     if image.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
         raise PictureError(f"more than {MAX_SCANS} scans, which no camera or editor writes")
     if image.format in ("WEBP", "AVIF", "HEIF") and not any(data[-max(1024, len(data) // 8) :]):
         raise PictureError("the file ends in zeros, as an interrupted copy does")
 
 
-def _png(data: bytes) -> None:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        image.verify()  # the checksums of all chunks up to IEND
+def _check_png(image: Any, _: bytes) -> None:
+    image.verify()  # the checksums of all chunks up to IEND
 
 
-def _gif(data: bytes) -> None:
-    """Walk over the blocks to the trailer (GIF89a specification, 1990)."""
-    try:
-        at = 13 + _gif_table(data[10])
-        while (kind := data[at]) != 0x3B:
-            if kind == 0x2C:
-                at += 11 + _gif_table(data[at + 9])
-            elif kind == 0x21:
-                at += 2
-            else:
-                raise PictureError("the GIF is damaged between its blocks")
-            while data[at]:
-                at += 1 + data[at]
-            at += 1
-    except IndexError:
-        raise PictureError("truncated: the GIF has no end") from None
+def _check_gif(image: Any, data: bytes) -> None:
+    """Without the end that the format prescribes, all frames must decode."""
+    if not data.rstrip(b"\0").endswith(GIF_END):
+        for frame in range(image.n_frames):
+            image.seek(frame)
+            image.load()
 
 
-def _gif_table(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _tiff(data: bytes) -> None:
+def _check_tiff(image: Any, data: bytes) -> None:
     """Strips and tiles of all pages must lie inside the file."""
-    from PIL import Image, TiffImagePlugin
-
-    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-        assert isinstance(image, TiffImagePlugin.TiffImageFile)
-        for page in range(image.n_frames):
-            image.seek(page)
-            for offsets, lengths in STRIPS:
-                ends = map(sum, zip(_numbers(image, offsets), _numbers(image, lengths), strict=False))
-                if max(ends, default=0) > len(data):
-                    raise PictureError("truncated: the TIFF ends before its picture does")
+    for page in range(image.n_frames):
+        image.seek(page)
+        for tags in STRIPS:
+            values = (image.tag_v2.get(tag, ()) for tag in tags)
+            offsets, lengths = (value if isinstance(value, tuple) else (value,) for value in values)
+            if max(map(sum, zip(offsets, lengths, strict=False)), default=0) > len(data):
+                raise PictureError("truncated: the TIFF ends before its picture does")
 
 
-def _numbers(image: Any, tag: int) -> tuple[int, ...]:
-    value = image.tag_v2.get(tag, ())
-    return value if isinstance(value, tuple) else (value,)
-
-
-def load(image: "Image") -> None:
-    """Decode. What libtiff calls an error is one here: Pillow leaves it at a line on standard error."""
+def _load(image: "Image") -> None:
+    """Decode. What libtiff calls an error is one here: of a damaged fax page Pillow would show other pixels."""
     _libtiff.failed = False
     if image.format == "TIFF":
         _listen_to_libtiff()
