@@ -65,8 +65,8 @@ def classify(
             continue
         record, vector = found
         logits = logit_scale * (vectors @ vector)  # (L,)
-        odds = np.exp(logits - logits.max())
-        chances = odds / odds.sum()
-        order = np.argsort(-chances, kind="stable")[:k]
-        best = [{"label": labels[i], "score": round(float(chances[i]), 6)} for i in order]
+        exponentials = np.exp(logits - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        order = np.argsort(-probabilities, kind="stable")[:k]
+        best = [{"label": labels[i], "score": round(float(probabilities[i]), 6)} for i in order]
         yield record | {"label": best[0]["label"], "labels": best}

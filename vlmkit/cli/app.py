@@ -23,7 +23,7 @@ from vlmkit.cli.options import (
 from vlmkit.cli.search import search
 from vlmkit.cli.train import train
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import AlreadyTold, ClosedPipe, warn
+from vlmkit.io.terminal import AlreadyReported, ClosedPipe, warn
 
 for each in (embed, index, search, classify, caption, ask, train, evaluate, download, demo):
     command(each)
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         # typer ends with SystemExit where the reader of its help went away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return Exit.OK
-    except AlreadyTold:
+    except AlreadyReported:
         return Exit.FATAL
     except Exception as error:
         if "--debug" in arguments:

@@ -36,7 +36,7 @@ from vlmkit.cli.options import (
 )
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import Failed
-from vlmkit.io.terminal import Output, spoken, warn
+from vlmkit.io.terminal import Output, printable, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -127,7 +127,7 @@ def ask(
     from vlmkit.generate.constitution import read_constitution
     from vlmkit.generate.pipeline import GenerateOptions
     from vlmkit.generate.pipeline import ask as answered
-    from vlmkit.generate.questions import UNASKED, split, to_ask
+    from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
     from vlmkit.generate.schema import read_schema
     from vlmkit.io.inputs import Reading, count_inputs
     from vlmkit.io.records import dumps
@@ -158,7 +158,7 @@ def ask(
     if chat:
         return _chat(run.load_chat_model(model, base_url, option), named, question, sampling, system, allow_private)
     reading = Reading(nul=nul, images=images, piped_picture=True)
-    conversation = to_ask(named, question, reading, UNASKED.get(task))
+    conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(task))
     if (drawing or attention) and not conversation.single:
         raise VlmkitError(f"{'--draw' if drawing else '--attention'} is for one picture", "name it alone")
     loaded = run.load_chat_model(model, base_url, option)
@@ -172,7 +172,7 @@ def ask(
     streams = streams and bare and not (schema or constitution or attention)
 
     def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
-        streaming = replace(options, on_text=lambda text: out.write(spoken(text))) if streams else options
+        streaming = replace(options, on_text=lambda text: out.write(printable(text))) if streams else options
         found = answered(
             items,
             loaded,
@@ -219,7 +219,7 @@ def _chat(
     from vlmkit.cli.repl import Session, history_file, lines
 
     out = Output()
-    session = Session(model, sampling, system, lambda text: out.write(spoken(text)), warn, allow_private)
+    session = Session(model, sampling, system, lambda text: out.write(printable(text)), warn, allow_private)
     for image in images:
         session.show(image)
     if question is not None:

@@ -21,7 +21,7 @@ from vlmkit.cli.options import (
     valid_utf8,
 )
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, progress, spoken, warn
+from vlmkit.io.terminal import Failures, Output, printable, progress, warn
 
 if TYPE_CHECKING:
     from vlmkit.generate.questions import ChatSample, Conversation
@@ -205,7 +205,7 @@ def deliver(
         )
         if bare:
             for record in shown:
-                out.write(spoken(f"{record[field]}\n"))
+                out.write(printable(f"{record[field]}\n"))
                 if record.get("valid") is False:
                     warn("the answer does not match the schema")
         else:

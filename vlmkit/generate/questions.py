@@ -1,4 +1,4 @@
-"""What is asked: the question on the command line, its pictures, records with questions of their own."""
+"""Questions for a chat model: the one on the command line and its pictures, and those that records bring."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
 from vlmkit.io.terminal import stdin_is_terminal
 from vlmkit.models.boxes import EVERYTHING
 
-# What is asked where there is no question.
-UNASKED = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
+# Asked where there is no question, by task.
+DEFAULT_QUESTIONS = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
 RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
 
 
@@ -68,9 +68,8 @@ def to_ask(inputs: list[str], question: str | None, how: Reading, default: str |
     if question is None and default is None and (named or any(map(os.path.isdir, inputs))):
         raise _no_question()
     streams = [items for is_named, items in parts if not is_named]
-    first = [_together(named)] if named else []
-    everything = chain(first, map(asked, chain.from_iterable(streams)))
-    return Conversation(_with_question(_numbered(everything), question, default), single=not streams)
+    samples = chain([_joined(named)] if named else [], map(to_sample, chain.from_iterable(streams)))
+    return Conversation(_with_question(_numbered(samples), question, default), single=not streams)
 
 
 def to_caption(inputs: list[str], how: Reading) -> Conversation:
@@ -79,13 +78,13 @@ def to_caption(inputs: list[str], how: Reading) -> Conversation:
     if not parts and not inputs:
         read_inputs(inputs, how)  # raises VlmkitError at a terminal
     items = chain.from_iterable(items for _, items in parts)
-    return Conversation(_numbered(map(asked, items)), single=[is_named for is_named, _ in parts] == [True])
+    return Conversation(_numbered(map(to_sample, items)), single=[is_named for is_named, _ in parts] == [True])
 
 
 def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
-    """What each INPUT holds, and whether it is a picture alone; an empty standard input is no part."""
+    """What each INPUT holds, and whether it is one picture; an empty standard input is no part."""
     if inputs:
-        read_inputs(inputs, how)  # a missing path is told before anything is read
+        read_inputs(inputs, how)  # raises VlmkitError for a missing path, before anything is read
     for path in inputs or ([] if stdin_is_terminal() else ["-"]):
         items = read_inputs([path], how)
         if path != "-":
@@ -95,8 +94,8 @@ def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Ite
             yield piped, chain([first], items)
 
 
-def asked(item: Item | Failed) -> ChatSample | Failed:
-    """What `item` is about; a record with `images` is about all of them."""
+def to_sample(item: Item | Failed) -> ChatSample | Failed:
+    """`item` with its picture; a record with `images` is about all of them."""
     if isinstance(item, Failed):
         return item
     image, images = item.record.get("image"), item.record.get("images")
@@ -111,19 +110,18 @@ def asked(item: Item | Failed) -> ChatSample | Failed:
     return Failed.of(item.record | {"image": None}, "image is not a path")
 
 
-def _together(items: list[Item | Failed]) -> ChatSample | Failed:
+def _joined(items: list[Item | Failed]) -> ChatSample | Failed:
     """One question about all of `items`; if one of them cannot be read, there is none."""
-    several: list[ChatSample] = []
-    for item in map(asked, items):
-        if isinstance(item, Failed):
-            return item
-        several.append(item)
-    if len(several) == 1:
-        return several[0]
-    names = [one.record["id"] for one in several]
-    return ChatSample(
-        {"id": " ".join(names), "images": names}, [picture for one in several for picture in one.pictures]
-    )
+    samples: list[ChatSample] = []
+    for sample in map(to_sample, items):
+        if isinstance(sample, Failed):
+            return sample
+        samples.append(sample)
+    if len(samples) == 1:
+        return samples[0]
+    names = [sample.record["id"] for sample in samples]
+    pictures = [picture for sample in samples for picture in sample.pictures]
+    return ChatSample({"id": " ".join(names), "images": names}, pictures)
 
 
 def _numbered(items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
@@ -140,7 +138,8 @@ def _with_question(
         if isinstance(item, Failed):
             yield item
             continue
-        found = question if question is not None else item.record.get("question") or _first(item.record) or default
+        own = item.record.get("question") or _first_turn(item.record) or default
+        found = own if question is None else question
         if isinstance(found, str) and found.strip():
             yield replace(item, record={"id": found} | item.record | {"question": found})
         elif item.number == 0 and item.record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
@@ -149,11 +148,11 @@ def _with_question(
             yield Failed.of(item.record, "no question", 'give it a "question", or name one for all')
 
 
-def _first(record: Record) -> object:
-    """What is asked first in `conversations`."""
-    said = record.get("conversations")
-    turns = said if isinstance(said, list) else []
-    return next((t.get("value") for t in turns if isinstance(t, dict) and t.get("from") in ("human", "user")), None)
+def _first_turn(record: Record) -> object:
+    """What a person asks first in `conversations`."""
+    turns = record.get("conversations")
+    dicts = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    return next((turn.get("value") for turn in dicts if turn.get("from") in ("human", "user")), None)
 
 
 def _no_question() -> VlmkitError:

@@ -30,6 +30,7 @@ COPY_BYTES = 1 << 20
 CHECKED_ROWS = 1024
 ROUNDING = 2e-3  # of a squared norm: float16 keeps 11 bits of each number
 NO_VECTOR = "embedding is empty, zero or not finite"
+MAX_HEADER = 100_000_000  # bytes
 MAX_DEPTH = 200  # of nested JSON: orjson reads 1,024 but writes 254
 
 
@@ -79,8 +80,7 @@ def dumps(record: Record) -> bytes:
 def _finite(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return all(map(_finite, parts))
+    return all(map(_finite, _items(value)))
 
 
 def loads(line: bytes) -> Any:
@@ -97,15 +97,13 @@ def loads(line: bytes) -> Any:
 def _depth(value: Any) -> int:
     """How deeply lists and objects are nested, level by level: a recursion would end where Python's limit is."""
     depth, level = 0, [value]
-    while level := [inner for outer in level for inner in _inside(outer)]:
+    while level := [inner for outer in level for inner in _items(outer)]:
         depth += 1
     return depth
 
 
-def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_jsonl(lines: Iterable[bytes], name: str) -> Iterator[Record | Failed]:
@@ -241,58 +239,70 @@ def _one_dim(lengths: Iterable[int]) -> int:
     return found.pop()
 
 
+class _Damaged(ValueError):
+    """What is wrong with safetensors data."""
+
+
 def read_blobs(stream: IO[bytes], name: str) -> Iterator[Record | Failed]:
     """Records of a sequence of safetensors blobs. Each record's `embedding` is a unit vector of D float16 numbers.
 
     One that is a unit vector but for rounding stays as it is; one that cannot be made one fails. A regular file is
-    mapped, so a blob of any size is read in bounded memory; from a pipe a blob is read whole.
+    mapped, so a blob of any size is read in bounded memory; from a pipe a blob is read at once.
     """
-    import numpy as np
-
     try:
         source: IO[bytes] | mmap.mmap = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         source.seek(stream.tell())
     except (OSError, ValueError):  # a pipe, or nothing to map
         source = stream
+    try:
+        while head := source.read(8):
+            yield from _read_blob(source, head)
+    except _Damaged as error:
+        raise VlmkitError(f"{name}: {error}", "make it again with vlmkit embed") from None
 
-    def exactly(size: int) -> bytes:
-        data = source.read(size)
-        if len(data) < size:
-            raise VlmkitError(f"{name}: the safetensors data ends too early", "make it again")
-        return data
 
-    while head := source.read(8):
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > 100_000_000:
-            raise VlmkitError(f"{name}: not safetensors data", "make it again")
-        dim, count, size, model = _parse_header(exactly(length), name)
-        if isinstance(source, mmap.mmap):
-            start, end = source.tell(), source.tell() + 2 * count * dim
-            if end + size > len(source):
-                raise VlmkitError(f"{name}: the safetensors data ends too early", "make it again")
-            vectors = np.frombuffer(source, "<f2", count * dim, start)
-            source.seek(end)
-            lines: IO[bytes] | mmap.mmap = source
+def _read_blob(source: IO[bytes] | mmap.mmap, head: bytes) -> Iterator[Record | Failed]:
+    import numpy as np
+
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > MAX_HEADER:
+        raise _Damaged("not safetensors data")
+    dim, count, size, model = _parse_header(_exactly(source, length))
+    lines: IO[bytes] | mmap.mmap
+    if isinstance(source, mmap.mmap):
+        start, end = source.tell(), source.tell() + 2 * count * dim
+        if end + size > len(source):
+            raise _Damaged("the safetensors data ends too early")
+        vectors = np.frombuffer(source, "<f2", count * dim, start)
+        source.seek(end)
+        lines = source
+    else:
+        vectors = np.frombuffer(_exactly(source, 2 * count * dim), "<f2")
+        lines = io.BytesIO(_exactly(source, size))
+    first = lines.tell()
+    for vector in _unit_rows(vectors.reshape(count, dim)):
+        try:
+            record = loads(lines.readline())
+        except ValueError as error:
+            raise _Damaged(f"a record is {error}") from None
+        if not isinstance(record, dict):
+            raise _Damaged("a record is not a JSON object")
+        if model is not None:
+            record.setdefault("model", model)
+        if vector is None:
+            yield Failed.of(record, NO_VECTOR)
         else:
-            vectors = np.frombuffer(exactly(2 * count * dim), "<f2")
-            lines = io.BytesIO(exactly(size))
-            end = 0
-        for vector in _unit_rows(vectors.reshape(count, dim)):
-            try:
-                record = loads(lines.readline())
-            except ValueError as error:
-                raise VlmkitError(f"{name}: a record is {error}", "make it again") from None
-            if not isinstance(record, dict):
-                raise VlmkitError(f"{name}: a record is not a JSON object", "make it again")
-            if model is not None:
-                record.setdefault("model", model)
-            if vector is None:
-                yield Failed.of(record, NO_VECTOR)
-                continue
             record["embedding"] = vector
             yield record
-        if lines.tell() != end + size:
-            raise VlmkitError(f"{name}: not as many records as embeddings", "make it again")
+    if lines.tell() != first + size:
+        raise _Damaged("not as many records as embeddings")
+
+
+def _exactly(source: IO[bytes] | mmap.mmap, size: int) -> bytes:
+    data = source.read(size)
+    if len(data) < size:
+        raise _Damaged("the safetensors data ends too early")
+    return data
 
 
 def _unit_rows(vectors: "np.ndarray") -> "Iterator[np.ndarray | None]":
@@ -304,37 +314,29 @@ def _unit_rows(vectors: "np.ndarray") -> "Iterator[np.ndarray | None]":
         wide = rows.astype(np.float32)
         fine = np.abs(np.einsum("nd,nd->n", wide, wide) - 1) < ROUNDING
         for row, is_fine in zip(rows, fine.tolist(), strict=True):
-            yield row if is_fine else _normalised(row)
+            try:
+                yield row if is_fine else decode_embedding(row).astype("<f2")
+            except ValueError:
+                yield None
 
 
-def _normalised(vector: "np.ndarray") -> "np.ndarray | None":
-    try:
-        return decode_embedding(vector).astype("<f2")
-    except ValueError:
-        return None
-
-
-def _parse_header(data: bytes, name: str) -> tuple[int, int, int, str | None]:
+def _parse_header(data: bytes) -> tuple[int, int, int, str | None]:
     """(dim, count, bytes of the records tensor, model) of a blob's header, after checking that the parts agree."""
     try:
         header = orjson.loads(data)
         embedding, records = header["embedding"], header["records"]
         count, dim = embedding["shape"]
         (size,) = records["shape"]
-        meta = orjson.loads(header.get("__metadata__", {}).get("vlmkit", "{}"))
+        model = orjson.loads(header.get("__metadata__", {}).get("vlmkit", "{}")).get("model")
         end = 2 * count * dim
         sound = (
-            embedding["dtype"] == "F16"
-            and records["dtype"] == "U8"
+            (embedding["dtype"], records["dtype"]) == ("F16", "U8")
             and embedding["data_offsets"] == [0, end]
             and records["data_offsets"] == [end, end + size]
             and min(count, dim, size) >= 0
         )
-        model = meta.get("model")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VlmkitError(
-            f"{name}: not a safetensors file of vlmkit ({error!r})", "make it with vlmkit embed"
-        ) from None
+        raise _Damaged(f"not a safetensors file of vlmkit ({error!r})") from None
     if not sound:
-        raise VlmkitError(f"{name}: the safetensors header does not describe vlmkit rows", "make it with vlmkit embed")
+        raise _Damaged("the safetensors header does not describe vlmkit rows")
     return dim, count, size, model

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Thread
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vlmkit.errors import Exit, VlmkitError, one_line
@@ -82,11 +81,9 @@ class Output:
             ):
                 pack_file(records, self._file, spool)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         with _write_errors(f"cannot write {self.name}", "free some space"):
-            self._stack.__exit__(kind, error, trace)
+            self._stack.__exit__(kind, *error)
 
 
 def _no_bar() -> contextlib.AbstractContextManager[None]:
@@ -119,7 +116,7 @@ class Failures:
 
     def __init__(self, errors: str | None = None, *, single_input: bool = True) -> None:
         self._output = Output(errors) if errors is not None else None
-        self._lone = single_input
+        self._single_input = single_input
         self.seen = 0
         self.count = 0
 
@@ -143,20 +140,18 @@ class Failures:
                 self._output.write(dumps(result.as_record()))
 
     def exit_code(self) -> Exit:
-        """The exit code. Raises VlmkitError where the only input failed, so that no file is changed."""
-        if self._lone and self.seen == self.count == 1:
-            raise AlreadyTold
+        """The exit code. Raises AlreadyReported where the only input failed, so that no file is changed."""
+        if self._single_input and self.seen == self.count == 1:
+            raise AlreadyReported
         return Exit.SOME_FAILED if self.count else Exit.OK
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if self._output:
             # The list of failures is worth keeping where the failures themselves end the command.
-            self._output.__exit__(*(None, None, None) if kind is AlreadyTold else (kind, error, trace))
+            self._output.__exit__(*(None, None, None) if kind is AlreadyReported else (kind, *error))
 
 
-class AlreadyTold(Exception):
+class AlreadyReported(Exception):
     """Fatal, and its line stands on standard error already."""
 
 
@@ -165,7 +160,7 @@ def warn(text: str) -> None:
     if sys.stderr is None:
         return
     line = one_line(f"vlmkit: {text}")
-    with contextlib.suppress(OSError, ValueError):  # standard error may be closed: nothing is left to tell it to
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed: nobody is left to read it
         if "tqdm" in sys.modules:
             from tqdm import tqdm
 
@@ -174,7 +169,7 @@ def warn(text: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
-def spoken(text: str) -> bytes:
+def printable(text: str) -> bytes:
     """What a model said, as a terminal may show it: nothing in it clears the screen or sets the clipboard."""
     return CONTROL.sub("", text).encode()
 
@@ -184,11 +179,9 @@ def progress(
 ) -> Iterable[T | Failed]:
     """`results` with a bar on standard error, if that is a terminal, and a line at the end that sums up.
 
-    `count` tells how many there will be; it runs beside, and the bar says when they will be done once it has ended.
+    `count` returns how many there will be; it runs beside, and the bar says when they will be done once it has ended.
     """
-    if quiet or not stderr_is_terminal():
-        return results
-    return _with_bar(results, unit, count)
+    return results if quiet or not stderr_is_terminal() else _with_bar(results, unit, count)
 
 
 def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int | None]) -> Iterator[T | Failed]:
@@ -208,7 +201,7 @@ def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int 
 
 @contextlib.contextmanager
 def steps_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """What to tell how many of `total` steps are done, first of all how many were done before.
+    """A function to call with how many of `total` steps are done, first of all with how many were done before.
 
     A bar if standard error is a terminal, and a line at the end.
     """
@@ -217,18 +210,18 @@ def steps_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
         return
     from tqdm import tqdm
 
+    before: list[int] = []
     with tqdm(total=total, unit="steps", dynamic_ncols=True, leave=False) as bar:
-        before: int | None = None
 
         def show(done: int) -> None:
-            nonlocal before
-            if before is None:
-                before = bar.initial = bar.n = done
+            if not before:
+                bar.initial = bar.n = done
+                before.append(done)
             bar.update(done - bar.n)
 
         yield show
         seconds = bar.format_dict["elapsed"]
-    count = bar.n - (before or 0)
+    count = bar.n - sum(before)
     warn(f"{count} steps in {seconds:.1f} s, {count / max(seconds, 1e-3):.2g} a second")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.terminal import AlreadyTold
+from vlmkit.io.terminal import AlreadyReported
 
 
 @contextmanager
@@ -115,4 +115,4 @@ def rank_zero_only() -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             yield
     except VlmkitError:
-        raise AlreadyTold from None
+        raise AlreadyReported from None
