@@ -13,10 +13,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import typer
-
 from vlmkit import __version__
-from vlmkit.cli.app import app
+from vlmkit.cli.app import command_line
 from vlmkit.cli.examples import Example, examples
 from vlmkit.cli.options import PROGRAM, TAGLINE
 
@@ -73,7 +71,7 @@ class Command:
 
 def commands() -> list[Command]:
     """The command table, in its order."""
-    root: Any = typer.main.get_command(app)
+    root: Any = command_line()
     return [_command(name, command) for name, command in root.commands.items()]
 
 

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from vlmkit.cli.app import app
+from vlmkit.cli.app import command_line
 from vlmkit.errors import VlmkitError
 from vlmkit.train.config import (
     PRESETS,
@@ -25,7 +24,7 @@ TOWERS = {"vision": "v", "llm": "l"}
 
 
 def test_every_setting_of_train_toml_is_an_option() -> None:
-    root: Any = typer.main.get_command(app)
+    root: Any = command_line()
     options = {name for parameter in root.commands["train"].params for name in parameter.opts}
     named = {f"--{name_of(name)}" for settings in SETTINGS.values() for name in settings if name != "data"}
     assert named <= options and len(named) > 45

@@ -18,7 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PRELOAD = ["vlmkit.cli.app", "vlmkit.train.vlm.run", "vlmkit.train.contrastive.run", "vlmkit.train.vlm.dpo", "peft"]
+PRELOAD = [
+    f"vlmkit.cli.{name}"
+    for name in ["app", "embed", "index", "search", "classify", "caption", "ask", "train", "eval", "download"]
+]
+PRELOAD += ["vlmkit.train.vlm.run", "vlmkit.train.contrastive.run", "vlmkit.train.vlm.dpo", "peft"]
 PRELOAD += ["open_clip", "onnxruntime", "faiss", "transformers.models.auto.processing_auto", "tomli_w"]
 PRELOAD += ["matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.JpegImagePlugin", "vlmkit.io.transport"]
 SECONDS = 120

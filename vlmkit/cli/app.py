@@ -1,40 +1,47 @@
 """The command table, and the one place where an exception becomes a line and an exit code."""
 
+import importlib
 import os
 import sys
 import traceback
 import warnings
+from typing import Any
 
 import typer
 
-from vlmkit.cli.ask import ask
-from vlmkit.cli.caption import caption
-from vlmkit.cli.classify import classify
-from vlmkit.cli.demo import demo
-from vlmkit.cli.download import download
-from vlmkit.cli.embed import embed
-from vlmkit.cli.eval import eval as evaluate
-from vlmkit.cli.index import index
-from vlmkit.cli.options import (
-    PROGRAM,
-    app,
-    command,
-)
-from vlmkit.cli.search import search
-from vlmkit.cli.train import train
+from vlmkit.cli.options import PROGRAM, app, command
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import AlreadyReported, ClosedPipe, warn
 
-for each in (embed, index, search, classify, caption, ask, train, evaluate, download, demo):
-    command(each)
+COMMANDS = {
+    "embed": "vlmkit.cli.embed:embed",
+    "index": "vlmkit.cli.index:index",
+    "search": "vlmkit.cli.search:search",
+    "classify": "vlmkit.cli.classify:classify",
+    "caption": "vlmkit.cli.caption:caption",
+    "ask": "vlmkit.cli.ask:ask",
+    "train": "vlmkit.cli.train:train",
+    "eval": "vlmkit.cli.eval:eval",
+    "download": "vlmkit.cli.download:download",
+    "demo": "vlmkit.cli.demo:demo",
+}
+
+
+def command_line(only: str | None = None) -> Any:
+    """The command line with all commands, or with the one called `only`: what is not used is not imported."""
+    app.registered_commands.clear()
+    for name in [only] if only in COMMANDS else COMMANDS:
+        module, _, function = COMMANDS[name].partition(":")
+        command(getattr(importlib.import_module(module), function))
+    return typer.main.get_command(app)
 
 
 def main(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. The only place where an exception becomes a line and a code."""
     if "--debug" not in arguments:
         warnings.simplefilter("ignore")  # standard error is for one-line errors
-    root = typer.main.get_command(app)
     try:
+        root = command_line(arguments[0] if arguments else None)
         code = root.main(arguments, prog_name=PROGRAM, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -45,7 +52,7 @@ def main(arguments: list[str]) -> int:
         return Exit.OK
     except AlreadyReported:
         return Exit.FATAL
-    except Exception as error:
+    except Exception as error:  # whatever it is, it ends in one line and an exit code
         if "--debug" in arguments:
             traceback.print_exc()
         _explain(error)
