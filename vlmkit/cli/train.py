@@ -7,41 +7,42 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmkit.cli.options import Device, Errors, Run
+from vlmkit.cli.options import Device, Errors, Run, option
 from vlmkit.errors import Exit
 from vlmkit.io.terminal import Failures, Output, warn
 from vlmkit.train.config import SETTINGS, TYPES, Stage, load_config, name_of, stages_with
 
+StageName = Annotated[
+    Stage, typer.Argument(metavar="STAGE", help="contrastive, align, instruct or prefer.", show_default=False)
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="DATA",
+        help="Records, LLaVA or COCO JSON, .tar shards, - for standard input; 2:DATA counts twice.",
+        show_default=False,
+    ),
+]
+Folder = Annotated[str | None, option("-o, --output DIR", "Folder to make; the model stands there at the end.")]
+Preset = Annotated[
+    str | None, option("--preset NAME", "A recipe: debug (tiny, from nothing), small, full, or a TOML file.")
+]
+Config = Annotated[
+    str | None, option("--config FILE", "TOML with settings by the names of these flags; a flag given wins.")
+]
+Resume = Annotated[bool, option("--resume", "Go on from the last checkpoint of a killed run.")]
+DryRun = Annotated[bool, option("--dry-run", "Print parameters, tokens a step, memory and time; train nothing.")]
+
 
 def train(
     run: Run,
-    stage: Annotated[
-        Stage, typer.Argument(metavar="STAGE", help="contrastive, align, instruct or prefer.", show_default=False)
-    ],
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="DATA",
-            help="Records, LLaVA or COCO JSON, .tar shards, - for standard input; 2:DATA counts twice.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Folder to make; the model stands there at the end."),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="A recipe: debug (tiny, from nothing), small, full, or a TOML file."),
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="TOML with settings by the names of these flags; a flag given wins."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a killed run.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print parameters, tokens a step, memory and time; train nothing.")
-    ] = False,
+    stage: StageName,
+    data: Data = None,
+    output: Folder = None,
+    preset: Preset = None,
+    config: Config = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     errors: Errors = None,
     **settings: Any,
 ) -> Exit:
@@ -100,10 +101,10 @@ def _setting_options() -> dict[str, Any]:
                 continue
             value = (*typing.get_args(TYPES[name]), TYPES[name])[0]
             flag, stages = name_of(name), stages_with(name)
-            names = f"--{flag}/--no-{flag}" if value is bool else f"--{flag}"
-            metavar = None if value is bool else "|".join(setting["choices"]) or setting["unit"]
+            metavar = "|".join(setting["choices"]) or setting["unit"]
+            spec = f"--{flag}/--no-{flag}" if value is bool else f"--{flag} {metavar}"
             only = "" if len(stages) == len(Stage) else f" Only {', '.join(stages)}."
-            found[name] = Annotated[value | None, typer.Option(names, metavar=metavar, help=setting["help"] + only)]
+            found[name] = Annotated[value | None, option(spec, setting["help"] + only)]
     return found
 
 
