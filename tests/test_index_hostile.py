@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
+from vlmkit.index.verify import verify
 
 DIM = 8
 
@@ -41,7 +42,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def use(folder: Path) -> None:
     """All that reads, then a write; VlmkitError is the one exception that may come."""
-    for work in (Index.info, Index.verify, lambda index: index.search(unit(0)[None], 3), lambda i: list(i.dump())):
+    for work in (Index.info, verify, lambda index: index.search(unit(0)[None], 3), lambda i: list(i.dump())):
         try:
             with Index(folder) as index:
                 work(index)

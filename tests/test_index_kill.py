@@ -18,6 +18,7 @@ from helpers import embedded, jsonl, records
 from vlmkit.errors import Stopped
 from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
+from vlmkit.index.verify import verify
 
 DRIVER = """
 import os, shutil, signal, sqlite3, sys, traceback
@@ -109,7 +110,7 @@ while True:
 def content(folder: Path) -> dict[str, bytes]:
     """Every id with its stored vector; the whole index is checked."""
     with Index(folder) as index:
-        index.verify()
+        verify(index)
         return {record["id"]: index.vectors[slot].tobytes() for slot, record in index.records()}
 
 

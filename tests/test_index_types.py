@@ -13,6 +13,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
 from vlmkit.index.types import choose
+from vlmkit.index.verify import verify
 
 DIM = 32
 
@@ -51,7 +52,7 @@ def test_each_type(tmp_path: Path, kind: str) -> None:
     maintain(folder, insist=True)
     queries = clustered(50, seed=1)
     with Index(folder) as index:
-        index.verify()
+        verify(index)
         assert index.info()["type"] == kind
         for query, hits in zip(queries, index.search(queries, 5), strict=True):
             for hit in hits:  # the score is the cosine to what is stored, whatever the type
@@ -81,7 +82,7 @@ def test_nothing_is_missing_while_a_rebuild_is_not_due(tmp_path: Path, kind: str
     set_type(folder, kind)
     maintain(folder, insist=True)
     with Index(folder) as index:
-        first = index.approximate
+        first = index.ann
         near = ids(index, vectors[:1], 100)[0]
     with Writer(folder) as writer:
         writer.remove([(key, None) for key in near])
@@ -89,8 +90,8 @@ def test_nothing_is_missing_while_a_rebuild_is_not_due(tmp_path: Path, kind: str
     write(folder, late, start=10_000)
     maintain(folder)
     with Index(folder) as index:
-        assert first and index.approximate and index.approximate.built == first.built
-        index.verify()
+        assert first and index.ann and index.ann.info == first.info
+        verify(index)
         assert [found[0] for found in ids(index, late, 1)] == [str(10_000 + i) for i in range(40)]
         left = ids(index, vectors[:1], 200)[0]
         assert len(set(left)) == 200 and not set(left) & set(near)
@@ -106,8 +107,8 @@ def test_dead_slots_make_it_build_again(tmp_path: Path) -> None:
         writer.remove([(str(i), None) for i in range(600)])
     maintain(folder)
     with Index(folder) as index:
-        index.verify()
-        assert index.approximate and index.approximate.built.covered == 400 == index.state.slots
+        verify(index)
+        assert index.ann and index.ann.info.covered == 400 == index.state.slots
         assert ids(index, vectors[700:701], 1) == [["700"]]
     assert len(list(folder.glob("ann-*"))) == 1
 
@@ -120,8 +121,8 @@ def test_many_new_records_make_it_build_again(tmp_path: Path) -> None:
     write(folder, clustered(10_001, seed=3), start=500)
     maintain(folder)
     with Index(folder) as index:
-        assert index.approximate and index.approximate.built.covered == 10_501
-        index.verify()
+        assert index.ann and index.ann.info.covered == 10_501
+        verify(index)
 
 
 def test_auto_goes_by_size() -> None:
@@ -150,10 +151,10 @@ def test_the_type_by_the_command(vlmkit, tmp_path: Path) -> None:
     """Changed from the stored vectors: the embeddings are not needed again, and --dump stays the same."""
     write(tmp_path / "i", clustered(300))
     before = vlmkit("index", "-i", "./i", "--dump").stdout
-    for kind, told in [("hnsw", "hnsw"), ("ivf", "ivf"), ("auto", "flat")]:
+    for kind, used in [("hnsw", "hnsw"), ("ivf", "ivf"), ("auto", "flat")]:
         assert not vlmkit("index", "-i", "./i", "--type", kind).stderr
         info = json.loads(vlmkit("index", "-i", "./i", "--info").stdout)
-        assert (info["type"], info["reason"].startswith((kind, "auto"))) == (told, True)
+        assert (info["type"], info["reason"].startswith((kind, "auto"))) == (used, True)
         vlmkit("index", "-i", "./i", "--verify")
         assert vlmkit("index", "-i", "./i", "--dump").stdout == before
     assert not list((tmp_path / "i").glob("ann-*"))

@@ -16,6 +16,7 @@ from helpers import embedded, jsonl
 
 from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
+from vlmkit.index.verify import verify
 
 SOON = 5.0  # seconds; two on a quiet machine
 
@@ -61,7 +62,7 @@ def test_a_signal_while_codebooks_are_trained(tmp_path: Path, environment, numbe
             time.sleep(0.02)
         time.sleep(1)  # by now it trains
         with Index(folder) as index:
-            assert index.approximate and index.approximate.built.type == "IVF16,Flat"
+            assert index.ann and index.ann.info.type == "IVF16,Flat"
         assert process.poll() is None
         start = time.monotonic()
         process.send_signal(number)
@@ -70,9 +71,9 @@ def test_a_signal_while_codebooks_are_trained(tmp_path: Path, environment, numbe
         assert process.stderr and process.stderr.read() == b""
     assert not (folder / "ann.part").exists()
     with Index(folder) as index:
-        index.verify()
-        assert index.state.type == "IVF16,Flat" and index.approximate
-        assert index.approximate.built.type == "IVF16,Flat"
+        verify(index)
+        assert index.state.type == "IVF16,Flat" and index.ann
+        assert index.ann.info.type == "IVF16,Flat"
 
 
 def test_a_writer_that_waits_says_so_once(tmp_path: Path, environment) -> None:
@@ -87,7 +88,7 @@ def test_a_writer_that_waits_says_so_once(tmp_path: Path, environment) -> None:
         assert (loud.wait(60), quiet.wait(60)) == (0, 0)
         assert (loud.stderr.read(), quiet.stderr.read()) == (b"", b"")
     with Index(folder) as index:
-        index.verify()
+        verify(index)
         assert len(index) == 11
 
 
@@ -102,7 +103,7 @@ def test_a_signal_while_a_writer_waits(tmp_path: Path, environment) -> None:
             assert process.poll() is None
         assert process.wait(SOON) == 143
     with Index(folder) as index:
-        index.verify()
+        verify(index)
         assert index.get("new") is not None
 
 
@@ -136,7 +137,7 @@ def test_two_that_make_one_index_at_the_same_moment(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for folder in tmp_path.iterdir():
         with Index(folder) as index:
-            index.verify()
+            verify(index)
             assert len(index) == 2
 
 

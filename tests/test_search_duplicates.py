@@ -46,9 +46,9 @@ def test_a_chain_is_not_one_group(vlmkit) -> None:
     found = records(vlmkit("search", "--duplicates").stdout)
     assert sorted(group["ids"] for group in found) == [["0.png", "1.png"], ["2.png", "3.png"]]
     assert all(group["score"] == pytest.approx(np.cos(np.radians(11)), abs=1e-3) for group in found)
-    (whole,) = records(vlmkit("search", "--duplicates", "--threshold", 0.8).stdout)
-    assert whole["ids"] == ["0.png", "1.png", "2.png", "3.png"]
-    assert whole["score"] == pytest.approx(np.cos(np.radians(34)), abs=1e-3)
+    (group,) = records(vlmkit("search", "--duplicates", "--threshold", 0.8).stdout)
+    assert group["ids"] == ["0.png", "1.png", "2.png", "3.png"]
+    assert group["score"] == pytest.approx(np.cos(np.radians(34)), abs=1e-3)
     assert vlmkit("search", "--duplicates", "--threshold", 1, code=1).stdout == b""
 
 

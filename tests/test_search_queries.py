@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
-from vlmkit.search.query import Question, query_vector, weighted_file, weighted_text
-from vlmkit.search.search import Choice, search
+from vlmkit.search.query import Query, query_vector, weighted_file, weighted_text
+from vlmkit.search.search import SearchOptions, search
 
 
 def unit(rows: object) -> np.ndarray:
@@ -93,11 +93,11 @@ def test_order_ranks_and_floor(tmp_path_factory: pytest.TempPathFactory, rows: l
     stored = vectors.astype(np.float16).astype(np.float32)
     with Index(folder) as index:
         query = (
-            query_vector(Question(like=["0", "1"]), index, None)
+            query_vector(Query(like=["0", "1"]), index, None)
             if np.linalg.norm(stored[0] + stored[1]) > 0.1
             else stored[:1]
         )
-        (found,) = search(index, query, [{}], Choice(k, without=frozenset([1]), floor=floor))
+        (found,) = search(index, query, [{}], SearchOptions(k, without=frozenset([1]), min_score=floor))
     cosines = {str(i): float(row @ query[0]) for i, row in enumerate(stored) if i != 1}
     expected = sorted(cosines.values(), reverse=True)[:k]
     assert [r["score"] for r in found] == pytest.approx([min(c, 1) for c in expected if c >= floor], abs=2e-6) or any(
@@ -113,13 +113,13 @@ def test_like_adds_unit_vectors(tmp_path_factory: pytest.TempPathFactory, rows: 
     folder = made(tmp_path_factory.mktemp("like") / "i", vectors)
     total = vectors.astype(np.float16).astype(np.float32)[:3].sum(0)
     with Index(folder) as index:
-        question = Question(like=["0", "1", "2"])
+        asked = Query(like=["0", "1", "2"])
         if np.linalg.norm(total) < 0.01:
             with pytest.raises(VlmkitError, match="cancel"):
-                query_vector(question, index, None)
+                query_vector(asked, index, None)
                 raise VlmkitError("close to the limit, where either will do, cancel", "")
         else:
-            assert query_vector(question, index, None)[0] == pytest.approx(unit(total), abs=1e-3)
+            assert query_vector(asked, index, None)[0] == pytest.approx(unit(total), abs=1e-3)
 
 
 def test_like_needs_no_model_and_leaves_itself_out(vlmkit) -> None:
@@ -128,8 +128,8 @@ def test_like_needs_no_model_and_leaves_itself_out(vlmkit) -> None:
     assert [r["id"] for r in records(vlmkit("search", "--like", "a").stdout)] == ["b", "c"]
     assert [r["id"] for r in records(vlmkit("search", "--like", "a", "--like", "b").stdout)] == ["c"]
     assert [r["id"] for r in records(vlmkit("search", "--like", "a", "-k", 1).stdout)] == ["b"]
-    told = vlmkit("search", "a cat", code=2).stderr
-    assert told.count(b"\n") == 1 and b"does not say which model" in told
+    message = vlmkit("search", "a cat", code=2).stderr
+    assert message.count(b"\n") == 1 and b"does not say which model" in message
     assert b"--like d: no such record" in vlmkit("search", "--like", "d", code=2).stderr
     assert vlmkit("search", "--like", "a", "--relative", "--min-score", 99, code=1).stdout == b""
 
@@ -212,17 +212,17 @@ def test_relative_tells_what_is_not_there(vlmkit, indexed: Path) -> None:
 
 
 def test_relative_is_the_standard_score_against_everyday_texts(vlmkit, indexed: Path, tmp_path: Path) -> None:
-    from vlmkit.search.search import texts
+    from vlmkit.search.reference import reference_texts
 
-    lines = "".join(text + "\n" for text in texts()).encode()
+    lines = "".join(text + "\n" for text in reference_texts()).encode()
     everyday = np.stack([vector(r) for r in records(vlmkit("embed", "--text", stdin=lines).stdout)])
     rows = {r["id"]: vector(r) for r in records((tmp_path / "photos.jsonl").read_bytes())}
     for _ in range(2):  # the second time from the cache
         for hit in records(vlmkit("search", "a cat", "--relative", "-k", 3).stdout):
-            background = everyday @ rows[hit["id"]]
-            expected = (hit["score"] - background.mean()) / background.std()
+            reference = everyday @ rows[hit["id"]]
+            expected = (hit["score"] - reference.mean()) / reference.std()
             assert hit["relative"] == pytest.approx(float(expected), abs=0.05)
-    cached = list((tmp_path / "home/XDG_CACHE_HOME/vlmkit").glob("background-*.npy"))
+    cached = list((tmp_path / "home/XDG_CACHE_HOME/vlmkit").glob("reference-*.npy"))
     assert len(cached) == 1
     cached[0].write_bytes(b"torn")
     assert json.loads(vlmkit("search", "a cat", "--relative", "-k", 1).stdout)["relative"] > RELATIVE

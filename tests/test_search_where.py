@@ -117,6 +117,6 @@ def test_objects_in_lists(vlmkit) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "field", "=x", 'a"b=1', "<3"])
-def test_no_condition(vlmkit, tmp_path: Path, wrong: str) -> None:
+def test_not_a_condition(vlmkit, tmp_path: Path, wrong: str) -> None:
     vlmkit("index", stdin=jsonl(embedded("a", [1, 0])))
-    assert b"no condition" in vlmkit("search", "--like", "a", "--where", wrong, code=2).stderr
+    assert b"not a condition" in vlmkit("search", "--like", "a", "--where", wrong, code=2).stderr

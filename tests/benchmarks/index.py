@@ -21,8 +21,8 @@ import faiss
 import numpy as np
 
 from vlmkit.index import Index
-from vlmkit.index.ann import set_effort
-from vlmkit.index.store import built_path
+from vlmkit.index.store import ann_path
+from vlmkit.index.types.faiss_index import FaissIndex
 from vlmkit.io.records import Record, pack
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
@@ -109,18 +109,17 @@ def main() -> None:
         for kind in given[2:] or ["ivf", "hnsw", "ivfpq"]:
             took, peak = run("-i", folder, "--type", kind)
             with Index(folder) as index:
-                assert index.approximate
-                built = index.approximate.built
+                assert index.ann
+                built = index.ann.info
                 found = [[hit.slot for hit in hits] for hits in index.search(queries, 10)]
                 recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth, found, strict=True)])
                 size = built.size / (1 << 20)
-                print(
-                    f"{kind} ({built.factory}, effort {built.effort}): {took:.1f} s, {peak:.0f} MB, file {size:.0f} MB"
-                )
+                setting = f"{built.factory}, effort {built.search_effort}"
+                print(f"{kind} ({setting}): {took:.1f} s, {peak:.0f} MB, file {size:.0f} MB")
                 opening = 1000 * both(reopen, reopen)[0]
                 print(f"{kind} recall@10: {recall:.4f}; at building {built.recall:.4f}; {opening:.1f} ms to open")
-                raw = faiss.read_index(str(built_path(folder, built.number)), faiss.IO_FLAG_MMAP_IFC)
-                set_effort(raw, built.effort)
+                raw = faiss.read_index(str(ann_path(folder, built.number)), faiss.IO_FLAG_MMAP_IFC)
+                FaissIndex(raw, built.factory).set_search_effort(built.search_effort)
                 compare(kind, index, raw, queries)
 
 

@@ -1,4 +1,4 @@
-"""Which score tells that an index holds nothing like the query: the cosine, or one against a background.
+"""Which score tells that an index holds nothing like the query: the cosine, or one against a reference distribution.
 
     python tests/benchmarks/relative.py SHARED
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from vlmkit.io.records import decode_embedding, read_blobs
 from vlmkit.models.load import load_embedder
-from vlmkit.search import search as background
+from vlmkit.search.reference import text_vectors, z_score
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 FORMS = ("{}", "a {}", "a photo of a {}")
@@ -82,7 +82,7 @@ def scores(vectors: np.ndarray, query: np.ndarray, everyday: np.ndarray) -> dict
     return {
         "cosine": cosines.max(),
         "cosine, standardised over the index": (cosines.max() - cosines.mean()) / cosines.std(),
-        "relative": max(background.relative(cosines[i], vectors[i], everyday) for i in best),
+        "relative": max(z_score(cosines[i], vectors[i], everyday) for i in best),
     }
 
 
@@ -92,7 +92,7 @@ def auc(there: list[float], absent: list[float]) -> float:
 
 def main() -> None:
     model = load_embedder("mini")
-    everyday = background.of_texts(model)
+    everyday = text_vectors(model)
     pooled: dict[str, tuple[list[float], list[float]]] = {}
     for name, (pictures, there, absent) in sets(Path(sys.argv[1])).items():
         with tempfile.NamedTemporaryFile() as file:

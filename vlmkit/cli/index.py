@@ -1,9 +1,10 @@
-"""The command index; cli.py enters it in the command table."""
+"""The command index."""
 
 import gc
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,101 +61,93 @@ def index(
     the exact cosines are taken. The exit code of --remove is 1 if it found none of the ids, 3 if not all.
     """
     from vlmkit.index import Index, Writer, index_folder
-    from vlmkit.index.maintenance import change_type, check_folders, maintain
-    from vlmkit.index.store import silent
+    from vlmkit.index.maintenance import change_type, maintain
+    from vlmkit.index.prune import check_folders
+    from vlmkit.index.store import exists, silent
     from vlmkit.io.inputs import check_outputs
 
     changes = {"FILE": files, "--type": kind, "--remove": remove, "--prune": prune, "--merge": merge}
-    looks = {"--dump": dump, "--info": info, "--verify": verify}
-    _check_flags(changes, looks, force=force, form=form, output=output)
+    reports = {"--dump": dump, "--info": info, "--verify": verify}
+    _check_flags(changes, reports, force=force, form=form, output=output)
     check_outputs(files or [], output, errors)
     folder = index_folder(index)
-    if any(looks.values()):
-        _look(folder, info=info, verify=verify, dump=dump, form=form, output=output)
+    if any(reports.values()):
+        _report(folder, info=info, verify=verify, dump=dump, form=form, output=output)
         return Exit.OK
-    check_folders(prune or [], force=force)
+    if prune and not force:
+        check_folders(prune)
     reads = bool(files) or not (remove or merge or ((prune or kind) and stdin_is_terminal()))
     if not reads and not merge:
         with Index(folder):  # there must be one
             pass
     code = Exit.OK
-    note = silent if run.quiet else cache(warn)  # once
-    with Failures(errors) as failures, Writer(folder, kind, note) as writer:
+    on_wait = silent if run.quiet else cache(warn)  # once
+    with Failures(errors) as failures, Writer(folder, kind, on_wait) as writer, ExitStack() as others:
         before = writer.state.type if writer.state else "auto"
-        _merge(writer, merge or [])
+        writer.merge([others.enter_context(Index(index_folder(name))) for name in merge or []])
         if reads:
             _add(run, writer, files or [], failures)
         writer.commit()
         if remove:
             code = _remove(writer, remove)
-        if prune and _exists(folder):
+        if prune and exists(folder):
             _prune(run, writer, prune, force=force)
     _note(run, f"{writer.added} records saved in {folder}")
-    if _exists(folder):
+    if exists(folder):
         if kind is not None:
-            change_type(folder, kind, before, note)
+            change_type(folder, kind, before, on_wait)
         else:
-            maintain(folder, note=note)
+            maintain(folder, on_wait=on_wait)
     return code or failures.exit_code()
 
 
 def _check_flags(
-    changes: Mapping[str, object], looks: Mapping[str, bool], *, force: bool, form: Format | None, output: str | None
+    changes: Mapping[str, object], reports: Mapping[str, bool], *, force: bool, form: Format | None, output: str | None
 ) -> None:
     """Raise VlmkitError for flags that contradict each other or do nothing."""
-    given = [name for name, value in changes.items() if value is not None and value != []]
-    looked = [name for name, value in looks.items() if value]
-    if given and looked:
-        raise VlmkitError(f"{looked[0]} only looks, so it excludes {given[0]}", "run one after the other")
-    if "--dump" in looked and looked != ["--dump"]:
-        raise VlmkitError(f"--dump excludes {looked[1]}", "run one after the other")
-    if "FILE" in given and ("--remove" in given or "--merge" in given):
-        flag = "--remove" if "--remove" in given else "--merge"
+    changing = [name for name, value in changes.items() if value is not None and value != []]
+    reporting = [name for name, value in reports.items() if value]
+    if changing and reporting:
+        raise VlmkitError(f"{reporting[0]} changes nothing, so it excludes {changing[0]}", "run one after the other")
+    if "--dump" in reporting and reporting != ["--dump"]:
+        raise VlmkitError(f"--dump excludes {reporting[1]}", "run one after the other")
+    if "FILE" in changing and ("--remove" in changing or "--merge" in changing):
+        flag = "--remove" if "--remove" in changing else "--merge"
         raise VlmkitError(f"{flag} reads no files of records", f"repeat it for each one: {flag} A {flag} B")
-    if force and "--prune" not in given:
-        raise VlmkitError("--force is for --prune alone", "leave it out")
-    if form is not None and "--dump" not in looked:
-        raise VlmkitError("--format is for --dump alone", "leave it out")
-    if output is not None and not {"--dump", "--info"} & set(looked):
-        raise VlmkitError("-o is for --dump and --info", "name the index with -i")
+    if force and "--prune" not in changing:
+        raise VlmkitError("--force requires --prune", "leave it out")
+    if form is not None and "--dump" not in reporting:
+        raise VlmkitError("--format requires --dump", "leave it out")
+    if output is not None and not {"--dump", "--info"} & set(reporting):
+        raise VlmkitError("-o requires --dump or --info", "name the index with -i")
 
 
-def _look(folder: "Path", *, info: bool, verify: bool, dump: bool, form: Format | None, output: str | None) -> None:
+def _report(folder: "Path", *, info: bool, verify: bool, dump: bool, form: Format | None, output: str | None) -> None:
     from vlmkit.index import Index
+    from vlmkit.index.verify import verify as verify_index
 
     if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
         raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
     with Index(folder) as opened, Output(output) as out:
         if verify:
-            opened.verify()
+            verify_index(opened)
         if info:
             out.write_records([opened.info()])
         if dump:
             out.write_records(opened.dump(), (form or Format.JSONL).value)
 
 
-def _merge(writer: "Writer", names: list[str]) -> None:
-    from vlmkit.index import Index, index_folder
-
-    for name in names:  # all of them fit before the first is taken
-        with Index(index_folder(name)) as other:
-            if writer.folder.exists() and os.path.samefile(other.folder, writer.folder):
-                raise VlmkitError(f"{name} is the index itself", "name another index to merge")
-            writer.expect(other.state.model, other.state.dim)
-    for name in names:
-        with Index(index_folder(name)) as other:
-            writer.merge(other)
-
-
 def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> None:
-    from vlmkit.index import decoded
+    from vlmkit.index import decode_records
     from vlmkit.io.inputs import records_of
 
     for name in files:
         if os.path.isdir(name):
             raise VlmkitError(f"{name} is a folder of pictures, not of records", f"vlmkit embed {name} | vlmkit index")
     gc.set_threshold(COLLECTED)
-    for record in failures.filter_failures(progress(decoded(records_of(files)), quiet=run.quiet, unit="records")):
+    for record in failures.filter_failures(
+        progress(decode_records(records_of(files)), quiet=run.quiet, unit="records")
+    ):
         writer.add(record)
 
 
@@ -168,16 +161,12 @@ def _remove(writer: "Writer", ids: list[str]) -> Exit:
 
 def _prune(run: Run, writer: "Writer", folders: list[str], *, force: bool) -> None:
     from vlmkit.index import Index
-    from vlmkit.index.maintenance import lost
+    from vlmkit.index.prune import lost_records
 
     with Index(writer.folder) as index:
-        rows = lost(index, folders, force=force)
+        rows = lost_records(index, folders, force=force)
     if rows:
         _note(run, f"{len(writer.remove(rows))} records pruned")
-
-
-def _exists(folder: "Path") -> bool:
-    return (folder / "index.sqlite").exists()
 
 
 def _note(run: Run, text: str) -> None:

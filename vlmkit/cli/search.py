@@ -1,14 +1,10 @@
-"""The command search; cli.py enters it in the command table.
-
-How results leave: as records, paths, a table, pictures in the terminal; and as a contact sheet beside.
-"""
+"""The command search: its results as records, paths, a table or pictures in the terminal, and as a contact sheet."""
 
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from enum import Enum, auto
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -17,20 +13,20 @@ import typer
 
 from vlmkit.cli.options import AllowPrivate, EmbedPrecision, Errors, IndexName, Json, OutputFile, Run, valid_utf8
 from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.io.records import Record
+from vlmkit.io.records import Failed, Record
 from vlmkit.io.terminal import Failures, Output, console, stdin_is_terminal
 from vlmkit.render.contact_sheet import contact_sheet
 from vlmkit.render.preview import Terminal
-from vlmkit.search.search import Found
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vlmkit.index import Index
     from vlmkit.models.types import Embedder
-    from vlmkit.search.query import Question
-    from vlmkit.search.search import Choice, Found
+    from vlmkit.search.query import Query
+    from vlmkit.search.search import Results
 
+    Embedded = tuple[Record, np.ndarray]
 
 QUERY_BATCH = 16
 RESULTS = 10
@@ -42,7 +38,7 @@ def _several(flag: str, metavar: str, text: str, callback: Callable[..., object]
 
 def _no_nan(score: float | None) -> float | None:
     if score is not None and math.isnan(score):
-        raise VlmkitError("--min-score nan is no score", "give a number")
+        raise VlmkitError("--min-score must be a number", "give a cosine, or a z-score with --relative")
     return score
 
 
@@ -141,131 +137,80 @@ def search(
     """
     from vlmkit.index import Index, index_folder
     from vlmkit.index.where import parse_condition
-    from vlmkit.search.query import Question
+    from vlmkit.search.query import Query, load_model, query_vector, slots_of
+    from vlmkit.search.reference import picture_vectors, text_vectors
+    from vlmkit.search.search import SearchOptions, search_each, search_one
 
-    question = Question(query or [], image or [], minus or [], like or [], allow_private)
-    _check(question, queries, duplicates, relative or min_score is not None)
+    asked = Query(query or [], image or [], minus or [], like or [], allow_private)
+    _check_flags(asked, queries, duplicates, relative or min_score is not None)
     _check_files(queries, output, errors, html)
     form = Form.of(output, paths=paths, nul=nul, json=json, preview=preview)
     conditions = [parse_condition(text) for text in where or []]
     with Index(index_folder(index)) as opened, Failures(errors) as failures, ExitStack() as files:
         among = opened.where(conditions) if conditions else None
-        lists: Iterator[Found]
+        results: Iterable[Results]
         if duplicates:
-            lists = islice(_groups(opened, threshold, among), k)
+            results = islice(_groups(opened, threshold, among), k)
         else:
-            loaded = _load(run, opened, question, queries, model, precision)
-            choice = _choice(opened, question, queries, loaded, relative)
-            choice = replace(choice, k=k or RESULTS, among=among, floor=min_score)
-            lists = _lists(run, opened, question, queries, loaded, choice, failures)
+            embedder = reference = None
+            if queries is not None or asked.needs_model:
+                embedder = load_model(opened, model, lambda name: run.load(name, precision, quick_texts=True))
+            if relative:
+                has_words = queries is not None or asked.texts or asked.minus
+                reference = text_vectors(embedder) if embedder is not None and has_words else picture_vectors(opened)
+            options = SearchOptions(k or RESULTS, among, frozenset(slots_of(opened, asked.like)), min_score, reference)
+            if queries is not None and embedder is not None:
+                vectors = _embed_queries(run, queries, embedder, allow_private)
+                results = failures.filter_failures(search_each(opened, vectors, options, run.batch(QUERY_BATCH)))
+            else:
+                results = [search_one(opened, query_vector(asked, opened, embedder), str(asked), options)]
         out = files.enter_context(Output(output))
         page = files.enter_context(Output(html)) if html is not None else None
-        title = f"vlmkit search {'--duplicates' if duplicates else queries or question}"
-        found = deliver(lists, form, out, page, title)
+        title = f"vlmkit search {'--duplicates' if duplicates else queries or asked}"
+        found = _write(results, form, out, page, title)
         exit_code = failures.exit_code()
         nothing_asked = queries is not None and not failures.seen
     return exit_code or (Exit.OK if found or nothing_asked else Exit.NOTHING_FOUND)
 
 
-def _check(question: "Question", queries: str | None, duplicates: bool, scored: bool) -> None:
+def _check_flags(query: "Query", queries: str | None, duplicates: bool, scored: bool) -> None:
     """Raise VlmkitError unless exactly one thing is to be done."""
-    asked = [bool(question), queries is not None, duplicates]
+    asked = [query.needs_model or bool(query.like), queries is not None, duplicates]
     if sum(asked) > 1:
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
     if duplicates and scored:
         raise VlmkitError("--duplicates has no query to score", "use --threshold")
-    if not any(asked) or any(not text.strip() for text in (*question.texts, *question.minus)):
+    if not any(asked) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
 
 
-def _check_files(queries: str | None, *written: str | None) -> None:
+def _check_files(*names: str | None) -> None:
     """Raise VlmkitError where two of the files are one."""
-    files = [os.path.realpath(name) for name in (queries, *written) if name not in (None, "-")]
+    files = [os.path.realpath(name) for name in names if name not in (None, "-")]
     for name in files:
         if files.count(name) > 1:
             raise VlmkitError(f"{name} is named twice", "name another file to write")
 
 
-def _load(
-    run: Run,
-    index: "Index",
-    question: "Question",
-    queries: str | None,
-    name: str | None,
-    precision: EmbedPrecision,
-) -> "Embedder | None":
-    """The model of the index, if the query needs one."""
-    from vlmkit.io.records import name_of
-    from vlmkit.search.query import check_model, check_named
-
-    if queries is None and not question.needs_model:
-        return None
-    check_named(index)
-    try:
-        loaded = run.load(name or name_of(index.state.model or ""), precision, quick_texts=True)
-    except VlmkitError as error:
-        if name is not None:
-            raise
-        raise VlmkitError(f"the index needs its model, and {error.what}", "name where it is now with -m") from None
-    check_model(index, loaded)
-    return loaded
-
-
-def _choice(
-    index: "Index", question: "Question", queries: str | None, model: "Embedder | None", relative: bool
-) -> "Choice":
-    """What the query itself leaves out, and the background of its scores."""
-    from vlmkit.search.query import slots_of
-    from vlmkit.search.search import Choice, of_pictures, of_texts
-
-    background = None
-    if relative:
-        words = model is not None and (queries is not None or question.texts or question.minus)
-        background = of_texts(model) if words and model is not None else of_pictures(index)
-    return Choice(without=frozenset(slots_of(index, question.like)), background=background)
-
-
-def _lists(
-    run: Run,
-    index: "Index",
-    question: "Question",
-    queries: str | None,
-    model: "Embedder | None",
-    choice: "Choice",
-    failures: Failures,
-) -> "Iterator[Found]":
+def _embed_queries(run: Run, name: str, model: "Embedder", allow_private: bool) -> "Iterator[Embedded | Failed]":
     from vlmkit.embed import vectors
     from vlmkit.io.inputs import Reading, is_picture_name, read_inputs
-    from vlmkit.search.query import query_vector
-    from vlmkit.search.search import fitting, search_each, search_one
 
-    if queries is None:
-        vector = query_vector(question, index, None if model is None else model)
-        return iter([search_one(index, vector, str(question), choice)])
-    assert model is not None
-    if queries == "-" and stdin_is_terminal():
+    if name == "-" and stdin_is_terminal():
         raise VlmkitError("no queries", "pipe records or lines of text in")
-    items = read_inputs([queries], Reading(texts=not is_picture_name(queries)))
-    embedded = vectors(
-        items,
-        model,
-        reuse=True,
-        batch_size=run.batch_size,
-        workers=run.threads,
-        allow_private=question.allow_private,
-    )
-    return search_each(
-        index, failures.filter_failures(fitting(embedded, index.state.dim)), choice, run.batch(QUERY_BATCH)
+    items = read_inputs([name], Reading(texts=not is_picture_name(name)))
+    return vectors(
+        items, model, reuse=True, batch_size=run.batch_size, workers=run.threads, allow_private=allow_private
     )
 
 
-def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "Iterator[Found]":
+def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "Iterator[Results]":
     from vlmkit.search.duplicates import duplicates
-    from vlmkit.search.search import Found
+    from vlmkit.search.search import Results
 
     for group in duplicates(index, threshold, among):
         pictures = [{"id": name, "image": name} for name in group["images"]] or [{"id": key} for key in group["ids"]]
-        yield Found(f"{len(pictures)} alike, {group['score']:.3f}", [group], pictures)
+        yield Results(f"{len(pictures)} alike, {group['score']:.3f}", [group], pictures)
 
 
 class Form(Enum):
@@ -290,7 +235,7 @@ class Form(Enum):
         return cls.PICTURES if preview else cls.TABLE if terminal and not json else cls.RECORDS
 
 
-def deliver(results: Iterable[Found], form: Form, out: Output, page: Output | None, title: str) -> int:
+def _write(results: "Iterable[Results]", form: Form, out: Output, page: Output | None, title: str) -> int:
     """Write `results` as they come, in `form` to `out` and as HTML to `page`; how many records there were."""
     write = _writer(form, out)
     count = 0
@@ -311,12 +256,12 @@ def deliver(results: Iterable[Found], form: Form, out: Output, page: Output | No
     return count
 
 
-def _pictures(found: Found) -> list[Record]:
+def _pictures(found: "Results") -> list[Record]:
     return found.records if found.pictures is None else found.pictures
 
 
-def _writer(form: Form, out: Output) -> Callable[[Found], None]:
-    """What writes one result in `form`."""
+def _writer(form: Form, out: Output) -> "Callable[[Results], None]":
+    """What writes one result list in `form`."""
     if form is Form.PICTURES:
         terminal = Terminal(sys.stdout.fileno())
         return lambda found: _show(found, out, terminal)
@@ -336,21 +281,21 @@ def _name(record: Record) -> str:
     return one_line(str(record.get("image") or record.get("text") or record["id"]))
 
 
-def _figures(record: Record) -> list[str]:
-    """Rank, score and score against the background, as far as there are any."""
+def _numbers(record: Record) -> list[str]:
+    """Rank, score and z-score, as far as there are any."""
     rank = [str(record["rank"])] if "rank" in record else []
     return rank + [f"{record[name]:.3f}" for name in ("score", "relative") if name in record]
 
 
-def _show(found: Found, out: Output, terminal: Terminal) -> None:
+def _show(found: "Results", out: Output, terminal: Terminal) -> None:
     if found.heading:
         out.write(f"{one_line(found.heading)}\n".encode(errors="backslashreplace"))
     for record in _pictures(found):
-        line = "  ".join([*_figures(record), _name(record)])
+        line = "  ".join([*_numbers(record), _name(record)])
         out.write(f"{line}\n".encode(errors="backslashreplace") + terminal.picture(record.get("image")))
 
 
-def _print_table(found: Found) -> None:
+def _print_table(found: "Results") -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -361,7 +306,7 @@ def _print_table(found: Found) -> None:
             table.add_column(name, justify="right")
     table.add_column("picture", overflow="fold")
     for record in records:
-        table.add_row(*_figures(record), Text(_name(record)))
+        table.add_row(*_numbers(record), Text(_name(record)))
     terminal = console()
     if found.heading:
         terminal.print(Text(one_line(found.heading)), style="bold")

@@ -6,15 +6,16 @@ little-endian float16; it only grows. The SQLite transaction is the commit: byte
 nothing and are written over. A replaced or removed record leaves a dead slot; when these outnumber the live ones the
 vectors are rewritten as a new generation. `ann-NUMBER.faiss` is derived: FAISS's approximate index over the first
 slots. A search asks it for candidates, looks through the slots after those exactly, and scores both by the stored
-vectors, so nothing is ever missing because a rebuild is due. Files that the committed state does not name are strays
+vectors, so nothing is ever missing because a rebuild is due. Files that the committed state does not name are orphans
 of a killed writer, and the next one deletes them.
 
-store: the folder, the database, its errors. reader, writer: records in and out. exact, approximate: the two searches.
-types: which type at which size. upkeep: builds the approximate index. verify, prune, rows: what their names say.
+store: the folder, the database, its errors. reader, writer: records out and in. types: exact search and the
+approximate indexes, by name. ann: search by an approximate index; maintenance builds it. where, prune, verify: what
+their names say.
 """
 
 from vlmkit.index.reader import Hit, Index, NoIndex
 from vlmkit.index.store import State, index_folder
-from vlmkit.index.writer import Writer, decoded
+from vlmkit.index.writer import Writer, decode_records
 
-__all__ = ["Hit", "Index", "NoIndex", "State", "Writer", "decoded", "index_folder"]
+__all__ = ["Hit", "Index", "NoIndex", "State", "Writer", "decode_records", "index_folder"]

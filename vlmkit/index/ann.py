@@ -1,127 +1,100 @@
-"""The approximate index: open the file of a committed one, and draw candidates from it.
-
-FAISS maps the file, so opening it takes the same time at any size. FAISS's reader and the searches trust the
-file, so it is handed over only while it is, by size and time, the one that was written, or else has its SHA-256.
-"""
+"""Search by the approximate index: its file as it was committed, candidates from it, the exact cosines of those."""
 
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vlmkit.index.exact import Found
-from vlmkit.index.store import Built, built_path, damaged
-from vlmkit.index.types import is_lossless
+import numpy as np
 
-if TYPE_CHECKING:
-    import faiss
-    import numpy as np
+from vlmkit.index.store import AnnInfo, ann_path, damaged
+from vlmkit.index.types import flat, load_type
+from vlmkit.index.types.faiss_index import FaissIndex, Found
 
-EFFORTS = ("nprobe", "efSearch")  # what makes a search more thorough: of IVF, of HNSW
-BY_QUERIES, BY_LISTS = 0, 1  # how FAISS shares a search of IVF out among the cores
 RESERVE = 10  # candidates for each result wanted, where the codes are lossy
-REBUILD = "vlmkit index --type auto -i INDEX builds it again"
+BUILD_AGAIN = "vlmkit index --type auto -i INDEX builds it again"
 
 
-class Approximate:
-    """An approximate index held open: the file stays readable when a writer replaces it."""
+class AnnIndex:
+    """A committed approximate index, held open: the file stays readable when a writer replaces it.
 
-    def __init__(self, folder: Path, built: Built) -> None:
-        """Raises FileNotFoundError where a writer has just replaced it."""
-        self.built = built
+    Raises FileNotFoundError where a writer has just replaced it.
+    """
+
+    def __init__(self, folder: Path, info: AnnInfo) -> None:
+        self.info = info
         self._folder = folder
-        self._file = built_path(folder, built.number).open("rb")
-        self._index: faiss.Index | None = None
-        self._ivf: faiss.IndexIVF | None = None
-        self.scores_are_cosines = False
+        self._path = ann_path(folder, info.number)
+        self._file = self._path.open("rb")
+        self._index: FaissIndex | None = None
 
     def close(self) -> None:
-        self._index = self._ivf = None
+        self._index = None
         self._file.close()
 
     def check(self, *, thorough: bool) -> None:
         """Raise VlmkitError unless the file is the one that was written. With `thorough` read it in any case."""
-        found, built = os.fstat(self._file.fileno()), self.built
-        same = (found.st_size, found.st_mtime_ns) == (built.size, built.mtime_ns)
-        if found.st_size != built.size or ((thorough or not same) and self._digest() != built.checksum):
-            raise damaged(self._folder, f"{built_path(self._folder, built.number).name} has changed", REBUILD)
+        found, info = os.fstat(self._file.fileno()), self.info
+        same = (found.st_size, found.st_mtime_ns) == (info.size, info.mtime_ns)
+        if found.st_size != info.size or ((thorough or not same) and self._digest() != info.checksum):
+            raise damaged(self._folder, f"{self._path.name} has changed", BUILD_AGAIN)
 
     def _digest(self) -> str:
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
-    def opened(self, dim: int) -> "faiss.Index":
-        """FAISS's index, mapped, with the effort that was measured to be enough. Raises VlmkitError."""
-        import faiss
-
+    def load(self, dim: int) -> FaissIndex:
+        """FAISS's index, with the search effort that was measured to be enough. Raises VlmkitError."""
         if self._index is None:
             self.check(thorough=False)
             try:
-                index = faiss.read_index(f"/dev/fd/{self._file.fileno()}", faiss.IO_FLAG_MMAP_IFC)
+                path = f"/dev/fd/{self._file.fileno()}"
+                index = load_type(self.info.type).read(path, self.info.factory)
             except (RuntimeError, MemoryError) as error:
-                raise damaged(self._folder, f"FAISS cannot read it ({str(error)[-80:]})", REBUILD) from None
-            if (index.d, index.ntotal) != (dim, self.built.covered):
-                raise damaged(self._folder, f"ann-{self.built.number}.faiss is of other vectors", REBUILD)
-            set_effort(index, self.built.effort)
-            self._index, self._ivf = index, faiss.try_extract_index_ivf(index)
-            self.scores_are_cosines = _holds_vectors(index)
+                raise damaged(self._folder, f"FAISS cannot read it ({str(error)[-80:]})", BUILD_AGAIN) from None
+            if (index.dim, index.count) != (dim, self.info.covered):
+                raise damaged(self._folder, f"{self._path.name} holds other vectors", BUILD_AGAIN)
+            index.set_search_effort(self.info.search_effort)
+            self._index = index
         return self._index
 
-    def candidates(self, queries: "np.ndarray", k: int, live: "np.ndarray | None") -> Found:
-        """FAISS's scores and slots (N x C) near each query (N x D float32), -1 in place of dead ones."""
-        import numpy as np
+    def search(self, vectors: np.ndarray, queries: np.ndarray, k: int, live: np.ndarray | None) -> Found:
+        """The k best of the live slots for each query (N x D float32): `vectors` are all S, `live` S booleans.
 
-        index = self.opened(queries.shape[1])
-        covered = self.built.covered
-        alive = covered if live is None else int(np.count_nonzero(live[:covered]))
-        share = RESERVE * k if not is_lossless(self.built.factory) else k
-        count = min(covered, -(-share * covered // max(alive, 1)) + (0 if live is None else k))
-        scores, slots = self._drawn(index, queries, count)
+        The slots that came after the index was built are searched exactly, and so is everything for a query that has
+        too few live candidates. Scores are cosines.
+        """
+        scores, slots = self._candidates(queries, k, live)
+        if not self.load(queries.shape[1]).gives_cosines:
+            scores = _cosines(vectors, queries, slots)
+        tail = vectors[self.info.covered :]
+        tail_live = None if live is None else live[self.info.covered :]
+        count = min(k, len(tail) if tail_live is None else int(np.count_nonzero(tail_live)))
+        if count:
+            near, rows = flat.search(tail, queries, count, tail_live)
+            scores, slots = np.hstack([scores, near]), np.hstack([slots, rows + self.info.covered])
+        if slots.shape[1] > k:
+            scores, slots = flat.best(scores, slots, k)
+        short = np.flatnonzero((slots < 0).any(1))
+        if len(short):
+            scores[short], slots[short] = flat.search(vectors, queries[short], k, live)
+        return scores, slots
+
+    def _candidates(self, queries: np.ndarray, k: int, live: np.ndarray | None) -> Found:
+        """Scores by the codes and slots (N x C) near each query, -1 in place of dead ones."""
+        index, covered = self.load(queries.shape[1]), self.info.covered
+        wanted = k if index.is_lossless else RESERVE * k
         if live is None:
-            return scores, slots
+            return index.search(queries, min(covered, wanted))
+        alive = max(1, int(np.count_nonzero(live[:covered])))
+        scores, slots = index.search(queries, min(covered, -(-wanted * covered // alive) + k))
         there = live[slots] & (slots >= 0)
         return np.where(there, scores, -np.inf), np.where(there, slots, -1)
 
-    def _drawn(self, index: "faiss.Index", queries: "np.ndarray", count: int) -> Found:
-        """What FAISS finds; all cores look for a lone query, where that leaves nothing to chance.
 
-        They finish in any order, and of equal scores at the end the first to come are kept.
-        """
-        if self._ivf is not None and len(queries) == 1:
-            self._ivf.parallel_mode = BY_LISTS
-            scores, slots = index.search(queries, count + 1)
-            self._ivf.parallel_mode = BY_QUERIES
-            if scores[0, -2] > scores[0, -1]:
-                return scores[:, :-1], slots[:, :-1]
-        return index.search(queries, count)
-
-
-def _holds_vectors(index: "faiss.Index") -> bool:
-    """Whether the codes are the stored numbers themselves, so that scores by them are the cosines."""
-    import faiss
-
-    codes = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
-    quantizer = getattr(codes, "sq", None)
-    return quantizer is not None and quantizer.qtype == quantizer.QT_fp16 and not getattr(codes, "by_residual", False)
-
-
-def effort_of(index: "faiss.Index") -> str | None:
-    """The name of the parameter that makes searches of this index more thorough, if it has one."""
-    import faiss
-
-    space = faiss.ParameterSpace()
-    for name in EFFORTS:
-        try:
-            space.set_index_parameter(index, name, 1)
-            return name
-        except RuntimeError:
-            continue
-    return None
-
-
-def set_effort(index: "faiss.Index", effort: int) -> None:
-    """Set nprobe or efSearch; 0 leaves what FAISS takes by itself."""
-    import faiss
-
-    if effort and (name := effort_of(index)):
-        faiss.ParameterSpace().set_index_parameter(index, name, effort)
+def _cosines(vectors: np.ndarray, queries: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """The cosine of each query (N x D) with the stored vectors in its slots (N x C); -inf for slot -1."""
+    scores = np.full(slots.shape, -np.inf, np.float32)
+    for query, row, out in zip(queries, slots, scores, strict=True):
+        there = row >= 0
+        out[there] = vectors[row[there]].astype(np.float32) @ query
+    return scores

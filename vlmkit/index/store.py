@@ -1,28 +1,28 @@
-"""The folder of an index: its files, its database, and what goes wrong with them, in one line each."""
+"""The folder of an index: its files, its database, and its errors, each in one line."""
 
 import contextlib
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from vlmkit.errors import VlmkitError
-
-if TYPE_CHECKING:
-    import numpy as np
+from vlmkit.io.records import Record, loads
 
 LOCK_SECONDS = 60.0
 NOTED_SECONDS = 1.0  # of waiting
-ASKED_SECONDS = 0.2
+BUSY_MILLISECONDS = 200  # that SQLite itself waits, and keeps signals waiting
 PAUSE_SECONDS = 0.01
 CACHE_KIB = 65_536  # ids come in any order, so the pages of their index are touched everywhere
 MAPPED = 1 << 30  # bytes of the database that readers map: a record is found in half the time
 FORMAT = 2
 APPLICATION = 0x766C6D6B  # "vlmk": tells our database from others
-AGAIN = "remove the folder and index the pictures again"
+INDEX_AGAIN = "remove the folder and index the pictures again"
 
 SCHEMA = f"""
 CREATE TABLE state (model TEXT, dim INTEGER NOT NULL, slots INTEGER NOT NULL, count INTEGER NOT NULL,
@@ -39,7 +39,7 @@ PRAGMA user_version = {FORMAT};
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an index holds.
+    """The row of table `state`: what an index holds.
 
     `model` is the identity, `dim` D, `slots` those written (dead ones too), `count` the live ones, `generation` that of
     the vectors, `built` the number of the newest approximate index, `type` the one that was asked for.
@@ -55,23 +55,25 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """A committed approximate index: FAISS's `factory` string, the slots it covers from 0, and what to expect of it.
+class AnnInfo:
+    """The row of table `approximate`: a committed approximate index, of the slots from 0 to `covered`.
 
-    `effort` is its nprobe or efSearch, with which `recall`@10 was measured when it was built. The file is handed to
-    FAISS, whose reader trusts what it reads, only while `size` and `mtime_ns` are those of the file that was written,
-    or else its SHA-256 is `checksum`.
+    `recall` is the recall@10 measured with `search_effort` (nprobe or efSearch) when it was built. FAISS trusts what it
+    reads, so it gets the file only while `size` and `mtime_ns` are those written, or else the SHA-256 is `checksum`.
     """
 
     number: int
     type: str
     factory: str
     covered: int
-    effort: int
+    search_effort: int
     recall: float
     size: int
     mtime_ns: int
     checksum: str
+
+
+Row = TypeVar("Row", State, AnnInfo)
 
 
 def index_folder(name: str) -> Path:
@@ -81,17 +83,31 @@ def index_folder(name: str) -> Path:
     if "/" in name or "." in name:
         return Path(name)
     folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vlmkit" / name
-    if Path(name, "index.sqlite").exists() and not folder.exists():
-        raise VlmkitError(f"no index has the name {name}, but the folder {name} here is one", f"write -i ./{name}")
+    if exists(Path(name)) and not folder.exists():
+        raise VlmkitError(f"there is no index named {name}, but the folder {name} is one", f"use -i ./{name}")
     return folder
+
+
+def exists(folder: Path) -> bool:
+    return (folder / "index.sqlite").exists()
 
 
 def vectors_path(folder: Path, generation: int) -> Path:
     return folder / f"vectors-{generation}.f16"
 
 
-def built_path(folder: Path, number: int) -> Path:
+def ann_path(folder: Path, number: int) -> Path:
     return folder / f"ann-{number}.faiss"
+
+
+def map_vectors(folder: Path, state: State) -> np.ndarray:
+    """All slots, dead ones too, as a read-only map: S x D float16. Raises FileNotFoundError and VlmkitError."""
+    path, size = vectors_path(folder, state.generation), 2 * state.slots * state.dim
+    if path.stat().st_size < size:
+        raise damaged(folder, f"{path.name} is too short")
+    if not size:
+        return np.empty((0, state.dim), "<f2")
+    return np.memmap(path, "<f2", "r", shape=(state.slots, state.dim))
 
 
 def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
@@ -104,8 +120,8 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
     )
     db.execute("PRAGMA trusted_schema = OFF")
     if write:
-        _check_ours(db)
-        patiently(db, "PRAGMA journal_mode = WAL")
+        _check_format(db)
+        execute_waiting(db, "PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 8000")
         db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
@@ -116,16 +132,16 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
 
 
 def silent(_: str) -> None:
-    """For those who do not want to hear of waiting."""
+    """An `on_wait` for those who do not want to hear of waiting."""
 
 
-def patiently(db: sqlite3.Connection, statement: str, note: Callable[[str], None] = silent) -> None:
-    """Execute `statement`, which needs a lock. While another writer has it wait; after a second `note` hears of it.
+def execute_waiting(db: sqlite3.Connection, statement: str, on_wait: Callable[[str], None] = silent) -> None:
+    """Execute `statement`, waiting for the lock that another writer may have; after a second `on_wait` hears of it.
 
     SQLite's own waiting keeps signals waiting as well, and it gives up at once where two switch a new index to WAL.
     """
     start, noted = time.monotonic(), False
-    db.execute(f"PRAGMA busy_timeout = {1000 * ASKED_SECONDS:.0f}")
+    db.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
     try:
         while True:
             try:
@@ -136,89 +152,91 @@ def patiently(db: sqlite3.Connection, statement: str, note: Callable[[str], None
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > LOCK_SECONDS:
                     raise
                 if not noted and waited > NOTED_SECONDS:
-                    note("another process writes this index: waiting for it")
+                    on_wait("another process writes this index: waiting for it")
                     noted = True
                 time.sleep(PAUSE_SECONDS)
     finally:
         db.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
 
 
-def _check_ours(db: sqlite3.Connection) -> int:
-    """The format of the database, 0 if nothing was ever committed. Raises VlmkitError for a stranger."""
+def _check_format(db: sqlite3.Connection) -> bool:
+    """Whether anything was ever committed. Raises VlmkitError for a database of another program or format."""
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # first: another writer may make them now
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION and tables:
         raise VlmkitError("the index.sqlite there is not an index of this vlmkit", "name another folder with -i")
     if version not in (0, FORMAT):
-        remedy = "upgrade vlmkit" if version > FORMAT else AGAIN
+        remedy = "upgrade vlmkit" if version > FORMAT else INDEX_AGAIN
         raise VlmkitError(f"the index has format {version}, this vlmkit reads {FORMAT}", remedy)
-    return version if tables else 0
+    return bool(version and tables)
 
 
 def read_state(db: sqlite3.Connection) -> State | None:
-    """The state as of this transaction; None where nothing was ever committed. Raises VlmkitError if it is absurd."""
-    if _check_ours(db) == 0:
+    """The state as of this transaction; None where nothing was ever committed."""
+    if not _check_format(db):
         return None
-    rows = db.execute("SELECT model, dim, slots, count, generation, built, type FROM state").fetchall()
-    if len(rows) == 1:
-        model, *numbers, wanted = rows[0]
-        dim, slots, count, generation, built = numbers
-        if (
-            isinstance(model, str | None)
-            and isinstance(wanted, str)
-            and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
-            and 0 < dim < 1 << 20
-            and count <= slots
-        ):
-            return State(model, dim, slots, count, generation, built, wanted)
-    raise sqlite3.DatabaseError("its state makes no sense")
+    state = _read_row(db, "state", State)
+    if state and state.count <= state.slots and 0 < state.dim < 1 << 20:
+        return state
+    raise _nonsense("state")
 
 
 def write_state(db: sqlite3.Connection, state: State) -> None:
-    db.execute("DELETE FROM state")
-    values = (state.model, state.dim, state.slots, state.count, state.generation, state.built, state.type)
-    db.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    _write_row(db, "state", state)
 
 
-def read_live(db: sqlite3.Connection, state: State) -> "np.ndarray":
+def read_ann(db: sqlite3.Connection, state: State) -> AnnInfo | None:
+    """The approximate index as of this transaction, if there is one."""
+    info = _read_row(db, "approximate", AnnInfo)
+    if info and not (0 < info.covered <= state.slots and info.number <= state.built):
+        raise _nonsense("approximate")
+    return info
+
+
+def write_ann(db: sqlite3.Connection, info: AnnInfo | None) -> None:
+    _write_row(db, "approximate", info)
+
+
+def read_live(db: sqlite3.Connection, state: State) -> np.ndarray:
     """Which slots are live: `slots` booleans."""
-    import numpy as np
-
     row = db.execute("SELECT bitmap FROM live").fetchone()
     if row is None or not isinstance(row[0], bytes) or len(row[0]) != -(-state.slots // 8):
         raise sqlite3.DatabaseError("its bitmap of live slots has the wrong length")
     return np.unpackbits(np.frombuffer(row[0], "u1"), count=state.slots, bitorder="little").astype(bool)
 
 
-def write_live(db: sqlite3.Connection, live: "np.ndarray") -> None:
-    import numpy as np
-
+def write_live(db: sqlite3.Connection, live: np.ndarray) -> None:
     db.execute("DELETE FROM live")
     db.execute("INSERT INTO live VALUES (?)", (np.packbits(live, bitorder="little").tobytes(),))
 
 
-def read_built(db: sqlite3.Connection, state: State) -> Built | None:
-    """The approximate index as of this transaction, if there is one."""
-    rows = db.execute("SELECT * FROM approximate").fetchall()
+def _read_row(db: sqlite3.Connection, table: str, kind: type[Row]) -> Row | None:
+    """The only row of `table`, None where it is empty. Raises DatabaseError where a value has the wrong type."""
+    rows = db.execute(f"SELECT * FROM {table}").fetchall()
     if not rows:
         return None
-    if len(rows) == 1 and list(map(type, rows[0])) == [int, str, str, int, int, float, int, int, str]:
-        built = Built(*rows[0])
-        if 0 < built.covered <= state.slots and built.number <= state.built and built.effort >= 0:
-            return built
-    raise sqlite3.DatabaseError("its table of the approximate index makes no sense")
+    types: list[Any] = [field.type for field in fields(kind)]
+    if len(rows) > 1 or len(rows[0]) != len(types) or not all(map(isinstance, rows[0], types)):
+        raise _nonsense(table)
+    if not all(0 <= value < 1 << 63 for value in rows[0] if isinstance(value, int)):
+        raise _nonsense(table)
+    return kind(*rows[0])
 
 
-def write_built(db: sqlite3.Connection, built: Built | None) -> None:
-    db.execute("DELETE FROM approximate")
-    if built is not None:
-        values = [getattr(built, name) for name in Built.__slots__]
-        db.execute("INSERT INTO approximate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+def _write_row(db: sqlite3.Connection, table: str, row: State | AnnInfo | None) -> None:
+    db.execute(f"DELETE FROM {table}")
+    if row is not None:
+        values = astuple(row)
+        db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(values))})", values)
+
+
+def _nonsense(table: str) -> sqlite3.DatabaseError:
+    return sqlite3.DatabaseError(f"table {table} has invalid values")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that were added to the folder, or replaced, last."""
+    """Sync the names of new and replaced files in the folder to the disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -226,17 +244,28 @@ def sync_folder(folder: Path) -> None:
         os.close(number)
 
 
-def damaged(folder: Path, what: str, remedy: str = AGAIN) -> VlmkitError:
+def parse_record(line: Any, slot: int) -> Record:
+    """The record in `line`. Raises DatabaseError where it is none."""
+    try:
+        record = loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise sqlite3.DatabaseError(f"the record in slot {slot} is not a JSON object")
+    return record
+
+
+def damaged(folder: Path, what: str, remedy: str = INDEX_AGAIN) -> VlmkitError:
     return VlmkitError(f"the index at {folder} is damaged: {what}", remedy)
 
 
 @contextlib.contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Errors of SQLite and of the system, as one line that says what to do."""
+def index_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of SQLite and of the system as a VlmkitError that names the folder and says what to do."""
     try:
         yield
     except sqlite3.Error as error:
-        raise _explained(folder, error) from None
+        raise _database_error(folder, error) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise VlmkitError(
@@ -244,7 +273,7 @@ def told(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _explained(folder: Path, error: sqlite3.Error) -> VlmkitError:
+def _database_error(folder: Path, error: sqlite3.Error) -> VlmkitError:
     code: Any = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_CORRUPT
     match code & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -255,6 +284,7 @@ def _explained(folder: Path, error: sqlite3.Error) -> VlmkitError:
         case sqlite3.SQLITE_IOERR:
             return VlmkitError(f"the index at {folder} cannot be read or written ({error})", "check disk and space")
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
-            return VlmkitError(f"the index at {folder} cannot be opened ({error})", "check the rights on that folder")
+            what = f"the index at {folder} cannot be opened ({error})"
+            return VlmkitError(what, "check the permissions of that folder")
         case _:
             return damaged(folder, str(error))

@@ -2,27 +2,25 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
 from vlmkit.io.http import HttpClient
 from vlmkit.io.images import open_picture
-from vlmkit.io.records import fingerprint_of
+from vlmkit.io.records import fingerprint_of, name_of
 from vlmkit.io.sources import PictureError, open_source
 from vlmkit.models.types import Embedder
 
-if TYPE_CHECKING:
-    import numpy as np
-
 WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+):\s*(.*\S.*)", re.DOTALL)
-VANISHES = 1e-3  # of the weights' sum; float16 vectors leave some 5e-4 of a picture taken from itself
+MIN_NORM = 1e-3  # of the weights' sum; float16 vectors leave some 5e-4 of a picture taken from itself
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Query:
     """The parts of one query, as the user wrote them: `like` are ids of records, the others may bring a weight."""
 
     texts: Sequence[str] = ()
@@ -32,11 +30,8 @@ class Question:
     allow_private: bool = False  # for pictures by URL
 
     def __str__(self) -> str:
-        wanted = " + ".join([*self.texts, *self.images, *self.like])
-        return "".join([wanted, *(f" - {text}" for text in self.minus)]).strip()
-
-    def __bool__(self) -> bool:
-        return self.needs_model or bool(self.like)
+        added = " + ".join([*self.texts, *self.images, *self.like])
+        return "".join([added, *(f" - {text}" for text in self.minus)]).strip()
 
     @property
     def needs_model(self) -> bool:
@@ -57,32 +52,40 @@ def weighted_file(name: str) -> tuple[float, str]:
     return (1.0, name) if found is None or os.path.lexists(name) else (float(found[1]), found[2])
 
 
-def query_vector(question: Question, index: Index, embedder: Embedder | None) -> "np.ndarray":
+def query_vector(query: Query, index: Index, model: Embedder | None) -> np.ndarray:
     """One unit vector (1 x D float32): the weighted sum of the parts' unit vectors, those of `minus` subtracted.
 
-    This is the arithmetic of rclip. `embedder` may be None where the question needs no model. Raises VlmkitError for a
-    picture or id that is not there, and where the sum vanishes.
+    This is the arithmetic of rclip. `model` may be None where the query needs none. Raises VlmkitError for a picture or
+    id that is not there, and where the sum vanishes.
     """
-    import numpy as np
-
-    texts = [weighted_text(text) for text in (*question.texts, *question.minus)]
-    files = [weighted_file(name) for name in question.images]
-    signs = [1.0] * len(question.texts) + [-1.0] * len(question.minus)
-    weights = [weight * sign for (weight, _), sign in zip(texts, signs, strict=True)]
-    parts = []
-    if embedder is not None and texts:
-        parts.append(embedder.embed_texts([text for _, text in texts]))
-    if embedder is not None and files:
-        parts.append(
-            embedder.embed_images(np.stack([_open(embedder, name, question.allow_private) for _, name in files]))
-        )
-    parts += [index.vector(slot)[None] for slot in slots_of(index, question.like)]
-    weights += [weight for weight, _ in files] + [1.0] * len(question.like)
-    total = np.array([weights], np.float32) @ np.concatenate(parts)
+    weights: list[float] = []
+    vectors = []
+    if model is not None:
+        texts = [weighted_text(text) for text in query.texts]
+        texts += [(-weight, text) for weight, text in map(weighted_text, query.minus)]
+        files = [weighted_file(name) for name in query.images]
+        weights += [weight for weight, _ in texts + files]
+        if texts:
+            vectors.append(model.embed_texts([text for _, text in texts]))
+        if files:
+            pictures = [_open(model, name, query.allow_private) for _, name in files]
+            vectors.append(model.embed_images(np.stack(pictures)))
+    weights += [1.0] * len(query.like)
+    vectors += [index.vector(slot)[None] for slot in slots_of(index, query.like)]
+    total = np.array([weights], np.float32) @ np.concatenate(vectors)
     norm = np.linalg.norm(total)
-    if not norm > VANISHES * sum(map(abs, weights)):
+    if not norm > MIN_NORM * sum(map(abs, weights)):
         raise VlmkitError("the parts of the query cancel out", "change a weight, or leave out a --minus")
     return total / norm
+
+
+def _open(model: Embedder, name: str, allow_private: bool) -> np.ndarray:
+    try:
+        with HttpClient(allow_private=allow_private) as web:
+            image, _, _ = open_picture(open_source(name, web), model.size)
+    except PictureError as error:
+        raise VlmkitError(f"{name}: {error}", "name another picture") from None
+    return model.preprocess(image)
 
 
 def slots_of(index: Index, ids: Sequence[str]) -> list[int]:
@@ -97,24 +100,22 @@ def slots_of(index: Index, ids: Sequence[str]) -> list[int]:
     return slots
 
 
-def check_model(index: Index, model: Embedder) -> None:
-    """Raise VlmkitError unless `model` made the vectors of `index`; digits decide, names may differ."""
-    if fingerprint_of(index.state.model or "") != fingerprint_of(model.identity):
-        what = f"the index at {index.folder} holds vectors of {index.state.model}, not of {model.identity}"
-        raise VlmkitError(what, "name its model with -m, or remove that folder and index the pictures again")
+def load_model(index: Index, name: str | None, load: Callable[[str], Embedder]) -> Embedder:
+    """The model that made the vectors of `index`; `name` says where it is, if it was moved.
 
-
-def check_named(index: Index) -> None:
-    """Raise VlmkitError where the index does not say which model made its vectors."""
-    if index.state.model is None:
+    Raises VlmkitError where the index does not say which model that was, or where it is another one.
+    """
+    made_by = index.state.model
+    if made_by is None:
         what = f"the index at {index.folder} does not say which model made its vectors"
         raise VlmkitError(what, "look in it with --like ID, or make it again from records that name their model")
-
-
-def _open(embedder: Embedder, name: str, allow_private: bool) -> "np.ndarray":
     try:
-        with HttpClient(allow_private=allow_private) as web:
-            image, _, _ = open_picture(open_source(name, web), embedder.size)
-    except PictureError as error:
-        raise VlmkitError(f"{name}: {error}", "name another picture") from None
-    return embedder.preprocess(image)
+        model = load(name or name_of(made_by))
+    except VlmkitError as error:
+        if name is not None:
+            raise
+        raise VlmkitError(f"the index needs its model, and {error.what}", "name where it is now with -m") from None
+    if fingerprint_of(made_by) != fingerprint_of(model.identity):
+        what = f"the index at {index.folder} holds vectors of {made_by}, not of {model.identity}"
+        raise VlmkitError(what, "name its model with -m, or remove that folder and index the pictures again")
+    return model

@@ -1,0 +1,59 @@
+"""How far a score stands out from a reference distribution: how well everyday texts match the same picture.
+
+`relative` is the z-score of a hit's cosine among the cosines of the same picture with 153 everyday texts (with pictures
+of the index, where the query has no words). Unlike the z-score over the index it works in a small one, and unlike a
+cosine it counts in standard deviations, whatever the model's scale. tests/benchmarks/relative.py measures how well each
+tells that there is nothing like the query.
+"""
+
+import contextlib
+import zlib
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+
+from vlmkit.index import Index
+from vlmkit.io.files import atomic_write, cache_folder
+from vlmkit.io.records import fingerprint_of
+from vlmkit.models.types import Embedder
+
+PICTURES = 256  # of the index, evenly spaced
+FORMS = ("{}", "a {}", "a photo of a {}")  # as people write queries
+
+
+@cache
+def reference_texts() -> list[str]:
+    """The everyday texts."""
+    words = files("vlmkit.search").joinpath("reference_texts.txt").read_text().split("\n")
+    return [FORMS[i % len(FORMS)].format(word) for i, word in enumerate(filter(None, words))]
+
+
+def text_vectors(model: Embedder) -> np.ndarray:
+    """The vectors of the everyday texts (G x D float32), remembered in the cache folder for each model."""
+    version = zlib.crc32("\n".join(reference_texts()).encode())
+    path = cache_folder() / f"reference-{fingerprint_of(model.identity)}-{version:08x}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged: it is only a cache
+        known = np.load(path, allow_pickle=False)
+        if known.shape == (len(reference_texts()), model.dim) and np.isfinite(known).all():
+            return known.astype(np.float32)
+    found = model.embed_texts(reference_texts())
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, durable=False) as file:
+            np.save(file, found)
+    return found
+
+
+def picture_vectors(index: Index) -> np.ndarray:
+    """Vectors of up to 256 records of the index, evenly spaced (G x D float32)."""
+    live = index.live()
+    some = live[np.linspace(0, len(live) - 1, min(len(live), PICTURES)).astype(np.int64)]
+    return index.vectors[some].astype(np.float32)
+
+
+def z_score(score: float, vector: np.ndarray, reference: np.ndarray) -> float:
+    """By how many standard deviations `score` exceeds the cosines of `vector` (D) with `reference` (G x D)."""
+    cosines = reference @ vector
+    deviation = float(cosines.std())
+    return (score - float(cosines.mean())) / deviation if deviation > 1e-6 else 0.0
