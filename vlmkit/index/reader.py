@@ -129,7 +129,7 @@ class Index:
     def live(self) -> np.ndarray:
         """The live slots in ascending order, int64."""
         with store.index_errors(self.folder):
-            return np.flatnonzero(store.read_live(self.db, self.state))
+            return np.arange(self.state.slots) if self._live is None else np.flatnonzero(self._live)
 
     def vector(self, slot: int) -> np.ndarray:
         """The stored vector of a slot, D float32."""

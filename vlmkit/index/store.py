@@ -214,14 +214,12 @@ def write_live(db: sqlite3.Connection, live: np.ndarray) -> None:
 def _read_row(db: sqlite3.Connection, table: str, kind: type[Row]) -> Row | None:
     """The only row of `table`, None where it is empty. Raises DatabaseError where a value has the wrong type."""
     rows = db.execute(f"SELECT * FROM {table}").fetchall()
-    if not rows:
-        return None
     types: list[Any] = [field.type for field in fields(kind)]
-    if len(rows) > 1 or len(rows[0]) != len(types) or not all(map(isinstance, rows[0], types)):
-        raise _nonsense(table)
-    if not all(0 <= value < 1 << 63 for value in rows[0] if isinstance(value, int)):
-        raise _nonsense(table)
-    return kind(*rows[0])
+    for row in rows:
+        negative = any(isinstance(value, int) and value < 0 for value in row)
+        if len(rows) > 1 or len(row) != len(types) or not all(map(isinstance, row, types)) or negative:
+            raise _nonsense(table)
+    return kind(*rows[0]) if rows else None
 
 
 def _write_row(db: sqlite3.Connection, table: str, row: State | AnnInfo | None) -> None:
