@@ -164,15 +164,15 @@ class Index:
         The model is the index's own unless another one is given.
         """
         from vlmkit.index.where import parse_condition
-        from vlmkit.search.query import Question, query_vector
-        from vlmkit.search.search import Choice, search_one
+        from vlmkit.search.query import Query, query_vector
+        from vlmkit.search.search import SearchOptions, search_one
 
         images = [_located(path) for path in _several(image)]
-        question = Question(_several(text), images, _several(minus), _several(like))
+        query = Query(_several(text), images, _several(minus), _several(like))
         among = self._reader.where([parse_condition(one) for one in where]) if where else None
-        embedder = self._model_of(model) if question.needs_model else None
-        vector = query_vector(question, self._reader, embedder)
-        return search_one(self._reader, vector, str(question), Choice(k, among)).records
+        embedder = self._model_of(model) if query.needs_model else None
+        vector = query_vector(query, self._reader, embedder)
+        return search_one(self._reader, vector, str(query), SearchOptions(k, among)).records
 
     def search_vector(self, vector: "np.ndarray", k: int = 10) -> list[Record]:
         """The `k` records nearest to a unit vector (D numbers), best first, with `rank` and `score`."""
@@ -192,19 +192,13 @@ class Index:
         return (record for _, record in self._reader.records())
 
     def _model_of(self, model: str | Embedder | None) -> Embedder:
-        from vlmkit.io.records import name_of
-        from vlmkit.search.query import check_model, check_named
+        from vlmkit.search.query import load_model
 
         if isinstance(model, Embedder):
-            found = model
-        elif model is None and self._embedder is not None:
-            found = self._embedder
-        else:
-            check_named(self._reader)
-            found = load_embedder(model or name_of(self.model or ""))
-        check_model(self._reader, found)
-        self._embedder = found
-        return found
+            self._embedder = load_model(self._reader, None, lambda _: model)
+        elif model is not None or self._embedder is None:
+            self._embedder = load_model(self._reader, model, load_embedder)
+        return self._embedder
 
 
 def _several(value: Any) -> list[Any]:
