@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import jsonl, picture, records
+from helpers import embedded, jsonl, picture, records
 
 PLUGIN = Path(__file__).with_name("plugin")
 
@@ -39,6 +39,17 @@ def test_an_embedder_embeds_indexes_searches_and_classifies(installed, shell, tm
     assert hit["id"].endswith("blue.png")
     rows = records(installed("classify", "-m", "colors", "red.png", "--labels", "red,blue", "--template", "{}").stdout)
     assert rows[0]["label"] == "red"
+
+
+def test_a_type_of_index_is_built_and_searched(installed, tmp_path: Path) -> None:
+    vectors = {"a": [1, 0], "b": [0, 1], "c": [0.6, 0.8]}
+    installed("index", "-i", "./i", "--type", "small_graph", stdin=jsonl(*(embedded(k, v) for k, v in vectors.items())))
+    (info,) = records(installed("index", "-i", "./i", "--info").stdout)
+    assert info["type"] == "small_graph" and "recall@10 was 1.000" in info["reason"]
+    installed("index", "-i", "./i", "--verify")
+    assert [row["id"] for row in records(installed("search", "-i", "./i", "--like", "a").stdout)] == ["c", "b"]
+    message = installed("index", "-i", "./i", "--type", "no_graph", code=2).stderr
+    assert b"ivfpq" in message and b"small_graph" in message
 
 
 def test_a_chat_model_captions_and_answers(installed, tmp_path: Path) -> None:
