@@ -126,7 +126,7 @@ def test_what_they_do_not_take_is_refused_alone(made: Made) -> None:
         if name != "opt":  # which captions then
             mark = "[SEP]" if name == "vqa" else "<image>"
             (empty,) = model.answer([Request(mark, seen[:1])], Sampling(4))
-            assert isinstance(empty, RequestError) and "without words" in str(empty)
+            assert isinstance(empty, RequestError) and "is empty" in str(empty)
         refused = [str(each) for each in (several, none, long, system) if isinstance(each, RequestError)]
         assert isinstance(right, Answer) and len(refused) == 4
         assert "2 pictures" in refused[0] and "no picture" in refused[1] and "--system" in refused[3]

@@ -185,7 +185,7 @@ def test_paligemma_refuses_what_it_cannot(place: Path) -> None:
     most = next(n for n in range(200) if "more than" in str(model.answer([Request("?" * n, [one])], Sampling(1))[0]))
     (longest,) = model.answer([Request("?" * (most - 1), [one])], Sampling(MOST))
     assert isinstance(longest, Answer) and longest.tokens == 1, "one place is left"
-    told = ["one picture at a time", "no picture", "without words", "begins its answers itself", "no system text"]
+    told = ["one picture at a time", "no picture", "is empty", "begins its answers itself", "no system text"]
     answers = model.answer(asked, Sampling(MOST))
     for answer, reason in zip(answers, [*told, "more than the 128"], strict=True):
         assert isinstance(answer, RequestError) and reason in str(answer)

@@ -1,19 +1,16 @@
-"""BLIP-2: a language model that reads what a Q-Former saw; captions, free or guided, and answers.
-
-InstructBLIP: a BLIP-2 whose Q-Former reads the instruction too, which is given as it is.
-"""
+"""BLIP-2, a language model that reads what a Q-Former saw, and InstructBLIP, whose Q-Former reads the question too."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.single_image import OnePicture, architecture
-from vlmkit.models.chat.transformers import as_set
+from vlmkit.models.chat.single_image import SingleImageModel, architecture
+from vlmkit.models.chat.transformers import token_ids
 from vlmkit.models.resolve import Checkpoint
 from vlmkit.models.types import CaptionPreset, Hardware, Request
 
 
-class Blip2(OnePicture):
+class Blip2(SingleImageModel):
     """BLIP-2 (Li et al. 2023), with a decoder (OPT) or an encoder and a decoder (Flan-T5) as its language model."""
 
     family = "BLIP-2"
@@ -29,31 +26,30 @@ class Blip2(OnePicture):
             raise VlmkitError(f"{checkpoint.name} is a {found}, which writes no text", f"name a {self._kind}")
         super().__init__(checkpoint, hardware, self._kind)
         config = self._model.config
-        language = self._model.language_model
         self.size = config.vision_config.image_size
-        self._apart = bool(config.text_config.is_encoder_decoder)
-        if self._apart:
+        self._has_encoder = bool(config.text_config.is_encoder_decoder)
+        if self._has_encoder:
             self._context = None  # positions of T5 are relative
         else:
             self._tokenizer.padding_side = "left"
-        self._places = config.num_query_tokens
-        self._ends = as_set(language.generation_config.eos_token_id)
-        mark = self._tokenizer.convert_tokens_to_ids(str(self._processor.image_token))
-        if (self._processor.num_query_tokens, mark) != (config.num_query_tokens, config.image_token_index):
-            what = f"{checkpoint.name} is of an old form, whose text has no places for the picture"
+        self._picture_tokens = config.num_query_tokens
+        self._ends = token_ids(self._model.language_model.generation_config.eos_token_id)
+        image_token = self._tokenizer.convert_tokens_to_ids(str(self._processor.image_token))
+        if (self._processor.num_query_tokens, image_token) != (config.num_query_tokens, config.image_token_index):
+            what = f"{self.name} is of an old form, whose prompts have no tokens for the picture"
             raise VlmkitError(what, "get the model again")
 
-    def _told(self, request: Request) -> str:
-        return " ".join(filter(None, [self._asked(self._plain(request.prompt)), self._plain(request.start)]))
+    def _prompt(self, request: Request) -> str:
+        return " ".join(filter(None, [self._question(self._plain(request.prompt)), self._plain(request.start)]))
 
-    def _asked(self, question: str) -> str:
-        """The form in which it answers questions; one that is put so already stays."""
-        return f"Question: {question} Answer:" if question and not question.endswith("nswer:") else question
+    def _question(self, text: str) -> str:
+        """The form in which it answers questions; a text that has it already stays."""
+        return f"Question: {text} Answer:" if text and not text.endswith("nswer:") else text
 
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
-        if self._apart:
+        if self._has_encoder:
             return super()._repeated(inputs)
-        return inputs["input_ids"].shape[1] if "input_ids" in inputs else self._places + 1  # a begin mark
+        return inputs["input_ids"].shape[1] if "input_ids" in inputs else self._picture_tokens + 1  # a start token
 
 
 class InstructBlip(Blip2):
@@ -70,15 +66,15 @@ class InstructBlip(Blip2):
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
         super().__init__(checkpoint, hardware)
         self._processor.qformer_tokenizer.padding_side = "right"
-        self._readable = self._model.config.qformer_config.max_position_embeddings
+        self._qformer_context = self._model.config.qformer_config.max_position_embeddings
 
-    def _asked(self, question: str) -> str:
-        return question
+    def _question(self, text: str) -> str:
+        return text
 
     def _refusal(self, request: Request) -> str | None:
         if reason := super()._refusal(request):
             return reason
-        if not self._told(request):
-            return "a question without words"
-        length = len(self._processor.qformer_tokenizer(self._told(request)).input_ids)
-        return f"{length} tokens, more than the {self._readable} of the Q-Former" if length > self._readable else None
+        if not self._prompt(request):
+            return "the question is empty"
+        length, most = len(self._processor.qformer_tokenizer(self._prompt(request)).input_ids), self._qformer_context
+        return f"{length} tokens, more than the {most} of the Q-Former" if length > most else None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import loads
 from vlmkit.models.batching import BatchSize
-from vlmkit.models.boxes import GEMINI, HOSTED, boxes
+from vlmkit.models.boxes import GEMINI, HOSTED, find_boxes
 from vlmkit.models.types import ENDPOINT, Answer, ChatModel, EndpointOptions, Hardware, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Endpoint(ChatModel):
         if request.task != "boxes" or isinstance(answer, RequestError):
             return answer
         size = request.pictures[0].size
-        found = boxes(answer.text, HOSTED, size) or boxes(answer.text, GEMINI, size)
+        found = find_boxes(answer.text, HOSTED, size) or find_boxes(answer.text, GEMINI, size)
         words = not found and "[" not in answer.text  # instead of a list, and worth reading
         return replace(answer, text=answer.text if words else ", ".join(box["label"] for box in found), boxes=found)
 
@@ -201,7 +201,7 @@ class Endpoint(ChatModel):
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
         begin = f'\nBegin your reply with these words: "{request.start.strip()}"' if request.start.strip() else ""
-        prompt = HOSTED.asked(request.prompt) if request.task == "boxes" else request.prompt
+        prompt = HOSTED.prompt_for(request.prompt) if request.task == "boxes" else request.prompt
         messages: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
         for turn in request.earlier:
             messages.append({"role": "user", "content": self._content(turn.prompt, turn.pictures)})

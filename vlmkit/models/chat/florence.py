@@ -7,15 +7,15 @@ from typing import Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.boxes import EVERYTHING
-from vlmkit.models.chat.single_image import OnePicture
+from vlmkit.models.chat.single_image import SingleImageModel
 from vlmkit.models.resolve import Checkpoint, read_json
 from vlmkit.models.types import Answer, Box, CaptionPreset, Hardware, Request
 
 TASK = re.compile(r"\s*(<[A-Z_]+>)(.*)", re.DOTALL)
-PLACE = re.compile(r"<loc_\d+>")  # one of a thousand across the picture, or down it
+LOCATION = re.compile(r"<loc_\d+>")  # one of a thousand across the picture, or down it
 
 
-class Florence(OnePicture):
+class Florence(SingleImageModel):
     """Florence-2 (Xiao et al. 2024) in the form that transformers has a class for.
 
     A prompt is a task, such as `<OD>`, with a text behind it where the task takes one: `<CAPTION_TO_PHRASE_GROUNDING>
@@ -24,7 +24,7 @@ class Florence(OnePicture):
 
     family = "Florence-2"
     tasks = ("answer", "ocr", "boxes")
-    captions = {  # noqa: RUF012 (read only)
+    captions: Mapping[str, CaptionPreset] = {
         "short": CaptionPreset("<CAPTION>", 64, beams=3),
         "normal": CaptionPreset("<DETAILED_CAPTION>", 128, beams=3),
         "long": CaptionPreset("<MORE_DETAILED_CAPTION>", 256, beams=3),
@@ -39,23 +39,25 @@ class Florence(OnePicture):
         known = self._processor.post_processor_config or {}
         self._forms = {task: form for task, form in forms.items() if form in known}
         if not self._forms:
-            raise VlmkitError(f"the processor of {checkpoint.name} knows no task", "get the whole model again")
+            raise VlmkitError(f"the processor of {self.name} knows no task", "get the whole model again")
         self._arguments["forced_eos_token_id"] = None  # what was cut is not to look as if it had ended
         self._prompts = self._processor.task_prompts_without_inputs | self._processor.task_prompts_with_input
-        self._places = self._processor.num_image_tokens
-        self._marks = {mark for mark in self._marks if not PLACE.fullmatch(mark)} | set(forms)
+        self._picture_tokens = self._processor.num_image_tokens
+        self._special = {token for token in self._special if not LOCATION.fullmatch(token)} | set(forms)
 
     def _task(self, request: Request) -> tuple[str, str]:
-        """(the task, the text behind it); no task is an empty one."""
+        """(the task, or nothing; the text behind it)."""
+        found = TASK.fullmatch(request.prompt)
+        text = self._plain(found[2] if found else request.prompt)
         if request.task == "ocr":
             return "<OCR>", ""
-        if request.task == "boxes" and not TASK.fullmatch(request.prompt):
-            text = self._plain(request.prompt)
+        if found:
+            return found[1], text
+        if request.task == "boxes":
             return ("<OD>", "") if text == EVERYTHING else ("<OPEN_VOCABULARY_DETECTION>", text)
-        found = TASK.fullmatch(request.prompt)
-        return (found[1], self._plain(found[2])) if found else ("", self._plain(request.prompt))
+        return "", text
 
-    def _told(self, request: Request) -> str:
+    def _prompt(self, request: Request) -> str:
         task, text = self._task(request)
         return self._prompts[task].format(input=text)
 
@@ -71,10 +73,10 @@ class Florence(OnePicture):
         return super()._refusal(request)
 
     def _length(self, request: Request) -> int:
-        begun = len(self._tokenizer(request.start).input_ids)  # in the decoder, which has as many places
-        return max(super()._length(request), begun)
+        start = len(self._tokenizer(request.start).input_ids)  # in the decoder, which has as many positions
+        return max(super()._length(request), start)
 
-    def _group(self, request: Request) -> Hashable:
+    def _batch_key(self, request: Request) -> Hashable:
         return request.start
 
     def _inputs(self, requests: list[Request]) -> Mapping[str, Any]:
@@ -82,8 +84,8 @@ class Florence(OnePicture):
         if not requests[0].start:
             return inputs
         own = self._model.generation_config
-        begun = self._tokenizer(self._plain(requests[0].start), add_special_tokens=False).input_ids
-        row = self._torch.tensor([[own.decoder_start_token_id, own.bos_token_id, *begun]], device=self.device)
+        start = self._tokenizer(self._plain(requests[0].start), add_special_tokens=False).input_ids
+        row = self._torch.tensor([[own.decoder_start_token_id, own.bos_token_id, *start]], device=self.device)
         return {**inputs, "decoder_input_ids": row.repeat(len(requests), 1)}
 
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
@@ -93,18 +95,20 @@ class Florence(OnePicture):
         task, text = self._task(request)
         if self._forms[task] == "pure_text":
             return super()._answer(tokens, request)
-        words, finish, made = self._cut(tokens)
-        said = request.start + self._tokenizer.decode(words, skip_special_tokens=False)
-        found = self._processor.post_process_generation(said, task=task, image_size=request.pictures[0].size)
-        boxes = list(_boxes(found[task], PLACE.sub("", text).strip() or "region"))
-        return Answer(", ".join(box["label"] for box in boxes), finish, made, boxes)
+        unnamed = LOCATION.sub("", text).strip() or "region"
+
+        def find(said: str) -> list[Box]:
+            found = self._processor.post_process_generation(said, task=task, image_size=request.pictures[0].size)
+            return list(_boxes(found[task], unnamed))
+
+        return self._answer_boxes(tokens, find, request.start)
 
 
-def _boxes(found: Mapping[str, Any], nameless: str) -> Iterator[Box]:
-    """What the processor of Florence-2 found, in pixels; `nameless` is the label of what has none."""
+def _boxes(found: Mapping[str, Any], unnamed: str) -> Iterator[Box]:
+    """What the processor of Florence-2 found, in pixels; `unnamed` is the label of what has none."""
     labels = found.get("labels", [])
     for label, box in zip(found.get("bboxes_labels", labels), found.get("bboxes", []), strict=False):
-        yield Box(label=label or nameless, box=box)
+        yield Box(label=label or unnamed, box=box)
     outlined = chain(
         zip(labels, ([quad] for quad in found.get("quad_boxes", [])), strict=False),
         zip(found.get("polygons_labels", labels), found.get("polygons", []), strict=False),
@@ -112,6 +116,5 @@ def _boxes(found: Mapping[str, Any], nameless: str) -> Iterator[Box]:
     for label, polygons in outlined:
         for polygon in polygons:
             if len(polygon) >= 6:  # three corners
-                across, down = polygon[::2], polygon[1::2]
-                around = [min(across), min(down), max(across), max(down)]
-                yield Box(label=label or nameless, box=around, polygon=polygon)
+                xs, ys = polygon[::2], polygon[1::2]
+                yield Box(label=label or unnamed, box=[min(xs), min(ys), max(xs), max(ys)], polygon=polygon)

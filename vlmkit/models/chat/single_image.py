@@ -1,5 +1,6 @@
 """Chat models of transformers that look at one picture, scaled to one size, and read one text beside it."""
 
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,35 +22,33 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-class OnePicture(TransformersChatModel):
+class SingleImageModel(TransformersChatModel):
     """A family of models that takes one picture a request and no system text.
 
-    `family` is its name in a message. `_context`: tokens that encoder and decoder have places for, each or together,
-    None for any number. `_places`: tokens of the picture in the request.
+    `family` is its name in a message. `_context`: positions of encoder and decoder, each or together, None for any
+    number. `_picture_tokens`: those of the picture in the prompt.
     """
 
     family: str
     _context: int | None
-    _places = 0
+    _picture_tokens = 0
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str) -> None:
         super().__init__(checkpoint, hardware, kind)
         if self._missing:
-            what = f"{checkpoint.name} lacks weights of its {kind} ({self._missing[0]} and others)"
+            what = f"{self.name} lacks weights of its {kind} ({self._missing[0]} and others)"
             raise VlmkitError(what, "get the whole model again")
         self._context = getattr(self._model.config.text_config, "max_position_embeddings", None)
         self._tokenizer.padding_side = "right"
 
     def preprocess(self, image: "Image") -> Picture:
         """Scaled here, in threads, so that what waits is small; the rest is done in `_inputs`."""
-        made = self._processor.image_processor(
-            images=[image], do_rescale=False, do_normalize=False, return_tensors="pt"
-        )
-        return Picture(made["pixel_values"][0], image.size)
+        options = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        return Picture(self._processor.image_processor(images=[image], **options)["pixel_values"][0], image.size)
 
-    def _told(self, request: Request) -> str:
+    @abstractmethod
+    def _prompt(self, request: Request) -> str:
         """The text that the model reads."""
-        raise NotImplementedError
 
     def _refusal(self, request: Request) -> str | None:
         if request.system:
@@ -63,27 +62,27 @@ class OnePicture(TransformersChatModel):
 
     def _length(self, request: Request) -> int:
         """Tokens of the request."""
-        return self._places + len(self._tokenizer(self._told(request)).input_ids)
+        return self._picture_tokens + len(self._tokenizer(self._prompt(request)).input_ids)
 
-    def _group(self, request: Request) -> Hashable:
-        return bool(self._told(request))
+    def _batch_key(self, request: Request) -> Hashable:
+        return bool(self._prompt(request))
 
-    def _replies(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
+    def _generate(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
         inputs = self._inputs(requests)
         before = self._repeated(inputs)
         if self._context is not None:
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._context - before))
-        rows = self._generated(inputs, requests, sampling)
+        rows = self._tokens(inputs, requests, sampling)
         return [self._answer(row[before:], request) for row, request in zip(rows, requests, strict=True)]
 
     def _inputs(self, requests: list[Request]) -> Mapping[str, Any]:
-        texts = [self._told(request) for request in requests]
+        texts = [self._prompt(request) for request in requests]
         pixels = [request.pictures[0].pixels for request in requests]
         made = self._processor(images=pixels, text=texts if texts[0] else None, padding=True, return_tensors="pt")
         return made.to(self.device, self._model.dtype)
 
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
-        """How many tokens the library returns before those of the reply; of a decoder apart it is the begin mark."""
+        """The number of tokens that `generate` returns before the reply; 1 is the start token of a separate decoder."""
         return 1
 
 

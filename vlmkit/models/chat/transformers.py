@@ -1,25 +1,22 @@
-"""What all chat models of transformers have in common: opening them, asking them in batches, choosing words.
-
-What the vision tower says of pictures that several requests of a batch share, computed once for each.
-
-Image-text-to-text models of transformers, such as LLaVA: their own processor, chat template and `generate`.
-"""
+"""Chat models of transformers: what all have in common, and those with a chat template, such as LLaVA."""
 
 import contextlib
 import importlib
 import inspect
 import tomllib
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
-from vlmkit.models.boxes import FORMS, Form, boxes
-from vlmkit.models.chat.attention import AttentionMaps, looks
+from vlmkit.models.boxes import FORMATS, find_boxes
+from vlmkit.models.chat.attention import AttentionMaps, attention_maps
 from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.embedders.mini import SIZE, preprocess
 from vlmkit.models.resolve import Checkpoint, read_json
@@ -27,6 +24,7 @@ from vlmkit.models.types import (
     CAPTIONS,
     PROMPTLESS_CAPTIONS,
     Answer,
+    Box,
     ChatModel,
     Hardware,
     Request,
@@ -37,11 +35,14 @@ from vlmkit.models.types import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SHARING = ("llava", "llava_next", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")  # where it was tested
+OWN_TYPES = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
+
 
 class TransformersChatModel(ChatModel):
     """A chat model of transformers (Wolf et al. 2020), bf16 on CUDA, else float32. No code of its folder is run.
 
-    A family of models says which requests it refuses, which of the others go through it together, and how they do.
+    A subclass says which requests it refuses, which of the others form a batch, their inputs, and what answers mean.
     """
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str = "AutoModelForImageTextToText") -> None:
@@ -49,201 +50,151 @@ class TransformersChatModel(ChatModel):
 
         silence_libraries()
         self._torch = torch
+        self.name = checkpoint.name
         self.device = torch_device(hardware.device)
         self.batch = BatchSize(CUDA_FIRST if self.device == "cuda" else CPU)
-        model, self._processor, self._missing = self._opened(checkpoint, kind)
+        model, self._processor, self._missing = self._from_pretrained(checkpoint.folder, kind)
         self._model: Any = model.eval().to(self.device)
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None:
-            raise VlmkitError(f"{checkpoint.name} has no tokenizer", "get the whole model again")
+            raise VlmkitError(f"{self.name} has no tokenizer", "get the whole model again")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self._tokenizer: Any = tokenizer
         self._arguments = {"pad_token_id": tokenizer.pad_token_id}  # of `generate`, each time
         added = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._marks = {*tokenizer.all_special_tokens, *added}
-        self._ends = as_set(model.generation_config.eos_token_id)
+        self._special = {*tokenizer.all_special_tokens, *added}
+        self._ends = token_ids(model.generation_config.eos_token_id)
 
-    def _opened(self, checkpoint: Checkpoint, kind: str) -> tuple[Any, Any, list[str]]:
-        """Embedder, by the class `kind` of transformers; processor; the names of weights that the library made up."""
+    def _from_pretrained(self, folder: Path, kind: str) -> tuple[Any, Any, list[str]]:
+        """The model, by the class `kind` of transformers; its processor; the names of weights that the files lack."""
         import transformers
 
-        precision = self._torch.bfloat16 if self.device == "cuda" else self._torch.float32
+        dtype = self._torch.bfloat16 if self.device == "cuda" else self._torch.float32
+        how = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
         try:
-            model, found = getattr(transformers, kind).from_pretrained(
-                checkpoint.folder,
-                dtype=precision,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            processor = transformers.AutoProcessor.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        except Exception as error:  # on damaged files the libraries raise what they like
+            model, report = getattr(transformers, kind).from_pretrained(folder, **how)
+            processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # on damaged files the libraries raise anything
             reason = " ".join(str(error).split())[:200]
-            raise VlmkitError(f"{checkpoint.name} cannot be opened ({reason})", "get the whole model again") from None
-        return model, processor, sorted(found["missing_keys"])
+            raise VlmkitError(f"{self.name} cannot be opened ({reason})", "get the whole model again") from None
+        return model, processor, sorted(report["missing_keys"])
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         answers: dict[int, Answer | RequestError] = {}
-        groups: dict[Hashable, list[int]] = defaultdict(list)
+        batches: dict[Hashable, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             if (reason := self._refusal(request)) is not None:
                 answers[number] = RequestError(reason)
             else:
-                groups[self._group(request)].append(number)
-        for some in groups.values():
-            answers |= zip(some, self._fitting([requests[i] for i in some], sampling), strict=True)
+                batches[self._batch_key(request)].append(number)
+        for numbers in batches.values():
+            answers |= zip(numbers, self._answer_batch([requests[i] for i in numbers], sampling), strict=True)
         return [answers[i] for i in range(len(requests))]
 
-    def _fitting(self, requests: list[Request], sampling: Sampling) -> Sequence[Answer | RequestError]:
-        """The answers to one group. What does not fit into memory is halved, and done again."""
+    def _answer_batch(self, requests: list[Request], sampling: Sampling) -> Sequence[Answer | RequestError]:
+        """A batch that does not fit into memory is halved."""
         with contextlib.suppress(self._torch.OutOfMemoryError):
-            return self._replies(requests, sampling)
+            return self._generate(requests, sampling)
         if self.device == "cuda":
             self._torch.cuda.empty_cache()
         if len(requests) == 1:
-            return [self._too_large()]
+            return [self._out_of_memory()]
         self.batch.too_large(len(requests))
         half = len(requests) // 2
-        return [*self._fitting(requests[:half], sampling), *self._fitting(requests[half:], sampling)]
+        return [*self._answer_batch(requests[:half], sampling), *self._answer_batch(requests[half:], sampling)]
 
-    def _too_large(self) -> RequestError:
-        return RequestError(
-            f"it does not fit into the memory of {self.device}", "take smaller pictures or a smaller model"
-        )
+    def _out_of_memory(self) -> RequestError:
+        what = f"it does not fit into the memory of {self.device}"
+        return RequestError(what, "take smaller pictures or a smaller model")
 
     def _refusal(self, request: Request) -> str | None:
         """Why this request cannot be answered."""
         return None
 
-    def _group(self, request: Request) -> Hashable:
+    @abstractmethod
+    def _batch_key(self, request: Request) -> Hashable:
         """Equal for requests that go through the model together."""
-        raise NotImplementedError
 
-    def _replies(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
-        """The answers to one group."""
-        raise NotImplementedError
+    @abstractmethod
+    def _generate(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
+        """The answers to one batch."""
 
-    def _generated(
+    def _tokens(
         self, inputs: Mapping[str, Any], requests: list[Request], sampling: Sampling, streamer: Any = None
     ) -> list[list[int]]:
-        """A row of tokens a request, as `generate` of the library returns them."""
+        """A row of tokens for each request, as `generate` of the library returns them."""
         self._torch.manual_seed(sampling.seed + requests[0].number)
         with self._torch.inference_mode():
-            made = self._model.generate(**inputs, **self._arguments, streamer=streamer, **settings(sampling))
+            made = self._model.generate(**inputs, **self._arguments, streamer=streamer, **decoding(sampling))
         return made.tolist()
 
     def _plain(self, text: str) -> str:
-        """`text` without what the tokenizer would take for marks of the conversation or of pictures."""
-        for mark in self._marks:
-            text = text.replace(mark, " ")
+        """`text` without what the tokenizer would take for special tokens, such as those of turns or of pictures."""
+        for token in self._special:
+            text = text.replace(token, " ")
         return text.strip()
 
+    def _answer(self, tokens: list[int], request: Request) -> Answer:
+        """The generated `tokens` as text: a space after `start`, or none, is the tokenizer's choice."""
+        tokens, finish, count = self._cut(tokens)
+        before = self._tokenizer(request.start, add_special_tokens=False).input_ids if request.start else []
+        known, text = (self._tokenizer.decode(ids, skip_special_tokens=True) for ids in (before, before + tokens))
+        return Answer((request.start + text.removeprefix(known)).strip(), finish, count)
+
+    def _answer_boxes(self, tokens: list[int], find: Callable[[str], list[Box]], start: str = "") -> Answer:
+        """The boxes that `find` finds in the text, in which special tokens may be a part of them."""
+        tokens, finish, count = self._cut(tokens)
+        boxes = find(start + self._tokenizer.decode(tokens, skip_special_tokens=False))
+        return Answer(", ".join(box["label"] for box in boxes), finish, count, boxes)
+
     def _cut(self, tokens: list[int]) -> tuple[list[int], str, int]:
-        """(tokens before the end mark, finish, number of those made)."""
+        """(tokens before the end token, finish, number of those generated)."""
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
         return tokens[:end], "length" if end is None else "stop", len(tokens) if end is None else end + 1
 
-    def _answer(self, tokens: list[int], request: Request) -> Answer:
-        words, finish, made = self._cut(tokens)
-        return Answer(self._text(words, request.start).strip(), finish, made)
 
-    def _text(self, tokens: list[int], start: str) -> str:
-        """`start` as it was given, then what the model made of it: a space in between, or not, is the tokenizer's."""
-        before = self._tokenizer(start, add_special_tokens=False).input_ids if start else []
-        known, whole = (self._tokenizer.decode(some, skip_special_tokens=True) for some in (before, before + tokens))
-        return start + whole.removeprefix(known)
-
-
-def settings(sampling: Sampling) -> dict[str, Any]:
-    """The arguments of `generate` that decide how words are chosen; none is left to the model's own files."""
+def decoding(sampling: Sampling) -> dict[str, Any]:
+    """The arguments of `generate` that decide how tokens are chosen; none is left to the model's own files."""
     how: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "num_beams": sampling.beams}
     if sampling.temperature > 0:
         return how | {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     how |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if sampling.beams == 1:
-        return how
-    # Without the last one, what suppressed tokens would have had counts against a beam.
-    return how | {"length_penalty": sampling.length_penalty, "renormalize_logits": True}
+    if sampling.beams > 1:
+        # Without the second, the probability that suppressed tokens would have had counts against a beam.
+        how |= {"length_penalty": sampling.length_penalty, "renormalize_logits": True}
+    return how
 
 
-def as_set(found: int | list[int] | None) -> set[int]:
+def token_ids(found: int | list[int] | None) -> set[int]:
     """One token or several, as configurations hold them."""
     return set(found) if isinstance(found, list) else set() if found is None else {found}
 
 
-LISTS = "pooler_output", "deepstack_features"  # what language models take of it
-
-
-def seen_once(
-    model: Any, inputs: Any, pictures: Sequence["Image"], alone: Callable[["Image"], Mapping[str, Any]]
-) -> dict[str, Any]:
-    """`inputs` of `generate` with features in place of pixels, where at least every second picture is one seen before.
-
-    `pictures` are those of `inputs` in order, and `alone` gives the inputs of one by itself. The features go where
-    `generate` puts those that it computes (its `mm_encoder_outputs`).
-    """
-    keys = [(picture.size, picture.tobytes()) for picture in pictures]
-    distinct = dict(zip(keys, pictures, strict=True))
-    if not pictures or 2 * len(distinct) > len(keys):
-        return dict(inputs)
-    look = model.base_model.get_image_features
-    taken = set(inspect.signature(look).parameters)
-    seen = {}
-    for key, picture in distinct.items():
-        seen[key] = look(**{name: value for name, value in alone(picture).items() if name in taken}, return_dict=True)
-    features = copy(seen[keys[0]])
-    for name in LISTS:
-        # Not as keys: LLaVA adds the first one to what the tower gave, which need not have a field of that name.
-        if getattr(features, name, None) is not None:
-            setattr(features, name, _joined([getattr(seen[key], name) for key in keys]))
-    return {name: value for name, value in inputs.items() if name != "pixel_values"} | {
-        "mm_encoder_outputs": {"image": features}
-    }
-
-
-def takes_features(model: Any) -> bool:
-    """Whether `generate` takes features in place of pixels: older versions of transformers do not."""
-    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-
-
-def _joined(parts: list[Any]) -> Any:
-    """One of the `parts`, those of all: a tensor (tiles, tokens, width), tensors (tokens, width), or those by layer."""
-    import torch
-
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts)
-    if isinstance(parts[0][0], torch.Tensor):
-        return [tile for part in parts for tile in part]
-    return [_joined(list(layer)) for layer in zip(*parts, strict=True)]
-
-
-SHARING = ("llava", "llava_next", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")  # where it was tried
-OURS = "vlmkit_"  # begins the type of a tower or connector that is not transformers' own
-
-
 class ImageTextToText(TransformersChatModel):
-    """A model of `AutoModelForImageTextToText` with a chat template."""
+    """A model of `AutoModelForImageTextToText` with a chat template, or one of `vlmkit train align`, without."""
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
         config = read_json(checkpoint.folder / "config.json")
+        model_type = str(config.get("model_type"))
         tower = str((config.get("vision_config") or {}).get("model_type"))
-        if str(config.get("model_type")).startswith(OURS) or tower.startswith(OURS):
+        if model_type.startswith(OWN_TYPES) or tower.startswith(OWN_TYPES):
             importlib.import_module("vlmkit.models.llava.model")  # registers them
         super().__init__(checkpoint, hardware)
         self._stage = _stage(checkpoint.folder)
-        self._shares = config.get("model_type") in SHARING and takes_features(self._model)
+        # Older versions of transformers take no features in place of pixels.
+        takes_features = "mm_encoder_outputs" in inspect.signature(self._model.forward).parameters
+        self._shares = model_type in SHARING and takes_features
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
         self.captions = PROMPTLESS_CAPTIONS if self._stage else CAPTIONS
-        self._boxes = FORMS.get(str(config.get("model_type")))
-        self.tasks = (
-            {"answer", "attention"} | (set() if self._stage else {"ocr"}) | ({"boxes"} if self._boxes else set())
-        )
+        self._boxes = FORMATS.get(model_type)
+        supported = {"answer": True, "attention": True, "ocr": not self._stage, "boxes": bool(self._boxes)}
+        self.tasks = [task for task, does in supported.items() if does]
         template = self._processor.chat_template or self._tokenizer.chat_template
         if not template and self._stage != "align":
-            raise VlmkitError(f"{checkpoint.name} has no chat template", "name a model that was made for conversations")
+            raise VlmkitError(f"{self.name} has no chat template", "name a model that was made for conversations")
         self._by_parts = "image" in str(template)  # that of a language model alone knows strings only
-        self._mark = getattr(self._processor, "image_token", "<image>")
-        self._marks.add(self._mark)
+        self._image_token = getattr(self._processor, "image_token", "<image>")
+        self._special.add(self._image_token)
         self._tokenizer.padding_side = "left"
 
     def preprocess(self, image: "Image") -> "Image":
@@ -254,68 +205,81 @@ class ImageTextToText(TransformersChatModel):
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         from transformers import TextStreamer
 
-        class Saying(TextStreamer):
+        class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 if text:
                     say(text)
 
         if request.start:
             say(request.start)
-        streamer = Saying(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = Streamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         with contextlib.suppress(self._torch.OutOfMemoryError):
-            return self._replies([request], replace(sampling, beams=1), streamer)[0]
-        return self._too_large()
+            return self._generate([request], replace(sampling, beams=1), streamer)[0]
+        return self._out_of_memory()
 
-    def _group(self, request: Request) -> Hashable:
+    def _batch_key(self, request: Request) -> Hashable:
         return len(request.all_pictures())  # processors take one number at a time
 
-    def _replies(self, requests: list[Request], sampling: Sampling, streamer: Any = None) -> list[Answer]:
+    def _generate(self, requests: list[Request], sampling: Sampling, streamer: Any = None) -> list[Answer]:
         form = self._boxes if requests[0].task == "boxes" else None
         if form:
-            requests = [replace(request, prompt=form.asked(request.prompt)) for request in requests]
+            requests = [replace(request, prompt=form.prompt_for(request.prompt)) for request in requests]
         inputs = self._inputs(requests)
-        rows = self._generated(self._seen_once(inputs, requests), requests, sampling, streamer)
-        made = [row[inputs["input_ids"].shape[1] :] for row in rows]
+        rows = self._tokens(self._encode_once(inputs, requests), requests, sampling, streamer)
+        generated = [row[inputs["input_ids"].shape[1] :] for row in rows]
         if form is None:
-            return [self._answer(row, request) for row, request in zip(made, requests, strict=True)]
-        seen = self._seen(inputs)
-        return [self._found(*one, form) for one in zip(made, requests, seen, strict=True)]
-
-    def _seen_once(self, inputs: Any, requests: list[Request]) -> Any:
-        if not self._shares:
-            return inputs
-        pictures = [picture for request in requests for picture in request.all_pictures()]
-        with self._torch.inference_mode():
-            return seen_once(self._model, inputs, pictures, lambda one: self._inputs([Request("", [one])]))
-
-    def _found(self, tokens: list[int], request: Request, seen: tuple[int, int] | None, form: Form) -> Answer:
-        """The reply with its boxes, of which some families write the marks as special tokens."""
-        words, finish, made = self._cut(tokens)
-        said = self._tokenizer.decode(words, skip_special_tokens=False)
-        found = boxes(said, form, request.pictures[0].size, seen)
-        return Answer(", ".join(box["label"] for box in found), finish, made, found)
+            return [self._answer(tokens, request) for tokens, request in zip(generated, requests, strict=True)]
+        return [
+            self._answer_boxes(tokens, partial(find_boxes, form=form, original=request.pictures[0].size, scaled=size))
+            for tokens, request, size in zip(generated, requests, self._scaled_sizes(inputs), strict=True)
+        ]
 
     def _inputs(self, requests: list[Request]) -> Any:
-        texts = [self._told(request) + request.start for request in requests]
-        begins = self._tokenizer.bos_token
-        whole = self._stage is not None or (begins is not None and texts[0].startswith(begins))
+        texts = [self._prompt(request) + request.start for request in requests]
+        bos = self._tokenizer.bos_token
+        complete = self._stage is not None or (bos is not None and texts[0].startswith(bos))
         return self._processor(
             text=texts,
             images=[request.all_pictures() for request in requests] if requests[0].all_pictures() else None,
             padding=True,
-            add_special_tokens=not whole,
+            add_special_tokens=not complete,
             return_tensors="pt",
         ).to(self.device, self._model.dtype)
 
+    def _encode_once(self, inputs: Any, requests: list[Request]) -> Any:
+        """`inputs` of `generate` with features in place of pixels, where at least half of the pictures are repetitions.
+
+        The features go where `generate` puts those that it computes, its `mm_encoder_outputs`.
+        """
+        pictures = [picture for request in requests for picture in request.all_pictures()]
+        keys = [(picture.size, picture.tobytes()) for picture in pictures] if self._shares else []
+        distinct = dict(zip(keys, pictures, strict=False))
+        if not keys or 2 * len(distinct) > len(keys):
+            return inputs
+        encode = self._model.base_model.get_image_features
+        taken = set(inspect.signature(encode).parameters)
+        encoded = {}
+        with self._torch.inference_mode():
+            for key, picture in distinct.items():
+                alone = self._inputs([Request("", [picture])]).items()
+                encoded[key] = encode(**{name: value for name, value in alone if name in taken}, return_dict=True)
+            features = copy(encoded[keys[0]])
+            for name in ("pooler_output", "deepstack_features"):  # what language models take of it
+                # Not as keys: LLaVA adds the first to what the tower gave, which need not have a field of that name.
+                if getattr(features, name, None) is not None:
+                    setattr(features, name, _joined([getattr(encoded[key], name) for key in keys]))
+        rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        return rest | {"mm_encoder_outputs": {"image": features}}
+
     def attention(self, request: Request, answer: str) -> AttentionMaps:
-        """Where each word of `answer` looked. Raises Unanswerable where the picture is no grid of tokens."""
+        """Where each word of `answer` attends to. Raises RequestError where the picture's tokens are no grid."""
         if len(request.all_pictures()) != 1:
-            raise RequestError("where words look is shown for one picture")
+            raise RequestError("attention is shown for one picture")
         inputs = self._inputs([request])
         ids = self._tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.device)
-        return looks(self._model, self._processor, request.all_pictures()[0], inputs, ids)
+        return attention_maps(self._model, self._processor, request.all_pictures()[0], inputs, ids)
 
-    def _seen(self, inputs: Any) -> list[tuple[int, int] | None]:
+    def _scaled_sizes(self, inputs: Any) -> list[tuple[int, int] | None]:
         """The width and height to which the processor scaled each picture, where it says so (Qwen-VL)."""
         grids = inputs.get("image_grid_thw")
         if grids is None:
@@ -323,12 +287,12 @@ class ImageTextToText(TransformersChatModel):
         patch = self._processor.image_processor.patch_size
         return [(int(width) * patch, int(height) * patch) for _, height, width in grids.tolist()]
 
-    def _told(self, request: Request) -> str:
+    def _prompt(self, request: Request) -> str:
         """The conversation in the model's own form; after `train align` alone, as it was trained, without one."""
         if self._stage == "align":
-            marks = [self._mark] * len(request.all_pictures())
-            said = "\n".join(filter(None, [self._plain(request.system), *marks, self._plain(request.prompt)]))
-            return (self._tokenizer.bos_token or "") + said
+            images = [self._image_token] * len(request.all_pictures())
+            lines = [self._plain(request.system), *images, self._plain(request.prompt)]
+            return (self._tokenizer.bos_token or "") + "\n".join(filter(None, lines))
         turns = [{"role": "system", "content": self._content(request.system, 0)}] if request.system else []
         for turn in request.earlier:
             turns.append({"role": "user", "content": self._content(turn.prompt, len(turn.pictures))})
@@ -340,7 +304,18 @@ class ImageTextToText(TransformersChatModel):
         text = self._plain(text)
         if self._by_parts:
             return [{"type": "image"}] * pictures + [{"type": "text", "text": text}] * bool(text)
-        return "\n".join([self._mark] * pictures + [text] * bool(text))
+        return "\n".join([self._image_token] * pictures + [text] * bool(text))
+
+
+def _joined(parts: list[Any]) -> Any:
+    """One of the `parts`, those of all: a tensor (tiles, tokens, width), tensors (tokens, width), or those by layer."""
+    import torch
+
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)
+    if isinstance(parts[0][0], torch.Tensor):
+        return [tile for part in parts for tile in part]
+    return [_joined(list(layer)) for layer in zip(*parts, strict=True)]
 
 
 def _stage(folder: Path) -> str | None:
