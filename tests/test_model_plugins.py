@@ -77,24 +77,24 @@ def package(environment: dict[str, str], tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_command_takes_them(vlmkit, tmp_path: Path) -> None:
+def test_every_command_takes_them(installed, tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{color}.png", color) for color in ("red", "lime", "blue")]
-    made = vlmkit("embed", "-m", "colors", *paths).stdout
-    vlmkit("index", "-i", "./i", stdin=made)
+    made = installed("embed", "-m", "colors", *paths).stdout
+    installed("index", "-i", "./i", stdin=made)
     for query in (("green",), ("--image", paths[1]), ("--queries", "q.jsonl")):
         (tmp_path / "q.jsonl").write_bytes(jsonl({"text": "green"}))
-        assert records(vlmkit("search", "-i", "./i", *query, "-k", 1).stdout)[0]["image"] == str(paths[1])
-    found = records(vlmkit("classify", "-m", "colors", *paths, "--labels", "red,green,blue").stdout)
+        assert records(installed("search", "-i", "./i", *query, "-k", 1).stdout)[0]["image"] == str(paths[1])
+    found = records(installed("classify", "-m", "colors", *paths, "--labels", "red,green,blue").stdout)
     assert [row["label"] for row in found] == ["red", "green", "blue"]
-    assert vlmkit("ask", "-m", "colors", paths[0], "how many?").stdout == b"how many? 1\n"
-    assert vlmkit("caption", "-m", "colors", paths[0]).stdout == b"Describe this picture in one sentence.\n"
+    assert installed("ask", "-m", "colors", paths[0], "how many?").stdout == b"how many? 1\n"
+    assert installed("caption", "-m", "colors", paths[0]).stdout == b"Describe this picture in one sentence.\n"
 
 
-def test_their_identity(vlmkit, environment: dict[str, str], package: Path) -> None:
+def test_their_identity(installed, environment: dict[str, str], package: Path) -> None:
     """By the entry point and the version of its package, or by what the class says."""
 
     def identity(name: str) -> str:
-        return records(vlmkit("embed", "-m", name, "--text", stdin=b"red\n").stdout)[0]["model"]
+        return records(installed("embed", "-m", name, "--text", stdin=b"red\n").stdout)[0]["model"]
 
     first, own = identity("colors"), identity("versioned")
     assert first.startswith("colors@") and len(first) == len("colors@") + 12 and identity("colors") == first
@@ -105,7 +105,7 @@ def test_their_identity(vlmkit, environment: dict[str, str], package: Path) -> N
     assert identity("versioned") != own
 
 
-def test_what_does_not_work_is_one_line(vlmkit, tmp_path: Path) -> None:
+def test_what_does_not_work_is_one_line(installed, tmp_path: Path) -> None:
     for name, reason in {
         "broken": b"the plugin broken cannot be opened (no weights): check the package that provides colors_plugin:",
         "other": b"the plugin other is no vlmkit.models.types.Embedder: derive colors_plugin:Chat from it",
@@ -113,6 +113,6 @@ def test_what_does_not_work_is_one_line(vlmkit, tmp_path: Path) -> None:
         "colours": b"unknown model colours: use mini, ",
         "transformers": b"unknown model transformers",
     }.items():
-        done = vlmkit("embed", "-m", name, "--text", stdin=b"red\n", code=2)
+        done = installed("embed", "-m", name, "--text", stdin=b"red\n", code=2)
         assert reason in done.stderr and done.stderr.count(b"\n") == 1
-    vlmkit("embed", "-m", "mini", "--text", stdin=b"a name of vlmkit's own stays its own\n")
+    installed("embed", "-m", "mini", "--text", stdin=b"a name of vlmkit's own stays its own\n")
