@@ -144,11 +144,14 @@ def test_folders_that_cannot_talk_are_told(copied: Path, tmp_path: Path, warm, p
     (tmp_path / "empty").mkdir()
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
-    reasons = {"empty": b"holds no model that can answer", "clip": b"holds a model of type clip, which cannot answer"}
+    reasons = {
+        "empty": b"contains no model that can answer",
+        "clip": b"contains a model of type clip, which cannot answer",
+    }
     for name, reason in reasons.items():
         assert reason in warm("ask", "-m", tmp_path / name, picture, "what?", code=2).stderr
     (copied / "chat_template.jinja").unlink()
     with pytest.raises(VlmkitError, match="no chat template"):
         load_chat_model(str(copied))
     (copied / "model.safetensors").unlink()
-    assert b"holds no weights" in warm("caption", "-m", copied, picture, code=2).stderr
+    assert b"is incomplete: model.safetensors is missing" in warm("caption", "-m", copied, picture, code=2).stderr

@@ -292,7 +292,7 @@ def test_a_folder_that_is_not_whole_is_an_error(talking: Path, tmp_path: Path) -
     with pytest.raises(VlmkitError, match=r"talk\.onnx"):
         load_chat_model(str(tmp_path / "broken"))
     graph.unlink()
-    with pytest.raises(VlmkitError, match=r"broken is incomplete: talk\.onnx is missing: get the whole folder again"):
+    with pytest.raises(VlmkitError, match=r"broken is incomplete: talk\.onnx is missing: get the folder again"):
         load_chat_model(str(tmp_path / "broken"))
     shutil.copy(talking / "packed" / GRAPH, graph)
     (tmp_path / "broken/talk-tokenizer.json").write_text("{}")

@@ -129,12 +129,12 @@ def _embedder(name: str, fresh: bool) -> Checkpoint:
         if (folder / OPEN_CLIP_CONFIG).is_file():
             return _open_clip_in(str(folder), folder)
         if name.startswith("local-dir:"):
-            raise VlmkitError(f"{folder} holds no {OPEN_CLIP_CONFIG}", "name a folder of open_clip")
+            raise VlmkitError(f"{folder} has no {OPEN_CLIP_CONFIG}", "name a folder of open_clip")
         if (folder / "mini.json").is_file():
             return _mini(str(folder), folder, "embed")
         return _transformers(str(folder), folder, "embed")
     if name.startswith("local-dir:"):
-        raise VlmkitError(f"{folder}: no such folder", f"name a folder that holds {OPEN_CLIP_CONFIG}")
+        raise VlmkitError(f"{folder}: no such folder", f"name a folder with {OPEN_CLIP_CONFIG}")
     name = full_name(name)
     if re.fullmatch(r"[\w.-]+:[\w.-]+", name):
         return _open_clip_by_tag(name, fresh)
@@ -174,7 +174,7 @@ def _plugin(name: str, task: Task) -> Checkpoint | None:
 def _mini(name: str, folder: Path, task: Task) -> Checkpoint:
     files = [folder / file for file in MINI_FILES[task]]
     if missing := [file.name for file in files if not file.is_file()]:
-        remedy = "install vlmkit again" if name == "mini" else "get the whole folder again"
+        remedy = "reinstall vlmkit" if name == "mini" else "get the folder again"
         raise VlmkitError(f"{name} is incomplete: {missing[0]} is missing", remedy)
     return Checkpoint(name, "mini", folder, files)
 
@@ -191,7 +191,7 @@ def _transformers(name: str, folder: Path, task: Task) -> Checkpoint:
         processing = present(folder, PROCESSING[task])
         return Checkpoint(name, str(backend), folder, transformers_weights(name, folder), processing)
     what = f"a model of type {kind}, which cannot" if kind else "no model that can"
-    raise VlmkitError(f"{name} holds {what} {does}", f"name {remedy}")
+    raise VlmkitError(f"{name} contains {what} {does}", f"name {remedy}")
 
 
 def _transformers_of_hub(repo: str, task: Task, fresh: bool) -> Checkpoint:
@@ -216,10 +216,10 @@ def weights_in(name: str, folder: Path, names: Sequence[str]) -> list[Path]:
     if all(path.is_file() for path in found):
         return found
     if not any(folder.glob("*.safetensors")) and any(any(folder.glob(pattern)) for pattern in PICKLES):
-        what = f"{name} has its weights as a pickle alone, which can run any code"
-        raise VlmkitError(what, "get it as safetensors, or save it again with safe_serialization=True")
+        what = f"{name} has only pickled weights, which can run any code"
+        raise VlmkitError(what, "get the model as safetensors, or save it with safe_serialization=True")
     missing = next(path for path in found if not path.is_file())
-    raise MissingFile(f"{name} holds no weights {missing.name}", "get the whole model again")
+    raise MissingFile(f"{name} is incomplete: {missing.name} is missing", "download the model again")
 
 
 def present(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -39,7 +39,7 @@ class Florence(SingleImageModel):
         known = self._processor.post_processor_config or {}
         self._forms = {task: form for task, form in forms.items() if form in known}
         if not self._forms:
-            raise VlmkitError(f"the processor of {self.name} knows no task", "get the whole model again")
+            raise VlmkitError(f"the processor of {self.name} knows no task", "download the model again")
         self._arguments["forced_eos_token_id"] = None  # what was cut is not to look as if it had ended
         self._prompts = self._processor.task_prompts_without_inputs | self._processor.task_prompts_with_input
         self._picture_tokens = self._processor.num_image_tokens
@@ -97,8 +97,8 @@ class Florence(SingleImageModel):
             return super()._answer(tokens, request)
         unnamed = LOCATION.sub("", text).strip() or "region"
 
-        def find(said: str) -> list[Box]:
-            found = self._processor.post_process_generation(said, task=task, image_size=request.pictures[0].size)
+        def find(written: str) -> list[Box]:
+            found = self._processor.post_process_generation(written, task=task, image_size=request.pictures[0].size)
             return list(_boxes(found[task], unnamed))
 
         return self._answer_boxes(tokens, find, request.start)

@@ -107,7 +107,7 @@ class Features:
         try:
             found = POOLING.search(path.read_bytes())
         except OSError as error:
-            raise VlmkitError(f"{path}: {error.strerror}", "install vlmkit again") from None
+            raise VlmkitError(f"{path}: {error.strerror}", "reinstall vlmkit") from None
         if found is None:
             raise VlmkitError(f"{path} has no grid of features", "make it with vlmkit.recipes.mini.train_embedder")
         self._name = found["name"].decode()
@@ -160,7 +160,7 @@ class Prompts:
 
     def _special(self, path: Path, token: str) -> int:
         if (found := self._tokenizer.token_to_id(token)) is None:
-            raise VlmkitError(f"{path} has no token {token}", "install vlmkit again")
+            raise VlmkitError(f"{path} has no token {token}", "reinstall vlmkit")
         return found
 
     def head(self, pictures: int, system: str = "") -> list[int]:
@@ -299,13 +299,13 @@ class MiniChat(ChatModel):
         pictures = [request.all_pictures() for request in distinct.values()]
         stack = [picture for some in pictures for picture in some]
         grid, vectors = self._features.with_vectors(np.stack(stack), flip_augment) if stack else (None, ())
-        each = iter(vectors)
-        single = [seen[0] if len(seen := list(islice(each, len(some)))) == 1 else None for some in pictures]
+        remaining = iter(vectors)
+        groups = [list(islice(remaining, len(some))) for some in pictures]
         heads = [self._prompts.head(len(request.all_pictures()), request.system) for request in distinct.values()]
         _, cache = self._decoder(_padded(heads), grid=grid)
         order = {key: row for row, key in enumerate(distinct)}
         rows = np.array([order[key] for key in keys])
-        return cache, rows, [single[row] for row in rows]
+        return cache, rows, [groups[row][0] if len(groups[row]) == 1 else None for row in rows]
 
 
 def _padded(rows: list[list[int]]) -> "np.ndarray":

@@ -37,7 +37,7 @@ class SingleImageModel(TransformersChatModel):
         super().__init__(checkpoint, hardware, kind)
         if self._missing:
             what = f"{self.name} lacks weights of its {kind} ({self._missing[0]} and others)"
-            raise VlmkitError(what, "get the whole model again")
+            raise VlmkitError(what, "download the model again")
         self._context = getattr(self._model.config.text_config, "max_position_embeddings", None)
         self._tokenizer.padding_side = "right"
 
@@ -90,5 +90,5 @@ def architecture(checkpoint: Checkpoint) -> str:
     """The class of transformers that a checkpoint was saved by. Raises VlmkitError where it does not say."""
     found = read_json(checkpoint.folder / "config.json").get("architectures")
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str):
-        raise VlmkitError(f"the config.json of {checkpoint.name} names no architecture", "get the whole model again")
+        raise VlmkitError(f"the config.json of {checkpoint.name} names no architecture", "download the model again")
     return found[0]

@@ -57,7 +57,7 @@ class TransformersChatModel(ChatModel):
         self._model: Any = model.eval().to(self.device)
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None:
-            raise VlmkitError(f"{self.name} has no tokenizer", "get the whole model again")
+            raise VlmkitError(f"{self.name} has no tokenizer", "download the model again")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self._tokenizer: Any = tokenizer
         self._arguments = {"pad_token_id": tokenizer.pad_token_id}  # of `generate`, each time
@@ -76,7 +76,7 @@ class TransformersChatModel(ChatModel):
             processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # on damaged files the libraries raise anything
             reason = " ".join(str(error).split())[:200]
-            raise VlmkitError(f"{self.name} cannot be opened ({reason})", "get the whole model again") from None
+            raise VlmkitError(f"{self.name} cannot be opened ({reason})", "download the model again") from None
         return model, processor, sorted(report["missing_keys"])
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:

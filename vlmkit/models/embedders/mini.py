@@ -45,7 +45,7 @@ class Mini(Embedder):
             self.logit_scale = float(config["logit_scale"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             what = f"{self.folder} is no complete mini model ({error})"
-            raise VlmkitError(what, "install vlmkit again") from None
+            raise VlmkitError(what, "reinstall vlmkit") from None
 
     @cached_property
     def _image(self) -> "onnxruntime.InferenceSession":
@@ -117,7 +117,7 @@ def open_tokenizer(path: Path) -> "tokenizers.Tokenizer":
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no other class
-        raise VlmkitError(f"{path}: {error}", "install vlmkit again") from None
+        raise VlmkitError(f"{path}: {error}", "reinstall vlmkit") from None
 
 
 def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.InferenceSession":
@@ -133,4 +133,4 @@ def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.I
         model = path.read_bytes() + further if further else path
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors have no common base
-        raise VlmkitError(f"{path}: {error}", "install vlmkit again") from None
+        raise VlmkitError(f"{path}: {error}", "reinstall vlmkit") from None

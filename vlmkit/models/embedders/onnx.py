@@ -109,6 +109,58 @@ def int8_fingerprint(fingerprint: str) -> str:
     return hashlib.sha256(f"{fingerprint} {SCHEME}".encode()).hexdigest()[:12]
 
 
+class OnnxTextEncoder(Embedder):
+    """A model whose texts go through its exported text tower, so that a search starts without importing PyTorch.
+
+    The first text has the tower exported: `warn` hears that this takes a while, `note` why the model itself embeds the
+    texts where that fails. The model itself is opened for what the tower cannot do.
+    """
+
+    def __init__(
+        self,
+        fingerprint: str,
+        open_model: Callable[[Hardware], TorchEmbedder],
+        hardware: Hardware,
+        warn: Callable[[str], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._fingerprint, self._open_model, self._hardware = fingerprint, open_model, hardware
+        self._warn, self._note = warn, note
+        self._towers: OnnxTowers | TorchEmbedder | None = open_towers(fingerprint, hardware.threads)
+        known = self._towers or self._model
+        self.device, self.dim, self.size, self.logit_scale = known.device, known.dim, known.size, known.logit_scale
+
+    @cached_property
+    def _model(self) -> TorchEmbedder:
+        return self._open_model(self._hardware)
+
+    @cached_property
+    def batch(self) -> BatchSize:
+        return self._model.batch
+
+    def preprocess(self, image: "Image") -> "np.ndarray":
+        return self._model.preprocess(image)
+
+    def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
+        return self._model.embed_images(pictures)
+
+    def embed_texts(self, texts: list[str]) -> "np.ndarray":
+        if self._towers is None:
+            self._towers = self._export()
+        return self._towers.embed_texts(texts)
+
+    def _export(self) -> OnnxTowers | TorchEmbedder:
+        from vlmkit.models.embedders.onnx_export import export_text_tower
+
+        on_cpu = self._model if self._model.device == "cpu" else self._open_model(Hardware("cpu"))
+        self._warn("writing the model's text tower into the cache, once: the next search is quicker")
+        try:
+            return export_text_tower(on_cpu, self._fingerprint)
+        except (ExportError, OSError) as error:
+            self._note(f"texts are embedded by PyTorch: {error}")
+            return self._model
+
+
 class Int8Embedder(Embedder):
     """A model with its matrix products in int8, quantised and checked once and kept in the cache by its fingerprint.
 
@@ -148,55 +200,3 @@ class Int8Embedder(Embedder):
 
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
         return self._towers.embed_texts(texts)
-
-
-class OnnxTextEncoder(Embedder):
-    """A model whose texts go through its exported text tower, so that a search starts without importing PyTorch.
-
-    The first text has the tower exported: `warn` hears that this takes a while, `note` why the model itself embeds the
-    texts where that fails. Pictures go through the model itself, which is opened when first needed.
-    """
-
-    def __init__(
-        self,
-        fingerprint: str,
-        open_model: Callable[[Hardware], TorchEmbedder],
-        hardware: Hardware,
-        warn: Callable[[str], None],
-        note: Callable[[str], None],
-    ) -> None:
-        self._fingerprint, self._open_model, self._hardware = fingerprint, open_model, hardware
-        self._warn, self._note = warn, note
-        self._encoder: OnnxTowers | TorchEmbedder | None = open_towers(fingerprint, hardware.threads)
-        known = self._encoder or self._model
-        self.device, self.dim, self.size, self.logit_scale = known.device, known.dim, known.size, known.logit_scale
-
-    @cached_property
-    def _model(self) -> TorchEmbedder:
-        return self._open_model(self._hardware)
-
-    @cached_property
-    def batch(self) -> BatchSize:
-        return self._model.batch
-
-    def preprocess(self, image: "Image") -> "np.ndarray":
-        return self._model.preprocess(image)
-
-    def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
-        return self._model.embed_images(pictures)
-
-    def embed_texts(self, texts: list[str]) -> "np.ndarray":
-        if self._encoder is None:
-            self._encoder = self._export()
-        return self._encoder.embed_texts(texts)
-
-    def _export(self) -> OnnxTowers | TorchEmbedder:
-        from vlmkit.models.embedders.onnx_export import export_text_tower
-
-        on_cpu = self._model if self._model.device == "cpu" else self._open_model(Hardware("cpu"))
-        self._warn("writing the model's text tower into the cache, once: the next search is quicker")
-        try:
-            return export_text_tower(on_cpu, self._fingerprint)
-        except (ExportError, OSError) as error:
-            self._note(f"texts are embedded by PyTorch: {error}")
-            return self._model

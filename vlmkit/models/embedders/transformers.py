@@ -33,7 +33,7 @@ class Transformers(TorchEmbedder):
             self._processor = AutoProcessor.from_pretrained(checkpoint.folder)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise VlmkitError(f"{checkpoint.name} cannot be opened ({reason})", "get the whole model again") from None
+            raise VlmkitError(f"{checkpoint.name} cannot be opened ({reason})", "download the model again") from None
         config: Any = model.config
         self.model: Any = self.place(model)
         self._crops = getattr(self._processor.image_processor, "do_center_crop", False)
