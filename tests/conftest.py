@@ -102,7 +102,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Processes with everything imported."""
     made = Server(tmp_path_factory.mktemp("server"), SCRIPT)
     yield made
@@ -110,14 +110,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def start(server: Server) -> Iterator[Start]:
+def start(forker: Server) -> Iterator[Start]:
     """Start a command in a folder: `start(folder, "train", …)`; it is killed at the end of the session."""
     with ExitStack() as stack:
 
         def begin(
             folder: Path, *arguments: object, environment: dict[str, str] | None = None, stdin: bytes = b""
         ) -> Running:
-            running = Running(server, [*map(str, arguments)], folder, environment or {}, stdin)
+            running = Running(forker, [*map(str, arguments)], folder, environment or {}, stdin)
             stack.callback(running.process.kill)
             return running
 
@@ -145,15 +145,15 @@ def _run(
 
 
 @pytest.fixture
-def vlmkit(server: Server, tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
+def vlmkit(forker: Server, tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
     """Run a command in `tmp_path`, on bytes, in a forked process; `code` is the exit code that is expected."""
 
     def run(
         *arguments: object, code: int = 0, stdin: bytes = b"", timeout: float | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        server.start()
+        forker.start()
         options = {"input": stdin, "timeout": timeout}
-        return _run(server.bin / "vlmkit", tmp_path, environment, arguments, code, options)
+        return _run(forker.bin / "vlmkit", tmp_path, environment, arguments, code, options)
 
     return run
 
@@ -172,13 +172,13 @@ def installed(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
 
 @pytest.fixture
 def shell(
-    server: Server, tmp_path: Path, environment: dict[str, str]
+    forker: Server, tmp_path: Path, environment: dict[str, str]
 ) -> Callable[[str], subprocess.CompletedProcess[bytes]]:
     """Run a line of bash in `tmp_path`, whose commands are those of `vlmkit`."""
 
     def run(line: str) -> subprocess.CompletedProcess[bytes]:
-        server.start()
-        path = f"{server.bin}{os.pathsep}{environment['PATH']}"
+        forker.start()
+        path = f"{forker.bin}{os.pathsep}{environment['PATH']}"
         return subprocess.run(
             ["bash", "-o", "pipefail", "-c", line], capture_output=True, cwd=tmp_path, env=environment | {"PATH": path}
         )

@@ -216,7 +216,7 @@ class _Transfer:
     def run(self) -> None:
         self._stop.clear()
         if self._part.version is None:
-            self._client.retry(self._first, TRIES)
+            self._client.retry(self._probe, TRIES)
         if self._part.version is None:  # a server without ranges sent all of it
             return
         with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as pool:
@@ -230,7 +230,7 @@ class _Transfer:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _first(self) -> None:
+    def _probe(self) -> None:
         """Ask for one byte. A server without ranges sends all of it, and that is taken."""
         self._part.reset()
         with self._open({"Range": "bytes=0-0"}) as response:
