@@ -18,9 +18,9 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.files import atomic_folder
 from vlmkit.io.terminal import Failures
 from vlmkit.train.config import LitConfig
-from vlmkit.train.contrastive.losses import infonce
-from vlmkit.train.contrastive.retrieval import retrieval
-from vlmkit.train.contrastive.run import rate, train
+from vlmkit.train.contrastive.losses import Objective
+from vlmkit.train.contrastive.model import retrieval
+from vlmkit.train.contrastive.run import lr_lambda, train
 from vlmkit.train.contrastive.sampler import batches, open_sample, read_pictures, read_samples
 
 
@@ -194,19 +194,26 @@ def test_validation_by_fraction(place: Path) -> None:
     assert ids(40)[1] == [id for id in validation if int(id) < 40]
 
 
-def test_infonce_is_open_clips() -> None:
-    from open_clip.loss import ClipLoss
+@pytest.mark.parametrize("loss", ["infonce", "siglip"])
+def test_captions_of_one_picture_do_not_compete(loss: str) -> None:
+    """Each set of captions is contrasted by itself, by open_clip's loss on normalised vectors."""
+    from open_clip.loss import ClipLoss, SigLipLoss
     from torch.nn.functional import normalize
 
-    images, texts = (normalize(torch.randn(7, 5), dim=-1) for _ in range(2))
-    ours = infonce(images, texts[None], torch.tensor(10.0))
-    assert ours.item() == pytest.approx(ClipLoss()(images, texts, torch.tensor(10.0)).item(), abs=1e-6)
-    twice = infonce(images, torch.stack([texts, texts]), torch.tensor(10.0))
-    assert twice.item() == pytest.approx(ours.item(), abs=1e-6), "captions of one picture do not compete"
+    model = torch.nn.Module()
+    model.logit_scale = torch.nn.Parameter(torch.tensor(0.0))
+    objective = Objective(model, loss, from_scratch=True)
+    images, texts, others = torch.randn(7, 5), torch.randn(7, 5), torch.randn(7, 5)
+    vectors = [normalize(some, dim=-1) for some in (images, texts, others)]
+    scale, bias = (1 / 0.07, None) if loss == "infonce" else (10.0, -10.0)
+    expected = [{"infonce": ClipLoss, "siglip": SigLipLoss}[loss]()(vectors[0], v, scale, bias) for v in vectors[1:]]
+    assert objective(images, texts[None]).item() == pytest.approx(expected[0].item(), rel=1e-5)
+    both = objective(images, torch.stack([texts, others]))
+    assert both.item() == pytest.approx(sum(map(float, expected)) / 2, rel=1e-5)
 
 
 def test_rate_rises_then_falls() -> None:
-    shares = [rate(step, 100, 0.1) for step in range(1, 101)]
+    shares = [lr_lambda(step, 100, 0.1) for step in range(1, 101)]
     assert shares[0] == 0.1
     assert shares[9] == 1.0
     assert shares[-1] == pytest.approx(0.0)

@@ -15,7 +15,7 @@ from vlmkit.models.llava.model import Vlm
 from vlmkit.train.config import InstructConfig, PreferConfig
 from vlmkit.train.vlm import run as stage
 from vlmkit.train.vlm import sft as trainer
-from vlmkit.train.vlm.collator import See, pixels_of
+from vlmkit.train.vlm.collator import ReadPixels, pixel_reader
 
 BAD = "pictures/7.png"
 
@@ -35,18 +35,18 @@ def broken(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(options["num_workers"])
         return DataLoader(*arguments, **options)
 
-    def seeing(vlm: Vlm, seed: int) -> See:
-        whole = pixels_of(vlm, seed)
+    def seeing(vlm: Vlm, seed: int) -> ReadPixels:
+        whole = pixel_reader(vlm, seed)
 
         def see(source: Bytes, view: int, mirror: bool) -> Any:
             if str(source).endswith(BAD):
-                raise VlmkitError(f"{source}: truncated", "mend or remove the picture, then train again")
+                raise VlmkitError(f"{source}: truncated", "fix or remove the picture, then train again")
             return whole(source, view, mirror)
 
         return see
 
     monkeypatch.setattr(trainer, "DataLoader", loader)
-    monkeypatch.setattr(stage, "pixels_of", seeing)
+    monkeypatch.setattr(stage, "pixel_reader", seeing)
     return asked
 
 
@@ -70,6 +70,6 @@ def test_it_is_named(data: Path, broken: list[int], tmp_path: Path, kind: str, n
     with Failures() as failures, pytest.raises(VlmkitError) as caught:
         stage.train(config, lambda _: None, failures, note=lambda _: None, quiet=True)
     line = str(caught.value)
-    assert line == f"{data}/{BAD}: truncated: mend or remove the picture, then train again"
+    assert line == f"{data}/{BAD}: truncated: fix or remove the picture, then train again"
     assert broken and set(broken) == {1}
     assert not (tmp_path / "out" / "model.safetensors").exists()

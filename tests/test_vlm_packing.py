@@ -20,10 +20,9 @@ from vlmkit.models.llava.model import Vlm, build
 from vlmkit.train.data.samples import Dialogue, Turn
 from vlmkit.train.vlm.collator import Group, collate
 from vlmkit.train.vlm.dpo import pairs
-from vlmkit.train.vlm.loss import Learner, sees
+from vlmkit.train.vlm.loss import PackedLossModel, packed_attention_mask
 from vlmkit.train.vlm.packing import Packer
-from vlmkit.train.vlm.run import fit
-from vlmkit.train.vlm.tokenize import Chat, Plain, Sequence
+from vlmkit.train.vlm.tokenize import Chat, Plain, TokenizedSample
 
 IMAGE = 9
 PICTURES = [Image.new("RGB", (40, 30), color) for color in COLORS]
@@ -117,21 +116,21 @@ def test_packed_logits_are_those_of_the_model_itself(
     batch = collate(packer, [(group, pixels(vlm, group.pictures)) for group in groups])
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
     with torch.no_grad():
-        packed = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
+        packed = vlm.model.lm_head(PackedLossModel(vlm.model).eval().hidden(**inputs))
     spoken = {group[0].id: group for group in DIALOGUES}
     expected, labels = [], []
     for group in groups:
-        for dialogue, sequence in zip(spoken[group.name], group.sequences, strict=True):
-            whole = packer.whole(sequence)
-            expected.append(one_by_one(vlm, dialogue, whole.learned))
-            labels += whole.ids[whole.learned].tolist()
+        for dialogue, sequence in zip(spoken[group.name], group.samples, strict=True):
+            whole = packer.expand_image_tokens(sequence)
+            expected.append(one_by_one(vlm, dialogue, whole.loss_mask))
+            labels += whole.input_ids[whole.loss_mask].tolist()
     exact = torch.cat(expected)
     assert len(packed) == len(exact)
     if length == 2000:
-        assert len(batch["ids"]) == 1 and batch["labels"].tolist() == labels
+        assert len(batch["input_ids"]) == 1 and batch["labels"].tolist() == labels
         assert torch.allclose(packed, exact, atol=1e-5, rtol=0)
         return
-    assert len(batch["ids"]) > 2, "several rows, in another order"
+    assert len(batch["input_ids"]) > 2, "several rows, in another order"
     left = list(range(len(exact)))
     for row, label in zip(packed, batch["labels"].tolist(), strict=True):
         found = next(i for i in left if labels[i] == label and torch.allclose(exact[i], row, atol=1e-5, rtol=0))
@@ -182,7 +181,7 @@ def test_replies_and_their_end_are_learned_and_nothing_else(
     turns = Turn("<image>what?", "a cat"), Turn("why?", "so")
     sequence = Chat(vlm)(Dialogue("x", (0,), turns, "be brief" if llm == "llama" else ""))
     expected = [(token, learned) for text, learned in parts for token in spelled(vlm, text)]
-    assert list(zip(sequence.ids.tolist(), sequence.learned.tolist(), strict=True)) == expected
+    assert list(zip(sequence.input_ids.tolist(), sequence.loss_mask.tolist(), strict=True)) == expected
 
 
 def test_a_template_without_an_end_gets_one(towers: Path) -> None:
@@ -191,19 +190,22 @@ def test_a_template_without_an_end_gets_one(towers: Path) -> None:
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     )
     sequence = Chat(vlm)(Dialogue("x", (), (Turn("hi", "hello"),)))
-    assert sequence.ids[sequence.learned].tolist() == [*spelled(vlm, "assistant: hello"), vlm.model.config.eos_token_id]
+    assert sequence.input_ids[sequence.loss_mask].tolist() == [
+        *spelled(vlm, "assistant: hello"),
+        vlm.model.config.eos_token_id,
+    ]
 
 
 def test_captions_follow_their_picture(towers: Path) -> None:
     vlm = make(towers)
     caption = Dialogue("x", (0,), (Turn("<image>", "a cat"),))
     sequence = Plain(vlm)(caption)
-    assert sequence.ids.tolist() == spelled(vlm, "<image>a cat<|im_end|>")
-    assert sequence.learned.tolist() == [False, *[True] * 6]
+    assert sequence.input_ids.tolist() == spelled(vlm, "<image>a cat<|im_end|>")
+    assert sequence.loss_mask.tolist() == [False, *[True] * 6]
     tokenizer = vlm.processor.tokenizer
     begins = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
     tokenizer.backend_tokenizer.post_processor = begins  # as that of Llama 2 does
-    assert Plain(vlm)(caption).ids.tolist() == spelled(vlm, "<s><image>a cat<|im_end|>")
+    assert Plain(vlm)(caption).input_ids.tolist() == spelled(vlm, "<s><image>a cat<|im_end|>")
 
 
 def test_a_template_that_rewrites_or_lacks_is_refused(towers: Path) -> None:
@@ -219,13 +221,13 @@ def test_what_is_cut(towers: Path) -> None:
     vlm = make(towers)
     packer = packer_of(vlm, 100)
     sequence = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))  # 16 + 6 tokens
-    assert packer.size(sequence) == 22 == len(packer.whole(sequence).ids)
-    assert fit(sequence, packer, 22) is sequence
-    shorter = fit(sequence, packer, 18)
-    assert shorter and packer.size(shorter) == 18 and shorter.learned.sum() == 2
-    assert fit(sequence, packer, 16) is None, "nothing would be learned"
+    assert packer.size(sequence) == 22 == len(packer.expand_image_tokens(sequence).input_ids)
+    assert packer.truncate(sequence, 22) is sequence
+    shorter = packer.truncate(sequence, 18)
+    assert shorter and packer.size(shorter) == 18 and shorter.loss_mask.sum() == 2
+    assert packer.truncate(sequence, 16) is None, "nothing would be learned"
     late = Chat(vlm)(Dialogue("x", (0,), (Turn("hi", "hello"), Turn("<image>?", "a cat"))))
-    assert fit(late, packer, packer.size(late) // 2) is None, "its image tokens would be cut"
+    assert packer.truncate(late, packer.size(late) // 2) is None, "its image tokens would be cut"
 
 
 def test_connectors_that_read_learn_from_captions_without_a_prompt(towers: Path) -> None:
@@ -235,10 +237,10 @@ def test_connectors_that_read_learn_from_captions_without_a_prompt(towers: Path)
     packer = packer_of(vlm, 100)
     batch = collate(packer, [(Group("x", (0,), [sequence], False), pixels(vlm, (0,)))])
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
-    whole = packer.whole(sequence)
+    whole = packer.expand_image_tokens(sequence)
     with torch.no_grad():
-        packed = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
-        prompt = torch.from_numpy(whole.ids[~whole.learned][None].astype(np.int64))
+        packed = vlm.model.lm_head(PackedLossModel(vlm.model).eval().hidden(**inputs))
+        prompt = torch.from_numpy(whole.input_ids[~whole.loss_mask][None].astype(np.int64))
         exact = vlm.model(input_ids=prompt, pixel_values=torch.stack(pixels(vlm, (0,)))).logits[0, -1]
     assert torch.isfinite(exact).all() and torch.allclose(packed[0], exact, atol=1e-5, rtol=0)
 
@@ -261,14 +263,14 @@ def test_preferences_have_the_same_logits(towers: Path, connector: str) -> None:
     assert batch.pop("tokens") == sum(packer.size(s) for s in (chosen, rejected, *other))
     with torch.no_grad():
         logits = vlm.model(**batch).logits[:, :-1][learned[:, 1:]]
-        expected = vlm.model.lm_head(Learner(vlm.model).eval().hidden(**inputs))
-    counts = [s.learned.sum() for s in (chosen, other[0], rejected, other[1])]
+        expected = vlm.model.lm_head(PackedLossModel(vlm.model).eval().hidden(**inputs))
+    counts = [s.loss_mask.sum() for s in (chosen, other[0], rejected, other[1])]
     a, b, c, d = logits.split(counts)
     assert torch.allclose(torch.cat([a, c, b, d]), expected, atol=1e-5, rtol=0)
 
 
 @some.composite
-def groups(draw: some.DrawFn) -> list[tuple[list[Sequence], list[int]]]:
+def groups(draw: some.DrawFn) -> list[tuple[list[TokenizedSample], list[int]]]:
     """Groups of sequences that begin alike; the first token is never learned, image tokens never."""
     found, pictures = [], 0
     for _ in range(draw(some.integers(1, 4))):
@@ -279,7 +281,7 @@ def groups(draw: some.DrawFn) -> list[tuple[list[Sequence], list[int]]]:
             rest = draw(some.lists(some.tuples(some.integers(1, 4), some.booleans()), min_size=1, max_size=5))
             ids = [5, *(t for t in prefix if t != IMAGE), *[IMAGE] * images, *(token for token, _ in rest), 7]
             learned = [*[False] * (len(ids) - len(rest) - 1), *(is_learned for _, is_learned in rest), True]
-            sequences.append(Sequence(np.array(ids, np.int32), np.array(learned)))
+            sequences.append(TokenizedSample(np.array(ids, np.int32), np.array(learned)))
         found.append((sequences, list(range(pictures, pictures + images))))
         pictures += images
     return found
@@ -287,27 +289,27 @@ def groups(draw: some.DrawFn) -> list[tuple[list[Sequence], list[int]]]:
 
 @given(groups(), some.integers(8, 60), some.booleans())
 def test_each_learned_token_sees_its_own_past_alone(
-    drawn: list[tuple[list[Sequence], list[int]]], length: int, share: bool
+    drawn: list[tuple[list[TokenizedSample], list[int]]], length: int, share: bool
 ) -> None:
     packer = Packer(IMAGE, 3, 0, length, share)
     rows = packer.pack(drawn)
-    visible = sees(torch.from_numpy(rows.unit), torch.from_numpy(rows.branch)).numpy()
-    shown = np.full(rows.ids.shape, -1)
-    shown[rows.ids == IMAGE] = np.repeat(rows.pictures, 3)
+    visible = packed_attention_mask(torch.from_numpy(rows.segment_ids), torch.from_numpy(rows.branch_ids)).numpy()
+    shown = np.full(rows.input_ids.shape, -1)
+    shown[rows.input_ids == IMAGE] = np.repeat(rows.pictures, 3)
     seen = []
-    for place, label in zip(rows.places, rows.labels, strict=True):
-        r, column = divmod(int(place), rows.ids.shape[1])
+    for place, label in zip(rows.label_positions, rows.labels, strict=True):
+        r, column = divmod(int(place), rows.input_ids.shape[1])
         past = np.flatnonzero(visible[r, column])
-        past = past[np.argsort(rows.position[r, past])]
-        assert rows.position[r, past].tolist() == list(range(len(past)))
-        seen.append((*zip(rows.ids[r, past].tolist(), shown[r, past].tolist(), strict=True), int(label)))
+        past = past[np.argsort(rows.position_ids[r, past])]
+        assert rows.position_ids[r, past].tolist() == list(range(len(past)))
+        seen.append((*zip(rows.input_ids[r, past].tolist(), shown[r, past].tolist(), strict=True), int(label)))
     expected = []
     for sequences, pictures in drawn:
-        for whole in map(packer.whole, sequences):
-            pair = np.full(len(whole.ids), -1)
-            pair[whole.ids == IMAGE] = np.repeat(pictures, 3)
-            past = [*zip(whole.ids.tolist(), pair.tolist(), strict=True)]
-            expected += [(*past[:at], int(whole.ids[at])) for at in np.flatnonzero(whole.learned)]
+        for whole in map(packer.expand_image_tokens, sequences):
+            pair = np.full(len(whole.input_ids), -1)
+            pair[whole.input_ids == IMAGE] = np.repeat(pictures, 3)
+            past = [*zip(whole.input_ids.tolist(), pair.tolist(), strict=True)]
+            expected += [(*past[:at], int(whole.input_ids[at])) for at in np.flatnonzero(whole.loss_mask)]
     assert sorted(seen, key=str) == sorted(expected, key=str)
 
 
@@ -332,8 +334,8 @@ def test_dropout_reaches_each_block_and_only_in_training(towers: Path) -> None:
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
     changed: list[str] = []
     with torch.no_grad():
-        plain = Learner(vlm.model).eval().hidden(**inputs)
-        learner = Learner(vlm.model, 0.5)
+        plain = PackedLossModel(vlm.model).eval().hidden(**inputs)
+        learner = PackedLossModel(vlm.model, 0.5)
         assert torch.equal(learner.eval().hidden(**inputs), plain)
         for name, block in vlm.model.model.language_model.named_modules():
             if name.endswith((".self_attn", ".mlp")):

@@ -99,7 +99,7 @@ def test_full_disk_keeps_the_last_checkpoint(data: Path, start: Start, tmp_path:
     assert told.startswith("vlmkit: the checkpoint of step ") and told.endswith(": free some space, then use --resume")
     names = sorted(path.name for path in (tmp_path / "full/out/checkpoints").iterdir())
     kept = [name for name in names if name.startswith("checkpoint-")]
-    assert kept and f"{kept[-1]} is whole" in told and names == [*kept, "train.toml"]
+    assert kept and f"{kept[-1]} is complete" in told and names == [*kept, "train.toml"]
     start(tmp_path / "full", *line, "--resume").done()
     start(tmp_path / "whole", *line).done()
     assert made(tmp_path / "full/out") == made(tmp_path / "whole/out")
@@ -131,7 +131,7 @@ def test_early_stop_and_best_checkpoint(data: Path, start: Start, tmp_path: Path
     from safetensors.torch import load_file
 
     model = load_file(tmp_path / "out/model.safetensors")
-    weights = load_file(tmp_path / f"out/checkpoints/checkpoint-{best}/trained.safetensors")
+    weights = load_file(tmp_path / f"out/checkpoints/checkpoint-{best}/model.safetensors")
     assert weights.keys() < model.keys() and all((model[name] == value).all() for name, value in weights.items())
     assert f"least validation loss {validated[best]:.4f}" in (tmp_path / "out/README.md").read_text()
     expected = made(tmp_path / "out")

@@ -11,7 +11,7 @@ from vlm_data import clip, llama
 from vlmkit.io.sources import Bytes, open_source
 from vlmkit.models.llava.connectors import tower_features
 from vlmkit.models.llava.model import Vlm, build
-from vlmkit.train.vlm.collator import Draw, Features, Feed, Group, pixels_of
+from vlmkit.train.vlm.collator import CachedFeatures, Group, GroupDataset, SampleRef, pixel_reader
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def source(vlm: Vlm, tmp_path: Path) -> Bytes:
 
 
 def test_the_picture_its_mirror_image_and_crops(vlm: Vlm, source: Bytes, tmp_path: Path) -> None:
-    see = pixels_of(vlm, seed=3)
+    see = pixel_reader(vlm, seed=3)
     picture = Image.open(tmp_path / "a.png").convert("RGB")
     for view, shown in enumerate((picture, ImageOps.mirror(picture))):
         expected = vlm.processor.image_processor(shown, return_tensors="pt")["pixel_values"][0]
@@ -37,13 +37,13 @@ def test_the_picture_its_mirror_image_and_crops(vlm: Vlm, source: Bytes, tmp_pat
     seen = [see(source, view, True) for view in range(6)]
     assert all(not torch.equal(a, b) for n, a in enumerate(seen) for b in seen[:n])
     assert all(torch.equal(a, see(source, view, True)) for view, a in enumerate(seen)), "a view is always the same"
-    assert not torch.equal(pixels_of(vlm, seed=4)(source, 2, True), seen[2])
+    assert not torch.equal(pixel_reader(vlm, seed=4)(source, 2, True), seen[2])
     assert torch.equal(see(source, 0, False), seen[0]) and not torch.equal(see(source, 1, False), seen[1])
 
 
 def test_kept_features_are_those_of_the_views(vlm: Vlm, source: Bytes, tmp_path: Path) -> None:
-    see, group = pixels_of(vlm, seed=3), Group("a", (source,), [], True)
-    kept = Features(vlm, [(group, 4), (Group("b", (source,), [], False), 2)], 3, tmp_path, 1)
+    see, group = pixel_reader(vlm, seed=3), Group("a", (source,), [], True)
+    kept = CachedFeatures(vlm, [(group, 4), (Group("b", (source,), [], False), 2)], 3, tmp_path, 1)
     for view, mirror in [*((view, True) for view in range(4)), (0, False), (1, False)]:
         with torch.inference_mode():
             (expected,) = tower_features(vlm.model.model, see(source, view, mirror)[None])
@@ -59,11 +59,11 @@ def test_epochs_see_all_views_and_validation_the_picture(source: Bytes) -> None:
         return torch.zeros(1)
 
     groups = [Group("a", (source, source), [], True)]
-    drawn = [Feed(groups, see, 4, 0)[Draw(0, epoch)] for epoch in range(40)]
+    drawn = [GroupDataset(groups, see, 4, 0).read(SampleRef(0, epoch)) for epoch in range(40)]
     assert len(drawn) == 40 and set(seen) == {0, 1, 2, 3}
     assert seen[::2] == seen[1::2], "pictures of one sample in the same view"
     again = seen.copy()
     seen.clear()
-    assert [Feed(groups, see, 4, 0)[Draw(0, epoch)] for epoch in range(40)] and seen == again
+    assert [GroupDataset(groups, see, 4, 0).read(SampleRef(0, epoch)) for epoch in range(40)] and seen == again
     seen.clear()
-    assert Feed(groups, see, 1, 0)[Draw(0, 7)] and set(seen) == {0}
+    assert GroupDataset(groups, see, 1, 0).read(SampleRef(0, 7)) and set(seen) == {0}

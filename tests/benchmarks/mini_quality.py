@@ -95,7 +95,7 @@ def flickr_recall(model: Mini, shard: Path) -> dict[str, float]:
     import torch
 
     from vlmkit.recipes.mini.train_embedder import vectors
-    from vlmkit.train.contrastive.retrieval import retrieval
+    from vlmkit.train.contrastive.model import retrieval
     from vlmkit.train.contrastive.sampler import read_samples
 
     return retrieval(*map(torch.from_numpy, vectors(model, read_samples([str(shard)]))))

@@ -1,89 +1,116 @@
-"""What the processes of torchrun tell each other; one process alone tells itself.
-
-The same bytes from the same run, on a CPU of several cores.
-
-Several processes of one run, as torchrun starts them: the first one speaks for all.
-"""
+"""The processes of one run, as torchrun starts them, and what makes a run repeatable."""
 
 import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import pad
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import AlreadyReported
 
-
-@contextmanager
-def processes(device: str) -> Iterator[None]:
-    """Join the other processes, if torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield
-        return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    yield  # after an error the others would be waited for in vain
-    dist.destroy_process_group()
+T = TypeVar("T")
 
 
-def shares(ours: int) -> list[int]:
-    """How many each process has."""
-    found: list[int | None] = [ours] * world()
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_processes(device: str) -> None:
+    """Connect the processes of torchrun, and wait until all are there."""
+    if world() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")
+        wait()
+
+
+def leave_processes() -> None:
+    """Disconnect: left to the exit of Python, the threads of the connection may abort the process."""
     if dist.is_initialized():
-        dist.all_gather_object(found, ours)
-    return [size or 0 for size in found]
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Return once all processes have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather_sizes(size: int) -> list[int]:
+    """The `size` of each process."""
+    found: list[int] = [size] * world()
+    if dist.is_initialized():
+        dist.all_gather_object(found, size)
+    return found
 
 
 def all_gather(x: Tensor, dim: int, sizes: list[int]) -> Tensor:
-    """`x` of all processes, of which each has `sizes[rank]` along `dim`, one after the other."""
+    """Join the `x` of all processes along `dim`, where process r has `sizes[r]` rows. Without gradients."""
     if len(sizes) == 1:
         return x
-    x = x.movedim(dim, 0)
-    padded = pad(x, (0, 0) * (x.ndim - 1) + (0, max(sizes) - len(x)))
-    found = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(found, padded.contiguous())
-    return torch.cat([some[:size] for some, size in zip(found, sizes, strict=True)]).movedim(0, dim)
+    shape = list(x.shape)
+    shape[dim] = sum(sizes)
+    joined = x.new_zeros(shape)
+    joined.narrow(dim, sum(sizes[: rank()]), sizes[rank()]).copy_(x)
+    dist.all_reduce(joined)
+    return joined
 
 
-def all_reduce(gradients: list[Tensor]) -> None:
-    """Sum each of `gradients` over all processes, in place."""
-    if world() == 1 or not gradients:
+def all_reduce(tensors: list[Tensor]) -> None:
+    """Sum each of `tensors` over all processes, in place."""
+    if world() == 1 or not tensors:
         return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
-def spread(tensors: list[Tensor]) -> None:
+def broadcast(tensors: list[Tensor]) -> None:
     """Overwrite `tensors` by those of the first process."""
-    if world() > 1:
+    if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def agreed(found: dict[str, float]) -> dict[str, float]:
-    """What the first process found."""
-    told = [found]
-    if world() > 1:
-        dist.broadcast_object_list(told)
-    return told[0]
+def broadcast_object(value: T) -> T:
+    """The `value` of the first process."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
-@contextmanager
+@contextlib.contextmanager
+def rank_zero_only() -> Iterator[None]:
+    """Let the first process alone write to standard error, and report the error that all of them meet."""
+    if rank() == 0:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    except VlmkitError:
+        raise AlreadyReported from None
+
+
+@contextlib.contextmanager
 def deterministic(device: str) -> Iterator[None]:
-    """Gradients of rows that are picked twice (`x[rows]`) add up in one order, not in that in which threads come.
+    """Add up the gradients of rows that are picked twice (`x[rows]`) in one order, not as threads finish.
 
-    On a CPU alone: on CUDA such gradients are sorted first, and in this mode other operations are refused.
+    On a CPU alone: CUDA sorts such gradients first, and in this mode refuses other operations.
     """
-    memory: Any = torch.utils.deterministic  # its types do not know its property
+    memory: Any = torch.utils.deterministic  # its types lack its property
     before, filled = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     if device == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -93,26 +120,3 @@ def deterministic(device: str) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         memory.fill_uninitialized_memory = filled
-
-
-def rank() -> int:
-    """Which of the processes this is, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world() -> int:
-    """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextlib.contextmanager
-def rank_zero_only() -> Iterator[None]:
-    """For what all processes do alike: what the others have to say, their errors too, the first one says."""
-    if rank() == 0:
-        yield
-        return
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            yield
-    except VlmkitError:
-        raise AlreadyReported from None

@@ -14,8 +14,8 @@ from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.run import opened, plan, steps_of
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.distributed import world
-from vlmkit.train.vlm.collator import Draw, Feed, collate
-from vlmkit.train.vlm.lora import adapted, freeze
+from vlmkit.train.vlm.collator import GroupDataset, collate
+from vlmkit.train.vlm.lora import add_adapters, freeze
 from vlmkit.train.vlm.run import prepare
 
 TRIAL = 8  # pictures that contrastive training is tried on
@@ -53,10 +53,10 @@ def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> 
         return x
 
     with opened(small, replace(made, config=small, training=some, validation=None), steps) as learner:
-        objective = Objective(learner.model, config.loss, learner.fresh)
+        objective = Objective(learner.model, config.loss, learner.from_scratch)
         parameters = _parameters(learner.model)
         learner.train()
-        _, parts = next(learner.load([replace(batch, step=steps) for batch in made.batches(1)]))
+        parts = next(learner.load([replace(batch, step=steps) for batch in made.batches(1)]))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             full_batch_gradient(learner.embed, parts, objective, [])
         start = time.perf_counter()
@@ -81,17 +81,16 @@ def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> 
 
 def _vlm(config: VlmConfig, failures: Failures, quiet: bool) -> dict[str, Any]:
     """By the operations that the tokens of some batch need, and the speed of the machine."""
-    prepared = prepare(config, failures, quiet)
-    freeze(prepared.vlm, config)
-    if config.lora:
-        adapted(prepared.vlm.model, config)
+    with prepare(config, failures, quiet) as prepared:
+        freeze(prepared.vlm, config)
+        add_adapters(prepared.vlm.model, config)
     model: Any = prepared.vlm.model
     parameters = _parameters(model)
-    draws = prepared.draws[: min(config.batch_size // config.accumulate, 64)]
+    refs = prepared.refs[: min(config.batch_size // config.accumulate, 64)]
     blank = torch.zeros(3, prepared.vlm.vision.image_size, prepared.vlm.vision.image_size)
-    feed = Feed(prepared.training, lambda *_: blank, 1, 0)
-    batch = collate(prepared.packer, [feed[Draw(*draw)] for draw in draws])
-    scale = config.batch_size / len(draws)
+    groups = GroupDataset(prepared.training, lambda *_: blank, 1, 0)
+    batch = collate(prepared.packer, [groups.read(ref) for ref in refs])
+    scale = config.batch_size / len(refs)
     tokens = batch["tokens"] * scale
     text = model.config.text_config
     width = 1 if config.device == "cuda" else 2  # float32 where there is no bfloat16
@@ -103,14 +102,14 @@ def _vlm(config: VlmConfig, failures: Failures, quiet: bool) -> dict[str, Any]:
     memory += sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
     language = sum(p.numel() for p in model.model.language_model.parameters())
     tower = sum(p.numel() for p in model.model.vision_tower.parameters())
-    pictures = 0 if batch["seen"] is None else len(batch["seen"]) * scale
+    pictures = 0 if batch["pixel_values"] is None else len(batch["pixel_values"]) * scale
     # Forward and backward through the language model, weights' gradients where they are trained; the tower forward.
     flops = tokens * (4 * language + 2 * parameters["trainable_parameters"])
     flops += 2 * pictures * prepared.vlm.image_tokens * tower
     return {
         "stage": config.stage,
         **parameters,
-        "samples": sum(len(group.sequences) for group in prepared.training),
+        "samples": sum(len(group.samples) for group in prepared.training),
         "steps": prepared.steps,
         "tokens_per_step": round(tokens),
         "memory_gb": float(f"{memory / 2**30:.3g}"),

@@ -4,7 +4,6 @@ from typing import Any
 
 from vlmkit import __version__
 from vlmkit.models.llava.model import Vlm
-from vlmkit.train.checkpoints import State
 from vlmkit.train.config import ContrastiveConfig, TrainConfig, VlmConfig
 from vlmkit.train.data.report import Counts
 
@@ -30,19 +29,18 @@ All settings stand in `train.toml`; `vlmkit train {stage} --config train.toml -o
 """
 
 
-def contrastive_card(config: ContrastiveConfig, table: list[Counts], state: State) -> str:
-    """The card of a dual encoder, with the retrieval before the first step and of the weights that are kept."""
-    kept = state.best_step if config.best and state.best_step else state.step
+def contrastive_card(config: ContrastiveConfig, table: list[Counts], history: list[dict[str, Any]], kept: int) -> str:
+    """The card of a dual encoder, with the retrieval before the first step and of the weights of the step `kept`."""
     results = [
         f"validation at step {entry['step']}: R@1 {entry['text_to_image_r1']:.3f} text to image, "
         f"{entry['image_to_text_r1']:.3f} image to text, mean recall {entry['mean_recall']:.3f}, gap {entry['gap']:.3f}"
-        for entry in state.history
+        for entry in history
         if "mean_recall" in entry and entry["step"] in (0, kept)
     ]
     data = [f"{row.name}: {row.kept} rows of {row.read}" for row in table]
     how = f", from {config.start or f'{config.vision} and {config.text}'}; `vlmkit embed -m DIR` opens it."
     front = "pipeline_tag: zero-shot-image-classification\ntags: [vlmkit, clip]"
-    return _card(config, front, how, data, state.history, results)
+    return _card(config, front, how, data, history, results)
 
 
 def vlm_card(vlm: Vlm, config: VlmConfig, history: list[dict[str, Any]]) -> str:

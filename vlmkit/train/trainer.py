@@ -1,109 +1,100 @@
-"""What a run tells: one JSON object a logged step.
-
-The losses of a run as a picture.
-
-`--report-to`: the same figures that are logged, to a service or a folder for looking at curves.
-
-What a transformers `Trainer` lacks for runs that may be killed at any moment: see `CheckpointedTrainer`.
-"""
+"""The trainer of all four stages: transformers' `Trainer` by its public hooks, for runs that may be killed any time."""
 
 import math
 import resource
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
-from transformers.trainer_utils import IntervalStrategy
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.checkpoints import PARTIAL, checkpoint_of, drop_old, staged
-from vlmkit.train.config import TRACKERS
-from vlmkit.train.distributed import rank
+from vlmkit.train.checkpoints import (
+    PARTIAL,
+    checkpoint_of,
+    commit_checkpoint,
+    drop_old_checkpoints,
+    explain_full_disk,
+    load_trained,
+    save_trained,
+    trained_parameters,
+)
+from vlmkit.train.distributed import rank, wait, world
 
 Log = Callable[[dict[str, Any]], None]
 
 
-def memory_gb() -> float:
-    """The most memory used so far, on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def save_steps(config: Any, steps: int) -> int:
+    """Steps between two checkpoints of a run of `steps`: a tenth of it unless set."""
+    return config.save_steps or max(1, -(-steps // 10))
 
 
-def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
-    """Draw the training loss, and the validation loss if there is one, over the steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    for key, label in (("loss", "training"), ("eval_loss", "validation")):
-        points = sorted({entry["step"]: entry[key] for entry in history if key in entry}.items())
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
-
-
-def reporter(where: str | None, folder: Path) -> Log:
-    """What takes each logged object, of the run in the folder above `folder`; nothing is done with `where` None.
-
-    Raises VlmkitError for what is not there.
-    """
-    if where is None:
-        return lambda figures: None
-    if where not in TRACKERS:
-        raise VlmkitError(f"unknown --report-to {where}", f"use {' or '.join(TRACKERS)}")
-    from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    PartialState()
-    kind: Any = LOGGER_TYPE_TO_CLASS[where]
-    arguments = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
-    name = folder.parent.name
-    try:
-        tracker = kind(name, **arguments)
-        tracker.start()
-    except ImportError as error:
-        raise VlmkitError(f"the package {error.name or where} is not installed", f"pip install {where}") from None
-
-    def report(figures: dict[str, Any]) -> None:
-        tracker.log({key: value for key, value in figures.items() if key != "step"}, step=figures["step"])
-
-    return report
+def training_arguments(config: Any, folder: Path, steps: int) -> dict[str, Any]:
+    """What all stages set of transformers' TrainingArguments; checkpoints go to `folder`. `steps` make one epoch."""
+    return {
+        "output_dir": str(folder / PARTIAL),
+        "num_train_epochs": 1,
+        "max_grad_norm": config.clip,
+        "logging_steps": config.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_steps": save_steps(config, steps),
+        "report_to": "none",
+        "seed": config.seed,
+        "use_cpu": config.device == "cpu",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "log_level_replica": "error",
+        "remove_unused_columns": False,
+    }
 
 
-WEIGHTS = "trained.safetensors"
+def parameter_groups(model: nn.Module, rate_of: Callable[[str], Any], weight_decay: float) -> list[dict[str, Any]]:
+    """The trained parameters of `model` by the rate of their names; no decay for biases, norms and scalars."""
+    groups: dict[tuple[Any, float], list[Tensor]] = {}
+    for name, parameter in trained_parameters(model).items():
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate_of(name), decay), []).append(parameter)
+    return [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()]
+
+
+def checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch, if it could be read; if not, it has its `error` in it. Raises VlmkitError."""
+    if "error" in batch:
+        raise batch["error"]
+    return batch
 
 
 class CheckpointedTrainer(Trainer):
     """A `Trainer` whose checkpoints are complete or absent and whose log is one JSON object a step.
 
     A checkpoint holds what is trained, and is loaded strictly: `Trainer` itself loads with strict=False, and so loses
-    a LLaVA's projector (transformers issues 43701, 48805). A loss that is not finite stops the run and names the batch.
+    a LLaVA's projector (transformers issues 43701, 48805). A loss that is not finite stops the run and names the
+    samples of the batch. Validation comes with each checkpoint; the best one is kept.
     """
 
     model: nn.Module
+    judged = "eval_loss"  # the metric of a validation that decides which one is the best
+    higher_is_better = False
+    keep_best = True  # whether the best weights are the result, not the last
+    validates_first = False  # before the first step
 
-    def __init__(self, *args: Any, emit: Log, keep: int, patience: int | None, **rest: Any) -> None:
-        super().__init__(*args, **rest)
-        self.remove_callback(PrinterCallback)
-        self.add_callback(_LastStep())
-        self.emit, self.keep, self.patience = emit, keep, patience
-        self.folder = Path(self.args.output_dir or ".")
-        self.seen = {"tokens": 0, "samples": 0}
+    def __init__(self, *args: Any, config: Any, validates: bool, emit: Log, **rest: Any) -> None:
+        """`emit` gets each logged object, in the first process."""
+        self.config, self.validates, self.emit = config, validates, emit
+        self.counts: dict[str, float] = {}  # what was trained on since the last logged step
         self.since = time.perf_counter()
+        self.saving: str | None = None  # the checkpoint that is being written
+        super().__init__(*args, **rest)
+        self.folder = Path(self.args.output_dir or ".").parent
+        self.remove_callback(PrinterCallback)
 
     @property
     def core(self) -> nn.Module:
@@ -112,137 +103,145 @@ class CheckpointedTrainer(Trainer):
 
     @property
     def epoch(self) -> int:
-        """The time through the data that the last step was in, from 1."""
-        return math.ceil(self.state.epoch or 0)
+        """The pass through the data that the last step was in, from 1. To `Trainer` the whole run is one epoch."""
+        raise NotImplementedError
 
-    def watch(self, loss: Tensor, names: tuple[str, ...], tokens: int) -> None:
+    def validates_at(self, step: int) -> bool:
+        """Whether a validation follows this step."""
+        return step % self.args.save_steps == 0 or step == self.state.max_steps
+
+    def extra_metrics(self) -> dict[str, float]:
+        """More of the last step to log."""
+        return {}
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of a step, and what their losses are divided by. Raises VlmkitError if one is damaged."""
+        batches = [checked(batch) for batch in islice(epoch_iterator, num_batches)]
+        return batches, self.items(batches, device)
+
+    def items(self, batches: list[Any], device: torch.device) -> Tensor | None:
+        """What the losses of a step are divided by; None: each is a mean already."""
+        return None
+
+    def watch(self, loss: Tensor, names: Sequence[str], **counts: float) -> None:
         """Count a micro-batch. Raises VlmkitError if its loss is not finite."""
         if not math.isfinite(value := float(loss.detach())):
             where = f"step {self.state.global_step + 1}" + (f", process {rank()}" if rank() else "")
             what = f"the loss is {value} at {where}, samples {', '.join(names)}"
             raise VlmkitError(what, "try a lower rate, in a new folder")
-        self.seen["tokens"] += tokens
-        self.seen["samples"] += len(names)
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """One JSON object: step, epoch, loss, lr, grad_norm and the rates since the one before."""
+        """Emit one JSON object: step, loss, lr, grad_norm, epoch, and what was done a second since the last one."""
+        if "train_runtime" in logs:
+            return
+        if "loss" in logs:
+            logs |= self.extra_metrics()
         super().log(logs, start_time)
         record: dict[str, Any] = {"step": self.state.global_step}
-        record |= {_shown(name): value for name, value in logs.items()} | {"epoch": self.epoch}
+        record |= {_logged_name(name): value for name, value in logs.items()} | {"epoch": self.epoch}
+        now = time.perf_counter()
         if "loss" in logs:
-            seconds = max(time.perf_counter() - self.since, 1e-9)
-            world = self.args.world_size
-            record |= {f"{name}_per_s": round(count * world / seconds, 1) for name, count in self.seen.items()}
-            record["memory_gb"] = round(memory_gb(), 3)
-            self.seen, self.since = {"tokens": 0, "samples": 0}, time.perf_counter()
-        if "train_runtime" not in record and self.is_world_process_zero():
+            seconds = max(now - self.since, 1e-9)
+            record |= {f"{name}_per_s": round(count * world() / seconds, 1) for name, count in self.counts.items()}
+            record["memory_gb"] = round(peak_memory_gb(), 3)
+        self.counts, self.since = {}, now
+        if self.is_world_process_zero():
             self.emit(record)
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        better = super()._determine_best_metric(metrics, trial)
-        self.control.should_save |= better
-        self.control.should_training_stop |= self._stops(self.state)
-        return better
+    def run(self, checkpoint: Path | None, on_step: Callable[[int], None]) -> None:
+        """Train, from `checkpoint` on if there is one; a run that had stopped early goes no further.
 
-    def _stops(self, state: TrainerState) -> bool:
-        """Whether the validation loss has not improved for `patience` validations."""
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if self.patience is None or not losses:
-            return False
-        return len(losses) - 1 - losses.index(min(losses)) >= self.patience
-
-    def run(self, checkpoint: Path | None) -> None:
-        """Train, from `checkpoint` on if there is one, and go back to the weights with the least validation loss.
-
-        A run that had stopped early is not gone on with.
+        `on_step` gets the number of steps that are done. Raises VlmkitError where the disk is full.
         """
+        self.add_callback(_Hooks(self, checkpoint, on_step))
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint else None
-        if state and checkpoint and self._stops(state):
-            self.state = state
-            load_trained(self.core, checkpoint)
-        else:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if self.state.best_global_step:
-            load_trained(self.core, self.chosen)
+        try:
+            if state and self.is_over(state):
+                self.state = state
+            else:
+                with explain_full_disk(lambda: self.saving, self.folder):
+                    self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether as many validations as --early-stop says were no better than one before them."""
+        found = self._judged(state)
+        return bool(found and self.config.patience) and len(found) - 1 - found.index(max(found)) >= self.config.patience
+
+    def _judged(self, state: TrainerState) -> list[tuple[float, int]]:
+        """(metric, the higher the better; minus its step) of each validation after the first step."""
+        sign = 1 if self.higher_is_better else -1
+        entries = [entry for entry in state.log_history if self.judged in entry and entry["step"]]
+        return [(sign * entry[self.judged], -int(entry["step"])) for entry in entries]
+
+    @property
+    def best_step(self) -> int | None:
+        """That of the best validation, of equal ones the first."""
+        return -max(found)[1] if (found := self._judged(self.state)) else None
 
     @property
     def chosen(self) -> Path:
         """The checkpoint whose weights are the run's result."""
-        return checkpoint_of(self.folder, self.state.best_global_step or self.state.global_step)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.folder / PARTIAL)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step = self.state.global_step
-        if checkpoint_of(self.folder, step).exists():
-            return
-        with staged(self.folder, step, self.args.should_save):
-            super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            drop_old(self.folder, self.keep, self.state.best_global_step)
+        step = (self.best_step if self.keep_best else None) or self.state.global_step
+        return checkpoint_of(self.folder, step)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """What is trained, whole, also where processes hold shards of it."""
-        weights = {name: _whole(value) for name, value in trained(self.core).items()}
+        """Write what is trained into `output_dir`: `Trainer` begins a checkpoint so."""
+        self.saving = f"the checkpoint of step {self.state.global_step}"
+        save_trained(self.core, Path(output_dir or self.folder))
+
+    def commit(self) -> None:
+        """Give the checkpoint that was just written its place, and remove old ones."""
+        wait()
         if self.args.should_save:
-            folder = Path(output_dir or self.folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / WEIGHTS)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained(self.core, Path(resume_from_checkpoint))
+            commit_checkpoint(self.folder, self.state.global_step)
+            drop_old_checkpoints(self.folder, self.config.keep, self.best_step)
+        self.saving = None
+        wait()
 
 
-class EachStep(TrainerCallback):
-    """Tells `show` the number of steps that are done."""
+class _Hooks(TrainerCallback):
+    """What `trainer` does between the steps; it starts from `checkpoint`, if there is one."""
 
-    def __init__(self, show: Callable[[int], None]) -> None:
-        self.show = show
+    def __init__(self, trainer: CheckpointedTrainer, checkpoint: Path | None, on_step: Callable[[int], None]) -> None:
+        self.trainer, self.checkpoint, self.on_step = trainer, checkpoint, on_step
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.show(state.global_step)
+        if self.checkpoint:
+            load_trained(self.trainer.core, self.checkpoint)
+        elif self.trainer.validates and self.trainer.validates_first:
+            self.trainer.evaluate()
+        self.on_step(state.global_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.show(state.global_step)
+        self.on_step(state.global_step)
+        control.should_log |= state.global_step >= state.max_steps
+        control.should_evaluate = self.trainer.validates and self.trainer.validates_at(state.global_step)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step:
+            control.should_save |= self.trainer.keep_best and self.trainer.best_step == state.global_step
+            control.should_training_stop |= self.trainer.is_over(state)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.commit()
 
 
-class _LastStep(TrainerCallback):
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-            control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
-
-
-def _shown(name: str) -> str:
-    """What a figure of `Trainer` is called in the log."""
+def _logged_name(name: str) -> str:
+    """What is logged for a name of `Trainer`."""
     if name == "learning_rate":
         return "lr"
     return f"val_{name.removeprefix('eval_')}" if name.startswith("eval_") else name
 
 
-def trained(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of `model` that are trained, each once."""
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
-def load_trained(model: nn.Module, checkpoint: Path) -> None:
-    """Load into `model` what `save_model` wrote, all of it. Raises VlmkitError where the names differ."""
-    weights, places = load_file(checkpoint / WEIGHTS), trained(model)
-    if weights.keys() != places.keys():
-        odd = min(weights.keys() ^ places.keys())
-        raise VlmkitError(f"{checkpoint} is of another run ({odd})", "resume with the options it was begun with")
-    with torch.no_grad():
-        for name, place in places.items():
-            value = weights[name].to(place.device)
-            if isinstance(place, DTensor):
-                from torch.distributed.tensor import distribute_tensor
-
-                place.copy_(distribute_tensor(value, place.device_mesh, place.placements))
-            else:
-                place.copy_(value)
-
-
-def _whole(value: Tensor) -> Tensor:
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.detach().cpu().contiguous()
+def peak_memory_gb() -> float:
+    """The most memory used so far, on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from onnx import TensorProto
 from open_clip import IMAGENET_CLASSNAMES
 from safetensors.numpy import load_file
 
 from vlmkit.models.embedders.mini import CONTEXT, SIZE
 from vlmkit.recipes.mini.onnx_graph import Graph
-from vlmkit.train.contrastive.two_towers import TextSide, open_folder
+from vlmkit.train.contrastive.two_towers import CaptionEncoder, open_folder
 
 TOP = 10  # classes
 
@@ -135,8 +136,9 @@ def part(weights: Weights, prefix: str) -> Weights:
 def name_embeddings(trained: Path) -> np.ndarray:
     """Mean-pooled text embeddings (1000, W) of the ImageNet class names, by the trained text tower."""
     model, _, tokenizer = open_folder(trained)
-    side = TextSide(model, tokenizer, "cpu", 0)
-    return side.pooled(side.prepare([PROMPT.format(name) for name in IMAGENET_CLASSNAMES])).numpy()
+    encoder = CaptionEncoder(model.eval(), tokenizer)
+    with torch.inference_mode():
+        return encoder.pooled(encoder.tokenize([PROMPT.format(name) for name in IMAGENET_CLASSNAMES])).numpy()
 
 
 def image_side(weights: Weights, classifier: tuple[np.ndarray, np.ndarray], names: Names) -> bytes:

@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from vlmkit.io.records import batched
 from vlmkit.models.embedders.mini import CONFIG, CONTEXT, SIZE, Mini
 from vlmkit.recipes.mini.export_embedder import NAMES_WEIGHT, pack
 from vlmkit.recipes.mini.model_cards import model_card
-from vlmkit.recipes.mini.towers import text_tower, vision_tower
+from vlmkit.recipes.mini.towers import choose_pieces
 from vlmkit.train.config import LitConfig
-from vlmkit.train.contrastive.retrieval import retrieval
+from vlmkit.train.contrastive.model import retrieval
+from vlmkit.train.contrastive.packaged_towers import text_tower, vision_tower
 from vlmkit.train.contrastive.run import train
 from vlmkit.train.contrastive.sampler import open_sample, read_samples
 from vlmkit.train.data.samples import Captioned
@@ -96,7 +98,7 @@ def make(data: list[str], val: str, out: Path, *, limit: int | None, epochs: int
             data=data,
             out=work / "trained",
             vision=str(vision_tower(work / "vision")),
-            text=str(text_tower(work / "text", words, PIECES)),
+            text=str(text_tower(work / "text", partial(choose_pieces, needed=words, size=PIECES))),
             val=val,
             limit=limit,
             seed=seed,

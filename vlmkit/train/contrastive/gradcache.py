@@ -2,26 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlmkit.train.distributed import all_gather, all_reduce, rank, shares
+from vlmkit.train.distributed import all_gather, all_reduce, gather_sizes, rank
 
 Pair = tuple[Tensor | None, Tensor | None]
 Embed = Callable[[Any, bool], Pair]
 
 
-class Peak(NamedTuple):
-    """The highest rate of some parameters, by what it is called in the log; they rest for the first `start` steps."""
-
-    name: str
-    rate: float
-    start: int = 0
-
-
-def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module, trained: Sequence[Tensor]) -> float:
+def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module, trained: Sequence[Tensor]) -> Tensor:
     """The loss over the batch of which `parts` are this process's share; its gradients are added to the parameters.
 
     `embed(part, again)` gives unnormalised vectors (b, D) and (C, b, D). Of several parts the vectors come first
@@ -37,25 +29,24 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
             states.append(random_state())
             made.append(embed(part, False))
     vectors = [torch.cat([pair[side] for pair in made], side) for side in (0, 1)]  # type: ignore[misc]  # (b, D), (C, b, D)
-    sizes = shares(len(vectors[0]))
+    sizes = gather_sizes(len(vectors[0]))
     leaves = [all_gather(some.detach(), side, sizes).requires_grad_() for side, some in enumerate(vectors)]
     loss = objective(*leaves)
     if not torch.isfinite(loss):
-        return loss.item()
+        return loss.detach()
     loss.backward()
-    start = sum(sizes[: rank()])
     widths = [len(images) for images, _ in made if images is not None]
-    places = accumulate(widths, initial=start)
-    for part, pair, state, width, place in zip(parts, made, states, widths, places, strict=False):
+    starts = accumulate(widths, initial=sum(sizes[: rank()]))
+    for part, pair, state, width, start in zip(parts, made, states, widths, starts, strict=False):
         if len(parts) > 1:
             set_random_state(state)
             pair = embed(part, True)
-        grads = (leaf.grad.narrow(side, place, width) for side, leaf in enumerate(leaves))  # type: ignore[union-attr]
+        grads = (leaf.grad.narrow(side, start, width) for side, leaf in enumerate(leaves))  # type: ignore[union-attr]
         both = [(x, grad) for x, grad in zip(pair, grads, strict=True) if x is not None and x.requires_grad]
         torch.autograd.backward([x for x, _ in both], [grad for _, grad in both])
     known = {id(parameter) for parameter in objective.parameters()}  # alike in all processes
     all_reduce([p.grad for p in trained if p.grad is not None and id(p) not in known])
-    return loss.item()
+    return loss.detach()
 
 
 def random_state() -> list[Tensor]:

@@ -1,18 +1,12 @@
-"""Dual encoders trained from pixels and tokens, as open_clip and transformers have them.
-
-What a run trains: a dual encoder with its pictures and captions.
-
-A trained dual encoder in the form of the library that it is of.
-"""
+"""Dual encoders trained from pixels and tokens, as open_clip and transformers have them, and written as such."""
 
 import copy
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import islice, tee
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,22 +21,56 @@ from vlmkit.models.embedders.open_clip import OpenClip
 from vlmkit.models.embedders.transformers import Transformers
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint, resolve
 from vlmkit.models.types import Hardware
+from vlmkit.train.checkpoints import LoadedStrictly
 from vlmkit.train.config import ContrastiveConfig
-from vlmkit.train.contrastive.gradcache import Pair, Peak
-from vlmkit.train.contrastive.retrieval import retrieval
+from vlmkit.train.contrastive.gradcache import Pair
 from vlmkit.train.contrastive.sampler import Batch, open_sample
 from vlmkit.train.data.augment import view_of
 from vlmkit.train.data.samples import Captioned
-from vlmkit.train.distributed import rank, world
 
 CHUNK = 32  # pictures, or texts, at once while nothing is trained
 IMAGE = ("visual.", "vision_model.", "visual_projection.")
 LOGITS = ("logit_scale", "logit_bias")
 TOWERS = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
+KS = (1, 5, 10)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Rate(NamedTuple):
+    """The highest learning rate of some parameters, under its name in the log; 0 for the first `start` steps."""
+
+    name: str
+    peak: float
+    start: int = 0
+
+
+class ContrastiveModel(LoadedStrictly):
+    """A dual encoder `model` with its pictures and captions, as the trainer takes it. In training, dropout is on."""
+
+    model: Any
+    from_scratch = False  # whether the logit scale was not learned yet
+
+    def rate_of(self, name: str) -> Rate:
+        """The rate of the parameter `name` of `model`."""
+        raise NotImplementedError
+
+    def load(self, batches: Iterable[Batch]) -> Iterator[list[Any]]:
+        """This process's parts of each batch, as `embed` takes them."""
+        raise NotImplementedError
+
+    def embed(self, part: Any, again: bool = False) -> Pair:
+        """Unnormalised vectors (b, D) of the pictures and (C, b, D) of the captions; None `again` for a locked side."""
+        raise NotImplementedError
+
+    def validate(self, step: int) -> dict[str, float]:
+        """The `retrieval` figures of the validation data after `step` steps."""
+        raise NotImplementedError
+
+    def save(self, made: Path, final: Path) -> None:
+        """Write the model into `made`, whose files go to `final`."""
+        raise NotImplementedError
+
+
+class Inputs(NamedTuple):
     """b pictures and C captions of each, as the model takes them."""
 
     pictures: dict[str, Tensor]
@@ -50,103 +78,128 @@ class Seen:
     captions: int  # C
 
 
-class Dual:
+class DualEncoder(ContrastiveModel):
     """A CLIP or SigLIP of open_clip or transformers, opened as `vlmkit embed` opens it."""
 
     def __init__(
-        self, config: ContrastiveConfig, start: str, fresh: bool, training: list[Captioned], validation: list[Captioned]
+        self,
+        settings: ContrastiveConfig,
+        start: str,
+        from_scratch: bool,
+        training: list[Captioned],
+        validation: list[Captioned],
     ) -> None:
-        """`start` is a model with weights, which are `fresh`, or learned. Raises VlmkitError."""
-        self.config, self.fresh, self.training, self.validation = config, fresh, training, validation
+        """`start` is a model with weights, random ones if `from_scratch`. Raises VlmkitError."""
+        super().__init__()
+        self.settings, self.from_scratch, self.samples, self.validation = settings, from_scratch, training, validation
         self.checkpoint = resolve(start, "embed")
-        self.embedder = _embedder(self.checkpoint, config.device)
-        self.model: nn.Module = self.embedder.model
-        self.locked = lock(self.model, config.lock)
+        self.embedder = _embedder(self.checkpoint, settings.device)
+        self.model = self.embedder.model
+        lock(self.model, settings.lock)
+        self.locked = locked_modules(self.model)
         names = (name for name, value in self.model.named_parameters() if value.requires_grad)
-        self.trained = {"image" if name.startswith(IMAGE) else "text" for name in names if name not in LOGITS}
+        self.sides = {"image" if name.startswith(IMAGE) else "text" for name in names if name not in LOGITS}
 
-    def peak(self, name: str) -> Peak:
-        return Peak("lr", self.config.lr)
+    def rate_of(self, name: str) -> Rate:
+        return Rate("learning_rate", self.settings.lr)
 
-    def load(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
-        shared = [(batch, parts_of(batch, self.config.accumulate)) for batch in batches]
-        places = ((part, i) for _, parts in shared for part in parts for i in range(len(part.pictures)))
-        depth = 4 * self.config.workers + len(shared[0][1][0].pictures) if shared else 1
-        decoded = ahead(places, self._picture, self.config.workers, depth)
-        for batch, parts in shared:
-            yield batch, [self._seen(part, list(islice(decoded, len(part.pictures)))) for part in parts]
+    def load(self, batches: Iterable[Batch]) -> Iterator[list[Inputs]]:
+        shares, coming = tee(batch.own_parts(self.settings.accumulate) for batch in batches)
+        places = ((part, i) for parts in coming for part in parts for i in range(len(part.pictures)))
+        depth = 4 * self.settings.workers + self.settings.batch_size // self.settings.accumulate
+        decoded = ahead(places, self._picture, self.settings.workers, depth)
+        for parts in shares:
+            yield [self._inputs(part, list(islice(decoded, len(part.pictures)))) for part in parts]
 
     def _picture(self, place: tuple[Batch, int]) -> np.ndarray:
         batch, i = place
         number, size = int(batch.pictures[i]), self.embedder.size
-        picture = open_sample(self.training[number], size)
-        return self.embedder.preprocess(
-            view_of(picture, int(batch.views[i]), (self.config.seed, batch.epoch, number), size)
-        )
+        picture = open_sample(self.samples[number], size)
+        key = (self.settings.seed, batch.epoch, number)
+        return self.embedder.preprocess(view_of(picture, int(batch.views[i]), key, size))
 
-    def _seen(self, part: Batch, pictures: list[np.ndarray]) -> Seen:
+    def _inputs(self, part: Batch, pictures: list[np.ndarray]) -> Inputs:
         captions = [
-            self.training[number].captions[which]
+            self.samples[number].captions[which]
             for row in part.captions
             for number, which in zip(part.pictures, row, strict=True)
         ]
-        return Seen(self._pixels(pictures), self._tokens(captions), len(part.captions))
+        return Inputs(self._pixels(pictures), self.embedder.tokens(captions), len(part.captions))
 
     def _pixels(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
-        return self._pinned(self.embedder.picture_inputs(torch.from_numpy(np.stack(pictures))))
+        return self.embedder.picture_inputs(torch.from_numpy(np.stack(pictures)))
 
-    def _tokens(self, captions: list[str]) -> dict[str, Tensor]:
-        return self._pinned(self.embedder.tokens(captions))
-
-    def _pinned(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: x.pin_memory() for name, x in inputs.items()} if self.config.device == "cuda" else inputs
-
-    def embed(self, part: Seen, again: bool = False) -> Pair:
+    def embed(self, part: Inputs, again: bool = False) -> Pair:
         images = texts = None
-        if not again or "image" in self.trained:
+        if not again or "image" in self.sides:
             images = self._encode(self.embedder.encode_images, part.pictures)
-        if not again or "text" in self.trained:
+        if not again or "text" in self.sides:
             texts = self._encode(self.embedder.encode_texts, part.texts).unflatten(0, (part.captions, -1))
         return images, texts
 
     def _encode(self, encode: Any, inputs: dict[str, Tensor]) -> Tensor:
         """(n, D) float32, unnormalised; on a GPU computed in bfloat16."""
-        device = self.config.device
+        device = self.settings.device
         moved = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             return encode(moved).float()
 
-    def train(self) -> None:
+    def train(self, mode: bool = True) -> Self:
         """Batch norms with learned statistics keep them: those of a few small batches ruin a model in a few steps."""
-        self.model.train()
-        norms = (
-            [] if self.fresh else [x for x in self.model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
-        )
-        for part in [*self.locked, *norms]:
+        super().train(mode)
+        norms = [x for x in self.model.modules() if isinstance(x, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)]
+        for part in [*self.locked, *([] if self.from_scratch else norms)]:
             part.eval()
+        return self
 
     def validate(self, step: int) -> dict[str, float]:
-        if not self.validation:
-            return {}
-        self.model.eval()
+        self.eval()
         side = self.embedder.size
         decoded = ahead(
             self.validation,
             lambda sample: self.embedder.preprocess(open_sample(sample, side)),
-            self.config.workers,
+            self.settings.workers,
             4 * CHUNK,
         )
         captions = [caption for sample in self.validation for caption in sample.captions]
         with torch.no_grad():
             images = [self._encode(self.embedder.encode_images, self._pixels(some)) for some in batched(decoded, CHUNK)]
-            texts = [self._encode(self.embedder.encode_texts, self._tokens(some)) for some in batched(captions, CHUNK)]
+            texts = [
+                self._encode(self.embedder.encode_texts, self.embedder.tokens(some))
+                for some in batched(captions, CHUNK)
+            ]
             counts = torch.tensor([len(sample.captions) for sample in self.validation])
-            owner = torch.arange(len(counts)).repeat_interleave(counts).to(self.config.device)
+            owner = torch.arange(len(counts)).repeat_interleave(counts).to(self.settings.device)
             return retrieval(normalize(torch.cat(images), dim=-1), normalize(torch.cat(texts), dim=-1), owner)
 
     def save(self, made: Path, final: Path) -> None:
-        self.model.eval()
-        save(self.model, self.checkpoint, made, final)
+        """open_clip opens it as local-dir:FINAL, transformers by from_pretrained.
+
+        A CLIP of transformers has no place for the bias of the SigLIP loss, which only training needs: it is left out.
+        """
+        origin, weights = self.checkpoint, self.model.state_dict()
+        if origin.backend == "open_clip":
+            settings = copy.deepcopy(origin.settings)
+            if getattr(self.model, "logit_bias", None) is not None:
+                settings["model_cfg"].setdefault("init_logit_bias", -10)
+            if "tower" in origin.places:  # its configuration moves in beside
+                tower = {"hf_model_name": str(final.absolute()), "hf_model_pretrained": False}
+                settings["model_cfg"]["text_cfg"] |= tower
+            write_open_clip(weights, settings, made)
+        else:
+            if "logit_bias" in weights and not hasattr(type(self.model)(self.model.config), "logit_bias"):
+                del weights["logit_bias"]
+            self.model.save_pretrained(made, state_dict=weights)
+        for path in origin.processing:
+            if not (made / path.name).exists():
+                shutil.copyfile(path, made / path.name)
+
+
+def write_open_clip(weights: dict[str, Tensor], settings: dict[str, Any], folder: Path) -> None:
+    """Write weights and configuration as open_clip has them."""
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _embedder(checkpoint: Checkpoint, device: str) -> OpenClip | Transformers:
@@ -157,8 +210,8 @@ def _embedder(checkpoint: Checkpoint, device: str) -> OpenClip | Transformers:
     return backend(checkpoint, Hardware(device))
 
 
-def lock(model: Any, side: str) -> list[nn.Module]:
-    """Lock the tower `side` of `model`, image, text or none: the modules in which nothing is trained now.
+def lock(model: Any, side: str) -> None:
+    """Lock the tower `side` of `model`: image, text or none.
 
     A tower is locked with its projection, as open_clip does; new heads on a tower of timm or Hugging Face stay free.
     """
@@ -169,68 +222,27 @@ def lock(model: Any, side: str) -> list[nn.Module]:
         for name in TOWERS.get(side, ()):
             if hasattr(model, name):  # SigLIP has no projections
                 getattr(model, name).requires_grad_(False)
+
+
+def locked_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of which no parameter is trained."""
     parts = [part for part in model.modules() if any(True for _ in part.parameters())]
     return [part for part in parts if not any(p.requires_grad for p in part.parameters())]
 
 
-class Learner(Protocol):
-    """`model` is the whole model, with what is locked in it."""
+def retrieval(images: Tensor, texts: Tensor, owner: Tensor) -> dict[str, float]:
+    """Recall at 1, 5, 10 both ways, as fractions, and the gap between pairs and others.
 
-    @property
-    def model(self) -> nn.Module: ...
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the logit scale was not learned yet."""
-
-    def peak(self, name: str) -> Peak:
-        """The rate of the parameter `name`."""
-
-    def load(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
-        """Each batch, with this process's parts of it as `embed` takes them."""
-
-    def embed(self, part: Any, again: bool = False) -> Pair:
-        """Unnormalised vectors (b, D) of the pictures and (C, b, D) of the captions; None `again` for a locked side."""
-
-    def train(self) -> None:
-        """Dropout on, but in what is locked."""
-
-    def validate(self, step: int) -> dict[str, float]:
-        """Retrieval figures on the validation data after `step` steps; nothing if there are none."""
-
-    def save(self, made: Path, final: Path) -> None:
-        """Write the model into `made`, whose files go to `final`."""
-
-
-def parts_of(batch: Batch, accumulate: int) -> list[Batch]:
-    """The share of this process, in parts."""
-    return batch.parts(world())[rank()].parts(accumulate)
-
-
-def save(model: Any, origin: Checkpoint, made: Path, final: Path) -> None:
-    """Write `model`, which came from `origin`, into `made`, whose files go to `final`.
-
-    open_clip opens it as local-dir:FINAL, transformers by from_pretrained. A CLIP of transformers has no place for the
-    bias of the SigLIP loss, which only training needs: it is left out there.
+    `images` (N, D) and `texts` (M, D) are L2-normalised; caption j belongs to picture `owner[j]` (M,). A picture counts
+    as found by the best of its captions (Karpathy and Fei-Fei, 2015). Ties count against the model. The gap is the mean
+    cosine of pairs minus that of all other combinations.
     """
-    if origin.backend == "open_clip":
-        _save_open_clip(model, origin, made, final)
-    else:
-        weights = model.state_dict()
-        if "logit_bias" in weights and not hasattr(type(model)(model.config), "logit_bias"):
-            del weights["logit_bias"]
-        model.save_pretrained(made, state_dict=weights)
-    for path in origin.processing:
-        if not (made / path.name).exists():
-            shutil.copyfile(path, made / path.name)
-
-
-def _save_open_clip(model: nn.Module, origin: Checkpoint, made: Path, final: Path) -> None:
-    settings = copy.deepcopy(origin.settings)
-    if getattr(model, "logit_bias", None) is not None:
-        settings["model_cfg"].setdefault("init_logit_bias", -10)
-    if "tower" in origin.places:  # its configuration moves in beside
-        settings["model_cfg"]["text_cfg"] |= {"hf_model_name": str(final.absolute()), "hf_model_pretrained": False}
-    (made / OPEN_CLIP_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    scores = images.double() @ texts.double().T  # (N, M)
+    pairs = owner[None, :] == torch.arange(len(images), device=owner.device)[:, None]  # (N, M)
+    found: dict[str, float] = {}
+    for name, table, right in (("text_to_image", scores.T, pairs.T), ("image_to_text", scores, pairs)):
+        best = table.masked_fill(~right, -2).amax(1, keepdim=True)
+        before = ((best <= table) & ~right).sum(1)  # others no worse than the best right one
+        found |= {f"{name}_r{k}": (before < k).double().mean().item() for k in KS}
+    gap = scores[pairs].mean() - (scores[~pairs].mean() if (~pairs).any() else 0)
+    return {name: round(value, 6) for name, value in found.items()} | {"gap": round(float(gap), 6)}

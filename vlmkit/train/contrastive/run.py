@@ -1,200 +1,134 @@
-"""One optimisation step at a time: AdamW, cosine rate with warm-up.
-
-A run from its first to its last step: log, validation, checkpoints, early stop.
-
-`vlmkit train contrastive`: from a configuration to a folder that `vlmkit embed` opens.
-"""
+"""`vlmkit train contrastive`: from a configuration to a folder that `vlmkit embed` opens."""
 
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.terminal import Failures, warn
-from vlmkit.train.checkpoints import (
-    CURVES,
-    State,
-    begin,
-    checkpoint_of,
-    finishing,
-    last_checkpoint,
-    load_checkpoint,
-    load_weights,
-    open_run,
-    save_checkpoint,
-    wait,
-)
-from vlmkit.train.config import ContrastiveConfig, LitConfig, check, is_from_scratch
-from vlmkit.train.contrastive.gradcache import Embed, Peak, full_batch_gradient
+from vlmkit.io.terminal import Failures
+from vlmkit.train.checkpoints import load_trained
+from vlmkit.train.config import ContrastiveConfig, LitConfig, is_from_scratch
+from vlmkit.train.contrastive.gradcache import full_batch_gradient
 from vlmkit.train.contrastive.losses import Objective
-from vlmkit.train.contrastive.model import Learner
-from vlmkit.train.contrastive.sampler import Batch, Pictures, batches, read_pictures
-from vlmkit.train.data.report import show
-from vlmkit.train.distributed import agreed, deterministic, processes, rank, world
+from vlmkit.train.contrastive.model import ContrastiveModel, DualEncoder, Rate
+from vlmkit.train.contrastive.sampler import Batch, BatchStream, Pictures, batches, numbered, read_pictures
+from vlmkit.train.distributed import broadcast_object, rank, world
 from vlmkit.train.model_card import contrastive_card
-from vlmkit.train.trainer import Log, memory_gb, plot_losses, reporter
+from vlmkit.train.run import run_stage, show_data, split_data
+from vlmkit.train.trainer import CheckpointedTrainer, Log, parameter_groups, training_arguments
+
+Note = Callable[[str], None]
 
 
-def rate(step: int, steps: int, warmup: float) -> float:
-    """The share of the peak rate at `step` (from 1) of `steps`: linear warm-up, then half a cosine down to 0."""
+def lr_lambda(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak rate at `step` (from 1) of `steps`: linear warm-up, then half a cosine down to 0.
+
+    Unlike transformers' own, the first step has a rate above 0. Before the first step, it is 0.
+    """
     rising = max(1, round(warmup * steps))
     if step <= rising:
-        return step / rising
+        return max(0, step) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def optimizer_for(model: nn.Module, peak: Callable[[str], Peak], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what is not locked, each parameter at the rate of its name; no decay for biases, norms, the scale.
+def optimizer_for(model: ContrastiveModel, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW, with betas and epsilon of CLIP's vision transformers (Radford and others, 2021, table 20).
 
-    Betas and epsilon are CLIP's for its vision transformers (Radford and others, 2021, table 20).
+    A group knows the name of its rate, and for how many first steps it rests.
     """
-    groups: dict[tuple[Peak, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((peak(name), decay), []).append(parameter)
-    listed = [
-        {"params": some, "lr": 0.0, "weight_decay": decay} | {"peak": p.rate, "start": p.start, "rate": p.name}
-        for (p, decay), some in groups.items()
-    ]
-    return torch.optim.AdamW(listed, betas=(0.9, 0.98), eps=1e-6)
+    groups = parameter_groups(model.model, model.rate_of, weight_decay)
+    for group in groups:
+        rate: Rate = group["lr"]
+        group |= {"lr": rate.peak, "rate": rate.name, "start": rate.start}
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
 
 
-class Loop:
-    """`step` counts the steps done, of `steps`."""
+def schedule_for(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LambdaLR:
+    """`lr_lambda` for each group, from its own first step on."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, objective: Objective, steps: int, warmup: float, clip: float = 1.0
-    ) -> None:
-        self.optimizer, self.objective, self.step = optimizer, objective, 0
-        self.steps, self.warmup, self.clip = steps, warmup, clip
+    def share(start: int) -> Callable[[int], float]:
+        return lambda done: lr_lambda(done + 1 - start, steps - start, warmup)
 
-    def update(self, embed: Embed, parts: Sequence[Any], ids: Callable[[], list[str]]) -> dict[str, float]:
-        """One step on this process's `parts` of a batch (see `full_batch_gradient`): its figures.
-
-        Raises VlmkitError naming the pictures (`ids`) of the batch when the loss is not finite.
-        """
-        self.step += 1
-        for group in self.optimizer.param_groups:
-            start = group["start"]
-            share = rate(self.step - start, self.steps - start, self.warmup) if self.step > start else 0.0
-            group["lr"] = group["peak"] * share
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.optimizer.zero_grad()
-        loss = full_batch_gradient(embed, parts, self.objective, parameters)
-        if not math.isfinite(loss):
-            what = f"the loss is {loss} at step {self.step}, pictures {', '.join(ids())}"
-            raise VlmkitError(what, "try a lower rate, in a new folder")
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False).item()
-        self.optimizer.step()
-        self.objective.clamp()
-        rates = {group["rate"]: group["lr"] for group in self.optimizer.param_groups}
-        return {"step": self.step, "loss": loss} | rates | {"grad_norm": norm} | self.objective.figures()
+    return LambdaLR(optimizer, [share(group["start"]) for group in optimizer.param_groups])
 
 
-class Run:
-    """Trains `learner` on the batches of each epoch, `steps` in all; pictures are told by `ids`."""
+class ContrastiveTrainer(CheckpointedTrainer):
+    """Steps over the pairs of whole batches, computed in parts; the mean recall of a validation judges it."""
+
+    model: ContrastiveModel
+    judged = "mean_recall"
+    higher_is_better = True
+    validates_first = True
 
     def __init__(
-        self,
-        config: ContrastiveConfig,
-        learner: Learner,
-        batches: Callable[[int], Iterator[Batch]],
-        ids: list[str],
-        steps: int,
-        log: Log,
-        note: Callable[[str], None],
+        self, model: ContrastiveModel, stream: BatchStream, ids: list[str], note: Note, folder: Path, **rest: Any
     ) -> None:
-        self.config, self.learner, self.batches, self.ids, self.steps = config, learner, batches, ids, steps
-        self.log, self.note, self.state = log, note, State()
-        self.folder = config.out / "checkpoints"
-        objective = Objective(learner.model, config.loss, learner.fresh)
-        self.optimizer = optimizer_for(learner.model, learner.peak, config.weight_decay)
-        self.loop = Loop(self.optimizer, objective, steps, config.warmup, config.clip)
-        self.report = reporter(config.report_to if rank() == 0 else None, config.out / CURVES)
-        self.save_steps = config.save_steps or max(1, -(-steps // 10))
-        self.seen, self.since = 0, time.perf_counter()
+        """`ids` are those of the pictures."""
+        config: ContrastiveConfig = rest["config"]
+        self.stream, self.ids, self.note = stream, ids, note
+        self.objective: Objective = Objective(model.model, config.loss, model.from_scratch)
+        optimizer = optimizer_for(model, config.weight_decay)
+        optimizer.register_step_post_hook(lambda *_: self.objective.clamp())
+        self.rates = [Rate(group["rate"], group["lr"], group["start"]) for group in optimizer.param_groups]
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
+        self.keep_best = config.best
+        self.batch: Batch | None = None
+        self.loss = torch.tensor(math.nan)
+        schedule = schedule_for(optimizer, len(stream), config.warmup)
+        arguments = TrainingArguments(**training_arguments(config, folder, len(stream)), per_device_train_batch_size=1)
+        super().__init__(model, args=arguments, train_dataset=stream, optimizers=(optimizer, schedule), **rest)
+        torch.manual_seed(config.seed + rank())  # each process drops out other units
 
-    def go(self, checkpoint: Path | None) -> None:
-        """Train to the end, or from `checkpoint` on; `learner` then has the weights to keep."""
-        if checkpoint:
-            self.state = load_checkpoint(checkpoint, self.learner.model, self.optimizer)
-            self.loop.step = self.state.step
-            self.note(f"going on from step {self.state.step} of {self.steps}")
-        else:
-            self._validate(0)
-        step = 0
-        for epoch in count(1):
-            if step == self.steps or self._enough():
-                break
-            made = [replace(batch, step=step + n) for n, batch in enumerate(self.batches(epoch), 1)]
-            made = made[: self.steps - step]
-            self._epoch([batch for batch in made if batch.step > self.state.step], made[-1].step if made else step)
-            step += len(made)
-        if self.config.best and self.state.best_step:
-            load_weights(checkpoint_of(self.folder, self.state.best_step), self.learner.model)
+    @property
+    def epoch(self) -> int:
+        return self.batch.epoch if self.batch else 0
 
-    def _enough(self) -> bool:
-        return self.config.patience is not None and self.state.waited >= self.config.patience
+    def get_train_dataloader(self) -> DataLoader:
+        """All batches of the run, as one epoch; threads of the stream read ahead."""
+        pin = self.args.device.type == "cuda"
+        return DataLoader(self.stream, batch_size=1, collate_fn=lambda items: items[0], pin_memory=pin)
 
-    def _epoch(self, batches: list[Batch], last: int) -> None:
-        """Train on `batches`; the last one of the epoch makes the step `last`."""
-        self.learner.train()
-        for batch, parts in self.learner.load(batches):
-            figures = self.loop.update(self.learner.embed, parts, partial(self._names, batch))
-            self.state.step = batch.step
-            self.seen += len(batch.pictures)
-            if batch.step in (1, self.steps) or batch.step % self.config.log_every == 0:
-                self._log({"epoch": batch.epoch} | figures | self._speed())
-            told = self.config.save_steps is not None and batch.step % self.config.save_steps == 0
-            better = self._validate(batch.epoch) if told or batch.step == last else False
-            if better or batch.step % self.save_steps == 0 or batch.step == self.steps:
-                save_checkpoint(self.folder, self.state, self.learner.model, self.optimizer, self.config.keep)
-            if self._enough():
-                return
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The gradient of one batch, summed over all processes by itself: `model`, DDP's wrapper, is left out."""
+        self.model.train()
+        batch: Batch = inputs["batch"]
+        self.loss = full_batch_gradient(self.model.embed, inputs["parts"], self.objective, self.trained)
+        self.batch = batch
+        self.watch(self.loss, [self.ids[i] for i in batch.pictures], samples=len(batch.pictures) / world())
+        return self.loss.to(self.args.device)
 
-    def _names(self, batch: Batch) -> list[str]:
-        return [self.ids[i] for i in batch.pictures]
+    def extra_metrics(self) -> dict[str, float]:
+        """Loss and rates of the last step itself, and the scale."""
+        step, steps, warmup = self.state.global_step, len(self.stream), self.config.warmup
+        rates = {r.name: r.peak * lr_lambda(step - r.start, steps - r.start, warmup) for r in self.rates}
+        return {"loss": self.loss.item()} | rates | self.objective.metrics()
 
-    def _speed(self) -> dict[str, float]:
-        now = time.perf_counter()
-        speed = self.seen / max(now - self.since, 1e-9)
-        self.seen, self.since = 0, now
-        return {"samples_per_s": round(speed, 1), "memory_gb": round(memory_gb(), 3)}
+    def validates_at(self, step: int) -> bool:
+        by_steps = self.config.save_steps is not None and step % self.config.save_steps == 0
+        return by_steps or (self.batch is not None and self.batch.ends_epoch)
 
-    def _log(self, figures: dict[str, Any]) -> None:
-        self.state.history.append(figures)
-        if rank() == 0:
-            self.log(figures)
-            self.report(figures)
-
-    def _validate(self, epoch: int) -> bool:
-        """Log the retrieval figures: whether they are the best, to be kept."""
-        found = self.learner.validate(self.state.step)
-        self.learner.train()
-        self.since, self.seen = time.perf_counter(), 0
-        if not found:
-            return False
-        found = agreed(found)
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Retrieval on the validation data, as the first process finds it."""
+        found = broadcast_object(self.model.validate(self.state.global_step))
         recall = sum(value for name, value in found.items() if name != "gap") / (len(found) - 1)
-        self._log({"epoch": epoch, "step": self.state.step} | found | {"mean_recall": round(recall, 6)})
-        better = self.state.judge(recall)
-        below = self.state.first is not None and recall < self.state.first
-        if below and not self.state.warned:
-            what = f"retrieval fell below that of before step 1 (mean recall {recall:.3f} < {self.state.first:.3f})"
+        before = [entry["mean_recall"] for entry in self.state.log_history if "mean_recall" in entry]
+        if before and recall < before[0] and not (len(before) > 1 and before[-1] < before[0]):
+            what = f"retrieval fell below that of before step 1 (mean recall {recall:.3f} < {before[0]:.3f})"
             self.note(f"warning: {what}: a lower --lr keeps what the model knows")
-        self.state.warned = below
-        return better and self.config.best
+        metrics = found | {"mean_recall": round(recall, 6)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,103 +153,87 @@ class Plan:
 
 def plan(config: ContrastiveConfig, failures: Failures, quiet: bool = False) -> Plan:
     """Read and check the data. Raises VlmkitError."""
-    training = read_pictures(config.data, failures, config.images, config.limit, quiet=quiet)
-    validation = None
-    if isinstance(config.val, float):
-        training, validation = training.split(config.val)
-    elif config.val:
-        validation = read_pictures([config.val], failures, config.images, config.limit, quiet=quiet)
-    made = Plan(config, training, validation)
+    read = partial(read_pictures, failures=failures, images=config.images, limit=config.limit, quiet=quiet)
+    made = Plan(config, *split_data(read, config.data, config.val))
     if not made.per_epoch():
-        raise VlmkitError("one picture alone has nothing to be told from", "give more data, or a larger --batch-size")
+        raise VlmkitError("a batch needs at least two pictures", "give more data, or a larger --batch-size")
     return made
 
 
 def steps_of(config: ContrastiveConfig, made: Plan) -> int:
+    """The steps of the run."""
     return config.steps or max(1, round(config.epochs * made.per_epoch()))
 
 
 @contextmanager
-def opened(config: ContrastiveConfig, made: Plan, steps: int) -> Iterator[Learner]:
-    """What is trained, ready to train. Raises VlmkitError."""
+def opened(config: ContrastiveConfig, made: Plan, steps: int) -> Iterator[ContrastiveModel]:
+    """What is trained, ready to train; it is saved within the block. Raises VlmkitError."""
+    from vlmkit.train.contrastive.two_towers import LockedImageTuning, packaged_towers
+    from vlmkit.train.tiny_models import joined_towers, new_model
+
     training, validation = made.training.rows, made.validation.rows if made.validation else []
     torch.manual_seed(config.seed)
     with ExitStack() as stack:
-        if config.start is None:
-            from vlmkit.train.contrastive.two_towers import towers
-
-            vision, text = stack.enter_context(towers(config.vision or "", config.text or ""))
+        from_scratch = False
+        if config.start is not None:
+            start, from_scratch = config.start, is_from_scratch(config.start)
+            if from_scratch:
+                start = stack.enter_context(new_model(start, training))
+        else:
+            towers = stack.enter_context(packaged_towers(config.vision or "", config.text or ""))
             if isinstance(config, LitConfig):
-                from vlmkit.train.contrastive.two_towers import Lit
-
                 last = min(steps, config.text_epochs * made.per_epoch()) if config.text_layers else 0
-                yield Lit(config, vision, text, training, validation, steps - last)
+                yield LockedImageTuning(config, towers, training, validation, steps - last)
                 return
-        from vlmkit.train.contrastive.model import Dual
-        from vlmkit.train.tiny_models import joined_towers, new_model
+            start = stack.enter_context(joined_towers(*towers, config.dim))
+        yield DualEncoder(config, start, from_scratch, training, validation)
 
-        if config.start is None:
-            yield Dual(
-                config, stack.enter_context(joined_towers(vision, text, config.dim)), False, training, validation
-            )
-            return
-        fresh = is_from_scratch(config.start)
-        start = stack.enter_context(new_model(config.start, training)) if fresh else config.start
-        yield Dual(config, start, fresh, training, validation)
+
+@dataclass(slots=True)
+class ContrastiveStage:
+    """A run that is ready to train."""
+
+    plan: Plan
+    model: ContrastiveModel
+    steps: int
+    note: Note
+
+    def trainer(self, folder: Path, emit: Log) -> ContrastiveTrainer:
+        validates = self.plan.validation is not None
+        stream = BatchStream(partial(numbered, self.plan.batches, self.steps), self.model.load, self.steps)
+        ids = [sample.id for sample in self.plan.training.rows]
+        how: dict[str, Any] = {"config": self.plan.config, "emit": emit, "validates": validates}
+        return ContrastiveTrainer(self.model, stream, ids, self.note, folder, **how)
+
+    def save(self, trainer: CheckpointedTrainer, made: Path) -> None:
+        load_trained(self.model, trainer.chosen)
+        self.model.eval()
+        self.model.save(made, self.plan.config.out)
+
+    def card(self, trainer: CheckpointedTrainer) -> str:
+        history, step = trainer.state.log_history, int(trainer.chosen.name.rpartition("-")[2])
+        return contrastive_card(self.plan.config, self.plan.training.table, history, step)
+
+
+@contextmanager
+def prepare(config: ContrastiveConfig, failures: Failures, quiet: bool, note: Note) -> Iterator[ContrastiveStage]:
+    """Read the data and open the model. Raises VlmkitError."""
+    made = plan(config, failures, quiet)
+    if not quiet:
+        show_data(made.training, made.validation, isinstance(config.val, float))
+    steps = steps_of(config, made)
+    with opened(config, made, steps) as model:
+        yield ContrastiveStage(made, model, steps, note)
 
 
 def train(
     config: ContrastiveConfig,
-    log: Log,
+    emit: Log,
     failures: Failures | None = None,
-    note: Callable[[str], None] = lambda _: None,
+    note: Note = lambda _: None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Run the stage; what it makes stands in `config.out` once all is done.
-
-    Raises VlmkitError; then there are checkpoints in the folder, or there is no folder.
-    """
-    with processes(config.device), deterministic(config.device):
-        start = begin(config, resume)
-        if start.finished:
-            note(f"{config.out} is finished already")
-            return config.out
-        check(config)
-        made = plan(config, failures or Failures(), quiet)
-        steps = steps_of(config, made)
-        if failures is not None and rank() == 0:
-            show(made.training.table)
-            if made.validation and not isinstance(config.val, str):
-                held_out, kept = len(made.validation.rows), len(made.training.rows)
-                warn(f"{held_out} of these pictures held out for validation, {kept} to train on")
-        wait()
-        with _begun(config.out), opened(config, made, steps) as learner:
-            if world() > 1:
-                torch.manual_seed(config.seed + rank())
-            if rank() == 0:
-                open_run(config)
-            wait()
-            run = Run(config, learner, made.batches, [sample.id for sample in made.training.rows], steps, log, note)
-            run.go(start.checkpoint)
-            if rank() == 0:
-                with finishing(config) as folder:
-                    learner.save(folder, config.out)
-                    plot_losses(run.state.history, folder / "loss.png")
-                    (folder / "README.md").write_text(contrastive_card(config, made.training.table, run.state))
-            wait()
-    return config.out
-
-
-@contextmanager
-def _begun(out: Path) -> Iterator[None]:
-    """A run that is broken off before its first checkpoint leaves nothing."""
-    there = out.exists()
-    try:
-        yield
-    except BaseException:
-        if rank() == 0 and last_checkpoint(out / "checkpoints") is None:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            if not there and out.exists() and not any(out.iterdir()):
-                out.rmdir()
-        raise
+    """Run the stage (see `run_stage`). Without `failures` nothing is reported of the data."""
+    stage = partial(prepare, note=note)
+    return run_stage(stage, config, emit, failures or Failures(), note, resume, quiet or failures is None)

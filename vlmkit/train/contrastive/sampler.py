@@ -1,15 +1,14 @@
-"""Which pictures, views and captions make each batch: a pure function of seed and epoch.
-
-Pictures with captions: DATA as every stage reads it, each picture once.
-"""
+"""Which pictures, views and captions make each batch: a pure function of seed and epoch."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, islice, pairwise, tee
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
+from torch.utils.data import Dataset
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.images import open_picture
@@ -18,6 +17,9 @@ from vlmkit.io.terminal import Failures
 from vlmkit.train.data.dataset import read_data
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.samples import Captioned, parse_captioned
+from vlmkit.train.distributed import rank, world
+
+Pictures = Mixture[Captioned]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +30,20 @@ class Batch:
     views: np.ndarray  # (B,) which view of each
     captions: np.ndarray  # (C, B) which caption of each
     epoch: int = 1
-    step: int = 0  # that it makes, from 1
+    step: int = 0  # from 1
+    ends_epoch: bool = False
 
-    def parts(self, count: int) -> list["Batch"]:
-        """`count` batches of equal size, give or take one picture; fewer where there are fewer pictures."""
-        ends = np.linspace(0, len(self.pictures), min(count, len(self.pictures)) + 1).astype(int)
+    def parts(self, number: int) -> list["Batch"]:
+        """`number` batches of equal size, give or take one picture; fewer where there are fewer pictures."""
+        ends = np.linspace(0, len(self.pictures), min(number, len(self.pictures)) + 1).astype(int)
         return [
             replace(self, pictures=self.pictures[a:b], views=self.views[a:b], captions=self.captions[:, a:b])
             for a, b in pairwise(ends)
         ]
+
+    def own_parts(self, number: int) -> list["Batch"]:
+        """This process's share, in `number` parts."""
+        return self.parts(world())[rank()].parts(number)
 
 
 def batches(
@@ -49,7 +56,7 @@ def batches(
     times: np.ndarray | None = None,
     least: int = 2,
 ) -> Iterator[Batch]:
-    """The batches of one epoch: picture i, of `counts[i]` captions, `times[i]` times (once unless told).
+    """The batches of one epoch: picture i, of `counts[i]` captions, `times[i]` times (once by default).
 
     `captions` of them each time, repeated where it has fewer. A picture stands at most once in a batch, so no caption
     of it is ever taken for a negative: its next turn waits for the next batch. Batches of fewer than `least` pictures,
@@ -79,7 +86,37 @@ def _without_repeats(order: np.ndarray, drawn: np.ndarray, size: int) -> Iterato
         yield np.array(some)
 
 
-Pictures = Mixture[Captioned]
+def numbered(epoch_batches: Callable[[int], Iterable[Batch]], steps: int) -> Iterator[Batch]:
+    """The batches of a run of `steps`, epoch after epoch."""
+    step = 0
+    for epoch in count(1):
+        made = list(epoch_batches(epoch))[: steps - step]
+        for number, batch in enumerate(made, 1):
+            yield replace(batch, step=step + number, ends_epoch=number == len(made))
+        step += len(made)
+        if step == steps:
+            return
+
+
+class BatchStream(Dataset[dict[str, Any]]):
+    """The batches of a run by their number, from 0, loaded ahead while they are taken in order."""
+
+    def __init__(
+        self, run: Callable[[], Iterator[Batch]], load: Callable[[Iterable[Batch]], Iterator[Any]], steps: int
+    ):
+        """`run` gives the batches of the whole run, `load` the parts of each that `embed` takes."""
+        self.run, self.load, self.steps = run, load, steps
+        self.next: int | None = None
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if number != self.next:
+            self.batches, ahead = tee(islice(self.run(), number, None))
+            self.loaded = self.load(ahead)
+        self.next = number + 1
+        return {"parts": next(self.loaded), "batch": next(self.batches)}
 
 
 def read_pictures(
@@ -112,11 +149,11 @@ def _joined(first: Captioned, row: Captioned) -> Captioned:
 
 
 def read_samples(data: list[str], images: str | None = None, limit: int | None = None) -> list[Captioned]:
-    """The pictures of DATA, all of them usable: raises VlmkitError where one is not."""
+    """The pictures of DATA, all of them usable. Raises VlmkitError where one is not."""
     failures = Failures()
     pictures = read_pictures(data, failures, images, limit)
     if failures.count:
-        raise VlmkitError(f"{failures.count} rows cannot be used", "mend or remove them")
+        raise VlmkitError(f"{failures.count} rows cannot be used", "fix or remove them")
     return pictures.rows
 
 
@@ -125,4 +162,4 @@ def open_sample(sample: Captioned, size: int) -> Image:
     try:
         return open_picture(sample.picture, size)[0]
     except PictureError as error:
-        raise VlmkitError(f"{sample.id}: {error}", "mend or remove the picture, then train again") from None
+        raise VlmkitError(f"{sample.id}: {error}", "fix or remove the picture, then train again") from None

@@ -1,25 +1,16 @@
-"""Towers by short names, from Python packages that carry the weights, so that training starts without a download.
+"""Two pretrained towers, timm's and Hugging Face's, joined into open_clip's CustomTextCLIP, and locked-image tuning.
 
-The locked image tower runs once over every picture; training then reads its features from memory.
-
-Captions as tensors: tokenized once, run once through the locked layers, encoded without padding.
-
-The model that contrastive training makes: open_clip's own CustomTextCLIP, so that open_clip opens the result.
-
-The image tower is a timm model, the text tower a Hugging Face encoder, each with a two-layer head.
-
-Locked-image tuning (LiT: Zhai and others, 2021) of two towers, the locked one's features in memory.
+The locked image tower runs once over every picture; training reads its features from memory (LiT: Zhai and others,
+2021).
 """
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import open_clip
 import timm
@@ -28,184 +19,32 @@ from open_clip.model import CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
-from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.executor import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.base import silence_libraries
 from vlmkit.train.config import LitConfig
-from vlmkit.train.contrastive.gradcache import Pair, Peak
-from vlmkit.train.contrastive.model import parts_of
-from vlmkit.train.contrastive.retrieval import retrieval
+from vlmkit.train.contrastive.gradcache import Pair
+from vlmkit.train.contrastive.model import ContrastiveModel, Rate, locked_modules, retrieval, write_open_clip
+from vlmkit.train.contrastive.packaged_towers import packaged_towers
 from vlmkit.train.contrastive.sampler import Batch, open_sample
 from vlmkit.train.data.augment import view_of
 from vlmkit.train.data.samples import Captioned
 
-VISION = "efficientnet-lite0"
-TEXT = "all-minilm-l6-v2"
-FULL = 30_522  # pieces in the vocabulary of BERT; those of other scripts are left out
-
-
-@contextmanager
-def towers(vision: str, text: str) -> Iterator[tuple[str, str]]:
-    """`vision` and `text` as training takes them: the registered names become folders that live as long as the block.
-
-    Raises VlmkitError where the package behind a name is not installed.
-    """
-    from vlmkit.recipes.mini.towers import text_tower, vision_tower
-
-    with tempfile.TemporaryDirectory(prefix="vlmkit-towers-") as name:
-        try:
-            if vision == VISION:
-                vision = str(vision_tower(Path(name) / "vision"))
-            if text == TEXT:
-                text = str(text_tower(Path(name) / "text", words=(), size=FULL))
-        except ModuleNotFoundError as error:
-            what = f"the package {error.name} is not installed"
-            raise VlmkitError(what, "pip install 'vlmkit[recipe]', or name towers with --vision and --text") from None
-        yield vision, text
-
-
-CHUNK = 8  # pictures at once: what stays in the caches of a CPU
-
-
-def image_features(
-    trunk: nn.Module,
-    preprocess: Callable[[Image.Image], Tensor],
-    samples: Sequence[Captioned],
-    *,
-    size: int,
-    views: int = 1,
-    seed: int = 0,
-    workers: int = 2,
-    device: str = "cpu",
-) -> Tensor:
-    """Features (views, N, F) float32 of `samples`, in order, on `device`. Raises VlmkitError for a bad picture."""
-
-    def pictures(item: tuple[int, Captioned]) -> Tensor:
-        number, sample = item
-        picture = open_sample(sample, size)
-        make = partial(view_of, picture, key=(seed, number), size=size)
-        return torch.stack([preprocess(make(view)) for view in range(views)])  # (views, 3, size, size)
-
-    def features() -> Iterator[Tensor]:
-        decoded = ahead(enumerate(samples), pictures, workers, depth=4 * CHUNK)
-        for some in batched(decoded, max(1, CHUNK // views)):
-            x = torch.stack(some).flatten(0, 1).to(device, memory_format=torch.channels_last)
-            yield trunk(x).float().unflatten(0, (len(some), views))  # (n, views, F)
-
-    trunk.eval().to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        found = torch.cat(list(features())).transpose(0, 1).contiguous()
-    return found.clone()  # outside of inference mode, so that autograd may save it
-
-
-TEXT_CHUNK = 64  # texts at once while nothing is trained
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """M texts, one after the other: what the first trained layer takes, for each of their T tokens."""
-
-    values: Tensor  # (T,) token ids, or (T, W) float16 outputs of the locked layers
-    starts: Tensor  # (M,)
-    lengths: Tensor  # (M,)
-
-    def rows(self, which: Tensor, length: int, device: str) -> Tensor:
-        """(n, length) ids or (n, length, W) float32 of the texts `which`, all of that length."""
-        found = self.values[self.starts[which][:, None] + torch.arange(length)].to(device)
-        return found.float() if found.is_floating_point() else found
-
-
-def layers_of(tower: nn.Module) -> nn.ModuleList | None:
-    """The layers of a BERT-like encoder; None for towers built otherwise, which are trained whole or not at all."""
-    encoder = getattr(tower, "encoder", None)
-    layers = getattr(encoder, "layer", None)
-    return layers if isinstance(layers, nn.ModuleList) and hasattr(tower, "embeddings") else None
-
-
-class TextSide:
-    """The text tower of `model` with its tokenizer; the lowest `locked` layers (and embeddings) are not trained."""
-
-    def __init__(self, model: CustomTextCLIP, tokenizer: HFTokenizer, device: str, locked: int) -> None:
-        self.text, self.tokenizer, self.device = model.text, tokenizer, device
-        layers = layers_of(self.text.transformer)
-        self.locked = list(layers)[:locked] if layers is not None else []
-        self.trained = list(layers)[locked:] if layers is not None else []
-
-    def prepare(self, captions: list[str]) -> Texts:
-        """Tokenize, and run the locked layers."""
-        parts: list[Tensor] = []
-        for start in range(0, len(captions), 4096):
-            ids = self.tokenizer(captions[start : start + 4096])  # (n, context), padded
-            parts += [row[row != self.text.config.pad_token_id] for row in ids]
-        lengths = torch.tensor([len(part) for part in parts])
-        texts = Texts(torch.cat(parts), lengths.cumsum(0) - lengths, lengths)
-        if not self.locked:
-            return texts
-        self.text.eval()
-        values = torch.empty(len(texts.values), self.text.config.hidden_size, dtype=torch.float16)
-        with torch.inference_mode():
-            for some, length in by_length(lengths):
-                for which in some.split(TEXT_CHUNK):
-                    hidden = self.text.transformer.embeddings(texts.rows(which, length, self.device))
-                    hidden = _through(self.locked, hidden)
-                    values[texts.starts[which][:, None] + torch.arange(length)] = hidden.half().cpu()
-        return Texts(values, texts.starts, lengths)
-
-    def encode(self, texts: Texts, which: Tensor | None = None) -> Tensor:
-        """Unnormalised vectors (n, D) of `which` (n,) texts, or of all. Texts of one length run together."""
-        which = torch.arange(len(texts.lengths)) if which is None else which
-        places, parts = [], []
-        for some, length in by_length(texts.lengths[which]):
-            for chosen in some.split(TEXT_CHUNK if not torch.is_grad_enabled() else len(some)):
-                places.append(chosen)
-                parts.append(self.text.proj(self._pooled(texts.rows(which[chosen], length, self.device))))
-        return torch.cat(parts)[torch.cat(places).argsort().to(self.device)]
-
-    def pooled(self, texts: Texts) -> Tensor:
-        """What the head gets of all texts, (M, W), by the tower as it is now, dropout off."""
-        self.text.eval()
-        found = torch.empty(len(texts.lengths), self.text.config.hidden_size)
-        with torch.inference_mode():
-            for some, length in by_length(texts.lengths):
-                for which in some.split(TEXT_CHUNK):
-                    found[which] = self._pooled(texts.rows(which, length, self.device)).float().cpu()
-        return found.to(self.device)
-
-    def _pooled(self, x: Tensor) -> Tensor:
-        if x.is_floating_point():
-            hidden = _through(self.trained, x)
-        else:
-            hidden = self.text.transformer(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state
-        whole = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        return self.text.pooler(BaseModelOutput(last_hidden_state=hidden), whole)
-
-
-def _through(layers: list[nn.Module], hidden: Tensor) -> Tensor:
-    for layer in layers:
-        out = layer(hidden)
-        hidden = out[0] if isinstance(out, tuple) else out
-    return hidden
-
-
-def by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
-    """(positions, length) for each length that occurs, shortest first."""
-    order = lengths.argsort(stable=True)
-    found, counts = lengths[order].unique_consecutive(return_counts=True)
-    return list(zip(order.split(counts.tolist()), found.tolist(), strict=True))
-
-
+PICTURES_AT_ONCE = 8  # what stays in the caches of a CPU
+TEXTS_AT_ONCE = 64  # while nothing is trained
+TOKENIZED_AT_ONCE = 4096
 CONTEXT = 64  # tokens of a caption, first and last mark included
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
+__all__ = ["CaptionEncoder", "LockedImageTuning", "build", "open_folder", "packaged_towers", "save"]
+
 
 def build(vision: str, text: str, dim: int, dropout: float) -> tuple[CustomTextCLIP, dict[str, Any]]:
-    """(model, its open_clip configuration) from two pretrained towers, with new heads.
+    """(model, its open_clip configuration) from two pretrained towers, each with a new head of two layers.
 
     `vision` is a timm model or a folder in timm's form (config.json, model.safetensors), `text` a Hugging Face text
     encoder or a folder of one. Raises VlmkitError where one cannot be opened.
@@ -219,7 +58,6 @@ def build(vision: str, text: str, dim: int, dropout: float) -> tuple[CustomTextC
         "interpolation": source["interpolation"],
         "resize_mode": "shortest",
     }
-    size = source["input_size"][-1]
     config: dict[str, Any] = {
         "embed_dim": dim,
         "vision_cfg": {
@@ -228,7 +66,7 @@ def build(vision: str, text: str, dim: int, dropout: float) -> tuple[CustomTextC
             "timm_pool": "",
             "timm_proj": "mlp",
             "timm_drop": dropout,
-            "image_size": size,
+            "image_size": source["input_size"][-1],
         },
         "text_cfg": {
             "hf_model_name": text,
@@ -243,7 +81,11 @@ def build(vision: str, text: str, dim: int, dropout: float) -> tuple[CustomTextC
         model = CustomTextCLIP(**config)
     except (OSError, ValueError) as error:
         raise VlmkitError(f"{text}: not a text encoder ({first_line(error)})", "name a folder or a model") from None
-    model.visual.trunk.load_state_dict(_without_classifier(trunk.state_dict(), model.visual.trunk))
+    places = model.visual.trunk.state_dict().keys()  # all but the classifier's
+    weights = {name: value for name, value in trunk.state_dict().items() if name in places}
+    if missing := places - weights.keys():
+        raise VlmkitError(f"the image tower lacks {min(missing)}", "name another one with --vision")
+    model.visual.trunk.load_state_dict(weights)
     config["text_cfg"]["hf_model_pretrained"] = False
     return model, {"model_cfg": config, "preprocess_cfg": preprocess}
 
@@ -253,37 +95,8 @@ def _open_trunk(vision: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise VlmkitError(
-            f"{vision}: not an image tower ({first_line(error)})", "name a timm model or folder"
-        ) from None
-
-
-def _without_classifier(weights: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """The weights that `trunk` has a place for: all but the classifier's, or it is another architecture."""
-    wanted = trunk.state_dict().keys()
-    kept = {name: value for name, value in weights.items() if name in wanted}
-    if missing := wanted - kept.keys():
-        raise VlmkitError(f"the image tower lacks {min(missing)}", "name another one with --vision")
-    return kept
-
-
-def lock(model: CustomTextCLIP, text_layers: int) -> int:
-    """Lock the image tower, and the text tower but for its top `text_layers` layers; the heads stay free.
-
-    Returns how many of the lowest text layers are locked. With as many trained layers as there are, or in a tower whose
-    layers cannot be told apart, the token embeddings are trained too; with 0 the whole text tower is locked.
-    """
-    model.visual.trunk.requires_grad_(False)
-    tower = model.text.transformer
-    layers = layers_of(tower)
-    if layers is None:
-        tower.requires_grad_(text_layers > 0)
-        return 0
-    locked = max(0, len(layers) - text_layers)
-    tower.requires_grad_(locked == 0)
-    for layer in layers[locked:]:
-        layer.requires_grad_(True)
-    return locked
+        what = f"{vision}: not an image tower ({first_line(error)})"
+        raise VlmkitError(what, "name a timm model or folder") from None
 
 
 def open_folder(folder: Path) -> tuple[CustomTextCLIP, Any, HFTokenizer]:
@@ -298,18 +111,13 @@ def open_folder(folder: Path) -> tuple[CustomTextCLIP, Any, HFTokenizer]:
 
 
 def save(model: CustomTextCLIP, config: dict[str, Any], text: str, made: Path, final: Path) -> None:
-    """Write `model` into `made`, a folder that will be renamed to `final`.
+    """Write `model` into `made`, a folder that will be renamed to `final`, with the tokenizer of the tower `text`.
 
-    It then opens with `open_clip.create_model_and_transforms("local-dir:FINAL")`. The tokenizer is that of `text`.
+    It then opens with `open_clip.create_model_and_transforms("local-dir:FINAL")`.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    cfg = config["model_cfg"]
-    place = str(final.absolute())
+    cfg, place = config["model_cfg"], str(final.absolute())
     cfg = cfg | {"text_cfg": cfg["text_cfg"] | {"hf_model_name": place, "hf_tokenizer_name": place}}
-    written = json.dumps(config | {"model_cfg": cfg}, indent=2, sort_keys=True)
-    (made / "open_clip_config.json").write_text(written + "\n")
-    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
-    (made / "model.safetensors").chmod((made / "open_clip_config.json").stat().st_mode)
+    write_open_clip(model.state_dict(), config | {"model_cfg": cfg}, made)
     model.text.config.save_pretrained(made)
     if Path(text).is_dir():
         for name in TOKENIZER_FILES:
@@ -319,9 +127,80 @@ def save(model: CustomTextCLIP, config: dict[str, Any], text: str, made: Path, f
         HFTokenizer(text).save_pretrained(made)
 
 
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder that `save` wrote, under open_clip's names."""
-    return load_file(folder / "model.safetensors")
+def image_features(
+    trunk: nn.Module,
+    preprocess: Callable[[Image.Image], Tensor],
+    samples: Sequence[Captioned],
+    *,
+    size: int,
+    views: int,
+    settings: LitConfig,
+) -> Tensor:
+    """Features (views, N, F) float32 of `samples`, in order, on the device. Raises VlmkitError for a bad picture."""
+
+    def pictures(item: tuple[int, Captioned]) -> Tensor:
+        number, sample = item
+        picture = open_sample(sample, size)
+        make = partial(view_of, picture, key=(settings.seed, number), size=size)
+        return torch.stack([preprocess(make(view)) for view in range(views)])  # (views, 3, size, size)
+
+    def features() -> Iterator[Tensor]:
+        decoded = ahead(enumerate(samples), pictures, settings.workers, depth=4 * PICTURES_AT_ONCE)
+        for some in batched(decoded, max(1, PICTURES_AT_ONCE // views)):
+            x = torch.stack(some).flatten(0, 1).to(settings.device, memory_format=torch.channels_last)
+            yield trunk(x).float().unflatten(0, (len(some), views))  # (n, views, F)
+
+    trunk.eval().to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = torch.cat(list(features())).transpose(0, 1).contiguous()
+    return found.clone()  # outside of inference mode, so that autograd may save it
+
+
+def layers_of(tower: nn.Module) -> list[nn.Module]:
+    """The layers of a BERT-like encoder; none for towers built otherwise, which are trained whole or not at all."""
+    layers = getattr(getattr(tower, "encoder", None), "layer", None)
+    return list(layers) if isinstance(layers, nn.ModuleList) and hasattr(tower, "embeddings") else []
+
+
+def lock_towers(model: CustomTextCLIP, text_layers: int) -> None:
+    """Lock the image tower, and the text tower but for its top `text_layers` layers; the heads stay free.
+
+    With as many trained layers as there are, or in a tower whose layers cannot be told apart, the token embeddings are
+    trained too; with 0 the whole text tower is locked.
+    """
+    model.visual.trunk.requires_grad_(False)
+    tower = model.text.transformer
+    layers = layers_of(tower)
+    top = layers[max(0, len(layers) - text_layers) :]
+    tower.requires_grad_(text_layers > 0 and len(top) == len(layers))
+    for layer in top:
+        layer.requires_grad_(True)
+
+
+class CaptionEncoder:
+    """The text tower of `model` on captions of one length at a time, so without padding."""
+
+    def __init__(self, model: CustomTextCLIP, tokenizer: HFTokenizer) -> None:
+        self.text, self.tokenizer = model.text, tokenizer
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """(M, context) token ids, padded."""
+        starts = range(0, len(captions), TOKENIZED_AT_ONCE)
+        return torch.cat([self.tokenizer(captions[start : start + TOKENIZED_AT_ONCE]) for start in starts])
+
+    def pooled(self, ids: Tensor) -> Tensor:
+        """What the head gets of `ids` (n, context): (n, W), on the device of the tower."""
+        device = next(self.text.parameters()).device
+        lengths = (ids != self.text.config.pad_token_id).sum(1)
+        order = lengths.argsort(stable=True)
+        found, counts = lengths[order].unique_consecutive(return_counts=True)
+        parts = []
+        for some, length in zip(order.split(counts.tolist()), found.tolist(), strict=True):
+            for which in some.split(len(some) if torch.is_grad_enabled() else TEXTS_AT_ONCE):
+                tokens = ids[which, :length].to(device)
+                mask = torch.ones_like(tokens)
+                parts.append(self.text.pooler(self.text.transformer(input_ids=tokens, attention_mask=mask), mask))
+        return torch.cat(parts)[order.argsort().to(device)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +208,7 @@ class Prepared:
     """Samples as numbers: picture features and caption tokens."""
 
     features: Tensor  # (views, N, F)
-    texts: Texts  # M captions
+    tokens: Tensor  # (M, context) of all captions
     pooled: Tensor  # (M, W) by the text tower as it came
     counts: Tensor  # (N,) captions of each picture
 
@@ -344,81 +223,76 @@ class Prepared:
         return torch.arange(len(self.counts)).repeat_interleave(self.counts)
 
 
-class Lit:
+class LockedImageTuning(ContrastiveModel):
     """The heads learn alone first, from what both towers say as they came; then the top of the text tower joins in.
 
     A text tower that starts beside untrained heads is pulled about for nothing (Kumar and others, 2022).
     """
 
-    fresh = False  # new models of open_clip start with CLIP's scale
-
     def __init__(
         self,
-        config: LitConfig,
-        vision: str,
-        text: str,
+        settings: LitConfig,
+        towers: tuple[str, str],
         training: list[Captioned],
         validation: list[Captioned],
         heads_alone: int,
     ) -> None:
-        """`vision` and `text` are folders or names of towers. Raises VlmkitError."""
-        self.config, self.text, self.heads_alone = config, text, heads_alone
-        self.model, self.description = build(vision, text, config.dim, config.dropout)
-        locked = lock(self.model, config.text_layers)
-        self.model.to(config.device)
-        self.side = TextSide(self.model, HFTokenizer(text, context_length=CONTEXT), config.device, locked)
-        self.training = self._prepared(training, config.augmentations)
+        """`towers` are names or folders; only the heads are trained for `heads_alone` steps. Raises VlmkitError."""
+        super().__init__()
+        self.settings, self.heads_alone = settings, heads_alone
+        vision, self.text = towers
+        self.model, self.description = build(vision, self.text, settings.dim, settings.dropout)
+        lock_towers(self.model, settings.text_layers)
+        self.locked = locked_modules(self.model)
+        self.model.to(settings.device).eval()
+        self.captions = CaptionEncoder(self.model, HFTokenizer(self.text, context_length=CONTEXT))
+        self.data = self._prepared(training, settings.augmentations)
         self.validation = self._prepared(validation, 1) if validation else None
 
     def _prepared(self, samples: list[Captioned], views: int) -> Prepared:
         size = self.description["model_cfg"]["vision_cfg"]["image_size"]
-        features = image_features(
-            self.model.visual.trunk,
-            image_transform_v2(PreprocessCfg(size=size, **self.description["preprocess_cfg"]), is_train=False),
-            samples,
-            size=size,
-            views=views,
-            seed=self.config.seed,
-            workers=self.config.workers,
-            device=self.config.device,
-        )
-        texts = self.side.prepare([caption for sample in samples for caption in sample.captions])
-        counts = torch.tensor([len(sample.captions) for sample in samples])
-        return Prepared(features, texts, self.side.pooled(texts), counts)
+        preprocess = image_transform_v2(PreprocessCfg(size=size, **self.description["preprocess_cfg"]), is_train=False)
+        trunk = self.model.visual.trunk
+        features = image_features(trunk, preprocess, samples, size=size, views=views, settings=self.settings)
+        tokens = self.captions.tokenize([caption for sample in samples for caption in sample.captions])
+        with torch.no_grad():
+            pooled = self.captions.pooled(tokens)
+        return Prepared(features, tokens, pooled, torch.tensor([len(sample.captions) for sample in samples]))
 
-    def peak(self, name: str) -> Peak:
+    def rate_of(self, name: str) -> Rate:
         if name.startswith("text.transformer."):
-            return Peak("text_lr", self.config.text_lr, self.heads_alone)
-        return Peak("lr", self.config.lr)
+            return Rate("text_lr", self.settings.text_lr, self.heads_alone)
+        return Rate("learning_rate", self.settings.lr)
 
-    def load(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
-        for batch in batches:
-            yield batch, list(parts_of(batch, self.config.accumulate))
+    def load(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        return (batch.own_parts(self.settings.accumulate) for batch in batches)
 
     def embed(self, part: Batch, again: bool = False) -> Pair:
-        data = self.training
-        seen = dropout(data.features[part.views, part.pictures], self.config.feature_dropout)  # (b, F)
+        data = self.data
+        seen = dropout(data.features[part.views, part.pictures], self.settings.feature_dropout)  # (b, F)
         rows = data.first[part.pictures] + torch.from_numpy(part.captions)  # (C, b)
         if part.step <= self.heads_alone:
-            texts = self.model.text.proj(data.pooled[rows])  # (C, b, D)
+            pooled = data.pooled[rows]  # (C, b, W)
         else:
-            texts = self.side.encode(data.texts, rows.flatten()).unflatten(0, rows.shape)
-        return self.model.visual.head(seen), texts
+            pooled = self.captions.pooled(data.tokens[rows.flatten()]).unflatten(0, rows.shape)
+        return self.model.visual.head(seen), self.model.text.proj(pooled)
 
-    def train(self) -> None:
-        self.model.train()
-        self.model.visual.trunk.eval()  # its batch norms must not learn either
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.locked:
+            part.eval()  # batch norms must not learn either
+        return self
 
     def validate(self, step: int) -> dict[str, float]:
-        if self.validation is None:
+        data = self.validation
+        if data is None:
             return {}
-        self.model.eval()
+        self.eval()
         with torch.inference_mode():
-            images = normalize(self.model.visual.head(self.validation.features[0]), dim=-1)
-            trained = step > self.heads_alone
-            texts = self.side.encode(self.validation.texts) if trained else self.model.text.proj(self.validation.pooled)
-            return retrieval(images, normalize(texts, dim=-1), self.validation.owner.to(images.device))
+            images = normalize(self.model.visual.head(data.features[0]), dim=-1)
+            pooled = self.captions.pooled(data.tokens) if step > self.heads_alone else data.pooled
+            texts = normalize(self.model.text.proj(pooled), dim=-1)
+            return retrieval(images, texts, data.owner.to(images.device))
 
     def save(self, made: Path, final: Path) -> None:
-        self.model.eval()
         save(self.model, self.description, self.text, made, final)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -17,21 +18,21 @@ from trl import DPOConfig, DPOTrainer
 
 from vlmkit.models.llava.connectors import project, reads_text
 from vlmkit.models.llava.model import Vlm
+from vlmkit.train.checkpoints import trained_parameters
 from vlmkit.train.config import PreferConfig
-from vlmkit.train.trainer import trained
-from vlmkit.train.vlm.collator import Feed, Group
-from vlmkit.train.vlm.lora import PROJECTOR, adapters
+from vlmkit.train.trainer import checked
+from vlmkit.train.vlm.collator import Group, GroupDataset, OrderedSampler
+from vlmkit.train.vlm.lora import PROJECTOR, lora_config
 from vlmkit.train.vlm.packing import Packer
-from vlmkit.train.vlm.sft import Drawing
-from vlmkit.train.vlm.tokenize import Sequence
+from vlmkit.train.vlm.sft import VlmTrainer
+
+constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would report each run
 
 
-class VisionDPOTrainer(Drawing, DPOTrainer):
-    """DPO over groups of two sequences about the same pictures, the chosen one first."""
+class VisionDPOTrainer(VlmTrainer, DPOTrainer):
+    """DPO over groups of two samples about the same pictures, the chosen one first."""
 
-    def __init__(
-        self, vlm: Vlm, feed: Feed, validation: Feed | None, packer: Packer, settings: dict[str, Any], **rest: Any
-    ) -> None:
+    def __init__(self, vlm: Vlm, packer: Packer, settings: dict[str, Any], **rest: Any) -> None:
         config: PreferConfig = rest["config"]
         reference = None if config.lora else _reference(vlm)
         if config.cache_features:
@@ -42,14 +43,12 @@ class VisionDPOTrainer(Drawing, DPOTrainer):
             ref_model=reference,
             args=DPOConfig(**settings, beta=config.beta, max_length=None, gradient_checkpointing=False),
             processing_class=vlm.processor,
-            train_dataset=_described(feed),
-            eval_dataset=_described(validation) if validation else None,
+            train_dataset=_described(rest["training"]),
+            eval_dataset=_described(rest["validation"]) if rest["validation"] else None,
             data_collator=pairs(packer, reads_text(vlm.model.model)),
-            peft_config=adapters(vlm.model, config) if config.lora else None,
-            feed=feed,
+            peft_config=lora_config(vlm.model, config.lora, config.dropout) if config.lora else None,
             **rest,
         )
-        self.validation = validation
 
     @property
     def core(self) -> nn.Module:
@@ -58,27 +57,26 @@ class VisionDPOTrainer(Drawing, DPOTrainer):
         return model.get_base_model() if self.config.lora else model
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """All of the validation data, in order."""
-        assert self.validation is not None
-        return self.accelerator.prepare(self.loader(self.validation, self.validation.all()))
+        """All of the validation data, in order, shared out over the processes."""
+        groups: Any = self.validation
+        sampler = OrderedSampler(groups.refs(), self.args.per_device_train_batch_size)
+        return self.accelerator.prepare(self.loader(groups, sampler))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's, the mean over the pairs of `inputs`."""
-        names, tokens = inputs.pop("names"), inputs.pop("tokens")
+        names, tokens = checked(inputs).pop("names"), inputs.pop("tokens")
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if "pixel_values" not in inputs:  # as in `Learner`, for the other processes
-            loss = loss + 0 * sum(value.sum() for name, value in trained(self.core).items() if PROJECTOR in name)
+        if "pixel_values" not in inputs:  # as in `PackedLossModel`, for the other processes
+            projector = (value for name, value in trained_parameters(self.core).items() if PROJECTOR in name)
+            loss = loss + 0 * sum(value.sum() for value in projector)
         if model.training:
-            self.watch(loss, names, tokens)
+            self.watch(loss, names, tokens=tokens, samples=len(names))
         return loss
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None in checkpoints."""
-
-    def _send_telemetry(self) -> None:
-        """Never."""
 
 
 def _reference(vlm: Vlm) -> Any:
@@ -88,7 +86,7 @@ def _reference(vlm: Vlm) -> Any:
 
 
 def _take_features(model: Any) -> None:
-    """From now on the `pixel_values` of `model` are what `Features` keeps."""
+    """From now on the `pixel_values` of `model` are features of its vision tower."""
 
     def image_features(pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         dtype = next(model.multi_modal_projector.parameters()).dtype
@@ -98,35 +96,35 @@ def _take_features(model: Any) -> None:
     model.get_image_features = image_features
 
 
-def _described(feed: Feed) -> Dataset:
-    """What TRL looks at to see that the samples have pictures; it gets them from `feed`, through `pairs`."""
-    return Dataset.from_dict({"images": [[str(picture) for picture in group.pictures] for group in feed.groups]})
+def _described(groups: GroupDataset) -> Dataset:
+    """What TRL looks at to see that the samples have pictures; it gets them from the loader."""
+    return Dataset.from_dict({"images": [[str(picture) for picture in group.pictures] for group in groups.groups]})
 
 
 def pairs(packer: Packer, reads_text: bool) -> Callable[[list[tuple[Group, list[Tensor]]]], dict[str, Any]]:
-    """A function that makes what TRL takes: all chosen sequences, then all rejected ones, padded at their ends.
+    """A function that makes what TRL takes: all chosen samples, then all rejected ones, padded at their ends.
 
     Their tokens and masks are those of instruct. A connector that reads the text gets the prompt alone.
     """
 
     def collate(items: list[tuple[Group, list[Tensor]]]) -> dict[str, Any]:
-        both = [packer.whole(group.sequences[side]) for side in (0, 1) for group, _ in items]
-        ids, learned, within = (_padded(packer, both, part) for part in ("ids", "learned", "within"))
-        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": within, "completion_mask": learned}
-        seen = [tensor for _, tensors in items for tensor in tensors]
-        if seen:
-            batch["pixel_values"] = torch.stack(seen * 2)
+        both = [packer.expand_image_tokens(group.samples[side]) for side in (0, 1) for group, _ in items]
+        input_ids = _padded([sample.input_ids for sample in both], packer.pad)
+        completion_mask = _padded([sample.loss_mask for sample in both], 0)
+        attention_mask = _padded([np.ones(len(sample)) for sample in both], 0)
+        batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        batch["completion_mask"] = completion_mask
+        pixels = [tensor for _, tensors in items for tensor in tensors]
+        if pixels:
+            batch["pixel_values"] = torch.stack(pixels * 2)
         if reads_text:
-            batch["prompt_mask"] = within * (learned.cumsum(1) == 0)
-        return batch | {"names": tuple(group.name for group, _ in items), "tokens": int(within.sum())}
+            batch["prompt_mask"] = attention_mask * (completion_mask.cumsum(1) == 0)
+        return batch | {"names": tuple(group.name for group, _ in items), "tokens": int(attention_mask.sum())}
 
     return collate
 
 
-def _padded(packer: Packer, sequences: list[Sequence], part: str) -> Tensor:
+def _padded(arrays: list[np.ndarray], fill: int) -> Tensor:
     """(B, T) int64."""
-    longest = max(len(sequence.ids) for sequence in sequences)
-    rows = np.full((len(sequences), longest), packer.pad if part == "ids" else 0, np.int64)
-    for row, sequence in zip(rows, sequences, strict=True):
-        row[: len(sequence.ids)] = 1 if part == "within" else getattr(sequence, part)
-    return torch.from_numpy(rows)
+    rows = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)

@@ -9,7 +9,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.config import VlmConfig
 
-# The language model's layers by their whole names: by their endings alone, the vision tower's would be met too.
+# The language model's layers by their full names: the endings alone would match the vision tower's too.
 LAYERS = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 PROJECTOR = "multi_modal_projector"
 
@@ -17,7 +17,7 @@ PROJECTOR = "multi_modal_projector"
 def freeze(vlm: Vlm, config: VlmConfig) -> None:
     """Leave to training what the stage trains: the projector, and after align the language model too.
 
-    With `config.lora` adapters stand for the language model. On CUDA what is frozen goes to bfloat16.
+    With `config.lora` adapters take the language model's place. On CUDA what is frozen goes to bfloat16.
     """
     model = vlm.model
     model.requires_grad_(False)
@@ -33,8 +33,8 @@ def freeze(vlm: Vlm, config: VlmConfig) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def adapters(model: Any, config: VlmConfig) -> Any:
-    """The adapters of `config`, in the terms of peft: of low rank (Hu and others, 2021), and the projector whole.
+def lora_config(model: Any, rank: int, dropout: float) -> Any:
+    """peft's configuration: adapters of `rank` (Hu and others, 2021), and the projector trained in full.
 
     Raises VlmkitError where the language model has no such layers.
     """
@@ -42,19 +42,16 @@ def adapters(model: Any, config: VlmConfig) -> Any:
 
     if not any(re.fullmatch(LAYERS, name) for name, _ in model.named_modules()):
         raise VlmkitError("this language model has no layers that LoRA knows", "leave --lora out")
-    assert config.lora is not None
     return LoraConfig(
-        r=config.lora,
-        lora_alpha=2 * config.lora,
-        lora_dropout=config.dropout,
-        target_modules=LAYERS,
-        modules_to_save=[PROJECTOR],
+        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=LAYERS, modules_to_save=[PROJECTOR]
     )
 
 
-def adapted(model: Any, config: VlmConfig) -> Any:
-    """`model` with adapters, which alone are trained; it is changed in place."""
+def add_adapters(model: Any, config: VlmConfig) -> Any:
+    """`model` with adapters, if `config` asks for them; they alone are trained. It is changed in place."""
+    if not config.lora:
+        return model
     from peft import get_peft_model
 
     torch.manual_seed(config.seed)
-    return get_peft_model(model, adapters(model, config))
+    return get_peft_model(model, lora_config(model, config.lora, config.dropout))

@@ -1,42 +1,46 @@
-"""Sequences packed into rows without seeing each other; several about the same pictures share one prefix.
+"""Samples packed into rows without attending to each other; several about the same pictures share one prefix.
 
 The pictures of a group stand at its start, so their tokens are computed once for all its captions or questions. A
-token sees its group's prefix and its own branch before it; positions run on from the prefix in each branch. Equal to
-one row a sequence, up to rounding.
+token attends to its segment's prefix and to its own branch before it; positions run on from the prefix in each branch.
+Equal to one row a sample, up to rounding.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Several
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vlmkit.train.vlm.tokenize import Sequence
+from vlmkit.train.vlm.tokenize import TokenizedSample
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """What stays together in a row: tokens with their place in the tree, branch 0 being the prefix."""
+class Segment:
+    """T tokens that stay together in a row; branch 0 is the prefix that the other branches share."""
 
-    ids: np.ndarray  # (T,)
-    learned: np.ndarray  # (T,)
-    lengths: np.ndarray  # (T,) of the reply that a learned token stands in
-    branch: np.ndarray  # (T,)
-    position: np.ndarray  # (T,)
+    input_ids: np.ndarray  # (T,)
+    loss_mask: np.ndarray  # (T,)
+    reply_lengths: np.ndarray  # (T,) of the reply that a token of the loss stands in
+    branch_ids: np.ndarray  # (T,)
+    position_ids: np.ndarray  # (T,)
     pictures: list[int]  # which pictures its image tokens stand for, in order
 
+    def label_positions(self, labels: np.ndarray) -> np.ndarray:
+        """The position whose logits predict each label: the one before it; of a branch's first, the prefix's last."""
+        first = (self.branch_ids[labels] > 0) & (self.branch_ids[labels - 1] != self.branch_ids[labels])
+        return np.where(first, (self.branch_ids == 0).sum() - 1, labels - 1)
+
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """R rows of L tokens."""
+class PackedBatch:
+    """R rows of L tokens, with S labels."""
 
-    ids: np.ndarray  # (R, L)
-    position: np.ndarray  # (R, L)
-    unit: np.ndarray  # (R, L), -1 at padding
-    branch: np.ndarray  # (R, L)
-    places: np.ndarray  # (S,) flat places (row x L + column) whose next token is learned
-    labels: np.ndarray  # (S,) that next token
-    lengths: np.ndarray  # (S,) float64, learned tokens of the reply that it stands in
+    input_ids: np.ndarray  # (R, L)
+    position_ids: np.ndarray  # (R, L)
+    segment_ids: np.ndarray  # (R, L), -1 at padding
+    branch_ids: np.ndarray  # (R, L)
+    label_positions: np.ndarray  # (S,) flat positions (row x L + column) whose logits predict the labels
+    labels: np.ndarray  # (S,)
+    reply_lengths: np.ndarray  # (S,) float64, labels in the reply that each stands in
     pictures: list[int]  # which pictures the image tokens stand for, row by row
 
 
@@ -47,107 +51,106 @@ class Packer:
     image: int  # id of the image token
     image_tokens: int
     pad: int
-    length: int  # of a row; a longer sequence gets a row of its own
+    length: int  # of a row; a longer sample gets a row of its own
     share: bool = True
 
-    def size(self, sequence: Sequence) -> int:
-        """Tokens of a sequence with all its image tokens."""
-        return len(sequence.ids) + (self.image_tokens - 1) * int((sequence.ids == self.image).sum())
+    def size(self, sample: TokenizedSample) -> int:
+        """Tokens of a sample with all its image tokens."""
+        return len(sample) + (self.image_tokens - 1) * int((sample.input_ids == self.image).sum())
 
-    def whole(self, sequence: Sequence) -> Sequence:
-        """`sequence` with all its image tokens."""
-        repeats = np.where(sequence.ids == self.image, self.image_tokens, 1)
-        return Sequence(np.repeat(sequence.ids, repeats), np.repeat(sequence.learned, repeats))
+    def expand_image_tokens(self, sample: TokenizedSample) -> TokenizedSample:
+        """`sample` with all its image tokens."""
+        repeats = np.where(sample.input_ids == self.image, self.image_tokens, 1)
+        return TokenizedSample(np.repeat(sample.input_ids, repeats), np.repeat(sample.loss_mask, repeats))
 
-    def pack(self, groups: Several[tuple[list[Sequence], list[int]]]) -> Rows:
-        """Each group: sequences about the same pictures, and the numbers of these pictures."""
-        units = [unit for sequences, pictures in groups for unit in self._units(sequences, pictures)]
-        rows: list[list[Unit]] = []
+    def truncate(self, sample: TokenizedSample, length: int) -> TokenizedSample | None:
+        """`sample` cut to `length` tokens; None if that cut a picture, or left nothing for the loss."""
+        if self.size(sample) <= length:
+            return sample
+        images = sample.input_ids == self.image
+        ends = np.cumsum(np.where(images, self.image_tokens, 1))
+        kept = int((ends <= length).sum())
+        if images[kept:].any() or not sample.loss_mask[:kept].any():
+            return None
+        return sample[:kept]
+
+    def pack(self, groups: Sequence[tuple[list[TokenizedSample], list[int]]]) -> PackedBatch:
+        """Each group: samples about the same pictures, and the numbers of these pictures."""
+        rows: list[list[Segment]] = []
         room: list[int] = []
-        for unit in units:
-            size = len(unit.ids)
+        for segment in (made for samples, pictures in groups for made in self._segments(samples, pictures)):
+            size = len(segment.input_ids)
             row = next((r for r, left in enumerate(room) if size <= left), None)
             if row is None:
                 row = len(rows)
                 rows.append([])
                 room.append(self.length)
-            rows[row].append(unit)
+            rows[row].append(segment)
             room[row] -= size
-        return self._rows(rows)
+        return self._batch(rows)
 
-    def _units(self, sequences: list[Sequence], pictures: list[int]) -> Iterator[Unit]:
-        taken: list[Sequence] = []
+    def _segments(self, samples: list[TokenizedSample], pictures: list[int]) -> Iterator[Segment]:
+        taken: list[TokenizedSample] = []
         size = 0
-        for sequence in sequences:
-            own = self.size(sequence)
+        for sample in samples:
+            own = self.size(sample)
             if taken and self.share:
-                own -= self.size(sequence.start(common_prefix([taken[0], sequence])))
+                own -= self.size(sample[: common_prefix([taken[0], sample])])
             if taken and (not self.share or size + own > self.length):
-                yield self._unit(taken, pictures)
-                taken, size, own = [], 0, self.size(sequence)
-            taken.append(sequence)
+                yield self._segment(taken, pictures)
+                taken, size, own = [], 0, self.size(sample)
+            taken.append(sample)
             size += own
-        yield self._unit(taken, pictures)
+        yield self._segment(taken, pictures)
 
-    def _unit(self, sequences: list[Sequence], pictures: list[int]) -> Unit:
-        prefix = common_prefix(sequences) if len(sequences) > 1 else 0
-        first = sequences[0]
-        parts = [first.start(prefix), *(sequence.after(prefix) for sequence in sequences)]
-        ids, learned, lengths, branch, position = [], [], [], [], []
-        start = 0
-        for number, part in enumerate(map(self.whole, parts)):
-            size = len(part.ids)
-            ids.append(part.ids)
-            learned.append(part.learned)
-            lengths.append(_lengths(part.learned))
-            branch.append(np.full(size, number, np.int32))
-            position.append(np.arange(start, start + size, dtype=np.int32))
-            if number == 0:
-                start = size
-        in_prefix = int((parts[0].ids == self.image).sum())
-        shown = pictures[:in_prefix] + [p for _ in sequences for p in pictures[in_prefix:]]
-        return Unit(*map(np.concatenate, (ids, learned, lengths, branch, position)), shown)  # type: ignore[call-arg, arg-type]
+    def _segment(self, samples: list[TokenizedSample], pictures: list[int]) -> Segment:
+        prefix = common_prefix(samples) if len(samples) > 1 else 0
+        shared = int((samples[0].input_ids[:prefix] == self.image).sum())
+        parts = [self.expand_image_tokens(part) for part in (samples[0][:prefix], *(s[prefix:] for s in samples))]
+        starts = [0, *[len(parts[0])] * len(samples)]
+        return Segment(
+            np.concatenate([part.input_ids for part in parts]),
+            np.concatenate([part.loss_mask for part in parts]),
+            np.concatenate([_run_lengths(part.loss_mask) for part in parts]),
+            np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, parts))),
+            np.concatenate([np.arange(at, at + len(part)) for at, part in zip(starts, parts, strict=True)]),
+            pictures[:shared] + pictures[shared:] * len(samples),
+        )
 
-    def _rows(self, rows: list[list[Unit]]) -> Rows:
-        width = max(sum(len(unit.ids) for unit in row) for row in rows)
+    def _batch(self, rows: list[list[Segment]]) -> PackedBatch:
+        width = max(sum(len(segment.input_ids) for segment in row) for row in rows)
         shape = len(rows), width
-        ids, position = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
-        unit_of, branch = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
-        places, labels, lengths, pictures = [], [], [], []
+        input_ids, position_ids = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
+        segment_ids, branch_ids = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
+        positions, labels, lengths, pictures = [], [], [], []
         for r, row in enumerate(rows):
-            at = 0
-            for number, unit in enumerate(row):
-                here = slice(at, at + len(unit.ids))
-                ids[r, here], position[r, here] = unit.ids, unit.position
-                unit_of[r, here], branch[r, here] = number, unit.branch
-                learned = np.flatnonzero(unit.learned)
-                places.append(r * width + at + _before(unit, learned))
-                labels.append(unit.ids[learned])
-                lengths.append(unit.lengths[learned])
-                pictures += unit.pictures
-                at += len(unit.ids)
-        joined = map(np.concatenate, (places, labels, lengths))
-        return Rows(ids, position, unit_of, branch, *joined, pictures)  # type: ignore[call-arg, arg-type]
+            start = 0
+            for number, segment in enumerate(row):
+                here = r, slice(start, start + len(segment.input_ids))
+                input_ids[here], position_ids[here] = segment.input_ids, segment.position_ids
+                segment_ids[here], branch_ids[here] = number, segment.branch_ids
+                learned = np.flatnonzero(segment.loss_mask)
+                positions.append(r * width + start + segment.label_positions(learned))
+                labels.append(segment.input_ids[learned])
+                lengths.append(segment.reply_lengths[learned])
+                pictures += segment.pictures
+                start += len(segment.input_ids)
+        joined = map(np.concatenate, (positions, labels, lengths))
+        return PackedBatch(input_ids, position_ids, segment_ids, branch_ids, *joined, pictures)  # type: ignore[call-arg, arg-type]
 
 
-def _lengths(learned: np.ndarray) -> np.ndarray:
-    """(T,) float64: for each token, how many stand in its run of learned or not learned ones."""
-    starts = np.flatnonzero(np.diff(learned, prepend=~learned[:1]))
-    runs = np.diff(starts, append=len(learned))
+def _run_lengths(mask: np.ndarray) -> np.ndarray:
+    """(T,) float64: for each token, the length of its run of equal values in `mask` (T,)."""
+    starts = np.flatnonzero(np.diff(mask, prepend=~mask[:1]))
+    runs = np.diff(starts, append=len(mask))
     return np.repeat(runs, runs).astype(np.float64)
 
 
-def _before(unit: Unit, learned: np.ndarray) -> np.ndarray:
-    """The token from which each learned one is foretold: the one before it; of a branch's first, the prefix's last."""
-    first = (unit.branch[learned] > 0) & (unit.branch[learned - 1] != unit.branch[learned])
-    return np.where(first, (unit.branch == 0).sum() - 1, learned - 1)
-
-
-def common_prefix(sequences: list[Sequence]) -> int:
-    """How many tokens all `sequences` begin with and do not learn."""
-    first = sequences[0]
-    length = min(len(sequence.ids) for sequence in sequences)
-    same = ~first.learned[:length]
-    for sequence in sequences[1:]:
-        same &= (sequence.ids[:length] == first.ids[:length]) & ~sequence.learned[:length]
+def common_prefix(samples: list[TokenizedSample]) -> int:
+    """How many tokens all `samples` begin with that the loss is not of."""
+    first = samples[0]
+    length = min(map(len, samples))
+    same = ~first.loss_mask[:length]
+    for sample in samples[1:]:
+        same &= (sample.input_ids[:length] == first.input_ids[:length]) & ~sample.loss_mask[:length]
     return int(same.argmin()) if not same.all() else length
