@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.records import Failed, Record, batched
+from vlmkit.io.records import Failed, Record, batched, unless_failed
 from vlmkit.io.terminal import stdin_bytes
 from vlmkit.models.types import Embedder
 
@@ -59,14 +59,13 @@ def classify(
     """Each record with `label` and `labels`, the k best with their probabilities among all labels."""
     import numpy as np
 
-    for found in embedded:
-        if isinstance(found, Failed):
-            yield found
-            continue
+    def to_record(found: "tuple[Record, np.ndarray]") -> Record:
         record, vector = found
         logits = logit_scale * (vectors @ vector)  # (L,)
         exponentials = np.exp(logits - logits.max())
         probabilities = exponentials / exponentials.sum()
         order = np.argsort(-probabilities, kind="stable")[:k]
         best = [{"label": labels[i], "score": round(float(probabilities[i]), 6)} for i in order]
-        yield record | {"label": best[0]["label"], "labels": best}
+        return record | {"label": best[0]["label"], "labels": best}
+
+    return map(unless_failed(to_record), embedded)

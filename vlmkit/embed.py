@@ -10,7 +10,7 @@ from vlmkit.index import Index, NoIndex
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
 from vlmkit.io.inputs import Item
-from vlmkit.io.records import Failed, Record, batched, decode_embedding, fingerprint_of
+from vlmkit.io.records import Failed, Record, batched, decode_embedding, fingerprint_of, unless_failed
 from vlmkit.io.sources import PictureError, is_url
 from vlmkit.models.load import load_embedder
 from vlmkit.models.types import Embedder
@@ -138,20 +138,18 @@ def embed(
     floats: bool = False,
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each item's record with `model` and `embedding`, in input order; pictures also get what their file tells.
+    """Each item's record with `model` and `embedding`, in input order; pictures also get facts of their file.
 
     With `floats` the embedding is a list, each number exactly the float16, in place of an array.
     """
     import numpy as np
 
+    def to_record(found: "tuple[Record, np.ndarray]") -> Record:
+        embedding = found[1].astype(np.float16)
+        return found[0] | {"model": model.identity, "embedding": embedding.tolist() if floats else embedding}
+
     embedded = vectors(items, model, texts=texts, batch_size=batch_size, workers=workers, allow_private=allow_private)
-    for found in embedded:
-        if isinstance(found, Failed):
-            yield found
-        else:
-            record, vector = found
-            embedding = vector.astype(np.float16)
-            yield record | {"model": model.identity, "embedding": embedding.tolist() if floats else embedding}
+    return map(unless_failed(to_record), embedded)
 
 
 def when_needed(
@@ -168,8 +166,8 @@ def when_needed(
 def changed(items: Iterable[Item | Failed], folder: Path) -> Iterator[Item | Failed]:
     """Those of `items` that the index at `folder` does not hold, or with another `mtime` or `bytes`; failures too.
 
-    Of a tar member these are the member's own. A URL in the index counts as unchanged: only fetching it could tell. A
-    text counts as changed where the `text` of its record differs. Without an index all are new.
+    Of a tar member these are the member's own. A URL in the index counts as unchanged, as it is not fetched. A text
+    counts as changed where the `text` of its record differs. Without an index all are new.
     """
     for batch in batched(items, LOOKED_UP):
         try:

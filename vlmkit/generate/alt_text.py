@@ -1,4 +1,4 @@
-"""A caption as alt text: what a model said, as one sentence that does not begin with "a picture of"."""
+"""A caption as alt text: what a model answers, as one sentence that does not begin with "a picture of"."""
 
 import re
 
@@ -14,7 +14,7 @@ LOOSE = re.compile(r"\s+([.,;:!?]|'s\b)")  # punctuation set apart, as in tokeni
 
 def alt_text(text: str, *, sentences: int | None = 1, cut: bool = False, guided: bool = False) -> str:
     """`text` with a capital and a full stop, at most `sentences` of it. Where it was `cut`, without its last words if
-    a whole sentence stands before them, and otherwise with no full stop. What opens it is left out unless it was
+    a complete sentence stands before them, and otherwise with no full stop. What opens it is left out unless it was
     `guided` there.
     """
     text = LOOSE.sub(r"\1", " ".join(text.split()))

@@ -13,7 +13,7 @@ from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.schema import answer_by_schema
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
-from vlmkit.io.records import Failed, Record
+from vlmkit.io.records import Failed, Record, unless_failed
 from vlmkit.io.sources import Bytes, Fetcher, PictureError, is_url, open_source
 from vlmkit.models.boxes import EVERYTHING
 from vlmkit.models.load import load_chat_model
@@ -32,7 +32,7 @@ class GenerateOptions:
     `prompt` is asked of every picture in place of its record's question, `start` is how each answer begins. `task`:
     answer, boxes (where in the picture what is asked for is) or ocr (what is written there). `boxes`: find every
     object, too, with this sampling. `on_text` is called with each piece of text as soon as it is there, `on_attention`
-    with where the words of an answer looked, `on_pair` with the better and the worse of two answers, as `train prefer`
+    with the attention maps of an answer, `on_pair` with the better and the worse of two answers, as `train prefer`
     reads them.
     """
 
@@ -78,7 +78,7 @@ def answer_streaming(model: ChatModel, requests: list[Request], sampling: Sampli
 
 
 def answer_with_attention(model: Any, requests: list[Request], sampling: Sampling, options: Any) -> Replies:
-    """Where the words of an answer looked is handed on before the answer."""
+    """The attention maps of an answer are handed on before it."""
     replies: Replies = []
     for request, answer in zip(requests, model.answer(requests, sampling), strict=True):
         try:
@@ -169,12 +169,8 @@ def ask(
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
     """Each record with `answer` to its `question`, `answer_model`, `finish` and what `options` add, in input order."""
-    if options.task == "boxes":
-        items = map(_one_picture, items)
-    for found in replies_in_order(items, model, sampling, options, batch_size, workers, allow_private):
-        if isinstance(found, Failed):
-            yield found
-            continue
+
+    def to_record(found: tuple[Record, Reply]) -> Record:
         record, reply = found
         if options.on_pair and reply.chosen is not None:
             keys = {key: record[key] for key in ("id", "image", "images", "question") if key in record}
@@ -182,7 +178,12 @@ def ask(
         text = reply.answer.text if options.schema else " ".join(reply.answer.text.split())
         made = {"answer": text, "answer_model": model.identity, "finish": reply.answer.finish}
         stats = {"ms": round(reply.ms, 1), "tokens": reply.answer.tokens} if options.stats else {}
-        yield record | made | reply.fields | stats
+        return record | made | reply.fields | stats
+
+    if options.task == "boxes":
+        items = map(unless_failed(_one_picture), items)
+    replies = replies_in_order(items, model, sampling, options, batch_size, workers, allow_private)
+    return map(unless_failed(to_record), replies)
 
 
 def caption(
@@ -202,19 +203,18 @@ def caption(
     With `boxes`, by which they are sought, also the `boxes` of every object.
     """
     options = GenerateOptions(prompt=model.captions[length].prompt, start=start, boxes=boxes)
-    sentences = None if length == "long" else 1
-    pictures = map(_one_picture, items)
-    for found in replies_in_order(pictures, model, sampling, options, batch_size, workers, allow_private):
-        if isinstance(found, Failed):
-            yield found
-            continue
+
+    def to_record(found: tuple[Record, Reply]) -> Record | Failed:
         record, reply = found
-        cut = reply.answer.finish == "length"
+        sentences, cut = None if length == "long" else 1, reply.answer.finish == "length"
         text = alt_text(reply.answer.text, sentences=sentences, cut=cut, guided=bool(start))
-        if text:
-            yield record | {"caption": text, "caption_model": model.identity} | reply.fields
-        else:
-            yield Failed.of(record, "the model said nothing", "name another model, or raise --max-tokens")
+        if not text:
+            return Failed.of(record, "the model said nothing", "name another model, or raise --max-tokens")
+        return record | {"caption": text, "caption_model": model.identity} | reply.fields
+
+    pictures = map(unless_failed(_one_picture), items)
+    replies = replies_in_order(pictures, model, sampling, options, batch_size, workers, allow_private)
+    return map(unless_failed(to_record), replies)
 
 
 def caption_sampling(model: ChatModel, length: str, sampling: Sampling, max_tokens: int | None) -> Sampling:
@@ -319,10 +319,10 @@ def _result(sample: ChatSample, reply: Reply | RequestError, ms: float) -> tuple
     return sample.record, replace(reply, ms=ms)
 
 
-def _one_picture(item: ChatSample | Failed) -> ChatSample | Failed:
-    if isinstance(item, Failed) or len(item.pictures) == 1:
-        return item
-    return Failed.of(item.record, "several pictures, this is for one" if item.pictures else "no picture")
+def _one_picture(sample: ChatSample) -> ChatSample | Failed:
+    if len(sample.pictures) == 1:
+        return sample
+    return Failed.of(sample.record, "several pictures, this is for one" if sample.pictures else "no picture")
 
 
 def _with_pictures(sample: ChatSample, work: Callable[[Any], Any]) -> ChatSample | Failed:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.inputs import Item, Reading, is_one_picture, read_inputs
-from vlmkit.io.records import Failed, Record
+from vlmkit.io.records import Failed, Record, unless_failed
 from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
 from vlmkit.io.terminal import stdin_is_terminal
 from vlmkit.models.boxes import EVERYTHING
@@ -32,7 +32,7 @@ class ChatSample:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is to be answered; `single` where it is one question, whose answer is printed bare."""
+    """What is to be answered; `single` where it is one question, whose answer is printed without a record."""
 
     items: Iterable[ChatSample | Failed]
     single: bool
@@ -68,7 +68,7 @@ def to_ask(inputs: list[str], question: str | None, how: Reading, default: str |
     if question is None and default is None and (named or any(map(os.path.isdir, inputs))):
         raise _no_question()
     streams = [items for is_named, items in parts if not is_named]
-    samples = chain([_joined(named)] if named else [], map(to_sample, chain.from_iterable(streams)))
+    samples = chain([_joined(named)] if named else [], map(unless_failed(to_sample), chain.from_iterable(streams)))
     return Conversation(_with_question(_numbered(samples), question, default), single=not streams)
 
 
@@ -78,7 +78,9 @@ def to_caption(inputs: list[str], how: Reading) -> Conversation:
     if not parts and not inputs:
         read_inputs(inputs, how)  # raises VlmkitError at a terminal
     items = chain.from_iterable(items for _, items in parts)
-    return Conversation(_numbered(map(to_sample, items)), single=[is_named for is_named, _ in parts] == [True])
+    return Conversation(
+        _numbered(map(unless_failed(to_sample), items)), single=[is_named for is_named, _ in parts] == [True]
+    )
 
 
 def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
@@ -94,10 +96,8 @@ def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Ite
             yield piped, chain([first], items)
 
 
-def to_sample(item: Item | Failed) -> ChatSample | Failed:
+def to_sample(item: Item) -> ChatSample | Failed:
     """`item` with its picture; a record with `images` is about all of them."""
-    if isinstance(item, Failed):
-        return item
     image, images = item.record.get("image"), item.record.get("images")
     if images:
         if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
@@ -113,7 +113,7 @@ def to_sample(item: Item | Failed) -> ChatSample | Failed:
 def _joined(items: list[Item | Failed]) -> ChatSample | Failed:
     """One question about all of `items`; if one of them cannot be read, there is none."""
     samples: list[ChatSample] = []
-    for sample in map(to_sample, items):
+    for sample in map(unless_failed(to_sample), items):
         if isinstance(sample, Failed):
             return sample
         samples.append(sample)

@@ -10,11 +10,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from vlmkit.io.records import Failed
+from vlmkit.io.records import Failed, unless_failed
 from vlmkit.io.registry import Registry
 
 EXECUTORS = Registry("vlmkit.executors", {"threads": "vlmkit.io.executor:run_in_threads"})
@@ -105,13 +104,9 @@ def run_in_threads(stages: Sequence[Stage], items: Iterable[Any]) -> Iterator[An
             if isinstance(stage, BatchStage):
                 results = _in_batches(items, stage)
             else:
-                results = ahead(items, partial(_unless_failed, stage), stage.workers, stage.depth)
+                results = ahead(items, unless_failed(stage), stage.workers, stage.depth)
             items = stack.enter_context(closing(results))
         yield from items
-
-
-def _unless_failed(stage: Stage, item: Any) -> Any:
-    return item if isinstance(item, Failed) else stage(item)
 
 
 def _in_batches(items: Iterable[Any], stage: BatchStage) -> Generator[Any, None, None]:

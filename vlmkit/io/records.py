@@ -9,7 +9,7 @@ import base64
 import io
 import math
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -54,6 +54,11 @@ class Failed:
 
     def as_record(self) -> Record:
         return {"id": self.id, "image": self.image, "error": self.error}
+
+
+def unless_failed(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`work`, to which a Failed is not given: it is passed on."""
+    return lambda item: item if isinstance(item, Failed) else work(item)
 
 
 def fingerprint_of(identity: str) -> str:

@@ -170,7 +170,7 @@ def warn(text: str) -> None:
 
 
 def printable(text: str) -> bytes:
-    """What a model said, as a terminal may show it: nothing in it clears the screen or sets the clipboard."""
+    """A model's text as a terminal may show it: nothing in it clears the screen or sets the clipboard."""
     return CONTROL.sub("", text).encode()
 
 
