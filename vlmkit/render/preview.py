@@ -2,8 +2,7 @@
 
 Written from their specifications: https://sw.kovidgoyal.net/kitty/graphics-protocol/,
 https://iterm2.com/documentation-images.html, https://vt100.net/docs/vt3xx-gp/chapter14.html. chafa.py 1.2 (LGPL, a 2 MB
-library, last released in September 2024) never queries the terminal, scales to whole characters, and sends iTerm2 raw
-pixels: 120 kB for 200 x 100 pixels.
+library, last released in September 2024) sends iTerm2 raw pixels: 120 kB for 200 x 100 pixels.
 """
 
 import base64
