@@ -364,6 +364,9 @@ def test_what_cannot_be_used_is_left_out(warm: Warm, place: Path, tmp_path: Path
     assert estimate["memory_gb"] >= 0 and estimate["seconds"] > 0
     assert len(records((tmp_path / "errors.jsonl").read_bytes())) == 5
     assert not (tmp_path / "out").exists()
+    done = warm("train", "contrastive", place / "shapes.tar", "--preset", "debug", "--dry-run", "--epochs", "2")
+    (estimate,) = records(done.stdout)
+    assert (estimate["samples"], estimate["samples_per_step"], estimate["steps"]) == (64, 16, 8)
 
 
 WRONG = {

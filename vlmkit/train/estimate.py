@@ -52,11 +52,12 @@ def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> 
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with opened(small, replace(made, config=small, training=some, validation=None), steps) as learner:
+    trial = replace(made, config=small, training=some, validation=None)
+    with opened(small, trial, steps) as learner:
         objective = Objective(learner.model, config.loss, learner.from_scratch)
         parameters = _parameters(learner.model)
         learner.train()
-        parts = next(learner.load([replace(batch, step=steps) for batch in made.batches(1)]))
+        parts = next(learner.load([replace(batch, step=steps) for batch in trial.batches(1)]))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             full_batch_gradient(learner.embed, parts, objective, [])
         start = time.perf_counter()
