@@ -1,46 +1,22 @@
-"""The command ask; cli.py enters it in the command table."""
+"""The command ask."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmkit.cli.caption import (
-    ANSWER_TOKENS,
-    PAGE_TOKENS,
-    BaseUrl,
-    MaxTokens,
-    Options,
-    Resume,
-    Temperature,
-    TopP,
-    check_able,
-    check_files,
-    deliver,
-    sampling_of,
-)
-from vlmkit.cli.options import (
-    AllowPrivate,
-    ChatModelName,
-    Errors,
-    Images,
-    Json,
-    Nul,
-    OutputFile,
-    Run,
-    option,
-    valid_utf8,
-)
+from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Resume, check_files, deliver
+from vlmkit.cli.options import Records, Run, option, valid_utf8
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import Failed
 from vlmkit.io.terminal import Output, printable, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
+    from vlmkit.generate.pipeline import GenerateOptions
     from vlmkit.generate.questions import ChatSample
     from vlmkit.io.records import Record
     from vlmkit.models.types import ChatModel, Sampling
@@ -90,9 +66,9 @@ Stats = Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too."
 
 def ask(
     run: Run,
+    chat_options: ChatOptions,
+    records: Records,
     arguments: Arguments = None,
-    output: OutputFile = None,
-    model: ChatModelName = "mini",
     system: System = "",
     chat: Chat = False,
     stream: Stream = None,
@@ -104,17 +80,7 @@ def ask(
     constitution: Constitution = None,
     pairs: Pairs = None,
     stats: Stats = False,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = None,
-    base_url: BaseUrl = None,
-    option: Options = None,
-    images: Images = None,
-    nul: Nul = False,
-    allow_private: AllowPrivate = False,
     resume: Resume = None,
-    errors: Errors = None,
-    json: Json = False,
 ) -> Exit:
     """Ask a question about pictures.
 
@@ -124,83 +90,106 @@ def ask(
     theirs. A picture may also come as bytes on standard input. An answer has at most 256 tokens, with --ocr and --boxes
     1,024, unless --max-tokens says otherwise.
     """
-    from vlmkit.generate.constitution import read_constitution
-    from vlmkit.generate.pipeline import GenerateOptions
-    from vlmkit.generate.pipeline import ask as answered
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
-    from vlmkit.generate.schema import read_schema
     from vlmkit.io.inputs import Reading, count_inputs
     from vlmkit.io.records import dumps
-    from vlmkit.render.draw import overlay, save, save_drawing
 
     named, question = split(arguments or [])
     valid_utf8(question)
-    check_files(named, output, errors, resume)
-    modes = {"--chat": chat, "--schema": schema, "--ocr": ocr, "--boxes": boxes, "--constitution": constitution}
-    modes["--attention"] = attention
-    _check(modes, [drawing, attention])
-    files = {"-o": output, "--resume": resume, "--errors": errors, "--json": json, "--stats": stats}
-    if chat and (unused := next((flag for flag, value in files.items() if value), None)):
-        raise VlmkitError(f"{unused} is not for a conversation", "leave it out; /save FILE keeps what was said")
-    if drawing is not None and not boxes:
-        raise VlmkitError("--draw without boxes", "add --boxes")
-    if pairs is not None and constitution is None:
-        raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
-    sampling = sampling_of(run, temperature, top_p, max_tokens or (PAGE_TOKENS if ocr or boxes else ANSWER_TOKENS))
+    check_files(named, records, resume)
+    modes: dict[str, Any] = {
+        "--chat": chat,
+        "--schema": schema,
+        "--ocr": ocr,
+        "--boxes": boxes,
+        "--constitution": constitution,
+    }
+    _check(modes | {"--attention": attention, "--draw": drawing, "--pairs": pairs}, records, resume, stats)
     task = "ocr" if ocr else "boxes" if boxes else "answer"
-    options = GenerateOptions(
-        system,
-        task,
-        schema=None if schema is None else read_schema(schema),
-        constitution=None if constitution is None else read_constitution(constitution),
-        stats=stats,
-    )
+    sampling = chat_options.sampling(run, ANSWER_TOKENS if task == "answer" else PAGE_TOKENS)
+    options = _options(system, task, schema, constitution, stats)
     if chat:
-        return _chat(run.load_chat_model(model, base_url, option), named, question, sampling, system, allow_private)
-    reading = Reading(nul=nul, images=images, piped_picture=True)
+        model = run.load_chat_model(chat_options.model, chat_options.base_url, chat_options.option)
+        return _chat(model, named, question, sampling, system, records.allow_private)
+    reading = Reading(nul=records.nul, images=records.images, piped_picture=True)
     conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(task))
     if (drawing or attention) and not conversation.single:
         raise VlmkitError(f"{'--draw' if drawing else '--attention'} is for one picture", "name it alone")
-    loaded = run.load_chat_model(model, base_url, option)
-    check_able(loaded, "attention" if attention else task)
-    if attention:
-        options = replace(options, on_attention=lambda maps: save(overlay(*maps), attention))
-    bare = conversation.single and not (json or boxes or stats or resume)
-    single_input = conversation.single or resume is None
-    on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
-    streams = on_terminal and output is None if stream is None else stream
-    streams = streams and bare and not (schema or constitution or attention)
+    model = chat_options.load(run, "attention" if attention else task)
+    bare = conversation.single and not (records.json or boxes or stats or resume)
+    on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
+    streams = (on_terminal if stream is None else stream) and bare and not (schema or constitution or attention)
 
     def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
-        streaming = replace(options, on_text=lambda text: out.write(printable(text))) if streams else options
-        found = answered(
-            items,
-            loaded,
-            sampling,
-            streaming,
-            batch_size=run.batch_size,
-            workers=run.threads,
-            allow_private=allow_private,
-        )
-        return _ended(found, out) if streams else found if drawing is None else save_drawing(found, drawing)
+        how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
+        return _answers(items, model, sampling, options, how, out if streams else None, drawing)
 
-    count = partial(count_inputs, named, reading)
     with Output(pairs) if pairs else nullcontext() as paired:
         if paired:
             options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
+        if attention:
+            options = replace(options, on_attention=partial(_save_attention, attention))
+        single_input = conversation.single or resume is None
+        count = partial(count_inputs, named, reading)
         return deliver(
-            run, conversation, results, "answer", count, output, errors, resume, bare=bare, single_input=single_input
+            run, records, conversation, results, "answer", count, resume, bare=bare, single_input=single_input
         )
 
 
-def _check(modes: "Mapping[str, object]", pictures: "Iterable[str | None]") -> None:
+def _check(flags: dict[str, Any], records: Records, resume: str | None, stats: bool) -> None:
+    """Raise VlmkitError for flags that do not go together, and for a drawing that cannot be saved."""
     from vlmkit.render.draw import check_drawing
 
-    chosen = [flag for flag, value in modes.items() if value]
+    drawing, pairs = flags.pop("--draw"), flags.pop("--pairs")
+    chosen = [flag for flag, value in flags.items() if value]
     if len(chosen) > 1:
         raise VlmkitError(f"{chosen[0]} with {chosen[1]}", "leave one of them out")
-    for path in filter(None, pictures):
-        check_drawing(path)
+    for path in filter(None, (drawing, flags["--attention"])):
+        check_drawing(str(path))
+    files = {"-o": records.output, "--resume": resume, "--errors": records.errors, "--json": records.json}
+    unused = next((flag for flag, value in (files | {"--stats": stats}).items() if value), None)
+    if flags["--chat"] and unused:
+        raise VlmkitError(f"{unused} is not for a conversation", "leave it out; /save FILE keeps what was said")
+    if drawing is not None and not flags["--boxes"]:
+        raise VlmkitError("--draw without boxes", "add --boxes")
+    if pairs is not None and flags["--constitution"] is None:
+        raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
+
+
+def _options(system: str, task: str, schema: str | None, constitution: str | None, stats: bool) -> "GenerateOptions":
+    from vlmkit.generate.constitution import read_constitution
+    from vlmkit.generate.pipeline import GenerateOptions
+    from vlmkit.generate.schema import read_schema
+
+    principles = None if constitution is None else read_constitution(constitution)
+    form = None if schema is None else read_schema(schema)
+    return GenerateOptions(system, task, schema=form, constitution=principles, stats=stats)
+
+
+def _answers(
+    items: "Iterable[ChatSample | Failed]",
+    model: "ChatModel",
+    sampling: "Sampling",
+    options: "GenerateOptions",
+    how: dict[str, Any],
+    shown: Output | None,
+    drawing: str | None,
+) -> "Iterator[Record | Failed]":
+    """The answers; each piece goes to `shown` as it comes, the boxes into the picture `drawing`."""
+    from vlmkit.generate.pipeline import ask as answered
+    from vlmkit.render.draw import save_drawing
+
+    if shown is not None:
+        streaming = replace(options, on_text=lambda text: shown.write(printable(text)))
+        return _ended(answered(items, model, sampling, streaming, **how), shown)
+    found = answered(items, model, sampling, options, **how)
+    return found if drawing is None else save_drawing(found, drawing)
+
+
+def _save_attention(file: str, maps: Any) -> None:
+    from vlmkit.render.draw import overlay, save
+
+    save(overlay(*maps), file)
 
 
 def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Failed]":

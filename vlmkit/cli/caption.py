@@ -1,84 +1,24 @@
-"""The command caption, and what it shares with ask; cli.py enters both in the command table."""
+"""The command caption."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vlmkit.cli.options import (
-    AllowPrivate,
-    ChatModelName,
-    Errors,
-    Images,
-    Inputs,
-    Json,
-    Nul,
-    OutputFile,
-    Run,
-    option,
-    valid_utf8,
-)
+from vlmkit.cli.generate import PAGE_TOKENS, ChatOptions, Resume, check_files, deliver
+from vlmkit.cli.options import Inputs, Records, Run, option, valid_utf8
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, printable, progress, warn
+from vlmkit.io.terminal import Output
 
 if TYPE_CHECKING:
-    from vlmkit.generate.questions import ChatSample, Conversation
+    from vlmkit.generate.questions import ChatSample
     from vlmkit.io.records import Failed, Record
-    from vlmkit.models.types import ChatModel, Sampling
-
-ANSWER_TOKENS = 256
-PAGE_TOKENS = 1024  # a page of text, or many boxes
 
 
 class Length(StrEnum):
     SHORT = "short"
     NORMAL = "normal"
     LONG = "long"
-
-
-def _number(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise VlmkitError("--temperature and --top-p must be finite", "give a number such as 0.7")
-    return value
-
-
-MaxTokens = Annotated[int | None, option("--max-tokens N", "End after N tokens, words or pieces of words.", min=1)]
-Temperature = Annotated[
-    float,
-    option("--temperature T", "Choose words at random, the more the higher; 0: never.", min=0, callback=_number),
-]
-TopP = Annotated[
-    float | None,
-    option(
-        "--top-p P",
-        "With --temperature: only among the likeliest words, up to this probability together.",
-        min=0,
-        max=1,
-        callback=_number,
-    ),
-]
-Resume = Annotated[
-    str | None,
-    option("--resume FILE", "Append records to FILE, and leave out those that it holds."),
-]
-BaseUrl = Annotated[
-    str | None,
-    option(
-        "--base-url URL",
-        "Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
-        callback=valid_utf8,
-    ),
-]
-Options = Annotated[
-    list[str] | None,
-    option(
-        "--option KEY=VALUE",
-        "What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
-        callback=valid_utf8,
-    ),
-]
 
 
 Prompt = Annotated[str, option("--prompt TEXT", "How each caption begins.", callback=valid_utf8)]
@@ -90,25 +30,15 @@ Boxes = Annotated[bool, option("--boxes", "Find every object, too: records with 
 
 def caption(
     run: Run,
+    chat: ChatOptions,
+    records: Records,
     inputs: Inputs = None,
-    output: OutputFile = None,
-    model: ChatModelName = "mini",
     prompt: Prompt = "",
     length: LengthOption = Length.NORMAL,
     sidecar: Sidecar = False,
     force: Force = False,
     boxes: Boxes = False,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = None,
-    base_url: BaseUrl = None,
-    option: Options = None,
-    images: Images = None,
-    nul: Nul = False,
-    allow_private: AllowPrivate = False,
     resume: Resume = None,
-    errors: Errors = None,
-    json: Json = False,
 ) -> Exit:
     """Say what is on pictures.
 
@@ -124,90 +54,24 @@ def caption(
     named = inputs or []
     if force and not sidecar:
         raise VlmkitError("--force requires --sidecar", "add it, or leave out --force")
-    check_files(named, output, errors, resume)
-    sampling = sampling_of(run, temperature, top_p)
-    reading = Reading(nul=nul, images=images, piped_picture=True)
+    check_files(named, records, resume)
+    sampling = chat.sampling(run)
+    reading = Reading(nul=records.nul, images=records.images, piped_picture=True)
     conversation = to_caption(named, reading)
-
-    loaded = run.load_chat_model(model, base_url, option)
-    how = caption_sampling(loaded, length.value, sampling, max_tokens)
-    if boxes:
-        check_able(loaded, "boxes")
+    model = chat.load(run, "boxes" if boxes else "answer")
+    sampling = caption_sampling(model, length.value, sampling, chat.max_tokens)
+    how: dict[str, Any] = {
+        "length": length.value,
+        "start": prompt,
+        "boxes": chat.sampling(run, PAGE_TOKENS) if boxes else None,
+    }
+    how |= {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
 
     def results(items: "Iterable[ChatSample | Failed]", _: Output) -> "Iterator[Record | Failed]":
-        found = captioned(
-            without_sidecar(items) if sidecar and not force else items,
-            loaded,
-            how,
-            length=length.value,
-            start=prompt,
-            boxes=sampling_of(run, temperature, top_p, PAGE_TOKENS) if boxes else None,
-            batch_size=run.batch_size,
-            workers=run.threads,
-            allow_private=allow_private,
-        )
+        found = captioned(without_sidecar(items) if sidecar and not force else items, model, sampling, **how)
         return write_sidecars(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
-    bare = conversation.single and not (json or boxes or resume)
+    bare = conversation.single and not (records.json or boxes or resume)
     single_input = conversation.single or not (resume or sidecar)
-    return deliver(
-        run, conversation, results, "caption", count, output, errors, resume, bare=bare, single_input=single_input
-    )
-
-
-def check_files(inputs: list[str], output: str | None, errors: str | None, resume: str | None) -> None:
-    from vlmkit.generate.resume import check_resume
-    from vlmkit.io.inputs import check_outputs
-
-    check_outputs(inputs, output, errors)
-    if resume is not None:
-        check_resume(resume, inputs, output, errors)
-
-
-def check_able(model: "ChatModel", task: str) -> None:
-    if task not in model.tasks:
-        what = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}[task]
-        raise VlmkitError(f"{model.identity} {what}", "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
-
-
-def sampling_of(run: Run, temperature: float, top_p: float | None, max_tokens: int | None = None) -> "Sampling":
-    from vlmkit.models.types import Sampling
-
-    if top_p is not None and not temperature:
-        raise VlmkitError("--top-p chooses at random, which temperature 0 never does", "add --temperature 0.7")
-    return Sampling(max_tokens or ANSWER_TOKENS, temperature, 1.0 if top_p is None else top_p, run.seed or 0)
-
-
-def deliver(
-    run: Run,
-    conversation: "Conversation",
-    results: "Callable[[Iterable[ChatSample | Failed], Output], Iterator[Record | Failed]]",
-    field: str,
-    count: Callable[[], int | None],
-    output: str | None,
-    errors: str | None,
-    resume: str | None,
-    *,
-    bare: bool,
-    single_input: bool,
-) -> Exit:
-    """Write what the model says: records, or `bare` the `field` alone. A failed `single_input` is fatal."""
-    from vlmkit.generate.resume import AppendOutput
-
-    with ExitStack() as files:
-        failures = files.enter_context(Failures(errors, single_input=single_input))
-        out = files.enter_context(Output(output) if resume is None else AppendOutput(resume))
-        items = out.missing(conversation.items) if isinstance(out, AppendOutput) else conversation.items
-        made = results(items, out)
-        shown = failures.filter_failures(
-            progress(made, quiet=run.quiet or conversation.single, unit="records", count=count)
-        )
-        if bare:
-            for record in shown:
-                out.write(printable(f"{record[field]}\n"))
-                if record.get("valid") is False:
-                    warn("the answer does not match the schema")
-        else:
-            out.write_records(shown)
-        return failures.exit_code()
+    return deliver(run, records, conversation, results, "caption", count, resume, bare=bare, single_input=single_input)

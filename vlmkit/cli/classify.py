@@ -1,22 +1,9 @@
 """The command classify."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
-from vlmkit.cli.options import (
-    AllowPrivate,
-    EmbedModelName,
-    EmbedPrecision,
-    Errors,
-    Images,
-    Inputs,
-    Json,
-    Nul,
-    OutputFile,
-    Run,
-    option,
-    valid_utf8,
-)
+from vlmkit.cli.options import EmbedOptions, Inputs, Records, Run, option, valid_utf8
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress
 
@@ -41,19 +28,13 @@ K = Annotated[int | None, option("-k N", "Number of labels to report; all withou
 
 def classify(
     run: Run,
+    embedder: EmbedOptions,
+    records: Records,
     inputs: Inputs = None,
-    output: OutputFile = None,
-    model: EmbedModelName = "mini",
-    precision: EmbedPrecision = None,
     labels: Labels = None,
     labels_file: LabelsFile = None,
     template: Template = None,
     k: K = None,
-    images: Images = None,
-    nul: Nul = False,
-    allow_private: AllowPrivate = False,
-    errors: Errors = None,
-    json: Json = False,
 ) -> Exit:
     """Sort pictures by labels that you choose, without training.
 
@@ -63,26 +44,24 @@ def classify(
     from vlmkit.classify import DEFAULT_TEMPLATE, label_vectors, read_labels
     from vlmkit.classify import classify as classified
     from vlmkit.embed import vectors
-    from vlmkit.io.inputs import Reading, check_outputs, count_inputs, read_inputs
+    from vlmkit.io.inputs import Reading, count_inputs, read_inputs
 
-    check_outputs(inputs or [], output, errors)
-    if labels_file == "-" and (not inputs or "-" in inputs):
+    paths = records.check(inputs)
+    if labels_file == "-" and (not paths or "-" in paths):
         raise VlmkitError("labels and pictures cannot both come from standard input", "name the pictures")
     names = read_labels(labels, labels_file)
-    reading = Reading(nul=nul, images=images)
-    items = read_inputs(inputs or [], reading)
-    with Failures(errors) as failures, Output(output) as out:
-        loaded = run.load(model, precision)
-        targets = label_vectors(loaded, names, template or [DEFAULT_TEMPLATE])
-        embedded = vectors(
-            items,
-            loaded,
-            reuse=True,
-            batch_size=run.batch_size,
-            workers=run.threads,
-            allow_private=allow_private,
-        )
-        results = classified(embedded, names, targets, loaded.logit_scale, k or len(names))
-        count = partial(count_inputs, inputs or [], reading)
+    reading = Reading(nul=records.nul, images=records.images)
+    items = read_inputs(paths, reading)
+    with Failures(records.errors) as failures, Output(records.output) as out:
+        model = run.load(embedder.model, embedder.precision)
+        targets = label_vectors(model, names, template or [DEFAULT_TEMPLATE])
+        how: dict[str, Any] = {
+            "batch_size": run.batch_size,
+            "workers": run.threads,
+            "allow_private": records.allow_private,
+        }
+        embedded = vectors(items, model, reuse=True, **how)
+        results = classified(embedded, names, targets, model.logit_scale, k or len(names))
+        count = partial(count_inputs, paths, reading)
         out.write_records(failures.filter_failures(progress(results, quiet=run.quiet, unit="records", count=count)))
         return failures.exit_code()

@@ -3,22 +3,9 @@
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vlmkit.cli.options import (
-    AllowPrivate,
-    EmbedModelName,
-    EmbedPrecision,
-    Errors,
-    Format,
-    Images,
-    Inputs,
-    Json,
-    Nul,
-    OutputFile,
-    Run,
-    option,
-)
+from vlmkit.cli.options import EmbedOptions, Format, Inputs, Records, Run, option
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress
 
@@ -42,19 +29,13 @@ Changed = Annotated[
 
 def embed(
     run: Run,
+    embedder: EmbedOptions,
+    records: Records,
     inputs: Inputs = None,
-    output: OutputFile = None,
-    model: EmbedModelName = "mini",
-    precision: EmbedPrecision = None,
     text: Text = False,
     form: Form = Format.JSONL,
     floats: Floats = False,
     changed: Changed = None,
-    images: Images = None,
-    nul: Nul = False,
-    allow_private: AllowPrivate = False,
-    errors: Errors = None,
-    json: Json = False,
 ) -> Exit:
     """Turn pictures and texts into vectors.
 
@@ -67,28 +48,28 @@ def embed(
     from vlmkit.embed import embed as embedded
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
-    from vlmkit.io.inputs import Reading, check_outputs, count_inputs, is_one_picture, read_inputs
+    from vlmkit.io.inputs import Reading, count_inputs, is_one_picture, read_inputs
 
-    check_outputs(inputs or [], output, errors)
+    paths = records.check(inputs)
     if floats and form is Format.SAFETENSORS:
         raise VlmkitError("--floats is a form of JSONL", "leave out --floats or --format safetensors")
-    if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
+    if form is Format.SAFETENSORS and records.output in (None, "-") and sys.stdout and sys.stdout.isatty():
         raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
-    reading = Reading(texts=text, nul=nul, images=images)
-    items = read_inputs(inputs or [], reading)
+    reading = Reading(texts=text, nul=records.nul, images=records.images)
+    items = read_inputs(paths, reading)
 
-    def vectorised(items: "Iterable[Item | Failed]", loaded: "Embedder") -> "Iterator[Record | Failed]":
-        how = {"texts": text, "floats": floats, "allow_private": allow_private}
-        return embedded(items, loaded, **how, batch_size=run.batch_size, workers=run.threads)
+    def vectorised(items: "Iterable[Item | Failed]", model: "Embedder") -> "Iterator[Record | Failed]":
+        how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private}
+        return embedded(items, model, **how, batch_size=run.batch_size, workers=run.threads)
 
-    single_input = changed is None or list(map(is_one_picture, inputs or [])) == [True]
-    with Failures(errors, single_input=single_input) as failures, Output(output) as out:
+    single_input = changed is None or list(map(is_one_picture, paths)) == [True]
+    with Failures(records.errors, single_input=single_input) as failures, Output(records.output) as out:
         if changed is None:
-            results = vectorised(items, run.load(model, precision))
+            results = vectorised(items, run.load(embedder.model, embedder.precision))
         else:
             new = only_changed(items, index_folder(changed))
-            results = when_needed(new, lambda some: vectorised(some, run.load(model, precision)))
-        count = partial(count_inputs, inputs or [], reading) if changed is None else lambda: None
+            results = when_needed(new, lambda some: vectorised(some, run.load(embedder.model, embedder.precision)))
+        count = partial(count_inputs, paths, reading) if changed is None else lambda: None
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
         out.write_records(failures.filter_failures(shown), form.value)
         return failures.exit_code()

@@ -5,7 +5,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,6 +195,33 @@ AllowPrivate = Annotated[
 Json = Annotated[bool, option("--json", "Records out, one JSON object a line, on a terminal too.")]
 
 
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Where records come from and go to."""
+
+    output: OutputFile = None
+    images: Images = None
+    nul: Nul = False
+    allow_private: AllowPrivate = False
+    errors: Errors = None
+    json: Json = False
+
+    def check(self, inputs: list[str] | None) -> list[str]:
+        """`inputs` as a list. Raises VlmkitError where one of them would be overwritten."""
+        from vlmkit.io.inputs import check_outputs
+
+        check_outputs(inputs or [], self.output, self.errors)
+        return inputs or []
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions:
+    """The model of commands that embed."""
+
+    model: EmbedModelName = "mini"
+    precision: EmbedPrecision = None
+
+
 class Format(StrEnum):
     JSONL = "jsonl"
     SAFETENSORS = "safetensors"
@@ -210,20 +237,25 @@ class CommandWithExamples(typer.core.TyperCommand):
 
 
 def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:
-    """Enter `function` in the command table: its own options and those of `Run`, which it gets as `run`."""
-    common = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(Run)
-    ]
-    own = [p for p in inspect.signature(function).parameters.values() if p.name != "run"]
+    """Enter `function` in the command table. A parameter whose type is a dataclass stands for that one's options; those
+    of `Run`, which every command has, come last.
+    """
+    own = list(inspect.signature(function).parameters.values())
+    groups: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    options = [option for p in sorted(own, key=lambda p: p.annotation is Run) for option in _options_of(p)]
 
     @functools.wraps(function)
-    def with_run(**options: Any) -> Exit | None:
-        run = Run(**{parameter.name: options.pop(parameter.name) for parameter in common})
-        return function(run=run, **options)
+    def with_groups(**given: Any) -> Exit | None:
+        made = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        return function(**made, **given)
 
-    with_run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
-    )
-    with_run.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-    return app.command(cls=CommandWithExamples)(with_run)
+    with_groups.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    with_groups.__annotations__ = {option.name: option.annotation for option in options}
+    return app.command(cls=CommandWithExamples)(with_groups)
+
+
+def _options_of(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+    if not is_dataclass(parameter.annotation):
+        return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(f.name, kind, default=f.default, annotation=f.type) for f in fields(parameter.annotation)]

@@ -1,0 +1,132 @@
+"""What caption and ask share: the options of a chat model, and how its answers are written."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from vlmkit.cli.options import ChatModelName, Records, Run, option, valid_utf8
+from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.terminal import Failures, Output, printable, progress, warn
+
+if TYPE_CHECKING:
+    from vlmkit.generate.questions import ChatSample, Conversation
+    from vlmkit.io.records import Failed, Record
+    from vlmkit.models.types import ChatModel, Sampling
+
+ANSWER_TOKENS = 256
+PAGE_TOKENS = 1024  # a page of text, or many boxes
+
+
+def _number(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise VlmkitError("--temperature and --top-p must be finite", "give a number such as 0.7")
+    return value
+
+
+MaxTokens = Annotated[int | None, option("--max-tokens N", "End after N tokens, words or pieces of words.", min=1)]
+Temperature = Annotated[
+    float,
+    option("--temperature T", "Choose words at random, the more the higher; 0: never.", min=0, callback=_number),
+]
+TopP = Annotated[
+    float | None,
+    option(
+        "--top-p P",
+        "With --temperature: only among the likeliest words, up to this probability together.",
+        min=0,
+        max=1,
+        callback=_number,
+    ),
+]
+Resume = Annotated[
+    str | None,
+    option("--resume FILE", "Append records to FILE, and leave out those that it holds."),
+]
+BaseUrl = Annotated[
+    str | None,
+    option(
+        "--base-url URL",
+        "Where the endpoint of -m openai:NAME is; without it $OPENAI_BASE_URL, else OpenAI's own.",
+        callback=valid_utf8,
+    ),
+]
+EndpointSettings = Annotated[
+    list[str] | None,
+    option(
+        "--option KEY=VALUE",
+        "What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
+        callback=valid_utf8,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """The chat model, how it chooses words, and where it is."""
+
+    model: ChatModelName = "mini"
+    max_tokens: MaxTokens = None
+    temperature: Temperature = 0.0
+    top_p: TopP = None
+    base_url: BaseUrl = None
+    option: EndpointSettings = None
+
+    def load(self, run: Run, task: str = "answer") -> "ChatModel":
+        """The model. Raises VlmkitError where it cannot do the `task`."""
+        model = run.load_chat_model(self.model, self.base_url, self.option)
+        if task not in model.tasks:
+            lacks = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}
+            what = f"{model.identity} {lacks[task]}"
+            raise VlmkitError(what, "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
+        return model
+
+    def sampling(self, run: Run, max_tokens: int = ANSWER_TOKENS) -> "Sampling":
+        """`max_tokens` unless the user gave another number. Raises VlmkitError where --top-p would do nothing."""
+        from vlmkit.models.types import Sampling
+
+        if self.top_p is not None and not self.temperature:
+            raise VlmkitError("--top-p chooses at random, which temperature 0 never does", "add --temperature 0.7")
+        top_p = 1.0 if self.top_p is None else self.top_p
+        return Sampling(self.max_tokens or max_tokens, self.temperature, top_p, run.seed or 0)
+
+
+def check_files(inputs: list[str], records: Records, resume: str | None) -> None:
+    """Raise VlmkitError where a file to write is one to read, or --resume goes with another output."""
+    from vlmkit.generate.resume import check_resume
+
+    records.check(inputs)
+    if resume is not None:
+        check_resume(resume, inputs, records.output, records.errors)
+
+
+def deliver(
+    run: Run,
+    records: Records,
+    conversation: "Conversation",
+    results: "Callable[[Iterable[ChatSample | Failed], Output], Iterator[Record | Failed]]",
+    field: str,
+    count: Callable[[], int | None],
+    resume: str | None,
+    *,
+    bare: bool,
+    single_input: bool,
+) -> Exit:
+    """Write what the model says: records, or `bare` the `field` alone. A failed `single_input` is fatal."""
+    from vlmkit.generate.resume import AppendOutput
+
+    with ExitStack() as files:
+        failures = files.enter_context(Failures(records.errors, single_input=single_input))
+        out = files.enter_context(Output(records.output) if resume is None else AppendOutput(resume))
+        items = out.missing(conversation.items) if isinstance(out, AppendOutput) else conversation.items
+        made = progress(results(items, out), quiet=run.quiet or conversation.single, unit="records", count=count)
+        shown = failures.filter_failures(made)
+        if not bare:
+            out.write_records(shown)
+            return failures.exit_code()
+        for record in shown:
+            out.write(printable(f"{record[field]}\n"))
+            if record.get("valid") is False:
+                warn("the answer does not match the schema")
+        return failures.exit_code()
