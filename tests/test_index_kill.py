@@ -84,7 +84,7 @@ def work(folder):
             writer.remove([(key, None) for key in old[10:]])
     elif job == "merge":
         with Writer(folder) as writer, Index(other) as source:
-            writer.merge(source)
+            writer.merge([source])
     elif job == "build":
         up.set_type(folder, "hnsw")
         up.maintain(folder, insist=True)
