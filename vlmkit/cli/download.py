@@ -2,20 +2,20 @@
 
 import os
 import sys
+from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit.cli.options import AllowPrivate, Errors, Json, Run
-from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.io.terminal import Failures, Output, console, progress, warn
+from vlmkit.cli.options import AllowPrivate, Errors, Json, Run, option
+from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.terminal import Failures, Output, print_table, progress, warn
 
 if TYPE_CHECKING:
-    from vlmkit.download.catalog import Query
     from vlmkit.download.run import DownloadOptions
     from vlmkit.io.records import Record
 
@@ -30,10 +30,6 @@ class Sort(StrEnum):
     MODIFIED = "last_modified"
 
 
-def _option(flag: str, metavar: Text, help: str, *short: str, **rest: Any) -> Any:
-    return typer.Option(*short, flag, metavar=metavar, help=help, **rest)
-
-
 Names = Annotated[
     list[str] | None,
     typer.Argument(
@@ -42,42 +38,64 @@ Names = Annotated[
         show_default=False,
     ),
 ]
-Folder = Annotated[Text, _option("--dir", "DIR", "Folder of all data sets; default: $XDG_DATA_HOME/vlmkit/datasets.")]
-Timeout = Annotated[
-    float, _option("--timeout", "S", "Give up on a server that sends less than 1 KiB a second for S seconds.", min=0.1)
-]
-NoCheck = Annotated[bool, typer.Option("--check/--no-check", help="Insist on the sizes and digests of --list.")]
-Pickle = Annotated[bool, _option("--allow-pickle", None, "Fetch a model without safetensors; a pickle can run code.")]
+Folder = Annotated[Text, option("--dir DIR", "Folder of all data sets; default: $XDG_DATA_HOME/vlmkit/datasets.")]
+Listing = Annotated[bool, option("--list", "List what there is: name, size, licence, URL, digest.")]
+Card = Annotated[Text, option("--card NAME", "Print the card of a model, or the facts of a data set.")]
+Verify = Annotated[bool, option("--verify", "Check again what is there; fetch nothing.")]
+TIMEOUT_HELP = "Give up on a server that sends less than 1 KiB a second for S seconds."
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """What is fetched, and from where."""
+
+    output: Annotated[Text, option("-o, --output DIR", "Folder for records and pictures, or one model.")] = None
+    split: Annotated[Text, option("--split S", "Split of the data set; default: the first of --list.")] = None
+    limit: Annotated[int | None, option("--limit N", "At most N records, and only their files if possible.", min=1)] = (
+        None
+    )
+    folder: Folder = None
+    check: Annotated[bool, option("--check/--no-check", "Insist on the sizes and digests of --list.")] = True
+    mirror: Annotated[Text, option("--mirror BASE", "Replace scheme and host of data sets' URLs by BASE.")] = None
+    timeout: Annotated[float, option("--timeout S", TIMEOUT_HELP, min=0.1)] = 30.0
+    allow_private: AllowPrivate = False
+    allow_pickle: Annotated[
+        bool, option("--allow-pickle", "Fetch a model without safetensors; a pickle can run code.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class UrlList:
+    """What is made of a list of URLs."""
+
+    tar: Annotated[int | None, option("--tar N", "URL list: webdataset shards of N rows.", min=1)] = None
+    resize: Annotated[int | None, option("--resize N", "URL list: at most N pixels a side.", min=16)] = None
+    retry: Annotated[Text, option("--retry FILE", "URL list: fetch only the rows in FILE, of --errors.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubQuery:
+    """Which models of the Hub are looked for."""
+
+    search: Annotated[Text, option("--search WORDS", "Search the Hub for models; off line, --list.")] = None
+    task: Annotated[Text, option("--task T", "--search: task, such as image-text-to-text.")] = None
+    library: Annotated[Text, option("--library L", "--search: library, such as transformers.")] = None
+    licence: Annotated[Text, option("--licence L", "--search: licence, such as apache-2.0.")] = None
+    downloads: Annotated[int, option("--min-downloads N", "--search: at least N downloads a month.", min=0)] = 0
+    smallest: Annotated[Text, option("--min-size N", "--search: parameters at least, such as 100M.")] = None
+    largest: Annotated[Text, option("--max-size N", "--search: parameters at most, such as 3B.")] = None
+    sort: Annotated[Sort, option("--sort", "--search: what stands first.", show_choices=True)] = Sort.DOWNLOADS
 
 
 def download(
     run: Run,
+    fetching: Fetching,
+    url_list: UrlList,
+    hub: HubQuery,
     names: Names = None,
-    output: Annotated[Text, _option("--output", "DIR", "Folder for records and pictures, or one model.", "-o")] = None,
-    split: Annotated[Text, _option("--split", "S", "Split of the data set; default: the first of --list.")] = None,
-    limit: Annotated[
-        int | None, _option("--limit", "N", "At most N records, and only their files if possible.", min=1)
-    ] = None,
-    folder: Folder = None,
-    listing: Annotated[bool, _option("--list", None, "List what there is: name, size, licence, URL, digest.")] = False,
-    search: Annotated[Text, _option("--search", "WORDS", "Search the Hub for models; off line, --list.")] = None,
-    card: Annotated[Text, _option("--card", "NAME", "Print the card of a model, or the facts of a data set.")] = None,
-    verify: Annotated[bool, _option("--verify", None, "Check again what is there; fetch nothing.")] = False,
-    check: NoCheck = True,
-    mirror: Annotated[Text, _option("--mirror", "BASE", "Replace scheme and host of data sets' URLs by BASE.")] = None,
-    tar: Annotated[int | None, _option("--tar", "N", "URL list: webdataset shards of N rows.", min=1)] = None,
-    resize: Annotated[int | None, _option("--resize", "N", "URL list: at most N pixels a side.", min=16)] = None,
-    retry: Annotated[Text, _option("--retry", "FILE", "URL list: fetch only the rows in FILE, of --errors.")] = None,
-    timeout: Timeout = 30.0,
-    allow_private: AllowPrivate = False,
-    allow_pickle: Pickle = False,
-    task: Annotated[Text, _option("--task", "T", "--search: task, such as image-text-to-text.")] = None,
-    library: Annotated[Text, _option("--library", "L", "--search: library, such as transformers.")] = None,
-    licence: Annotated[Text, _option("--licence", "L", "--search: licence, such as apache-2.0.")] = None,
-    downloads: Annotated[int, _option("--min-downloads", "N", "--search: at least N downloads a month.", min=0)] = 0,
-    smallest: Annotated[Text, _option("--min-size", "N", "--search: parameters at least, such as 100M.")] = None,
-    largest: Annotated[Text, _option("--max-size", "N", "--search: parameters at most, such as 3B.")] = None,
-    sort: Annotated[Sort, typer.Option(help="--search: what stands first.", show_choices=True)] = Sort.DOWNLOADS,
+    listing: Listing = False,
+    card: Card = None,
+    verify: Verify = False,
     errors: Errors = None,
     json: Json = False,
 ) -> Exit:
@@ -90,11 +108,8 @@ def download(
     What was cut off is resumed, also after a kill; what is there is not fetched again. Sizes and SHA-256 are checked
     where --list has them. Pictures of lists whose servers ask not to be used for AI (X-Robots-Tag) are left out.
     """
-    if search is not None:
-        from vlmkit.download.catalog import Query
-
-        query = Query(search, task, library, licence, downloads, smallest, largest, sort.value, limit or 20)
-        return _show(_search(query), json)
+    if hub.search is not None:
+        return _show(_search(hub, fetching.limit or 20), json)
     if listing:
         from vlmkit.download.catalog import entries
 
@@ -103,26 +118,40 @@ def download(
         return _print_card(card)
     if not names:
         raise VlmkitError("nothing to download", "name a data set or a model (vlmkit download --list)")
-    if any(map(_is_list, names)):
-        return _url_list(run, names, output, limit, tar, resize, retry, allow_private, errors)
-    if tar or resize or retry:
-        raise VlmkitError("--tar, --resize and --retry are for URL lists", "leave them out")
-    _check_names(names, output)
+    with Failures(errors) as failures:
+        if any(map(_is_list, names)):
+            return _fetch_list(run, names, fetching, url_list, failures)
+        if url_list != UrlList():
+            raise VlmkitError("--tar, --resize and --retry are for URL lists", "leave them out")
+        _check_names(names, fetching.output)
+        options = _options(run, fetching)
+        return _verify(names, options, failures) if verify else _fetch_names(names, options, failures, json)
+
+
+def _options(run: Run, fetching: Fetching) -> "DownloadOptions":
     from vlmkit.download.run import DownloadOptions
 
-    sets = Path(folder) if folder else _data_home() / "datasets"
-    place = Path(output) if output else None
-    permitted = {"allow_private": allow_private, "allow_pickle": allow_pickle, "check": check}
-    options = DownloadOptions(sets, place, split, limit, mirror, timeout=timeout, quiet=run.quiet, **permitted)
-    with Failures(errors) as failures:
-        return _verify(names, options, failures) if verify else _names(names, options, failures, json)
+    return DownloadOptions(
+        Path(fetching.folder) if fetching.folder else _data_home() / "datasets",
+        Path(fetching.output) if fetching.output else None,
+        fetching.split,
+        fetching.limit,
+        fetching.mirror,
+        timeout=fetching.timeout,
+        quiet=run.quiet,
+        allow_private=fetching.allow_private,
+        allow_pickle=fetching.allow_pickle,
+        check=fetching.check,
+    )
 
 
-def _search(query: "Query") -> "list[Record]":
+def _search(hub: HubQuery, limit: int) -> "list[Record]":
     """Models of the Hub; where that cannot be asked, what the list has."""
-    from vlmkit.download.catalog import search_hub, search_list
+    from vlmkit.download.catalog import Query, search_hub, search_list
     from vlmkit.download.hub import Unreachable
 
+    sizes = hub.smallest, hub.largest
+    query = Query(hub.search or "", hub.task, hub.library, hub.licence, hub.downloads, *sizes, hub.sort.value, limit)
     try:
         return search_hub(query)
     except Unreachable as error:
@@ -160,19 +189,14 @@ def _show(found: "list[Record]", json: bool) -> Exit:
 
 
 def _print_table(found: "list[Record]") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from vlmkit.download.run import amount
 
-    table = Table(box=None, header_style="bold")
-    for name in ("name", "kind", "size", "licence", "what"):
-        table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
+    rows = []
     for entry in found:
-        size = entry.get("bytes")
-        cells = (entry["name"], entry["kind"], "?" if size is None else amount(size), entry["licence"] or "?")
-        table.add_row(*(Text(one_line(str(cell))) for cell in (*cells, entry.get("what") or entry.get("task") or "")))
-    console().print(table)
+        size = "?" if entry.get("bytes") is None else amount(entry["bytes"])
+        what = entry.get("what") or entry.get("task") or ""
+        rows.append([entry["name"], entry["kind"], size, entry["licence"] or "?", what])
+    print_table(["name", "kind", "size", "licence", "what"], rows, right=["size"], overflow="fold")
 
 
 def _is_list(name: str) -> bool:
@@ -208,7 +232,7 @@ def _verify(names: list[str], options: "DownloadOptions", failures: Failures) ->
     return failures.exit_code()
 
 
-def _names(names: list[str], options: "DownloadOptions", failures: Failures, json: bool) -> Exit:
+def _fetch_names(names: list[str], options: "DownloadOptions", failures: Failures, json: bool) -> Exit:
     """Records on standard output, or in a file where that was asked for or is a terminal; one model as its folder."""
     from vlmkit.datasets import DATASETS
     from vlmkit.download.run import download
@@ -243,33 +267,23 @@ def _records_file(names: list[str], options: "DownloadOptions", json: bool) -> P
     return options.folder / f"{'-'.join([*names, *filter(None, [options.split])])}.jsonl"
 
 
-def _url_list(
-    run: Run,
-    names: list[str],
-    output: Text,
-    limit: int | None,
-    tar: int | None,
-    resize: int | None,
-    retry: Text,
-    allow_private: bool,
-    errors: Text,
-) -> Exit:
+def _fetch_list(run: Run, names: list[str], fetching: Fetching, url_list: UrlList, failures: Failures) -> Exit:
     from vlmkit.download.url_list import PictureFetcher, into_folder, into_shards, read_failed_ids, read_list
     from vlmkit.io.http import HttpClient
 
     if len(names) > 1:
         raise VlmkitError("a URL list cannot be combined with other names", "download one list at a time")
-    if output is None:
+    if fetching.output is None:
         raise VlmkitError("a URL list needs a folder", "give -o DIR")
-    folder = Path(output).absolute()
+    folder = Path(fetching.output).absolute()
     if folder.exists() and not folder.is_dir():
-        raise VlmkitError(f"{output} is not a folder", "name another one with -o")
-    only = None if retry is None else read_failed_ids(retry)
-    rows = islice(read_list(names[0]), limit)
+        raise VlmkitError(f"{fetching.output} is not a folder", "name another one with -o")
+    only = None if url_list.retry is None else read_failed_ids(url_list.retry)
+    rows = islice(read_list(names[0]), fetching.limit)
     folder.mkdir(parents=True, exist_ok=True)
-    with Failures(errors) as failures, Output(str(folder / "records.jsonl")) as out:
-        with HttpClient(allow_private=allow_private) as client:
-            fetcher = PictureFetcher(client, resize, only)
-            found = into_folder(rows, folder, fetcher) if tar is None else into_shards(rows, folder, fetcher, tar)
-            out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
-        return failures.exit_code()
+    with Output(str(folder / "records.jsonl")) as out, HttpClient(allow_private=fetching.allow_private) as client:
+        fetcher = PictureFetcher(client, url_list.resize, only)
+        size = url_list.tar
+        found = into_folder(rows, folder, fetcher) if size is None else into_shards(rows, folder, fetcher, size)
+        out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
+    return failures.exit_code()

@@ -4,16 +4,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit.cli.options import Images, Json, OutputFile, Run
-from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.cli.options import Images, Json, OutputFile, Run, option
+from vlmkit.errors import Exit, VlmkitError
 from vlmkit.eval.predictions import Options, Source
 from vlmkit.eval.registry import TASKS, evaluate
-from vlmkit.io.terminal import Output, console, stdin_file, stdin_is_terminal
+from vlmkit.io.terminal import Output, print_table, stdin_file, stdin_is_terminal
 
 if TYPE_CHECKING:
     from vlmkit.io.records import Record
@@ -36,81 +37,92 @@ class Tokenizer(StrEnum):
     NONE = "none"
 
 
-def _field(flag: str, text: str, metavar: str = "FIELD"):
-    return typer.Option(flag, metavar=metavar, help=text)
-
-
 def _variants() -> str:
     variants = {name: TASKS.load(name).variants for name in TASKS.builtin}
     return "; ".join(f"{name}: {', '.join(known)}" for name, known in variants.items() if len(known) > 1) + "."
 
 
+TaskName = Annotated[
+    EvalTask,
+    typer.Argument(
+        metavar="TASK",
+        help=f"What to score: {', '.join(TASKS.builtin)}; or compare, with two files.",
+        show_default=False,
+    ),
+]
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE",
+        help="Predictions: JSONL, JSON, lmms-eval samples, VLMEvalKit .tsv or .xlsx; - for standard input.",
+        show_default=False,
+    ),
+]
+Text = str | None
+METRIC_HELP = "Only metric M, or one that a package adds; may be repeated. compare: any field with numbers, too."
+TOKENIZER_HELP = "caption: PTB needs Java, and is used if there is one; py needs none."
+WEIGHTS_HELP = "compare: one weighted score, quality=0.4,latency=0.3,length=0.3."
+TRUTH_HELP = "References from FILE: records, VQA or COCO annotations, joined on the id."
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What is scored, and what is reported."""
+
+    variant: Annotated[Text, option("--variant V", _variants())] = None
+    by: Annotated[
+        Text, option("--by FIELD", "Results by FIELD, too, hardest first; category is guessed if absent.")
+    ] = None
+    metric: Annotated[list[str] | None, option("--metric M", METRIC_HELP)] = None
+    k: Annotated[str, option("-k N,N", "retrieval: the k of recall@k, separated by commas.")] = "1,5,10"
+    cluster: Annotated[Text, option("--cluster FIELD", "Items with the same FIELD are not independent.")] = None
+    tokenizer: Annotated[Tokenizer | None, option("--tokenizer", TOKENIZER_HELP)] = None
+    confusions: Annotated[
+        int | None, option("--confusions N", "Most frequent confusions; 10 for classify and with --by.", min=0)
+    ] = None
+    model: Annotated[
+        Text, option("-m, --model MODEL", "caption: CLIPScore with MODEL; retrieval: embed with MODEL.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNames:
+    """Where a record has what is scored."""
+
+    prediction: Annotated[Text, option("--prediction FIELD", "Field of the prediction, dotted if nested.")] = None
+    references: Annotated[Text, option("--references FIELD", "Field of the references.")] = None
+    id: Annotated[Text, option("--id FIELD", "Field of the id.")] = None
+    question: Annotated[str, option("--question FIELD", "Field of the question.")] = "question"
+    truth: Annotated[Text, option("--truth FILE", TRUTH_HELP)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """How two files are compared."""
+
+    compare_as: Annotated[
+        EvalTask | None, option("--task", "compare: score both as this task, not as their fields suggest.")
+    ] = None
+    weights: Annotated[Text, option("--weights W", WEIGHTS_HELP)] = None
+    latency: Annotated[str, option("--latency FIELD", "compare: field with the seconds that a prediction took.")] = (
+        "latency"
+    )
+
+
+Items = Annotated[Text, option("--items FILE", "Write each item to FILE: scores, strings compared, rule that decided.")]
+Html = Annotated[Text, option("--html FILE", "Write a page to FILE: the items with thumbnails, worst first.")]
+
+
 def eval(
     run: Run,
-    task: Annotated[
-        EvalTask,
-        typer.Argument(
-            metavar="TASK",
-            help=f"What to score: {', '.join(TASKS.builtin)}; or compare, with two files.",
-            show_default=False,
-        ),
-    ],
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE",
-            help="Predictions: JSONL, JSON, lmms-eval samples, VLMEvalKit .tsv or .xlsx; - for standard input.",
-            show_default=False,
-        ),
-    ] = None,
-    variant: Annotated[str | None, _field("--variant", _variants(), "V")] = None,
-    by: Annotated[
-        str | None, _field("--by", "Results by FIELD, too, hardest first; category is guessed if absent.")
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        _field(
-            "--metric",
-            "Only metric M, or one that a package adds; may be repeated. compare: any field with numbers, too.",
-            "M",
-        ),
-    ] = None,
-    k: Annotated[str, _field("-k", "retrieval: the k of recall@k, separated by commas.", "N,N")] = "1,5,10",
-    items: Annotated[
-        str | None, _field("--items", "Write each item to FILE: scores, strings compared, rule that decided.", "FILE")
-    ] = None,
-    html: Annotated[
-        str | None, _field("--html", "Write a page to FILE: the items with thumbnails, worst first.", "FILE")
-    ] = None,
+    task: TaskName,
+    score: ScoreOptions,
+    names: FieldNames,
+    comparison: CompareOptions,
+    files: Files = None,
+    items: Items = None,
+    html: Html = None,
     output: OutputFile = None,
-    prediction: Annotated[str | None, _field("--prediction", "Field of the prediction, dotted if nested.")] = None,
-    references: Annotated[str | None, _field("--references", "Field of the references.")] = None,
-    id_field: Annotated[str | None, _field("--id", "Field of the id.")] = None,
-    question: Annotated[str, _field("--question", "Field of the question.")] = "question",
-    truth: Annotated[
-        str | None,
-        _field("--truth", "References from FILE: records, VQA or COCO annotations, joined on the id.", "FILE"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m", "--model", metavar="MODEL", help="caption: CLIPScore with MODEL; retrieval: embed with MODEL."
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Tokenizer | None, typer.Option(help="caption: PTB needs Java, and is used if there is one; py needs none.")
-    ] = None,
-    cluster: Annotated[str | None, _field("--cluster", "Items with the same FIELD are not independent.")] = None,
-    confusions: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Most frequent confusions; 10 for classify and with --by.")
-    ] = None,
-    compare_as: Annotated[
-        EvalTask | None, typer.Option("--task", help="compare: score both as this task, not as their fields suggest.")
-    ] = None,
-    weights: Annotated[
-        str | None, _field("--weights", "compare: one weighted score, quality=0.4,latency=0.3,length=0.3.", "W")
-    ] = None,
-    latency: Annotated[str, _field("--latency", "compare: field with the seconds that a prediction took.")] = "latency",
     images: Images = None,
     json: Json = False,
 ) -> Exit:
@@ -125,39 +137,18 @@ def eval(
     """
     from vlmkit.eval.report import page
 
-    def load(name: str | None) -> "Embedder":
-        return run.load(model or name or os.environ.get("VLMKIT_EMBED_MODEL") or "mini")
-
-    options = Options(
-        id=id_field,
-        prediction=prediction,
-        references=references,
-        question=question,
-        variant=variant,
-        by=by,
-        cluster=cluster,
-        latency=latency if weights is not None and "latency" in weights else None,
-        truth=truth,
-        metrics=tuple(metric or ()),
-        details=items is not None or html is not None,
-        ks=_numbers(k),
-        tokenizer=None if tokenizer is None else tokenizer.value,
-        model=load,
-        model_asked=model is not None,
-        batch_size=run.batch(EMBED_BATCH),
-        workers=run.threads,
-    )
-    names = files or ["-"]
+    options = _options(run, score, names, comparison, details=items is not None or html is not None)
+    paths = files or ["-"]
     for path in filter(None, (items, html)):
-        if os.path.realpath(path) in map(os.path.realpath, names):
+        if os.path.realpath(path) in map(os.path.realpath, paths):
             raise VlmkitError(f"{path} is an input, too", "name another file")
-    if len(names) != (2 if task == COMPARE else 1) or names.count("-") > 1:
+    if len(paths) != (2 if task == COMPARE else 1) or paths.count("-") > 1:
         raise VlmkitError(f"{task} of {len(files or [])} files", "vlmkit eval TASK [FILE], vlmkit eval compare A B")
-    with _sources(names, images) as sources:
+    with _sources(paths, images) as sources:
         if task == COMPARE:
-            results, shown = _compare(sources, options, compare_as, weights, run.seed or 0)
+            results, shown = _compare(sources, options, comparison, run.seed or 0)
         else:
-            results, shown = _score(task, sources[0], options, confusions, run.seed or 0)
+            results, shown = _score(task, sources[0], options, score.confusions, run.seed or 0)
     if items is not None:
         with Output(items) as out:
             out.write_records(shown)
@@ -171,6 +162,31 @@ def eval(
         else:
             out.write_records(results)
     return Exit.OK
+
+
+def _options(run: Run, score: ScoreOptions, names: FieldNames, comparison: CompareOptions, details: bool) -> Options:
+    def load(name: str | None) -> "Embedder":
+        return run.load(score.model or name or os.environ.get("VLMKIT_EMBED_MODEL") or "mini")
+
+    return Options(
+        id=names.id,
+        prediction=names.prediction,
+        references=names.references,
+        question=names.question,
+        variant=score.variant,
+        by=score.by,
+        cluster=score.cluster,
+        latency=comparison.latency if "latency" in (comparison.weights or "") else None,
+        truth=names.truth,
+        metrics=tuple(score.metric or ()),
+        details=details,
+        ks=_numbers(score.k),
+        tokenizer=None if score.tokenizer is None else score.tokenizer.value,
+        model=load,
+        model_asked=score.model is not None,
+        batch_size=run.batch(EMBED_BATCH),
+        workers=run.threads,
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -208,12 +224,13 @@ def _score(
 
 
 def _compare(
-    sources: list[Source], options: Options, task: EvalTask | None, weights: str | None, seed: int
+    sources: list[Source], options: Options, comparison: CompareOptions, seed: int
 ) -> "tuple[list[Record], list[Record]]":
     """The differences, and the items of both files for --items and --html."""
     from vlmkit.eval import compare
 
-    shares = None if weights is None else compare.parse_weights(weights)
+    task = comparison.compare_as
+    shares = None if comparison.weights is None else compare.parse_weights(comparison.weights)
     if task == COMPARE:
         raise VlmkitError("--task compare", "name what both files are scored as, such as vqa")
     name = compare.task_of(sources[0], options.metrics) if task is None else str(task)
@@ -225,18 +242,8 @@ def _compare(
 
 
 def _print_table(results: "Sequence[Record]") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from vlmkit.eval.report import result_table
 
     titles, rows = result_table(results)
-    table = Table(box=None, header_style="bold")
-    for number, title in enumerate(titles):
-        table.add_column(title, overflow="ellipsis" if number else "fold", justify="right" if number else "left")
-    for name, *cells in rows:
-        table.add_row(Text(one_line(name)), *cells)
-    terminal = console()
-    terminal.print(table)
-    for signature in dict.fromkeys(str(result["signature"]) for result in results if "category" not in result):
-        terminal.print(Text(one_line(signature)), style="dim", soft_wrap=True)
+    signatures = dict.fromkeys(str(result["signature"]) for result in results if "category" not in result)
+    print_table(titles, rows, right=titles[1:], below=signatures)
