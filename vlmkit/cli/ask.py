@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,53 +33,60 @@ Arguments = Annotated[
         show_default=False,
     ),
 ]
-System = Annotated[str, option("--system TEXT", "What the model is told beforehand.", callback=valid_utf8)]
+Text = str | None
 Chat = Annotated[bool, option("--chat", "Hold a conversation about the pictures; /help says what it knows.")]
-Stream = Annotated[
-    bool | None,
-    option("--stream/--no-stream", "Show a single answer as it comes; so it is on a terminal."),
-]
-Schema = Annotated[
-    str | None,
-    option("--schema FILE|JSON", "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."),
-]
-Ocr = Annotated[bool, option("--ocr", "Read what is written in the pictures.")]
-Boxes = Annotated[bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")]
-Drawing = Annotated[str | None, option("--draw FILE", "With --boxes: save the picture with them drawn in it.")]
-Attention = Annotated[
-    str | None,
-    option("--attention FILE", "Save a picture of where each word of the answer looked."),
-]
-Constitution = Annotated[
-    str | None,
-    option(
-        "--constitution FILE",
-        "Judge and revise answers by the principles in a TOML file; default: those of vlmkit.",
-    ),
-]
-Pairs = Annotated[
-    str | None,
-    option("--pairs FILE", "With --constitution: write better and worse answers, for train prefer."),
-]
-Stats = Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")]
+SCHEMA_HELP = "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."
+CONSTITUTION_HELP = "Judge and revise answers by the principles in a TOML file; default: those of vlmkit."
+PAIRS_HELP = "With --constitution: write better and worse answers, for train prefer."
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How a question is answered."""
+
+    system: Annotated[str, option("--system TEXT", "What the model is told beforehand.", callback=valid_utf8)] = ""
+    stream: Annotated[
+        bool | None, option("--stream/--no-stream", "Show a single answer as it comes; so it is on a terminal.")
+    ] = None
+    schema: Annotated[Text, option("--schema FILE|JSON", SCHEMA_HELP)] = None
+    ocr: Annotated[bool, option("--ocr", "Read what is written in the pictures.")] = False
+    boxes: Annotated[bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")] = (
+        False
+    )
+    drawing: Annotated[Text, option("--draw FILE", "With --boxes: save the picture with them drawn in it.")] = None
+    attention: Annotated[
+        Text, option("--attention FILE", "Save a picture of where each word of the answer looked.")
+    ] = None
+    constitution: Annotated[Text, option("--constitution FILE", CONSTITUTION_HELP)] = None
+    pairs: Annotated[Text, option("--pairs FILE", PAIRS_HELP)] = None
+    stats: Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")] = False
+
+    @property
+    def task(self) -> str:
+        return "ocr" if self.ocr else "boxes" if self.boxes else "answer"
+
+    def generate_options(self) -> "GenerateOptions":
+        from vlmkit.generate.constitution import read_constitution
+        from vlmkit.generate.pipeline import GenerateOptions
+        from vlmkit.generate.schema import read_schema
+
+        return GenerateOptions(
+            self.system,
+            self.task,
+            schema=None if self.schema is None else read_schema(self.schema),
+            constitution=None if self.constitution is None else read_constitution(self.constitution),
+            stats=self.stats,
+            on_attention=partial(_save_attention, self.attention) if self.attention else None,
+        )
 
 
 def ask(
     run: Run,
-    chat_options: ChatOptions,
+    chat_model: ChatOptions,
+    answer: AnswerOptions,
     records: Records,
     arguments: Arguments = None,
-    system: System = "",
     chat: Chat = False,
-    stream: Stream = None,
-    schema: Schema = None,
-    ocr: Ocr = False,
-    boxes: Boxes = False,
-    drawing: Drawing = None,
-    attention: Attention = None,
-    constitution: Constitution = None,
-    pairs: Pairs = None,
-    stats: Stats = False,
     resume: Resume = None,
 ) -> Exit:
     """Ask a question about pictures.
@@ -97,38 +104,29 @@ def ask(
     named, question = split(arguments or [])
     valid_utf8(question)
     check_files(named, records, resume)
-    modes: dict[str, Any] = {
-        "--chat": chat,
-        "--schema": schema,
-        "--ocr": ocr,
-        "--boxes": boxes,
-        "--constitution": constitution,
-    }
-    _check(modes | {"--attention": attention, "--draw": drawing, "--pairs": pairs}, records, resume, stats)
-    task = "ocr" if ocr else "boxes" if boxes else "answer"
-    sampling = chat_options.sampling(run, ANSWER_TOKENS if task == "answer" else PAGE_TOKENS)
-    options = _options(system, task, schema, constitution, stats)
+    _check(chat, answer, records, resume)
+    sampling = chat_model.sampling(run, ANSWER_TOKENS if answer.task == "answer" else PAGE_TOKENS)
+    options = answer.generate_options()
     if chat:
-        model = run.load_chat_model(chat_options.model, chat_options.base_url, chat_options.option)
-        return _chat(model, named, question, sampling, system, records.allow_private)
+        model = run.load_chat_model(chat_model.model, chat_model.base_url, chat_model.option)
+        return _chat(model, named, question, sampling, answer.system, records.allow_private)
     reading = Reading(nul=records.nul, images=records.images, piped_picture=True)
-    conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(task))
-    if (drawing or attention) and not conversation.single:
-        raise VlmkitError(f"{'--draw' if drawing else '--attention'} is for one picture", "name it alone")
-    model = chat_options.load(run, "attention" if attention else task)
-    bare = conversation.single and not (records.json or boxes or stats or resume)
+    conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
+    if (answer.drawing or answer.attention) and not conversation.single:
+        raise VlmkitError(f"{'--draw' if answer.drawing else '--attention'} is for one picture", "name it alone")
+    model = chat_model.load(run, "attention" if answer.attention else answer.task)
+    bare = conversation.single and not (records.json or answer.boxes or answer.stats or resume)
     on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
-    streams = (on_terminal if stream is None else stream) and bare and not (schema or constitution or attention)
+    streams = (on_terminal if answer.stream is None else answer.stream) and bare
+    streams = streams and not (answer.schema or answer.constitution or answer.attention)
 
     def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
         how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
-        return _answers(items, model, sampling, options, how, out if streams else None, drawing)
+        return _answers(items, model, sampling, options, how, out if streams else None, answer.drawing)
 
-    with Output(pairs) if pairs else nullcontext() as paired:
+    with Output(answer.pairs) if answer.pairs else nullcontext() as paired:
         if paired:
             options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
-        if attention:
-            options = replace(options, on_attention=partial(_save_attention, attention))
         single_input = conversation.single or resume is None
         count = partial(count_inputs, named, reading)
         return deliver(
@@ -136,34 +134,25 @@ def ask(
         )
 
 
-def _check(flags: dict[str, Any], records: Records, resume: str | None, stats: bool) -> None:
+def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | None) -> None:
     """Raise VlmkitError for flags that do not go together, and for a drawing that cannot be saved."""
     from vlmkit.render.draw import check_drawing
 
-    drawing, pairs = flags.pop("--draw"), flags.pop("--pairs")
-    chosen = [flag for flag, value in flags.items() if value]
+    modes = {"--chat": chat, "--schema": answer.schema, "--ocr": answer.ocr, "--boxes": answer.boxes}
+    modes |= {"--constitution": answer.constitution, "--attention": answer.attention}
+    chosen = [flag for flag, value in modes.items() if value]
     if len(chosen) > 1:
         raise VlmkitError(f"{chosen[0]} with {chosen[1]}", "leave one of them out")
-    for path in filter(None, (drawing, flags["--attention"])):
-        check_drawing(str(path))
+    for path in filter(None, (answer.drawing, answer.attention)):
+        check_drawing(path)
     files = {"-o": records.output, "--resume": resume, "--errors": records.errors, "--json": records.json}
-    unused = next((flag for flag, value in (files | {"--stats": stats}).items() if value), None)
-    if flags["--chat"] and unused:
+    unused = next((flag for flag, value in (files | {"--stats": answer.stats}).items() if value), None)
+    if chat and unused:
         raise VlmkitError(f"{unused} is not for a conversation", "leave it out; /save FILE keeps what was said")
-    if drawing is not None and not flags["--boxes"]:
+    if answer.drawing is not None and not answer.boxes:
         raise VlmkitError("--draw without boxes", "add --boxes")
-    if pairs is not None and flags["--constitution"] is None:
+    if answer.pairs is not None and answer.constitution is None:
         raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
-
-
-def _options(system: str, task: str, schema: str | None, constitution: str | None, stats: bool) -> "GenerateOptions":
-    from vlmkit.generate.constitution import read_constitution
-    from vlmkit.generate.pipeline import GenerateOptions
-    from vlmkit.generate.schema import read_schema
-
-    principles = None if constitution is None else read_constitution(constitution)
-    form = None if schema is None else read_schema(schema)
-    return GenerateOptions(system, task, schema=form, constitution=principles, stats=stats)
 
 
 def _answers(

@@ -3,14 +3,14 @@
 import gc
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run
+from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run, option
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress, stderr_is_terminal, stdin_is_terminal, warn
 
@@ -22,34 +22,48 @@ if TYPE_CHECKING:
 COLLECTED = 50_000  # records hold no cycles; looking for some took a tenth of the time
 
 
-def _several(flag: str, metavar: str, text: str):
-    return typer.Option(flag, metavar=metavar, help=f"{text}; may be repeated.", show_default=False)
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="FILE", help="Embedded records, JSONL or safetensors.", show_default=False),
+]
+Several = list[str] | None
+TYPE_HELP = "auto, flat (exact), hnsw, ivf, ivfpq, or a FAISS factory string."
+
+
+def _several(spec: str, help: str) -> Any:
+    return option(spec, f"{help}; may be repeated.", show_default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is done to the index beside adding records."""
+
+    type: Annotated[str | None, option("--type TYPE", TYPE_HELP)] = None
+    remove: Annotated[Several, _several("--remove ID", "Drop the record with this id")] = None
+    prune: Annotated[Several, _several("--prune DIR", "Drop records under DIR whose file is gone")] = None
+    force: Annotated[bool, option("--force", "Prune also where DIR is missing or most records under it would go.")] = (
+        False
+    )
+    merge: Annotated[Several, _several("--merge INDEX", "Add all records of another index")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What is printed of the index."""
+
+    info: Annotated[bool, option("--info", "Print what the index holds, as one JSON object.")] = False
+    verify: Annotated[bool, option("--verify", "Check the index; exit code 2 if it is damaged.")] = False
+    dump: Annotated[bool, option("--dump", "Write every record with its embedding.")] = False
+    form: Annotated[Format | None, option("--format", "Form of --dump: JSONL (the default) or safetensors.")] = None
+    output: OutputFile = None
 
 
 def index(
     run: Run,
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE", help="Embedded records, JSONL or safetensors.", show_default=False),
-    ] = None,
+    changes: Changes,
+    reports: Reports,
+    files: Files = None,
     index: IndexName = "default",
-    kind: Annotated[
-        str | None,
-        typer.Option("--type", metavar="TYPE", help="auto, flat (exact), hnsw, ivf, ivfpq, or a FAISS factory string."),
-    ] = None,
-    remove: Annotated[list[str] | None, _several("--remove", "ID", "Drop the record with this id")] = None,
-    prune: Annotated[list[str] | None, _several("--prune", "DIR", "Drop records under DIR whose file is gone")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Prune also where DIR is missing or most records under it would go.")
-    ] = False,
-    merge: Annotated[list[str] | None, _several("--merge", "INDEX", "Add all records of another index")] = None,
-    info: Annotated[bool, typer.Option("--info", help="Print what the index holds, as one JSON object.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the index; exit code 2 if it is damaged.")] = False,
-    dump: Annotated[bool, typer.Option("--dump", help="Write every record with its embedding.")] = False,
-    form: Annotated[
-        Format | None, typer.Option("--format", help="Form of --dump: JSONL (the default) or safetensors.")
-    ] = None,
-    output: OutputFile = None,
     errors: Errors = None,
     json: Json = False,
 ) -> Exit:
@@ -66,23 +80,21 @@ def index(
     from vlmkit.index.store import exists, silent
     from vlmkit.io.inputs import check_outputs
 
-    changes = {"FILE": files, "--type": kind, "--remove": remove, "--prune": prune, "--merge": merge}
-    reports = {"--dump": dump, "--info": info, "--verify": verify}
-    _check_flags(changes, reports, force=force, form=form, output=output)
-    check_outputs(files or [], output, errors)
+    _check_flags(files, changes, reports)
+    check_outputs(files or [], reports.output, errors)
     folder = index_folder(index)
-    if any(reports.values()):
-        _report(folder, info=info, verify=verify, dump=dump, form=form, output=output)
-        return Exit.OK
-    if prune and not force:
+    if reports.dump or reports.info or reports.verify:
+        return _report(folder, reports)
+    remove, prune, merge = changes.remove, changes.prune, changes.merge
+    if prune and not changes.force:
         check_folders(prune)
-    reads = bool(files) or not (remove or merge or ((prune or kind) and stdin_is_terminal()))
+    reads = bool(files) or not (remove or merge or ((prune or changes.type) and stdin_is_terminal()))
     if not reads and not merge:
         with Index(folder):  # there must be one
             pass
     code = Exit.OK
     on_wait = silent if run.quiet else cache(warn)  # once
-    with Failures(errors) as failures, Writer(folder, kind, on_wait) as writer, ExitStack() as others:
+    with Failures(errors) as failures, Writer(folder, changes.type, on_wait) as writer, ExitStack() as others:
         before = writer.state.type if writer.state else "auto"
         writer.merge([others.enter_context(Index(index_folder(name))) for name in merge or []])
         if reads:
@@ -91,22 +103,20 @@ def index(
         if remove:
             code = _remove(writer, remove)
         if prune and exists(folder):
-            _prune(run, writer, prune, force=force)
+            _prune(run, writer, prune, force=changes.force)
     _note(run, f"{writer.added} records saved in {folder}")
-    if exists(folder):
-        if kind is not None:
-            change_type(folder, kind, before, on_wait)
-        else:
-            maintain(folder, on_wait=on_wait)
+    if exists(folder) and changes.type is not None:
+        change_type(folder, changes.type, before, on_wait)
+    elif exists(folder):
+        maintain(folder, on_wait=on_wait)
     return code or failures.exit_code()
 
 
-def _check_flags(
-    changes: Mapping[str, object], reports: Mapping[str, bool], *, force: bool, form: Format | None, output: str | None
-) -> None:
+def _check_flags(files: list[str] | None, changes: Changes, reports: Reports) -> None:
     """Raise VlmkitError for flags that contradict each other or do nothing."""
-    changing = [name for name, value in changes.items() if value is not None and value != []]
-    reporting = [name for name, value in reports.items() if value]
+    changed = {"FILE": files} | {f"--{name}": getattr(changes, name) for name in ("type", "remove", "prune", "merge")}
+    changing = [name for name, value in changed.items() if value is not None and value != []]
+    reporting = [f"--{name}" for name in ("dump", "info", "verify") if getattr(reports, name)]
     if changing and reporting:
         raise VlmkitError(f"{reporting[0]} changes nothing, so it excludes {changing[0]}", "run one after the other")
     if "--dump" in reporting and reporting != ["--dump"]:
@@ -114,27 +124,29 @@ def _check_flags(
     if "FILE" in changing and ("--remove" in changing or "--merge" in changing):
         flag = "--remove" if "--remove" in changing else "--merge"
         raise VlmkitError(f"{flag} reads no files of records", f"repeat it for each one: {flag} A {flag} B")
-    if force and "--prune" not in changing:
+    if changes.force and "--prune" not in changing:
         raise VlmkitError("--force requires --prune", "leave it out")
-    if form is not None and "--dump" not in reporting:
+    if reports.form is not None and "--dump" not in reporting:
         raise VlmkitError("--format requires --dump", "leave it out")
-    if output is not None and not {"--dump", "--info"} & set(reporting):
+    if reports.output is not None and not {"--dump", "--info"} & set(reporting):
         raise VlmkitError("-o requires --dump or --info", "name the index with -i")
 
 
-def _report(folder: "Path", *, info: bool, verify: bool, dump: bool, form: Format | None, output: str | None) -> None:
+def _report(folder: "Path", reports: Reports) -> Exit:
     from vlmkit.index import Index
-    from vlmkit.index.verify import verify as verify_index
+    from vlmkit.index.verify import verify
 
-    if form is Format.SAFETENSORS and output in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
+    on_terminal = reports.output in (None, "-") and sys.stdout is not None and sys.stdout.isatty()
+    if reports.form is Format.SAFETENSORS and on_terminal:
         raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
-    with Index(folder) as opened, Output(output) as out:
-        if verify:
-            verify_index(opened)
-        if info:
+    with Index(folder) as opened, Output(reports.output) as out:
+        if reports.verify:
+            verify(opened)
+        if reports.info:
             out.write_records([opened.info()])
-        if dump:
-            out.write_records(opened.dump(), (form or Format.JSONL).value)
+        if reports.dump:
+            out.write_records(opened.dump(), (reports.form or Format.JSONL).value)
+    return Exit.OK
 
 
 def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> None:

@@ -5,16 +5,27 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit.cli.options import AllowPrivate, EmbedPrecision, Errors, IndexName, Json, OutputFile, Run, valid_utf8
+from vlmkit.cli.options import (
+    AllowPrivate,
+    EmbedPrecision,
+    Errors,
+    IndexName,
+    Json,
+    OutputFile,
+    Run,
+    option,
+    valid_utf8,
+)
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.records import Failed, Record
-from vlmkit.io.terminal import Failures, Output, console, stdin_is_terminal
+from vlmkit.io.terminal import Failures, Output, print_table, stdin_is_terminal
 from vlmkit.render.contact_sheet import contact_sheet
 from vlmkit.render.preview import Terminal
 
@@ -32,93 +43,87 @@ QUERY_BATCH = 16
 RESULTS = 10
 
 
-def _several(flag: str, metavar: str, text: str, callback: Callable[..., object] | None = None):
-    return typer.Option(flag, metavar=metavar, help=f"{text} May be repeated.", callback=callback)
-
-
 def _no_nan(score: float | None) -> float | None:
     if score is not None and math.isnan(score):
         raise VlmkitError("--min-score must be a number", "give a cosine, or a z-score with --relative")
     return score
 
 
+QueryText = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="QUERY",
+        help='What to look for, in words; with a weight as in "2:golden retriever". All parts add up.',
+        show_default=False,
+        callback=valid_utf8,
+    ),
+]
+Several = list[str] | None
+IMAGE_HELP = "Look for pictures like FILE, with a weight as in 0.5:FILE. May be repeated."
+MINUS_HELP = "Subtract what these words mean; weights as in QUERY. May be repeated."
+LIKE_HELP = "Look for records like this one of the index, itself left out. May be repeated."
+WHERE_HELP = "Only records whose field is VALUE; also != < <= > >= and ~ for a glob. May be repeated."
+QUERIES_HELP = "One result list for each record of FILE, or line of text; - for a pipe."
+RELATIVE_HELP = "Add relative: by how much the query beats everyday texts at this picture."
+SCORE_HELP = "Only results with at least this score (--relative: that one)."
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is looked for beside the words."""
+
+    image: Annotated[Several, option("--image FILE", IMAGE_HELP)] = None
+    minus: Annotated[Several, option("--minus TEXT", MINUS_HELP)] = None
+    like: Annotated[Several, option("--like ID", LIKE_HELP)] = None
+    queries: Annotated[str | None, option("--queries FILE", QUERIES_HELP)] = None
+    duplicates: Annotated[
+        bool, option("--duplicates", "Groups of equal and nearly equal pictures, largest picture first.")
+    ] = False
+    threshold: Annotated[float, option("--threshold S", "duplicates: the lowest score in a group.", min=-1, max=1)] = (
+        0.95
+    )
+    allow_private: AllowPrivate = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which records come into question, and how many."""
+
+    k: Annotated[int | None, option("-k N", "Number of results; 10, of duplicates all groups.", min=1)] = None
+    where: Annotated[Several, option("--where FIELD=VALUE", WHERE_HELP, callback=valid_utf8)] = None
+    min_score: Annotated[float | None, option("--min-score S", SCORE_HELP, callback=_no_nan)] = None
+    relative: Annotated[bool, option("--relative", RELATIVE_HELP)] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How results are shown, and where."""
+
+    paths: Annotated[
+        bool, option("-l, --paths", "Print paths alone, one a line; ids of records without a picture.")
+    ] = False
+    nul: Annotated[bool, option("-0, --null", "Print paths alone, each ended by NUL.")] = False
+    html: Annotated[str | None, option("--html FILE", "Write a contact sheet to FILE, too: one page of HTML.")] = None
+    preview: Annotated[
+        bool, option("--preview", "Show the pictures, in a terminal that knows kitty's, iTerm2's or sixel.")
+    ] = False
+    output: OutputFile = None
+    json: Json = False
+
+
+ModelFolder = Annotated[str | None, option("-m, --model MODEL", "Where the model of the index is, if it was moved.")]
+
+
 def search(
     run: Run,
-    query: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="QUERY",
-            help='What to look for, in words; with a weight as in "2:golden retriever". All parts add up.',
-            show_default=False,
-            callback=valid_utf8,
-        ),
-    ] = None,
+    asked: Asked,
+    chosen: Chosen,
+    shown: Shown,
+    query: QueryText = None,
     index: IndexName = "default",
-    k: Annotated[
-        int | None, typer.Option("-k", min=1, metavar="N", help="Number of results; 10, of duplicates all groups.")
-    ] = None,
-    image: Annotated[
-        list[str] | None, _several("--image", "FILE", "Look for pictures like FILE, with a weight as in 0.5:FILE.")
-    ] = None,
-    minus: Annotated[
-        list[str] | None, _several("--minus", "TEXT", "Subtract what these words mean; weights as in QUERY.")
-    ] = None,
-    like: Annotated[
-        list[str] | None, _several("--like", "ID", "Look for records like this one of the index, itself left out.")
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        _several(
-            "--where",
-            "FIELD=VALUE",
-            "Only records whose field is VALUE; also != < <= > >= and ~ for a glob.",
-            valid_utf8,
-        ),
-    ] = None,
-    min_score: Annotated[
-        float | None,
-        typer.Option(
-            "--min-score",
-            metavar="S",
-            callback=_no_nan,
-            help="Only results with at least this score (--relative: that one).",
-        ),
-    ] = None,
-    relative: Annotated[
-        bool,
-        typer.Option("--relative", help="Add relative: by how much the query beats everyday texts at this picture."),
-    ] = False,
-    queries: Annotated[
-        str | None,
-        typer.Option(
-            "--queries", metavar="FILE", help="One result list for each record of FILE, or line of text; - for a pipe."
-        ),
-    ] = None,
-    duplicates: Annotated[
-        bool, typer.Option("--duplicates", help="Groups of equal and nearly equal pictures, largest picture first.")
-    ] = False,
-    threshold: Annotated[
-        float, typer.Option(min=-1, max=1, metavar="S", help="duplicates: the lowest score in a group.")
-    ] = 0.95,
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="MODEL", help="Where the model of the index is, if it was moved."),
-    ] = None,
+    model: ModelFolder = None,
     precision: EmbedPrecision = None,
-    paths: Annotated[
-        bool, typer.Option("-l", "--paths", help="Print paths alone, one a line; ids of what is no picture.")
-    ] = False,
-    nul: Annotated[bool, typer.Option("-0", "--null", help="Print paths alone, each ended by NUL.")] = False,
-    html: Annotated[
-        str | None, typer.Option("--html", metavar="FILE", help="Write a contact sheet to FILE, too: one page of HTML.")
-    ] = None,
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Show the pictures, in a terminal that knows kitty's, iTerm2's or sixel.")
-    ] = False,
-    allow_private: AllowPrivate = False,
-    output: OutputFile = None,
     errors: Errors = None,
-    json: Json = False,
 ) -> Exit:
     """Find pictures by words, by pictures, or by both.
 
@@ -137,50 +142,66 @@ def search(
     """
     from vlmkit.index import Index, index_folder
     from vlmkit.index.where import parse_condition
-    from vlmkit.search.query import Query, load_model, query_vector, slots_of
+    from vlmkit.search.query import Query, load_model
+
+    parts = Query(query or [], asked.image or [], asked.minus or [], asked.like or [], asked.allow_private)
+    _check_flags(parts, asked, chosen)
+    _check_files(asked.queries, shown.output, errors, shown.html)
+    form = Form.of(shown)
+    conditions = [parse_condition(text) for text in chosen.where or []]
+    with Index(index_folder(index)) as opened, Failures(errors) as failures, ExitStack() as files:
+        among = opened.where(conditions) if conditions else None
+        if asked.duplicates:
+            results: Iterable[Results] = islice(_groups(opened, asked.threshold, among), chosen.k)
+        else:
+            embedder = None
+            if asked.queries is not None or parts.needs_model:
+                embedder = load_model(opened, model, lambda name: run.load(name, precision, quick_texts=True))
+            found = _results(run, opened, parts, asked, chosen, embedder, among)
+            results = failures.filter_failures(found)
+        out = files.enter_context(Output(shown.output))
+        page = files.enter_context(Output(shown.html)) if shown.html is not None else None
+        title = f"vlmkit search {'--duplicates' if asked.duplicates else asked.queries or parts}"
+        count = _write(results, form, out, page, title)
+        exit_code = failures.exit_code()
+        nothing_asked = asked.queries is not None and not failures.seen
+    return exit_code or (Exit.OK if count or nothing_asked else Exit.NOTHING_FOUND)
+
+
+def _results(
+    run: Run,
+    index: "Index",
+    query: "Query",
+    asked: Asked,
+    chosen: Chosen,
+    model: "Embedder | None",
+    among: "np.ndarray | None",
+) -> "Iterable[Results | Failed]":
+    """The result list of the query, or one for each of --queries."""
+    from vlmkit.search.query import query_vector, slots_of
     from vlmkit.search.reference import picture_vectors, text_vectors
     from vlmkit.search.search import SearchOptions, search_each, search_one
 
-    asked = Query(query or [], image or [], minus or [], like or [], allow_private)
-    _check_flags(asked, queries, duplicates, relative or min_score is not None)
-    _check_files(queries, output, errors, html)
-    form = Form.of(output, paths=paths, nul=nul, json=json, preview=preview)
-    conditions = [parse_condition(text) for text in where or []]
-    with Index(index_folder(index)) as opened, Failures(errors) as failures, ExitStack() as files:
-        among = opened.where(conditions) if conditions else None
-        results: Iterable[Results]
-        if duplicates:
-            results = islice(_groups(opened, threshold, among), k)
-        else:
-            embedder = reference = None
-            if queries is not None or asked.needs_model:
-                embedder = load_model(opened, model, lambda name: run.load(name, precision, quick_texts=True))
-            if relative:
-                has_words = queries is not None or asked.texts or asked.minus
-                reference = text_vectors(embedder) if embedder is not None and has_words else picture_vectors(opened)
-            options = SearchOptions(k or RESULTS, among, frozenset(slots_of(opened, asked.like)), min_score, reference)
-            if queries is not None and embedder is not None:
-                vectors = _embed_queries(run, queries, embedder, allow_private)
-                results = failures.filter_failures(search_each(opened, vectors, options, run.batch(QUERY_BATCH)))
-            else:
-                results = [search_one(opened, query_vector(asked, opened, embedder), str(asked), options)]
-        out = files.enter_context(Output(output))
-        page = files.enter_context(Output(html)) if html is not None else None
-        title = f"vlmkit search {'--duplicates' if duplicates else queries or asked}"
-        found = _write(results, form, out, page, title)
-        exit_code = failures.exit_code()
-        nothing_asked = queries is not None and not failures.seen
-    return exit_code or (Exit.OK if found or nothing_asked else Exit.NOTHING_FOUND)
+    reference = None
+    if chosen.relative:
+        has_words = asked.queries is not None or query.texts or query.minus
+        reference = text_vectors(model) if model is not None and has_words else picture_vectors(index)
+    without = frozenset(slots_of(index, query.like))
+    options = SearchOptions(chosen.k or RESULTS, among, without, chosen.min_score, reference)
+    if asked.queries is not None and model is not None:
+        vectors = _embed_queries(run, asked.queries, model, asked.allow_private)
+        return search_each(index, vectors, options, run.batch(QUERY_BATCH))
+    return [search_one(index, query_vector(query, index, model), str(query), options)]
 
 
-def _check_flags(query: "Query", queries: str | None, duplicates: bool, scored: bool) -> None:
+def _check_flags(query: "Query", asked: Asked, chosen: Chosen) -> None:
     """Raise VlmkitError unless exactly one thing is to be done."""
-    asked = [query.needs_model or bool(query.like), queries is not None, duplicates]
-    if sum(asked) > 1:
+    things = [query.needs_model or bool(query.like), asked.queries is not None, asked.duplicates]
+    if sum(things) > 1:
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
-    if duplicates and scored:
+    if asked.duplicates and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--duplicates has no query to score", "use --threshold")
-    if not any(asked) or any(not text.strip() for text in (*query.texts, *query.minus)):
+    if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
 
 
@@ -223,16 +244,17 @@ class Form(Enum):
     PICTURES = auto()
 
     @classmethod
-    def of(cls, output: str | None, *, paths: bool, nul: bool, json: bool, preview: bool) -> "Form":
+    def of(cls, shown: Shown) -> "Form":
         """The form that the flags ask for. Raises VlmkitError where they exclude each other."""
-        if preview + json + (paths or nul) > 1:
+        paths = shown.paths or shown.nul
+        if shown.preview + shown.json + paths > 1:
             raise VlmkitError("--json, --preview, -l and -0 exclude each other", "choose one of them")
-        terminal = output in (None, "-") and sys.stdout is not None and sys.stdout.isatty()
-        if preview and not terminal:
+        terminal = shown.output in (None, "-") and sys.stdout is not None and sys.stdout.isatty()
+        if shown.preview and not terminal:
             raise VlmkitError("--preview is for a terminal", "leave it out, or use --html FILE")
-        if paths or nul:
-            return cls.NUL if nul else cls.LINES
-        return cls.PICTURES if preview else cls.TABLE if terminal and not json else cls.RECORDS
+        if paths:
+            return cls.NUL if shown.nul else cls.LINES
+        return cls.PICTURES if shown.preview else cls.TABLE if terminal and not shown.json else cls.RECORDS
 
 
 def _write(results: "Iterable[Results]", form: Form, out: Output, page: Output | None, title: str) -> int:
@@ -296,18 +318,7 @@ def _show(found: "Results", out: Output, terminal: Terminal) -> None:
 
 
 def _print_table(found: "Results") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     records = _pictures(found)
-    table = Table(box=None, header_style="bold")
-    for name in ("rank", "score", "relative"):
-        if records and name in records[0]:
-            table.add_column(name, justify="right")
-    table.add_column("picture", overflow="fold")
-    for record in records:
-        table.add_row(*_numbers(record), Text(_name(record)))
-    terminal = console()
-    if found.heading:
-        terminal.print(Text(one_line(found.heading)), style="bold")
-    terminal.print(table)
+    numbers = [name for name in ("rank", "score", "relative") if records and name in records[0]]
+    rows = [[*_numbers(record), _name(record)] for record in records]
+    print_table([*numbers, "picture"], rows, right=numbers, heading=found.heading, overflow="fold")
