@@ -44,7 +44,9 @@ PAIRS_HELP = "With --constitution: write better and worse answers, for train pre
 class AnswerOptions:
     """How a question is answered."""
 
-    system: Annotated[str, option("--system TEXT", "What the model is told beforehand.", callback=valid_utf8)] = ""
+    system: Annotated[
+        str, option("--system TEXT", "Instructions to the model, before the question.", callback=valid_utf8)
+    ] = ""
     stream: Annotated[
         bool | None, option("--stream/--no-stream", "Show a single answer as it comes; so it is on a terminal.")
     ] = None
@@ -92,7 +94,7 @@ def ask(
     """Ask a question about pictures.
 
     The last argument is the question, unless it is something to read. Pictures named before it belong to one question,
-    whose answer is printed bare; a folder, a shard and records have one each, and come as records with `answer` and
+    whose answer is printed alone; a folder, a shard and records have one each, and come as records with `answer` and
     `answer_model`. Records may bring a `question` of their own and several `images`; a question that is named replaces
     theirs. A picture may also come as bytes on standard input. An answer has at most 256 tokens, with --ocr and --boxes
     1,024, unless --max-tokens says otherwise.
@@ -115,9 +117,9 @@ def ask(
     if (answer.drawing or answer.attention) and not conversation.single:
         raise VlmkitError(f"{'--draw' if answer.drawing else '--attention'} is for one picture", "name it alone")
     model = chat_model.load(run, "attention" if answer.attention else answer.task)
-    bare = conversation.single and not (records.json or answer.boxes or answer.stats or resume)
+    plain = conversation.single and not (records.json or answer.boxes or answer.stats or resume)
     on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
-    streams = (on_terminal if answer.stream is None else answer.stream) and bare
+    streams = (on_terminal if answer.stream is None else answer.stream) and plain
     streams = streams and not (answer.schema or answer.constitution or answer.attention)
 
     def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
@@ -130,7 +132,7 @@ def ask(
         single_input = conversation.single or resume is None
         count = partial(count_inputs, named, reading)
         return deliver(
-            run, records, conversation, results, "answer", count, resume, bare=bare, single_input=single_input
+            run, records, conversation, results, "answer", count, resume, plain=plain, single_input=single_input
         )
 
 

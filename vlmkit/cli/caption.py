@@ -42,7 +42,7 @@ def caption(
 ) -> Exit:
     """Say what is on pictures.
 
-    One sentence fit for alt text, printed bare for one picture; for several, folders, shards and records, each record
+    One sentence fit for alt text, printed alone for one picture; for several, folders, shards and records, each record
     with its `caption` and `caption_model`. A picture may also come as bytes on standard input.
     """
     from vlmkit.generate.pipeline import caption as captioned
@@ -72,6 +72,8 @@ def caption(
         return write_sidecars(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
-    bare = conversation.single and not (records.json or boxes or resume)
+    plain = conversation.single and not (records.json or boxes or resume)
     single_input = conversation.single or not (resume or sidecar)
-    return deliver(run, records, conversation, results, "caption", count, resume, bare=bare, single_input=single_input)
+    return deliver(
+        run, records, conversation, results, "caption", count, resume, plain=plain, single_input=single_input
+    )

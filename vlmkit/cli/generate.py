@@ -56,7 +56,7 @@ EndpointSettings = Annotated[
     list[str] | None,
     option(
         "--option KEY=VALUE",
-        "What an endpoint is told besides, such as detail=high; VALUE may be JSON; may be repeated.",
+        "A parameter of an endpoint's requests, such as detail=high; VALUE may be JSON; may be repeated.",
         callback=valid_utf8,
     ),
 ]
@@ -110,10 +110,10 @@ def deliver(
     count: Callable[[], int | None],
     resume: str | None,
     *,
-    bare: bool,
+    plain: bool,
     single_input: bool,
 ) -> Exit:
-    """Write what the model says: records, or `bare` the `field` alone. A failed `single_input` is fatal."""
+    """Write what the model says: records, or `plain` the `field` alone. A failed `single_input` is fatal."""
     from vlmkit.generate.resume import AppendOutput
 
     with ExitStack() as files:
@@ -122,7 +122,7 @@ def deliver(
         items = out.missing(conversation.items) if isinstance(out, AppendOutput) else conversation.items
         made = progress(results(items, out), quiet=run.quiet or conversation.single, unit="records", count=count)
         shown = failures.filter_failures(made)
-        if not bare:
+        if not plain:
             out.write_records(shown)
             return failures.exit_code()
         for record in shown:

@@ -176,7 +176,7 @@ EmbedPrecision = Annotated[
     Precision | None,
     option(
         "--precision",
-        "Numbers that the model computes with; fp32 if not told. The vectors of int8 count as another model's.",
+        "Numbers that the model computes with; fp32 by default. The vectors of int8 count as another model's.",
         show_choices=True,
     ),
 ]

@@ -120,8 +120,8 @@ class Session:
             raise VlmkitError(f"{name} is there already", "name another file")
         said = [{"from": "system", "value": self.system}] if self.system else []
         for turn in self.turns:
-            marks = "<image>\n" * len(turn.pictures)
-            said += [{"from": "human", "value": marks + turn.prompt}, {"from": "gpt", "value": turn.answer}]
+            placeholders = "<image>\n" * len(turn.pictures)
+            said += [{"from": "human", "value": placeholders + turn.prompt}, {"from": "gpt", "value": turn.answer}]
         images = {"image": self.names[0]} if len(self.names) == 1 else {"images": self.names} if self.names else {}
         record = {"id": Path(path).stem, **images, "conversations": said, "answer_model": self.model.identity}
         with Output(path) as out:

@@ -69,7 +69,7 @@ SCORE_HELP = "Only results with at least this score (--relative: that one)."
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryOptions:
     """What is looked for beside the words."""
 
     image: Annotated[Several, option("--image FILE", IMAGE_HELP)] = None
@@ -86,7 +86,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ResultOptions:
     """Which records come into question, and how many."""
 
     k: Annotated[int | None, option("-k N", "Number of results; 10, of duplicates all groups.", min=1)] = None
@@ -96,7 +96,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DisplayOptions:
     """How results are shown, and where."""
 
     paths: Annotated[
@@ -116,9 +116,9 @@ ModelFolder = Annotated[str | None, option("-m, --model MODEL", "Where the model
 
 def search(
     run: Run,
-    asked: Asked,
-    chosen: Chosen,
-    shown: Shown,
+    wanted: QueryOptions,
+    chosen: ResultOptions,
+    shown: DisplayOptions,
     query: QueryText = None,
     index: IndexName = "default",
     model: ModelFolder = None,
@@ -144,27 +144,27 @@ def search(
     from vlmkit.index.where import parse_condition
     from vlmkit.search.query import Query, load_model
 
-    parts = Query(query or [], asked.image or [], asked.minus or [], asked.like or [], asked.allow_private)
-    _check_flags(parts, asked, chosen)
-    _check_files(asked.queries, shown.output, errors, shown.html)
+    parts = Query(query or [], wanted.image or [], wanted.minus or [], wanted.like or [], wanted.allow_private)
+    _check_flags(parts, wanted, chosen)
+    _check_files(wanted.queries, shown.output, errors, shown.html)
     form = Form.of(shown)
     conditions = [parse_condition(text) for text in chosen.where or []]
     with Index(index_folder(index)) as opened, Failures(errors) as failures, ExitStack() as files:
         among = opened.where(conditions) if conditions else None
-        if asked.duplicates:
-            results: Iterable[Results] = islice(_groups(opened, asked.threshold, among), chosen.k)
+        if wanted.duplicates:
+            results: Iterable[Results] = islice(_groups(opened, wanted.threshold, among), chosen.k)
         else:
             embedder = None
-            if asked.queries is not None or parts.needs_model:
+            if wanted.queries is not None or parts.needs_model:
                 embedder = load_model(opened, model, lambda name: run.load(name, precision, quick_texts=True))
-            found = _results(run, opened, parts, asked, chosen, embedder, among)
+            found = _results(run, opened, parts, wanted, chosen, embedder, among)
             results = failures.filter_failures(found)
         out = files.enter_context(Output(shown.output))
         page = files.enter_context(Output(shown.html)) if shown.html is not None else None
-        title = f"vlmkit search {'--duplicates' if asked.duplicates else asked.queries or parts}"
+        title = f"vlmkit search {'--duplicates' if wanted.duplicates else wanted.queries or parts}"
         count = _write(results, form, out, page, title)
         exit_code = failures.exit_code()
-        nothing_asked = asked.queries is not None and not failures.seen
+        nothing_asked = wanted.queries is not None and not failures.seen
     return exit_code or (Exit.OK if count or nothing_asked else Exit.NOTHING_FOUND)
 
 
@@ -172,8 +172,8 @@ def _results(
     run: Run,
     index: "Index",
     query: "Query",
-    asked: Asked,
-    chosen: Chosen,
+    wanted: QueryOptions,
+    chosen: ResultOptions,
     model: "Embedder | None",
     among: "np.ndarray | None",
 ) -> "Iterable[Results | Failed]":
@@ -184,22 +184,22 @@ def _results(
 
     reference = None
     if chosen.relative:
-        has_words = asked.queries is not None or query.texts or query.minus
+        has_words = wanted.queries is not None or query.texts or query.minus
         reference = text_vectors(model) if model is not None and has_words else picture_vectors(index)
     without = frozenset(slots_of(index, query.like))
     options = SearchOptions(chosen.k or RESULTS, among, without, chosen.min_score, reference)
-    if asked.queries is not None and model is not None:
-        vectors = _embed_queries(run, asked.queries, model, asked.allow_private)
+    if wanted.queries is not None and model is not None:
+        vectors = _embed_queries(run, wanted.queries, model, wanted.allow_private)
         return search_each(index, vectors, options, run.batch(QUERY_BATCH))
     return [search_one(index, query_vector(query, index, model), str(query), options)]
 
 
-def _check_flags(query: "Query", asked: Asked, chosen: Chosen) -> None:
+def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions) -> None:
     """Raise VlmkitError unless exactly one thing is to be done."""
-    things = [query.needs_model or bool(query.like), asked.queries is not None, asked.duplicates]
+    things = [query.needs_model or bool(query.like), wanted.queries is not None, wanted.duplicates]
     if sum(things) > 1:
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
-    if asked.duplicates and (chosen.relative or chosen.min_score is not None):
+    if wanted.duplicates and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--duplicates has no query to score", "use --threshold")
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
@@ -244,7 +244,7 @@ class Form(Enum):
     PICTURES = auto()
 
     @classmethod
-    def of(cls, shown: Shown) -> "Form":
+    def of(cls, shown: DisplayOptions) -> "Form":
         """The form that the flags ask for. Raises VlmkitError where they exclude each other."""
         paths = shown.paths or shown.nul
         if shown.preview + shown.json + paths > 1:

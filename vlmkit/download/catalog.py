@@ -39,8 +39,8 @@ def _data_set(data: DataSet) -> Record:
 
 
 def _sha256(digest: str | None) -> str | None:
-    kind, _, digits = (digest or "").partition(":")
-    return digits if kind == "sha256" else None
+    kind, _, value = (digest or "").partition(":")
+    return value if kind == "sha256" else None
 
 
 def _sum(sizes: list[Any]) -> int | None:

@@ -104,7 +104,7 @@ def _build(choice: Choice, index: Index, file: Path) -> store.AnnInfo:
     factory, vectors = str(choice.factory), index.vectors
     try:
         ann = load_type(choice.type).build(factory, vectors)
-        effort, recall = _measure(ann, vectors)
+        search_effort, recall = _measure(ann, vectors)
     except (RuntimeError, MemoryError) as error:
         reason = re.sub(r".* at \S+: ", "", " ".join(str(error).split())) or "not enough memory"
         what = f"{factory} cannot be built over {len(vectors)} vectors ({reason})"
@@ -118,7 +118,7 @@ def _build(choice: Choice, index: Index, file: Path) -> store.AnnInfo:
         os.fsync(stream.fileno())
         checksum, found = hashlib.file_digest(stream, "sha256").hexdigest(), os.fstat(stream.fileno())
     size, time = found.st_size, found.st_mtime_ns
-    return store.AnnInfo(0, choice.type, factory, len(vectors), effort, recall, size, time, checksum)
+    return store.AnnInfo(0, choice.type, factory, len(vectors), search_effort, recall, size, time, checksum)
 
 
 def _measure(ann: FaissIndex, vectors: np.ndarray) -> tuple[int, float]:
@@ -135,13 +135,13 @@ def _measure(ann: FaissIndex, vectors: np.ndarray) -> tuple[int, float]:
     k = min(10, len(vectors))
     _, truth = flat.search(vectors, queries, k)
     count = min(len(vectors), k if ann.is_lossless else RESERVE * k)
-    for effort in ann.search_efforts:
-        ann.set_search_effort(effort)
+    for search_effort in ann.search_efforts:
+        ann.set_search_effort(search_effort)
         _, found = ann.search(queries, count)
         recall = float(np.mean([np.isin(row, near).mean() for row, near in zip(truth, found, strict=True)]))
         if recall >= RECALL:
             break
-    return effort, recall
+    return search_effort, recall
 
 
 def _commit(folder: Path, generation: int, file: Path, info: store.AnnInfo | None) -> bool:

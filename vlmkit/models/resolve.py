@@ -117,12 +117,12 @@ def resolve(name: str, task: Task) -> Checkpoint:
         return find(name, True)
 
 
-def _embedder(name: str, fresh: bool) -> Checkpoint:
-    """`fresh`: the Hub is asked even where its cache seems to have all files."""
+def _embedder(name: str, refetch: bool) -> Checkpoint:
+    """`refetch`: the Hub is asked even where its cache seems to have all files."""
     if name == "mini":
         return _mini(name, MINI_FOLDER, "embed")
     if name.startswith("hf-hub:"):
-        return _open_clip_of_hub(name.removeprefix("hf-hub:"), fresh)
+        return _open_clip_of_hub(name.removeprefix("hf-hub:"), refetch)
     folder = Path(name.removeprefix("local-dir:"))
     if folder.is_dir():
         folder = folder.absolute()
@@ -137,15 +137,15 @@ def _embedder(name: str, fresh: bool) -> Checkpoint:
         raise VlmkitError(f"{folder}: no such folder", f"name a folder with {OPEN_CLIP_CONFIG}")
     name = full_name(name)
     if re.fullmatch(r"[\w.-]+:[\w.-]+", name):
-        return _open_clip_by_tag(name, fresh)
+        return _open_clip_by_tag(name, refetch)
     if REPO.fullmatch(name):
         if read_json(snapshot(name, ["config.json"]) / "config.json").get("model_type") not in EMBEDDERS.builtin:
-            return _open_clip_of_hub(name, fresh)
-        return _transformers_of_hub(name, "embed", fresh)
+            return _open_clip_of_hub(name, refetch)
+        return _transformers_of_hub(name, "embed", refetch)
     return _plugin(name, "embed") or _unknown(name)
 
 
-def _chat_model(name: str, fresh: bool) -> Checkpoint:
+def _chat_model(name: str, refetch: bool) -> Checkpoint:
     if name == "mini":
         return _mini(name, MINI_FOLDER, "chat")
     folder = Path(name)
@@ -155,7 +155,7 @@ def _chat_model(name: str, fresh: bool) -> Checkpoint:
         return _mini(str(folder), folder, "chat") if packed else _transformers(str(folder), folder, "chat")
     name = full_name(name)
     if REPO.fullmatch(name):
-        return _transformers_of_hub(name, "chat", fresh)
+        return _transformers_of_hub(name, "chat", refetch)
     if plugin := _plugin(name, "chat"):
         return plugin
     remedy = f"use mini, ORG/NAME of the Hub, a folder of a trained model, or {ENDPOINT}NAME"
@@ -194,10 +194,10 @@ def _transformers(name: str, folder: Path, task: Task) -> Checkpoint:
     raise VlmkitError(f"{name} contains {what} {does}", f"name {remedy}")
 
 
-def _transformers_of_hub(repo: str, task: Task, fresh: bool) -> Checkpoint:
+def _transformers_of_hub(repo: str, task: Task, refetch: bool) -> Checkpoint:
     needed = ["config.json", "model*.safetensors*", "tokenizer*", "*processor_config.json"]
     optional = [file for file in PROCESSING[task] if "/" not in file]
-    folder = snapshot(repo, needed, optional, fresh=fresh)
+    folder = snapshot(repo, needed, optional, refetch=refetch)
     if task == "chat" and read_json(folder / "config.json").get("model_type") == "instructblip":
         snapshot(repo, [f"{QFORMER}/*"])
     return _transformers(repo, folder, task)
@@ -238,10 +238,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, fresh: bool = False) -> Path:
+def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, refetch: bool = False) -> Path:
     """The folder of those files of `repo` that match a pattern; of the cache, if that has all `needed`.
 
-    The Hub is asked only where one is missing, or with `fresh`: a model stays the same until it is fetched again.
+    The Hub is asked only where one is missing, or with `refetch`: a model stays the same until it is fetched again.
     Files in folders of `repo` are left out, unless what is needed is one. Raises VlmkitError, with how to get the
     files, where the Hub has none such or cannot be reached.
     """
@@ -254,7 +254,7 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
         disable_progress_bars()
     if not NAME.fullmatch(repo):
         raise VlmkitError(f"{repo} is not the name of a model", "use ORG/NAME, or an existing folder")
-    if (folder := cached(repo)) and not fresh and all(any(folder.glob(p)) for p in needed):
+    if (folder := cached(repo)) and not refetch and all(any(folder.glob(p)) for p in needed):
         return folder
     ignored = None if any("/" in pattern for pattern in needed) else ["*/*"]
     patterns = [*needed, *optional]
@@ -297,13 +297,13 @@ def _open_clip_in(name: str, folder: Path, *, of_hub: bool = False) -> Checkpoin
     return _open_clip(name, folder, weights, settings, _text_folders(text, folder, of_hub))
 
 
-def _open_clip_of_hub(repo: str, fresh: bool) -> Checkpoint:
+def _open_clip_of_hub(repo: str, refetch: bool) -> Checkpoint:
     needed = [OPEN_CLIP_CONFIG, "open_clip*.safetensors"]
-    folder = snapshot(repo, needed, [*OPEN_CLIP_WEIGHTS, *TOKENIZER_FILES, "config.json"], fresh=fresh)
+    folder = snapshot(repo, needed, [*OPEN_CLIP_WEIGHTS, *TOKENIZER_FILES, "config.json"], refetch=refetch)
     return _open_clip_in(f"hf-hub:{repo}", folder, of_hub=True)
 
 
-def _open_clip_by_tag(name: str, fresh: bool) -> Checkpoint:
+def _open_clip_by_tag(name: str, refetch: bool) -> Checkpoint:
     """One of the models that open_clip lists, with the preprocessing and activation that its tag says."""
     architecture, tag = name.split(":")
     if architecture not in _architectures():
@@ -313,7 +313,7 @@ def _open_clip_by_tag(name: str, fresh: bool) -> Checkpoint:
         _unknown(name)
     repo, _, file = listed["hf_hub"].rpartition("/")
     names = [str(Path(file).with_suffix(".safetensors"))] if file else list(OPEN_CLIP_WEIGHTS[:2])
-    folder = snapshot(repo, [names[0] if file else "open_clip*.safetensors"], fresh=fresh)
+    folder = snapshot(repo, [names[0] if file else "open_clip*.safetensors"], refetch=refetch)
     weights = present(folder, names)[:1] or weights_in(name, folder, names[:1])
     model = read_json(_architectures()[architecture])
     model["quick_gelu"] = bool(model.get("quick_gelu") or listed.get("quick_gelu"))

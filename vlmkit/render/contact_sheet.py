@@ -34,5 +34,5 @@ def contact_sheet(title: str, lists: Iterable[tuple[str, list[Record]]]) -> Iter
         link = None if not isinstance(image, str) else image if is_url(image) else f"file://{quote(os.fsencode(image))}"
         return name, link, " ".join(numbers), box, opens
 
-    figures = ((one_line(heading), map(figure, records)) for heading, records in lists)
-    return render("contact_sheet.html", title=one_line(title), lists=figures)
+    lists_of_figures = ((one_line(heading), map(figure, records)) for heading, records in lists)
+    return render("contact_sheet.html", title=one_line(title), lists=lists_of_figures)

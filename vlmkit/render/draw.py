@@ -102,8 +102,8 @@ def _colored(picture: "Image", attention: "np.ndarray") -> "Image":
     from matplotlib import colormaps
     from PIL import Image
 
-    spread = float(np.ptp(attention)) or 1.0
-    levels = Image.fromarray(np.uint8(255 * (attention - attention.min()) / spread))
+    value_range = float(np.ptp(attention)) or 1.0
+    levels = Image.fromarray(np.uint8(255 * (attention - attention.min()) / value_range))
     levels = levels.resize(picture.size, Image.Resampling.BICUBIC)
     colors = np.uint8(255 * colormaps["inferno"](np.asarray(levels))[..., :3])
     return Image.blend(picture, Image.fromarray(colors), COLOR_SHARE)

@@ -32,7 +32,7 @@ class FaissIndex:
 
         self._index = index
         self._ivf = faiss.try_extract_index_ivf(index)
-        self._effort = next((name for name in SEARCH_EFFORTS if _has_parameter(index, name)), None)
+        self._effort_parameter = next((name for name in SEARCH_EFFORTS if _has_parameter(index, name)), None)
         self.is_lossless = factory.endswith(("Flat", "SQfp16"))
         codes = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
         sq = getattr(codes, "sq", None)
@@ -84,14 +84,14 @@ class FaissIndex:
     @property
     def search_efforts(self) -> Sequence[int]:
         """The values to try for `set_search_effort`, ascending; only 0 where there is nothing to set."""
-        return [2**i for i in range(4, MAX_EFFORT.bit_length())] if self._effort else [0]
+        return [2**i for i in range(4, MAX_EFFORT.bit_length())] if self._effort_parameter else [0]
 
-    def set_search_effort(self, effort: int) -> None:
+    def set_search_effort(self, search_effort: int) -> None:
         """Set nprobe or efSearch; 0 leaves FAISS's default."""
         import faiss
 
-        if effort and self._effort:
-            faiss.ParameterSpace().set_index_parameter(self._index, self._effort, effort)
+        if search_effort and self._effort_parameter:
+            faiss.ParameterSpace().set_index_parameter(self._index, self._effort_parameter, search_effort)
 
     def search(self, queries: np.ndarray, count: int) -> Found:
         """The `count` nearest slots of each query (N x D float32), -1 where fewer are found.

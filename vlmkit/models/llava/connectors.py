@@ -66,8 +66,8 @@ class QFormer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         queries = self.queries.expand(len(features), -1, -1)
-        seen = self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
-        return self.linear(seen)  # (P, 64, D)
+        found = self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
+        return self.linear(found)  # (P, 64, D)
 
 
 class _Mlp(nn.Module):

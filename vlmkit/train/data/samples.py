@@ -88,8 +88,8 @@ def parse_dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> lis
         turns = [Turn(_text(record["question"], "question"), _answer(record))]
     else:
         captions = _caption_texts(record, pictures, "no captions, question or conversations")
-        marks = "\n".join([MARK] * len(pictures))
-        turns_of = {caption: _marked([Turn(marks, caption)], len(pictures)) for caption in captions}
+        placeholders = "\n".join([MARK] * len(pictures))
+        turns_of = {caption: _marked([Turn(placeholders, caption)], len(pictures)) for caption in captions}
         return [Dialogue(id, pictures, turns_of[text], mirror=not SIDES.search(text)) for text in captions]
     return [Dialogue(id, pictures, _marked(turns, len(pictures)), system)]
 
@@ -157,11 +157,14 @@ def _marked(turns: list[Turn], pictures: int) -> tuple[Turn, ...]:
         raise Unusable("empty question")
     if any(MARK in turn.reply for turn in turns):
         raise Unusable("<image> in a reply")
-    marks = sum(turn.user.count(MARK) for turn in turns)
-    if not marks and pictures:
+    placeholders = sum(turn.user.count(MARK) for turn in turns)
+    if not placeholders and pictures:
         return (Turn("\n".join([MARK] * pictures + [turns[0].user]), turns[0].reply), *turns[1:])
-    if marks != pictures:
-        raise Unusable(f"{'more' if marks > pictures else 'fewer'} <image> marks than pictures", f"{marks}, {pictures}")
+    if placeholders != pictures:
+        raise Unusable(
+            f"{'more' if placeholders > pictures else 'fewer'} <image> marks than pictures",
+            f"{placeholders}, {pictures}",
+        )
     return tuple(turns)
 
 
