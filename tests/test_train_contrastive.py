@@ -32,7 +32,7 @@ from vlmkit.train.checkpoints import checkpoints, commit_checkpoint, explain_ful
 from vlmkit.train.config import ContrastiveConfig, LitConfig
 from vlmkit.train.contrastive.gradcache import full_batch_gradient
 from vlmkit.train.contrastive.losses import Objective
-from vlmkit.train.contrastive.run import opened, plan, train
+from vlmkit.train.contrastive.run import open_model, plan, train
 from vlmkit.train.contrastive.sampler import batches, read_pictures
 
 Line = dict[str, Any]
@@ -431,7 +431,7 @@ def test_lit_and_whole_training_agree_before_the_first_step(place: Path, tmp_pat
     found = []
     for kind in kinds:
         made = plan(kind, Failures())
-        with opened(kind, made, 4) as learner:
+        with open_model(kind, made, 4) as learner:
             found.append(learner.validate(0))
     assert found[0]["gap"] == pytest.approx(found[1]["gap"], abs=2e-3)
     assert found[0]["text_to_image_r10"] == pytest.approx(found[1]["text_to_image_r10"], abs=0.03)

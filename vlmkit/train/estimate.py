@@ -11,7 +11,7 @@ from vlmkit.io.terminal import Failures
 from vlmkit.train.config import ContrastiveConfig, VlmConfig, check
 from vlmkit.train.contrastive.gradcache import full_batch_gradient
 from vlmkit.train.contrastive.losses import Objective
-from vlmkit.train.contrastive.run import opened, plan, steps_of
+from vlmkit.train.contrastive.run import open_model, plan, steps_of
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.distributed import world
 from vlmkit.train.vlm.collator import GroupDataset, collate
@@ -53,7 +53,7 @@ def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> 
         return x
 
     trial = replace(made, config=small, training=some, validation=None)
-    with opened(small, trial, steps) as learner:
+    with open_model(small, trial, steps) as learner:
         objective = Objective(learner.model, config.loss, learner.from_scratch)
         parameters = _parameters(learner.model)
         learner.train()

@@ -81,7 +81,7 @@ class CheckpointedTrainer(Trainer):
     """
 
     model: nn.Module
-    judged = "eval_loss"  # the metric of a validation that decides which one is the best
+    monitored = "eval_loss"  # the metric of a validation that decides which one is the best
     higher_is_better = False
     keep_best = True  # whether the best weights are the result, not the last
     validates_first = False  # before the first step
@@ -97,7 +97,7 @@ class CheckpointedTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     @property
-    def core(self) -> nn.Module:
+    def trained_model(self) -> nn.Module:
         """Whose trained weights a checkpoint holds."""
         return self.model
 
@@ -119,9 +119,9 @@ class CheckpointedTrainer(Trainer):
     ) -> tuple[list[Any], Any]:
         """The micro-batches of a step, and what their losses are divided by. Raises VlmkitError if one is damaged."""
         batches = [checked(batch) for batch in islice(epoch_iterator, num_batches)]
-        return batches, self.items(batches, device)
+        return batches, self.loss_divisor(batches, device)
 
-    def items(self, batches: list[Any], device: torch.device) -> Tensor | None:
+    def loss_divisor(self, batches: list[Any], device: torch.device) -> Tensor | None:
         """What the losses of a step are divided by; None: each is a mean already."""
         return None
 
@@ -157,10 +157,10 @@ class CheckpointedTrainer(Trainer):
 
         `on_step` gets the number of steps that are done. Raises VlmkitError where the disk is full.
         """
-        self.add_callback(_Hooks(self, checkpoint, on_step))
+        self.add_callback(_RunCallback(self, checkpoint, on_step))
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint else None
         try:
-            if state and self.is_over(state):
+            if state and self.has_stopped_early(state):
                 self.state = state
             else:
                 with explain_full_disk(lambda: self.saving, self.folder):
@@ -169,21 +169,21 @@ class CheckpointedTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
 
-    def is_over(self, state: TrainerState) -> bool:
+    def has_stopped_early(self, state: TrainerState) -> bool:
         """Whether as many validations as --early-stop says were no better than one before them."""
-        found = self._judged(state)
+        found = self._monitored(state)
         return bool(found and self.config.patience) and len(found) - 1 - found.index(max(found)) >= self.config.patience
 
-    def _judged(self, state: TrainerState) -> list[tuple[float, int]]:
+    def _monitored(self, state: TrainerState) -> list[tuple[float, int]]:
         """(metric, the higher the better; minus its step) of each validation after the first step."""
         sign = 1 if self.higher_is_better else -1
-        entries = [entry for entry in state.log_history if self.judged in entry and entry["step"]]
-        return [(sign * entry[self.judged], -int(entry["step"])) for entry in entries]
+        entries = [entry for entry in state.log_history if self.monitored in entry and entry["step"]]
+        return [(sign * entry[self.monitored], -int(entry["step"])) for entry in entries]
 
     @property
     def best_step(self) -> int | None:
         """That of the best validation, of equal ones the first."""
-        return -max(found)[1] if (found := self._judged(self.state)) else None
+        return -max(found)[1] if (found := self._monitored(self.state)) else None
 
     @property
     def chosen(self) -> Path:
@@ -194,7 +194,7 @@ class CheckpointedTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what is trained into `output_dir`: `Trainer` begins a checkpoint so."""
         self.saving = f"the checkpoint of step {self.state.global_step}"
-        save_trained(self.core, Path(output_dir or self.folder))
+        save_trained(self.trained_model, Path(output_dir or self.folder))
 
     def commit(self) -> None:
         """Give the checkpoint that was just written its place, and remove old ones."""
@@ -206,7 +206,7 @@ class CheckpointedTrainer(Trainer):
         wait()
 
 
-class _Hooks(TrainerCallback):
+class _RunCallback(TrainerCallback):
     """What `trainer` does between the steps; it starts from `checkpoint`, if there is one."""
 
     def __init__(self, trainer: CheckpointedTrainer, checkpoint: Path | None, on_step: Callable[[int], None]) -> None:
@@ -214,7 +214,7 @@ class _Hooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.checkpoint:
-            load_trained(self.trainer.core, self.checkpoint)
+            load_trained(self.trainer.trained_model, self.checkpoint)
         elif self.trainer.validates and self.trainer.validates_first:
             self.trainer.evaluate()
         self.on_step(state.global_step)
@@ -227,7 +227,7 @@ class _Hooks(TrainerCallback):
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step:
             control.should_save |= self.trainer.keep_best and self.trainer.best_step == state.global_step
-            control.should_training_stop |= self.trainer.is_over(state)
+            control.should_training_stop |= self.trainer.has_stopped_early(state)
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.commit()

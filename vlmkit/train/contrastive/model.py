@@ -44,7 +44,7 @@ class Rate(NamedTuple):
 
 
 class ContrastiveModel(LoadedStrictly):
-    """A dual encoder `model` with its pictures and captions, as the trainer takes it. In training, dropout is on."""
+    """A dual encoder `model` with its pictures and captions, as the trainer takes it. `train` turns dropout on."""
 
     model: Any
     from_scratch = False  # whether the logit scale was not learned yet
@@ -62,7 +62,7 @@ class ContrastiveModel(LoadedStrictly):
         raise NotImplementedError
 
     def validate(self, step: int) -> dict[str, float]:
-        """The `retrieval` figures of the validation data after `step` steps."""
+        """The `retrieval` metrics of the validation data after `step` steps."""
         raise NotImplementedError
 
     def save(self, made: Path, final: Path) -> None:

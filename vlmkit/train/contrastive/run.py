@@ -21,10 +21,13 @@ from vlmkit.train.config import ContrastiveConfig, LitConfig, is_from_scratch
 from vlmkit.train.contrastive.gradcache import full_batch_gradient
 from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.model import ContrastiveModel, DualEncoder, Rate
-from vlmkit.train.contrastive.sampler import Batch, BatchStream, Pictures, batches, numbered, read_pictures
+from vlmkit.train.contrastive.packaged_towers import packaged_towers
+from vlmkit.train.contrastive.sampler import Batch, BatchStream, Pictures, batches, read_pictures, run_batches
+from vlmkit.train.contrastive.two_towers import LockedImageTuning
 from vlmkit.train.distributed import broadcast_object, rank, world
 from vlmkit.train.model_card import contrastive_card
 from vlmkit.train.run import run_stage, show_data, split_data
+from vlmkit.train.tiny_models import joined_towers, new_model
 from vlmkit.train.trainer import CheckpointedTrainer, Log, parameter_groups, training_arguments
 
 Note = Callable[[str], None]
@@ -63,10 +66,10 @@ def schedule_for(optimizer: torch.optim.Optimizer, steps: int, warmup: float) ->
 
 
 class ContrastiveTrainer(CheckpointedTrainer):
-    """Steps over the pairs of whole batches, computed in parts; the mean recall of a validation judges it."""
+    """Takes steps over all pairs of a batch, computed in parts, and validates by the mean recall."""
 
     model: ContrastiveModel
-    judged = "mean_recall"
+    monitored = "mean_recall"
     higher_is_better = True
     validates_first = True
 
@@ -166,11 +169,8 @@ def steps_of(config: ContrastiveConfig, made: Plan) -> int:
 
 
 @contextmanager
-def opened(config: ContrastiveConfig, made: Plan, steps: int) -> Iterator[ContrastiveModel]:
+def open_model(config: ContrastiveConfig, made: Plan, steps: int) -> Iterator[ContrastiveModel]:
     """What is trained, ready to train; it is saved within the block. Raises VlmkitError."""
-    from vlmkit.train.contrastive.two_towers import LockedImageTuning, packaged_towers
-    from vlmkit.train.tiny_models import joined_towers, new_model
-
     training, validation = made.training.rows, made.validation.rows if made.validation else []
     torch.manual_seed(config.seed)
     with ExitStack() as stack:
@@ -200,7 +200,7 @@ class ContrastiveStage:
 
     def trainer(self, folder: Path, emit: Log) -> ContrastiveTrainer:
         validates = self.plan.validation is not None
-        stream = BatchStream(partial(numbered, self.plan.batches, self.steps), self.model.load, self.steps)
+        stream = BatchStream(partial(run_batches, self.plan.batches, self.steps), self.model.load, self.steps)
         ids = [sample.id for sample in self.plan.training.rows]
         how: dict[str, Any] = {"config": self.plan.config, "emit": emit, "validates": validates}
         return ContrastiveTrainer(self.model, stream, ids, self.note, folder, **how)
@@ -222,7 +222,7 @@ def prepare(config: ContrastiveConfig, failures: Failures, quiet: bool, note: No
     if not quiet:
         show_data(made.training, made.validation, isinstance(config.val, float))
     steps = steps_of(config, made)
-    with opened(config, made, steps) as model:
+    with open_model(config, made, steps) as model:
         yield ContrastiveStage(made, model, steps, note)
 
 

@@ -86,7 +86,7 @@ def _without_repeats(order: np.ndarray, drawn: np.ndarray, size: int) -> Iterato
         yield np.array(some)
 
 
-def numbered(epoch_batches: Callable[[int], Iterable[Batch]], steps: int) -> Iterator[Batch]:
+def run_batches(epoch_batches: Callable[[int], Iterable[Batch]], steps: int) -> Iterator[Batch]:
     """The batches of a run of `steps`, epoch after epoch."""
     step = 0
     for epoch in count(1):

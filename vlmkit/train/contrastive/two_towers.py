@@ -29,7 +29,6 @@ from vlmkit.models.embedders.base import silence_libraries
 from vlmkit.train.config import LitConfig
 from vlmkit.train.contrastive.gradcache import Pair
 from vlmkit.train.contrastive.model import ContrastiveModel, Rate, locked_modules, retrieval, write_open_clip
-from vlmkit.train.contrastive.packaged_towers import packaged_towers
 from vlmkit.train.contrastive.sampler import Batch, open_sample
 from vlmkit.train.data.augment import view_of
 from vlmkit.train.data.samples import Captioned
@@ -39,8 +38,6 @@ TEXTS_AT_ONCE = 64  # while nothing is trained
 TOKENIZED_AT_ONCE = 4096
 CONTEXT = 64  # tokens of a caption, first and last mark included
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-
-__all__ = ["CaptionEncoder", "LockedImageTuning", "build", "open_folder", "packaged_towers", "save"]
 
 
 def build(vision: str, text: str, dim: int, dropout: float) -> tuple[CustomTextCLIP, dict[str, Any]]:
@@ -157,7 +154,7 @@ def image_features(
 
 
 def layers_of(tower: nn.Module) -> list[nn.Module]:
-    """The layers of a BERT-like encoder; none for towers built otherwise, which are trained whole or not at all."""
+    """The layers of a BERT-like encoder; none for other towers, which are trained as a whole or not at all."""
     layers = getattr(getattr(tower, "encoder", None), "layer", None)
     return list(layers) if isinstance(layers, nn.ModuleList) and hasattr(tower, "embeddings") else []
 

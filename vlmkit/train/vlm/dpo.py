@@ -51,7 +51,7 @@ class VisionDPOTrainer(VlmTrainer, DPOTrainer):
         )
 
     @property
-    def core(self) -> nn.Module:
+    def trained_model(self) -> nn.Module:
         """The model within the adapters."""
         model: Any = self.model
         return model.get_base_model() if self.config.lora else model
@@ -69,7 +69,7 @@ class VisionDPOTrainer(VlmTrainer, DPOTrainer):
         names, tokens = checked(inputs).pop("names"), inputs.pop("tokens")
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if "pixel_values" not in inputs:  # as in `PackedLossModel`, for the other processes
-            projector = (value for name, value in trained_parameters(self.core).items() if PROJECTOR in name)
+            projector = (value for name, value in trained_parameters(self.trained_model).items() if PROJECTOR in name)
             loss = loss + 0 * sum(value.sum() for value in projector)
         if model.training:
             self.watch(loss, names, tokens=tokens, samples=len(names))

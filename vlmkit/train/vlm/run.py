@@ -120,7 +120,7 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
         read_data, parse=parse, images=config.images, limit=config.limit, failures=failures, quiet=quiet
     )
     training, validation = split_data(read, config.data, config.val)
-    reopen = partial(opened, rows=training.rows)
+    reopen = partial(open_model, rows=training.rows)
     vlm = reopen(config)
     encode: Encode = Plain(vlm) if config.stage == "align" else Chat(vlm)
     packer = Packer(
@@ -139,7 +139,7 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
     yield VlmStage(config, vlm, groups, held_out, refs, steps, packer, reopen)
 
 
-def opened(config: VlmConfig, rows: list[Any]) -> Vlm:
+def open_model(config: VlmConfig, rows: list[Any]) -> Vlm:
     """The model to train: of an earlier stage, from two towers, or tiny ones made on the spot for `rows`."""
     torch.manual_seed(config.seed)
     four_bit = config.quantize is not None

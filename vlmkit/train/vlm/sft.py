@@ -67,11 +67,11 @@ class SftTrainer(VlmTrainer):
     model: PackedLossModel
 
     @property
-    def core(self) -> nn.Module:
+    def trained_model(self) -> nn.Module:
         """The model within the `PackedLossModel`."""
         return self.model.model
 
-    def items(self, batches: list[Any], device: torch.device) -> Tensor:
+    def loss_divisor(self, batches: list[Any], device: torch.device) -> Tensor:
         """The weights of all labels of a step, in all processes."""
         count = torch.tensor(sum(float(batch["weights"].sum()) for batch in batches), device=device)
         return self.accelerator.gather(count).sum()
