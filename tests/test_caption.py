@@ -234,4 +234,4 @@ def test_sidecars(vlmkit, tmp_path: Path) -> None:
     assert (folder / "a.txt").read_text() != "mine\n"
     shard = tar(tmp_path / "shard.tar", {"a.png": (folder / "a.png").read_bytes()})
     assert b"no place for a sidecar" in vlmkit("caption", shard, "--sidecar", code=3).stderr
-    assert b"add --sidecar" in vlmkit("caption", folder, "--force", code=2).stderr
+    assert b"--force requires --sidecar" in vlmkit("caption", folder, "--force", code=2).stderr
