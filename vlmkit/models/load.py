@@ -45,7 +45,8 @@ def load_embedder(
     open_model = partial(_open, EMBEDDERS, model_class, checkpoint)
     embedder: Embedder
     if hardware.precision == "int8":
-        from vlmkit.models.embedders.onnx import Int8Embedder, int8_fingerprint
+        from vlmkit.models.embedders.onnx import Int8Embedder
+        from vlmkit.models.embedders.onnx_towers import int8_fingerprint
 
         fingerprint, name = int8_fingerprint(fingerprint), checkpoint.name + INT8
         embedder = Int8Embedder(checkpoint.name, fingerprint, open_model, hardware)

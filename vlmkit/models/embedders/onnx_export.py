@@ -12,7 +12,7 @@ import orjson
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import atomic_folder
 from vlmkit.models.embedders.base import TorchEmbedder
-from vlmkit.models.embedders.onnx import (
+from vlmkit.models.embedders.onnx_towers import (
     CARD,
     FORMAT,
     ExportError,
