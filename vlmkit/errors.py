@@ -81,7 +81,7 @@ def interruptible(work: Callable[[], T]) -> T:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:
+        except BaseException as error:  # raised again in the thread that waits
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()

@@ -223,7 +223,7 @@ class _Transfer:
             try:
                 for done in [pool.submit(self._range, missing) for missing in self._part.missing(RANGE_BYTES)]:
                     done.result()
-            except BaseException as error:
+            except BaseException as error:  # a signal too must stop the other threads
                 self._stop.set()
                 if not isinstance(error, Exception):  # a signal, which does not wait for servers
                     self._client.close()

@@ -1,0 +1,1 @@
+"""What `caption` and `ask` do with a chat model: requests, answers, schemas, sidecar files, resumed output."""

@@ -13,7 +13,7 @@ from vlmkit.models.types import Answer, ChatModel, Reply, Request, RequestError,
 
 if TYPE_CHECKING:
     from referencing import Resource
-    from referencing._core import Resolver
+    from referencing._core import Resolver  # for the type checker alone; no public name up to referencing 0.37
 
 TYPES = {"str": "string", "string": "string", "int": "integer", "float": "number", "bool": "boolean"}
 FIELD = re.compile(r"([A-Za-z_]\w*)(?:\s+(\w+))?(?:\s*:\s*(.+))?")

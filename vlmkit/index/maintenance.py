@@ -41,7 +41,7 @@ def change_type(folder: Path, wanted: str, before: str, on_wait: Callable[[str],
     set_type(folder, wanted, on_wait)
     try:
         maintain(folder, insist=True, on_wait=on_wait)
-    except BaseException:
+    except BaseException:  # a signal too must leave the type as it was
         set_type(folder, before)
         raise
 

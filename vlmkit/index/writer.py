@@ -138,8 +138,8 @@ class Writer:
         try:
             if self._writing:
                 self._writing.result()
-        except Exception:
-            self._failed = True  # leaving must not try again
+        except Exception:  # whatever stopped the write: leaving must not try again
+            self._failed = True
             raise
         if self._handed is not self._written:
             self._waiting = self._handed | self._waiting
@@ -180,7 +180,7 @@ class Writer:
             try:
                 yield db, self._begin(db)
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # a signal too must end the transaction
                 with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back by itself
                     db.execute("ROLLBACK")
                 raise

@@ -1,0 +1,1 @@
+"""Input and output: paths and containers, pictures, records, HTTP, atomic files, the terminal, executors."""

@@ -42,7 +42,7 @@ def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) ->
                 os.fsync(file.fileno())
             file.close()
             os.replace(temporary, target)
-        except BaseException:
+        except BaseException:  # a signal too must close the file
             with contextlib.suppress(OSError):  # what is given up may not fit on the disk
                 file.close()
             raise

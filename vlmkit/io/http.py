@@ -244,7 +244,7 @@ def _download(response: "httpx2.Response") -> Download:
             file.write(chunk)
         if not size:
             raise FetchError("the server sent nothing")
-    except BaseException:
+    except BaseException:  # the file must not outlive a signal either
         file.close()
         raise
     return Download(file, size, http_date(response.headers.get("Last-Modified", "")))

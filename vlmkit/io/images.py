@@ -103,8 +103,7 @@ def _picture_errors(data: bytes) -> Iterator[None]:
         raise PictureError(_what_it_is(data)) from None
     except MemoryError:
         raise PictureError("not enough memory to decode it") from None
-    except Exception as error:
-        # Pillow's decoders raise exceptions of nearly every kind on damaged files.
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly every kind
         raise PictureError(str(error) or repr(error)) from None
 
 
@@ -237,16 +236,16 @@ def _listen_to_libtiff() -> Callable[..., None] | None:
     """Take libtiff's errors, for this process, into a flag of the thread; None where Pillow hides its libtiff."""
     import ctypes
 
-    from PIL import _imaging
-
     def note(_module: int, _format: int, _arguments: int) -> None:
         _libtiff.failed = True
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(note)
     try:
+        from PIL import _imaging  # linked to libtiff; no public name has its path (Pillow 11.3 to 13.0)
+
         library = ctypes.CDLL(_imaging.__file__)
         library.TIFFSetErrorHandler.restype = ctypes.c_void_p
         library.TIFFSetErrorHandler(handler)
-    except (OSError, AttributeError):  # linked statically
+    except (ImportError, OSError, AttributeError):  # another Pillow, or libtiff linked statically
         return None
     return handler  # kept, since libtiff calls it

@@ -1,1 +1,1 @@
-"""Training. Each file does one thing: data -> features -> batches -> model -> loop -> output folder."""
+"""`vlmkit train`: config.py holds the settings, run.py the frame of a run, contrastive/ and vlm/ the stages."""

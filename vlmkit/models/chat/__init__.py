@@ -1,0 +1,1 @@
+"""Chat models, one file a family, and how the next token is chosen."""

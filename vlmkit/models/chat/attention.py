@@ -29,7 +29,7 @@ def attention_maps(
     places = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
     height, width = _grid(model, inputs, len(places))
     rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    implementation = model.config._attn_implementation  # no public name up to transformers 5.24
+    implementation = model.config._attn_implementation  # no public name in transformers 4.57 to 5.24
     model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():

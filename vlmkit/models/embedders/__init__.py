@@ -1,0 +1,1 @@
+"""Dual encoders: mini, open_clip, transformers, and PyTorch models exported to ONNX."""

@@ -1,0 +1,1 @@
+"""The models that `vlmkit train` makes: LLaVA, connectors and vision towers that transformers lacks."""

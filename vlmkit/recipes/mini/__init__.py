@@ -1,0 +1,1 @@
+"""How `mini` is made: data, towers, training, export to ONNX, measurements and model cards."""

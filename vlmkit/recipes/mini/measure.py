@@ -60,6 +60,7 @@ def answers(folder: Path, shown: Sequence[Record], questions: list[str], caption
     said: list[str] = []
     for some in batched(pairs, TOGETHER):
         for answer in model.answer([Request(question, [picture]) for picture, question in some], sampling):
-            assert isinstance(answer, Answer)
+            if not isinstance(answer, Answer):
+                raise answer
             said.append(answer.text)
     return said

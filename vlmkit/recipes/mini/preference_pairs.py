@@ -49,7 +49,8 @@ def _drawn(folder: Path, captioned: Sequence[Record], seed: int) -> Iterator[lis
     for pictures in batched(opened, TOGETHER):
         requests = [Request("", [picture], number=number + n) for picture in pictures for n in range(DRAWN)]
         answers = [*model.answer(requests[::DRAWN], likeliest), *model.answer(requests, by_chance)]
-        assert not any(isinstance(answer, RequestError) for answer in answers), "one picture and no words always fit"
+        if failed := next((answer for answer in answers if isinstance(answer, RequestError)), None):
+            raise failed
         said = [answer.text for answer in answers if isinstance(answer, Answer)]
         first, others = said[: len(pictures)], said[len(pictures) :]
         for place, text in enumerate(first):
