@@ -59,6 +59,17 @@ def test_a_chat_model_captions_and_answers(installed, tmp_path: Path) -> None:
     assert row["caption"] == "Green." and row["caption_model"].startswith("painter@")
 
 
+def test_a_connector_is_trained_and_opened(installed, tmp_path: Path) -> None:
+    rows = [{"image": f"{color}.png", "captions": [f"a {color} square"]} for color in ("red", "green", "blue")]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows))
+    installed(
+        "train", "align", "rows.jsonl", "--preset", "debug", "--steps", "1", "--connector", "average", "-o", "one"
+    )
+    card = (tmp_path / "one/README.md").read_text()
+    assert "| connector | average |" in card and "| image tokens | 1 |" in card and "Not native" in card
+    installed("ask", "-m", "one", "red.png", "which?", "--max-tokens", "2")
+
+
 def test_a_data_set_is_listed_and_converted(installed, tmp_path: Path) -> None:
     names = [json.loads(line)["name"] for line in installed("download", "--list").stdout.splitlines()]
     assert "flags" in names and "daquar" in names

@@ -15,8 +15,9 @@ from transformers import LlavaForConditionalGeneration
 from vlm_data import COLORS, LLAMA_2, clip, llama, qwen2, siglip
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.llava.connectors import CONNECTORS, reads_text
+from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.model import Vlm, build
+from vlmkit.models.registry import CONNECTORS
 from vlmkit.train.data.samples import Dialogue, Turn
 from vlmkit.train.vlm.collator import Group, collate
 from vlmkit.train.vlm.dpo import pairs
@@ -99,7 +100,7 @@ def one_by_one(vlm: Vlm, dialogue: Dialogue, learned: np.ndarray) -> torch.Tenso
 
 @pytest.mark.parametrize(
     ("vision", "llm", "connector"),
-    [("clip", "llama", name) for name in ("mlp", *CONNECTORS)]
+    [("clip", "llama", name) for name in CONNECTORS.builtin]
     + [("siglip", "qwen2", "mlp"), ("patches", "qwen2", "adaptive")],
 )
 @pytest.mark.parametrize("length", [120, 2000])

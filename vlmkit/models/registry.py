@@ -1,6 +1,6 @@
-"""The names of models and the classes behind them. A new family of models is one file and one line here.
+"""The names of models and connectors, and the classes behind them. A new one is one class and one line here.
 
-A class is called with a `Checkpoint` and a `Hardware`; how a package adds one stands in `vlmkit.models.types`.
+The class of a model is called with a `Checkpoint` and a `Hardware`; `vlmkit.models.types` says how a package adds one.
 """
 
 from vlmkit.io.registry import Registry
@@ -28,5 +28,16 @@ CHAT_MODELS = Registry(
         "instructblip": "vlmkit.models.chat.blip2:InstructBlip",
         "florence2": "vlmkit.models.chat.florence:Florence",
         "paligemma": "vlmkit.models.chat.paligemma:PaliGemma",
+    },
+)
+# What connects the vision tower and the language model of `vlmkit train`: see `vlmkit.models.llava.connectors`.
+CONNECTORS = Registry(
+    "vlmkit.connectors",
+    {
+        "mlp": "vlmkit.models.llava.connectors:Mlp",
+        "linear": "vlmkit.models.llava.connectors:Linear",
+        "qformer": "vlmkit.models.llava.connectors:QFormer",
+        "cross-attention": "vlmkit.models.llava.connectors:CrossAttention",
+        "adaptive": "vlmkit.models.llava.connectors:Adaptive",
     },
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.registry import CONNECTORS
 
 
 class Stage(StrEnum):
@@ -131,7 +132,7 @@ class VlmConfig(TrainConfig):
     """A vision tower, a projector and a language model."""
 
     llm: str | None = setting(None, "Causal language model of transformers, by name or folder.", "M")
-    connector: str | None = setting(None, "mlp (LLaVA's), linear, qformer, cross-attention, adaptive.", "C")
+    connector: str | None = setting(None, f"{', '.join(CONNECTORS.builtin)}; mlp is LLaVA's.", "C")
     projector_lr: float = setting(1e-3, "Peak learning rate of the projector.", "RATE", least=0)
     beta2: float = setting(0.999, "Decay of AdamW's second moment.", "SHARE", least=0, below=1)
     dropout: float = setting(0.0, DROPOUT, "SHARE", least=0, below=1)

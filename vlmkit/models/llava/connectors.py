@@ -1,7 +1,11 @@
-"""Connectors that transformers' LLaVA does not have. **Not native**: a checkpoint with one opens through vlmkit alone.
+"""Connectors: what takes image features to the language model, each a class here and a line in CONNECTORS.
 
-Each takes image features (P, N, F) to the language model's width, (P, Q, D). The ones that read the text also take its
-embeddings (P, T, D) and a mask (P, T) that is true at the prompt's tokens, of which every picture has at least one.
+A class is made with the widths F and D of both sides and takes image features (P, N, F) to the language model's width,
+(P, Q, D). `tokens` is Q, None where it is N. One that `reads_text` also takes the prompt's embeddings (P, T, D) and a
+mask (P, T) that is true at its tokens, of which every picture has at least one.
+
+transformers' LLaVA has the connector mlp alone. **Not native**: checkpoints with another one open through vlmkit alone.
+Packages add connectors by entry points of the group `vlmkit.connectors`.
 """
 
 from typing import Any
@@ -20,7 +24,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-QUERIES = 64  # a square, so that LlavaProcessor can count them as patches
+from vlmkit.models.registry import CONNECTORS
 
 
 class ConnectorConfig(LlavaConfig):
@@ -30,10 +34,29 @@ class ConnectorConfig(LlavaConfig):
     connector: str = "linear"
 
 
-class Linear(nn.Module):
-    """One matrix, as in the first LLaVA (Liu and others, 2023, section 4.1)."""
+class Connector(nn.Module):
+    """The defaults of a connector."""
 
+    native = False  # whether transformers' LLaVA has it
     reads_text = False
+    tokens: int | None = None
+
+
+class Mlp(Connector):
+    """LLaVA's own two layers, with the names of weights that `LlavaMultiModalProjector` has."""
+
+    native = True
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(width, dim), nn.Linear(dim, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear_2(gelu(self.linear_1(features)))
+
+
+class Linear(Connector):
+    """One matrix, as in the first LLaVA (Liu and others, 2023, section 4.1)."""
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -43,10 +66,10 @@ class Linear(nn.Module):
         return self.linear(features)
 
 
-class QFormer(nn.Module):
-    """64 learned queries look at the picture, and only they go on (BLIP-2, Li and others, 2023)."""
+class QFormer(Connector):
+    """64 learned queries attend to the picture; their outputs take its place (BLIP-2, Li and others, 2023)."""
 
-    reads_text = False
+    tokens = 64  # a square, so that LlavaProcessor can count them as patches
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -60,7 +83,7 @@ class QFormer(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.queries = nn.Parameter(torch.randn(1, QUERIES, size) * 0.02)
+        self.queries = nn.Parameter(torch.randn(1, self.tokens, size) * 0.02)
         self.qformer = Blip2QFormerModel(config)
         self.linear = nn.Linear(size, dim)
 
@@ -70,23 +93,14 @@ class QFormer(nn.Module):
         return self.linear(found)  # (P, 64, D)
 
 
-class _Mlp(nn.Module):
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(width, dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(gelu(self.linear_1(x)))
-
-
-class CrossAttention(nn.Module):
+class CrossAttention(Connector):
     """LLaVA's two layers, then each image token adds what it finds in the question by attention over its tokens."""
 
     reads_text = True
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.mlp = _Mlp(width, dim)
+        self.mlp = Mlp(width, dim)
         self.norm_image, self.norm_text = nn.LayerNorm(dim), nn.LayerNorm(dim)
         heads = next(h for h in (8, 4, 2, 1) if dim % h == 0)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
@@ -98,7 +112,7 @@ class CrossAttention(nn.Module):
         return image + found
 
 
-class Adaptive(nn.Module):
+class Adaptive(Connector):
     """A gate between picture and text: alpha = sigmoid(W [v; t]), alpha v + (1 - alpha) t, for each channel.
 
     v is an image token after LLaVA's two layers, t the mean of the question's token embeddings.
@@ -108,7 +122,7 @@ class Adaptive(nn.Module):
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.mlp = _Mlp(width, dim)
+        self.mlp = Mlp(width, dim)
         self.gate = nn.Linear(2 * dim, dim)
 
     def forward(self, features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -119,14 +133,6 @@ class Adaptive(nn.Module):
         return alpha * image + (1 - alpha) * mean
 
 
-CONNECTORS: dict[str, Any] = {
-    "linear": Linear,
-    "qformer": QFormer,
-    "cross-attention": CrossAttention,
-    "adaptive": Adaptive,
-}
-
-
 class ConnectorModel(LlavaModel):
     """LLaVA without its head, another connector in the place of its projector."""
 
@@ -135,7 +141,7 @@ class ConnectorModel(LlavaModel):
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__(config)
         parts: Any = config
-        kind = CONNECTORS[config.connector]
+        kind = CONNECTORS.load(config.connector)
         self.multi_modal_projector = kind(parts.vision_config.hidden_size, parts.text_config.hidden_size)
         self.post_init()
 
@@ -153,16 +159,16 @@ class ConnectorModel(LlavaModel):
         `prompt_mask` (B, T) leaves it out.
         """
         if pixel_values is not None and self.multi_modal_projector.reads_text:
-            asked = attention_mask if prompt_mask is None else prompt_mask
-            text, mask = self._text(input_ids, asked, len(pixel_values))
+            prompt = attention_mask if prompt_mask is None else prompt_mask
+            text, mask = self._text(input_ids, prompt, len(pixel_values))
             each: Any = list(project(self, tower_features(self, pixel_values), text, mask))  # one tensor a picture
             rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=each)}
             pixel_values = None
         return super().forward(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **rest)
 
-    def _text(self, ids: Tensor, asked: Tensor | None, pictures: int) -> tuple[Tensor, Tensor]:
+    def _text(self, ids: Tensor, prompt: Tensor | None, pictures: int) -> tuple[Tensor, Tensor]:
         is_image = ids == self.config.image_token_id
-        within = torch.ones_like(is_image) if asked is None else asked.bool()  # (B, T)
+        within = torch.ones_like(is_image) if prompt is None else prompt.bool()  # (B, T)
         mask = within & ~is_image
         first = torch.arange(ids.shape[1], device=ids.device) == within.int().argmax(1, keepdim=True)
         mask |= first & ~mask.any(1, keepdim=True)  # a prompt of nothing but pictures

@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,11 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from vlmkit.errors import VlmkitError, first_line
-from vlmkit.models.llava.connectors import CONNECTORS, QUERIES, ConnectorConfig, ConnectorLlava
+from vlmkit.models.llava.connectors import ConnectorConfig, ConnectorLlava
 from vlmkit.models.llava.vision import MiniGridConfig, MiniGridModel, PatchesConfig, PatchesModel, image_processor
+from vlmkit.models.registry import CONNECTORS
 from vlmkit.models.resolve import full_name
 
 IMAGE = "<image>"
@@ -102,10 +103,10 @@ def open_vlm(folder: str, four_bit: bool = False) -> Vlm:
 
 
 def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
-    """A new model from a vision tower and a language model; what is fresh comes from PyTorch's generator as it is.
+    """A new model from a vision tower and a language model; new weights are drawn from PyTorch's generator.
 
     `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model, taken in
-    4 bits with `four_bit`. A folder that holds a configuration and no weights gives fresh ones. Raises VlmkitError.
+    4 bits with `four_bit`. The weights of a folder with a configuration alone are new. Raises VlmkitError.
     """
     tower, pictures = _tower(full_name(vision))
     language, tokenizer = _language(full_name(llm), four_bit)
@@ -124,16 +125,12 @@ def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    widths = tower.config.hidden_size, language.config.hidden_size
-    if connector == "mlp":
-        made: Any = LlavaConfig(**config)
-        model_class: Any = LlavaForConditionalGeneration
-        projector: nn.Module = LlavaMultiModalProjector(made)
-    elif connector in CONNECTORS:
-        made, model_class = ConnectorConfig(**config, connector=connector), ConnectorLlava
-        projector = CONNECTORS[connector](*widths)
-    else:
-        raise VlmkitError(f"unknown connector {connector}", f"use mlp, {', '.join(CONNECTORS)}")
+    if connector not in CONNECTORS:
+        raise VlmkitError(f"unknown connector {connector}", f"use {', '.join(CONNECTORS)}")
+    connector_class = CONNECTORS.load(connector)
+    projector: nn.Module = connector_class(tower.config.hidden_size, language.config.hidden_size)
+    made: Any = LlavaConfig(**config) if connector_class.native else ConnectorConfig(**config, connector=connector)
+    model_class: Any = LlavaForConditionalGeneration if connector_class.native else ConnectorLlava
     with torch.device("meta"):
         model = model_class(made)
     model.model.vision_tower, model.model.language_model = tower, language.base_model
@@ -141,13 +138,13 @@ def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
     model.lm_head = language.get_output_embeddings()
     model.tie_weights()
     model.generation_config = language.generation_config
-    side, patch = tower.config.image_size, tower.config.patch_size
+    side, patch, tokens = tower.config.image_size, tower.config.patch_size, connector_class.tokens
     processor = LlavaProcessor(
         pictures,
         tokenizer,
-        patch_size=side // int(QUERIES**0.5) if connector == "qformer" else patch,
-        vision_feature_select_strategy="full" if connector == "qformer" else made.vision_feature_select_strategy,
-        num_additional_image_tokens=int(kind == "clip_vision_model" and connector != "qformer"),
+        patch_size=side // math.isqrt(tokens) if tokens else patch,
+        vision_feature_select_strategy="full" if tokens else made.vision_feature_select_strategy,
+        num_additional_image_tokens=int(kind == "clip_vision_model" and not tokens),
         chat_template=PARTS + tokenizer.chat_template if tokenizer.chat_template else None,
     )
     found = Vlm(model, processor)
