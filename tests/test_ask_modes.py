@@ -204,13 +204,13 @@ def test_flags_that_exclude_each_other(vlmkit, pictures: Path) -> None:
         return vlmkit("ask", "a.png", "what?", *words, code=2).stderr.decode()
 
     assert "--ocr with --boxes" in refused("--boxes", "--ocr")
-    assert "--draw without boxes" in refused("--draw", "x.png")
+    assert "--draw requires --boxes" in refused("--draw", "x.png")
     assert "does not name a picture" in refused("--boxes", "--draw", "x.txt")
-    assert "--pairs without principles" in refused("--pairs", "x.jsonl")
-    assert "--json is not for a conversation" in refused("--chat", "--json")
-    assert "-o is not for a conversation" in refused("--chat", "-o", "x.jsonl")
-    assert b"finds no boxes" in vlmkit("caption", "a.png", "--boxes", code=2).stderr
-    assert "finds no boxes" in refused("--boxes") and "reads no text" in refused("--ocr")
+    assert "--pairs requires --constitution" in refused("--pairs", "x.jsonl")
+    assert "--json cannot be combined with --chat" in refused("--chat", "--json")
+    assert "-o cannot be combined with --chat" in refused("--chat", "-o", "x.jsonl")
+    assert b"cannot find boxes" in vlmkit("caption", "a.png", "--boxes", code=2).stderr
+    assert "cannot find boxes" in refused("--boxes") and "cannot read text" in refused("--ocr")
 
 
 def test_closed_standard_streams(shell, pictures: Path) -> None:

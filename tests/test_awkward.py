@@ -9,9 +9,9 @@ from helpers import embedded, jsonl, picture, records
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--batch-size", "x"], "'x' is neither 1 to 65536 nor auto"),
-        (["--batch-size", "-3"], "'-3' is neither 1 to 65536 nor auto"),
-        (["--batch-size", ""], "'' is neither 1 to 65536 nor auto"),
+        (["--batch-size", "x"], "'x' is not auto or a number from 1 to 65536"),
+        (["--batch-size", "-3"], "'-3' is not auto or a number from 1 to 65536"),
+        (["--batch-size", ""], "'' is not auto or a number from 1 to 65536"),
         (["-m", ""], "the model has no name: give -m mini"),
         (["-m", " "], "the model has no name: give -m mini"),
         (["ftp://host/x.jpg"], "ftp://host/x.jpg: only http and https URLs are fetched"),

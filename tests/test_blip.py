@@ -150,7 +150,7 @@ def test_a_captioner_and_one_for_questions_are_told_apart(made: Made, warm, tmp_
     assert [row["caption"].lower().startswith("the red") for row in rows] == [True] * 3
     assert rows[0]["caption_model"].startswith(f"{made('blip')}@")
     captioner = load_chat_model(str(made("blip")))
-    with pytest.raises(VlmkitError, match="answers no questions: ask Salesforce/blip-vqa-base"):
+    with pytest.raises(VlmkitError, match="does not answer questions: use Salesforce/blip-vqa-base"):
         captioner.answer([Request("what is it?", [captioner.preprocess(pictures(1)[0])])], Sampling(8))
     done = warm("caption", "-m", made("vqa"), names[0], "-o", "out.txt", code=2)
     assert done.stderr.count(b"\n") == 1 and b"take Salesforce/blip-image-captioning-base" in done.stderr
@@ -169,11 +169,11 @@ def changed(folder: Path, file: str, **settings: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
-        ("blip", {"architectures": ["BlipForImageTextRetrieval"]}, "writes no text"),
+        ("blip", {"architectures": ["BlipForImageTextRetrieval"]}, "does not generate text"),
         ("blip", {"architectures": ["BlipForQuestionAnswering"]}, "lacks weights of its BlipForQuestionAnswering"),
-        ("blip", {"architectures": None}, "names no architecture"),
-        ("opt", {"architectures": ["Blip2ForImageTextRetrieval"]}, "writes no text"),
-        ("opt", {"image_token_index": None}, "old form"),
+        ("blip", {"architectures": None}, "does not name an architecture"),
+        ("opt", {"architectures": ["Blip2ForImageTextRetrieval"]}, "does not generate text"),
+        ("opt", {"image_token_index": None}, "without image tokens"),
         ("opt", {"num_query_tokens": 5}, "cannot be opened"),
     ],
 )

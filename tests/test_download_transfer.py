@@ -165,7 +165,7 @@ def test_no_room(tmp_path: Path) -> None:
 def test_missing_and_private(tmp_path: Path, server: Faulty, client: HttpClient) -> None:
     with pytest.raises(FetchError, match="HTTP 404"):
         fetch(f"{server.base}/nothing", tmp_path / "nothing", client)
-    with HttpClient() as careful, pytest.raises(FetchError, match="not at a public address"):
+    with HttpClient() as careful, pytest.raises(FetchError, match="which is not public"):
         fetch(f"{server.base}/small", tmp_path / "small", careful)
     with HttpClient(trusted={"127.0.0.1"}) as named:
         fetch(f"{server.base}/small", tmp_path / "small", named)

@@ -189,7 +189,7 @@ def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: 
         "excessive": "the endpoint answers 400, the context is too long",
         "forbidden": "the endpoint answers 403, not for you",
     }
-    other = "ask in other words or another model"
+    other = "rephrase the question or use another model"
     remedies = {"refuses": other, "filtered": other, "thinks": "raise --max-tokens, as the model may think first"}
     remedies |= dict.fromkeys(("excessive", "forbidden"), "change the question or the picture")
     questions = ["good", *reasons, "silent", "long", "good again"]

@@ -110,7 +110,7 @@ def test_compare_with_weights(vlmkit, tmp_path: Path) -> None:
     assert found["a"] == pytest.approx(0.4 + 0.15 + 0.3) and found["b"] == pytest.approx(0.4 * 2 / 3 + 0.6)
     assert found["value"] == pytest.approx(found["a"] - found["b"])
     done = vlmkit("eval", "compare", "a.jsonl", "b.jsonl", *weights, "--latency", "seconds", code=2)
-    assert b"q0 has no number in the field seconds" in done.stderr
+    assert b"q0: the field seconds is not a number" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["quality=1,speed=0", "quality=0.5", "quality", "quality=2,length=-1"])

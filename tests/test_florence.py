@@ -125,7 +125,7 @@ def test_what_is_no_task_is_refused_and_tasks_are_named(florence: Path) -> None:
     answers = model.answer(requests, Sampling(4))
     refused = [str(answer) if isinstance(answer, RequestError) else "" for answer in answers]
     assert "<OD>" in refused[0] and "<CAPTION_TO_PHRASE_GROUNDING>" in refused[0] and refused[1] == refused[0]
-    assert "takes no text" in refused[2] and "needs a text" in refused[3] and refused[4:6] == ["", ""]
+    assert "takes no text" in refused[2] and "requires a text" in refused[3] and refused[4:6] == ["", ""]
     assert "no picture" in refused[6] and "2 pictures" in refused[7] and "more than the 96" in refused[8]
     assert "more than the 96" in refused[9]
     marked = "<CAPTION_TO_PHRASE_GROUNDING> <image>the <OD>dog</s>"
@@ -145,7 +145,7 @@ def test_records_get_boxes_in_pixels_of_the_upright_original(florence: Path, war
     assert expected["bboxes"] and [box["box"] for box in row["boxes"]] == expected["bboxes"]
     assert row["answer"] == " ".join(", ".join(expected["labels"]).split())
     (bad,) = records((tmp_path / "bad.jsonl").read_bytes())
-    assert "answers no free questions" in bad["error"]
+    assert "does not answer free questions" in bad["error"]
 
 
 def test_captions_of_each_length_are_tasks(florence: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_text_query_opens_only_what_it_needs() -> None:
 
 
 def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(VlmkitError, match="is no complete mini model"):
+    with pytest.raises(VlmkitError, match="is not a complete mini model"):
         Mini(str(tmp_path))
     for name in FILES:
         (tmp_path / name).write_bytes((MINI_FOLDER / name).read_bytes()[:1000])

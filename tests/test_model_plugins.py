@@ -108,7 +108,7 @@ def test_their_identity(installed, environment: dict[str, str], package: Path) -
 def test_what_does_not_work_is_one_line(installed, tmp_path: Path) -> None:
     for name, reason in {
         "broken": b"the plugin broken cannot be opened (no weights): check the package that provides colors_plugin:",
-        "other": b"the plugin other is no vlmkit.models.types.Embedder: derive colors_plugin:Chat from it",
+        "other": b"the plugin other is not a vlmkit.models.types.Embedder: derive colors_plugin:Chat from it",
         "colors+int8": b"colors runs in fp32, not in int8: leave --precision out",
         "colours": b"unknown model colours: use mini, ",
         "transformers": b"unknown model transformers",

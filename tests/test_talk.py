@@ -292,14 +292,14 @@ def test_a_folder_that_is_not_whole_is_an_error(talking: Path, tmp_path: Path) -
     with pytest.raises(VlmkitError, match=r"talk\.onnx"):
         load_chat_model(str(tmp_path / "broken"))
     graph.unlink()
-    with pytest.raises(VlmkitError, match=r"broken is incomplete: talk\.onnx is missing: get the folder again"):
+    with pytest.raises(VlmkitError, match=r"broken is incomplete: talk\.onnx is missing: download the folder again"):
         load_chat_model(str(tmp_path / "broken"))
     shutil.copy(talking / "packed" / GRAPH, graph)
     (tmp_path / "broken/talk-tokenizer.json").write_text("{}")
     with pytest.raises(VlmkitError, match=r"talk-tokenizer\.json"):
         load_chat_model(str(tmp_path / "broken"))
     (tmp_path / "broken/talk.json").write_text("[]")
-    with pytest.raises(VlmkitError, match="is no complete mini model"):
+    with pytest.raises(VlmkitError, match="is not a complete mini model"):
         load_chat_model(str(tmp_path / "broken"))
 
 

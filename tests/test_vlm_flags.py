@@ -94,12 +94,12 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "nowhere is no folder: name one that vlmkit train made": ask("--from", "nowhere"),
         f"{data}/llama: llama is no CLIP or SigLIP tower": caption("--vision", data / "llama"),
         "unknown connector glue: use mlp, linear": caption("--connector", "glue"),
-        "4 bit needs a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
+        "--quantize requires a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
         "--quantize 8bit is unknown: use 4bit": ask("--quantize", "8bit"),
-        "--fsdp shards the model over several GPUs, and there is none": caption("--fsdp", "--device", "cpu"),
+        "--fsdp requires several GPUs, and there is none": caption("--fsdp", "--device", "cpu"),
         "--lora is not for align: leave it out, it is for instruct, prefer": caption("--lora", "4"),
         "--report-to paper is unknown: use wandb, tensorboard": caption("--report-to", "paper"),
-        "8 pictures do not divide into 3 equal parts": caption("--accumulate", "3"),
+        "8 pictures cannot be divided into 3 equal parts": caption("--accumulate", "3"),
         "llava.toml: unknown setting patch: use the names": caption("--config", tmp_path / "llava.toml"),
         "blind.toml: augmentations 0 is out of range: give at least 1": caption("--config", tmp_path / "blind.toml"),
         "odd.toml: loss-weighting words is unknown: use tokens, root, replies": ask("--config", tmp_path / "odd.toml"),
@@ -118,7 +118,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "--lr -1 is out of range: give at least 0": ask("--lr", "-1"),
         "--projector-lr nan is out of range: give at least 0": ask("--projector-lr", "nan"),
         "--epochs 0 is out of range: give more than 0": caption("--epochs", "0"),
-        "--early-stop counts validations, and there are none: give --val": caption("--early-stop", "2"),
+        "--early-stop requires validation: give --val": caption("--early-stop", "2"),
     }  # fmt: skip
     for expected, words in cases.items():
         done = start(tmp_path, *words).done(2)

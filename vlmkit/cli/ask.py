@@ -115,7 +115,9 @@ def ask(
     reading = Reading(nul=records.nul, images=records.images, piped_picture=True)
     conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
     if (answer.drawing or answer.attention) and not conversation.single:
-        raise VlmkitError(f"{'--draw' if answer.drawing else '--attention'} is for one picture", "name it alone")
+        raise VlmkitError(
+            f"{'--draw' if answer.drawing else '--attention'} requires a single picture", "name only that one"
+        )
     model = chat_model.load(run, "attention" if answer.attention else answer.task)
     plain = conversation.single and not (records.json or answer.boxes or answer.stats or resume)
     on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
@@ -144,17 +146,17 @@ def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | No
     modes |= {"--constitution": answer.constitution, "--attention": answer.attention}
     chosen = [flag for flag, value in modes.items() if value]
     if len(chosen) > 1:
-        raise VlmkitError(f"{chosen[0]} with {chosen[1]}", "leave one of them out")
+        raise VlmkitError(f"{chosen[0]} excludes {chosen[1]}", "leave one of them out")
     for path in filter(None, (answer.drawing, answer.attention)):
         check_drawing(path)
     files = {"-o": records.output, "--resume": resume, "--errors": records.errors, "--json": records.json}
     unused = next((flag for flag, value in (files | {"--stats": answer.stats}).items() if value), None)
     if chat and unused:
-        raise VlmkitError(f"{unused} is not for a conversation", "leave it out; /save FILE keeps what was said")
+        raise VlmkitError(f"{unused} cannot be combined with --chat", "leave it out; /save FILE saves the conversation")
     if answer.drawing is not None and not answer.boxes:
-        raise VlmkitError("--draw without boxes", "add --boxes")
+        raise VlmkitError("--draw requires --boxes", "add it")
     if answer.pairs is not None and answer.constitution is None:
-        raise VlmkitError("--pairs without principles to judge answers by", "add --constitution default")
+        raise VlmkitError("--pairs requires --constitution", "add --constitution default")
 
 
 def _answers(

@@ -156,7 +156,7 @@ def _search(hub: HubQuery, limit: int) -> "list[Record]":
         return search_hub(query)
     except Unreachable as error:
         unknown = query.only_on_hub()
-        warn(f"{error.what}: these are of --list" + (f", which knows no {', '.join(unknown)}" if unknown else ""))
+        warn(f"{error.what}: results come from --list" + (f", which ignores {', '.join(unknown)}" if unknown else ""))
         return search_list(query)
 
 
@@ -171,7 +171,7 @@ def _print_card(name: str) -> Exit:
     except hub.Unreachable as error:
         if name not in known:
             raise
-        warn(f"{error.what}: this is of --list")
+        warn(f"{error.what}: the entry of --list is shown")
         found = known[name]
     with Output() as out:
         out.write_records([found])
@@ -213,11 +213,11 @@ def _check_names(names: list[str], output: str | None) -> None:
         if name not in DATASETS and name not in ALIASES and "/" not in name:
             like = get_close_matches(name, [*DATASETS, *ALIASES], 1)
             what = f"did you mean {like[0]}?" if like else "see vlmkit download --list"
-            raise VlmkitError(f"there is no data set and no model {name}", what)
+            raise VlmkitError(f"no data set or model is named {name}", what)
         if name not in DATASETS:
             repo_of(name)
             if output is not None and len(names) > 1:
-                raise VlmkitError("-o takes one model alone", "download it by itself, or leave out -o")
+                raise VlmkitError("-o requires a single model", "download it by itself, or leave out -o")
 
 
 def _data_home() -> Path:

@@ -52,9 +52,9 @@ def embed(
 
     paths = records.check(inputs)
     if floats and form is Format.SAFETENSORS:
-        raise VlmkitError("--floats is a form of JSONL", "leave out --floats or --format safetensors")
+        raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
     if form is Format.SAFETENSORS and records.output in (None, "-") and sys.stdout and sys.stdout.isatty():
-        raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
+        raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
     reading = Reading(texts=text, nul=records.nul, images=records.images)
     items = read_inputs(paths, reading)
 

@@ -143,7 +143,10 @@ def eval(
         if os.path.realpath(path) in map(os.path.realpath, paths):
             raise VlmkitError(f"{path} is an input, too", "name another file")
     if len(paths) != (2 if task == COMPARE else 1) or paths.count("-") > 1:
-        raise VlmkitError(f"{task} of {len(files or [])} files", "vlmkit eval TASK [FILE], vlmkit eval compare A B")
+        raise VlmkitError(
+            f"{task} does not take {len(files or [])} files",
+            "write vlmkit eval TASK [FILE], or vlmkit eval compare A B",
+        )
     with _sources(paths, images) as sources:
         if task == COMPARE:
             results, shown = _compare(sources, options, comparison, run.seed or 0)

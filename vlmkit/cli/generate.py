@@ -77,7 +77,11 @@ class ChatOptions:
         """The model. Raises VlmkitError where it cannot do the `task`."""
         model = run.load_chat_model(self.model, self.base_url, self.option)
         if task not in model.tasks:
-            lacks = {"ocr": "reads no text in pictures", "boxes": "finds no boxes", "attention": "gives no attentions"}
+            lacks = {
+                "ocr": "cannot read text in pictures",
+                "boxes": "cannot find boxes",
+                "attention": "has no attention maps",
+            }
             what = f"{model.identity} {lacks[task]}"
             raise VlmkitError(what, "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
         return model
@@ -87,7 +91,7 @@ class ChatOptions:
         from vlmkit.models.types import Sampling
 
         if self.top_p is not None and not self.temperature:
-            raise VlmkitError("--top-p chooses at random, which temperature 0 never does", "add --temperature 0.7")
+            raise VlmkitError("--top-p requires a temperature above 0", "add --temperature 0.7")
         top_p = 1.0 if self.top_p is None else self.top_p
         return Sampling(self.max_tokens or max_tokens, self.temperature, top_p, run.seed or 0)
 

@@ -123,7 +123,9 @@ def _check_flags(files: list[str] | None, changes: Changes, reports: Reports) ->
         raise VlmkitError(f"--dump excludes {reporting[1]}", "run one after the other")
     if "FILE" in changing and ("--remove" in changing or "--merge" in changing):
         flag = "--remove" if "--remove" in changing else "--merge"
-        raise VlmkitError(f"{flag} reads no files of records", f"repeat it for each one: {flag} A {flag} B")
+        raise VlmkitError(
+            f"{flag} cannot be combined with files of records", f"repeat it for each one: {flag} A {flag} B"
+        )
     if changes.force and "--prune" not in changing:
         raise VlmkitError("--force requires --prune", "leave it out")
     if reports.form is not None and "--dump" not in reporting:
@@ -138,7 +140,7 @@ def _report(folder: "Path", reports: Reports) -> Exit:
 
     on_terminal = reports.output in (None, "-") and sys.stdout is not None and sys.stdout.isatty()
     if reports.form is Format.SAFETENSORS and on_terminal:
-        raise VlmkitError("safetensors data is not for a terminal", "use -o FILE or a pipe")
+        raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
     with Index(folder) as opened, Output(reports.output) as out:
         if reports.verify:
             verify(opened)

@@ -77,7 +77,7 @@ def _batch_size(text: str | int) -> int:
     with contextlib.suppress(ValueError):
         if 0 <= (size := AUTO if text == "auto" else int(text)) <= LARGEST_BATCH:
             return size
-    raise ValueError(f"{text!r} is neither 1 to {LARGEST_BATCH} nor auto")
+    raise ValueError(f"{text!r} is not auto or a number from 1 to {LARGEST_BATCH}")
 
 
 def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:

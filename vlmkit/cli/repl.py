@@ -62,7 +62,7 @@ class Session:
         }.get(command)
         try:
             if work is None:
-                raise VlmkitError(f"there is no {command}", "/help lists what there is")
+                raise VlmkitError(f"unknown command {command}", "/help lists what there is")
             work(rest.strip())
         except VlmkitError as error:
             self.note(str(error))
@@ -94,7 +94,7 @@ class Session:
     def show(self, name: str) -> None:
         """A picture for the next question. Raises VlmkitError."""
         if not name:
-            raise VlmkitError("/image without a picture", "write its path behind it")
+            raise VlmkitError("/image requires a path", "write /image PATH")
         path = name if is_url(name) else os.path.abspath(os.path.expanduser(name))
         try:
             with HttpClient(allow_private=self.allow_private) as web:
@@ -113,11 +113,11 @@ class Session:
     def save(self, name: str) -> None:
         """The conversation in LLaVA's form, one record. Raises VlmkitError."""
         if not name or not self.turns:
-            what = "there is nothing to save" if name else "/save without a file"
+            what = "there is nothing to save" if name else "/save requires a file"
             raise VlmkitError(what, "ask first, then /save FILE")
         path = os.path.abspath(os.path.expanduser(_unquoted(name)))
         if os.path.lexists(path) and path not in self._saved:
-            raise VlmkitError(f"{name} is there already", "name another file")
+            raise VlmkitError(f"{name} already exists", "name another file")
         said = [{"from": "system", "value": self.system}] if self.system else []
         for turn in self.turns:
             placeholders = "<image>\n" * len(turn.pictures)

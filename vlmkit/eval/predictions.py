@@ -119,7 +119,7 @@ def number_at(record: Record, path: str, key: str) -> float:
     """The number in a field of the item called `key`. Raises VlmkitError where there is none."""
     value = value_at(record, path)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise VlmkitError(f"{key} has no number in the field {path}", f"name another field, one of: {_fields(record)}")
+        raise VlmkitError(f"{key}: the field {path} is not a number", f"name another field, one of: {_fields(record)}")
     return float(value)
 
 

@@ -74,7 +74,7 @@ def _aspect(name: str, table: dict[str, Any]) -> Aspect:
     weight, principles = table.get("weight", 1.0), table.get("principles")
     listed = isinstance(principles, list) and principles and all(isinstance(text, str) for text in principles)
     if not listed or isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise ValueError(f"{name} has no list of principles and a weight")
+        raise ValueError(f"{name} needs a list of principles and a weight")
     return Aspect(name, float(weight), list(principles or ()))
 
 

@@ -322,7 +322,7 @@ def _result(sample: ChatSample, reply: Reply | RequestError, ms: float) -> tuple
 def _one_picture(sample: ChatSample) -> ChatSample | Failed:
     if len(sample.pictures) == 1:
         return sample
-    return Failed.of(sample.record, "several pictures, this is for one" if sample.pictures else "no picture")
+    return Failed.of(sample.record, "several pictures where one is required" if sample.pictures else "no picture")
 
 
 def _with_pictures(sample: ChatSample, work: Callable[[Any], Any]) -> ChatSample | Failed:

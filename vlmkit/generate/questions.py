@@ -156,4 +156,4 @@ def _first_turn(record: Record) -> object:
 
 
 def _no_question() -> VlmkitError:
-    return VlmkitError("pictures, but no question", 'write it behind them: vlmkit ask photo.jpg "what is this?"')
+    return VlmkitError("no question about the pictures", 'write one after them: vlmkit ask photo.jpg "what is this?"')

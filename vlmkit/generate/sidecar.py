@@ -35,7 +35,7 @@ def write_sidecars(results: Iterable[Record | Failed], *, force: bool) -> Iterat
         elif path in written:
             yield Failed.of(result, f"{path} is the sidecar of another picture, too")
         elif os.path.lexists(path) and not force:
-            yield Failed.of(result, f"{path} exists already", "pass --force to replace it")
+            yield Failed.of(result, f"{path} already exists", "pass --force to replace it")
         else:
             written.add(path)
             with Output(str(path)) as out:

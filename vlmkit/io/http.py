@@ -160,7 +160,7 @@ class HttpClient:
             try:
                 return step()
             except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-                raise FetchError(f"not a URL that can be fetched ({error})") from None
+                raise FetchError(f"not a valid URL ({error})") from None
             except httpx2.TimeoutException:
                 reason, asked = "the server is too slow", 0.0
             except (httpx2.TransportError, RetryLater) as error:

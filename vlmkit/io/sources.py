@@ -124,7 +124,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
     """What the picture at `path` is read from; one by URL is fetched from `web`. Raises PictureError."""
     if is_url(path):
         if web is None:
-            raise PictureError("a picture by URL, which this command does not fetch")
+            raise PictureError("this command does not fetch pictures by URL")
         return web.fetch(path)
     try:
         return open_file(path)
@@ -134,7 +134,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
                 return member
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError):
-            reason = "a symbolic link to nothing" if os.path.islink(path) else "no such file"
+            reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
         raise PictureError(reason) from None
 
 

@@ -98,7 +98,7 @@ class _Network(httpcore2.SyncBackend):
         if not self._allow_private and host not in self._trusted:
             allowed = [address for address in addresses if is_public(address)]
         if not allowed:
-            raise AddressError(f"{host} is not at a public address but at {addresses[0]}; --allow-private lets it in")
+            raise AddressError(f"{host} has the address {addresses[0]}, which is not public; --allow-private allows it")
         for address in allowed[:MAX_ADDRESSES]:
             try:
                 stream = super().connect_tcp(address, port, time_left(timeout), local_address, socket_options)
@@ -115,8 +115,8 @@ def _resolve(host: str, port: int) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            raise httpcore2.ConnectError(f"the name {host} cannot be looked up now") from None
-        raise AddressError(f"no host {host} ({error.strerror})") from None
+            raise httpcore2.ConnectError(f"the host name {host} cannot be resolved now") from None
+        raise AddressError(f"unknown host {host} ({error.strerror})") from None
     except UnicodeError:
         raise AddressError(f"{host} is not a host name") from None
     return list(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -102,6 +102,6 @@ def _open(table: Registry, model_class: Any, checkpoint: Checkpoint, hardware: H
         raise VlmkitError(what, f"check the package that provides {table[checkpoint.backend]}") from None
     base = Embedder if table is EMBEDDERS else ChatModel
     if not isinstance(model, base):
-        what = f"the plugin {checkpoint.name} is no vlmkit.models.types.{base.__name__}"
+        what = f"the plugin {checkpoint.name} is not a vlmkit.models.types.{base.__name__}"
         raise VlmkitError(what, f"derive {table[checkpoint.backend]} from it")
     return model

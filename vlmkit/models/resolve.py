@@ -174,7 +174,7 @@ def _plugin(name: str, task: Task) -> Checkpoint | None:
 def _mini(name: str, folder: Path, task: Task) -> Checkpoint:
     files = [folder / file for file in MINI_FILES[task]]
     if missing := [file.name for file in files if not file.is_file()]:
-        remedy = "reinstall vlmkit" if name == "mini" else "get the folder again"
+        remedy = "reinstall vlmkit" if name == "mini" else "download the folder again"
         raise VlmkitError(f"{name} is incomplete: {missing[0]} is missing", remedy)
     return Checkpoint(name, "mini", folder, files)
 
@@ -217,7 +217,7 @@ def weights_in(name: str, folder: Path, names: Sequence[str]) -> list[Path]:
         return found
     if not any(folder.glob("*.safetensors")) and any(any(folder.glob(pattern)) for pattern in PICKLES):
         what = f"{name} has only pickled weights, which can run any code"
-        raise VlmkitError(what, "get the model as safetensors, or save it with safe_serialization=True")
+        raise VlmkitError(what, "use a version with safetensors, or save it with safe_serialization=True")
     missing = next(path for path in found if not path.is_file())
     raise MissingFile(f"{name} is incomplete: {missing.name} is missing", "download the model again")
 
@@ -261,10 +261,12 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
     try:
         got = snapshot_download(repo, allow_patterns=patterns, ignore_patterns=ignored, etag_timeout=ANSWER_WITHIN)
     except RepositoryNotFoundError:
-        raise VlmkitError(f"the Hub has no model {repo}, or not for you", "check the name, or hf auth login") from None
+        raise VlmkitError(
+            f"model {repo} does not exist on the Hub, or needs a token", "check the name, or hf auth login"
+        ) from None
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        what = f"{repo} is not in the cache of the Hub, and the Hub cannot be asked ({first_line(error)[:120]})"
-        remedy = f"where there is a network: hf download {repo} --local-dir DIR, then name DIR"
+        what = f"{repo} is not in the cache of the Hub, and the Hub cannot be reached ({first_line(error)[:120]})"
+        remedy = f"on a machine with a network: hf download {repo} --local-dir DIR, then name DIR"
         raise VlmkitError(what, remedy) from None
     return Path(got)
 
@@ -290,7 +292,7 @@ def _open_clip_in(name: str, folder: Path, *, of_hub: bool = False) -> Checkpoin
         text = config["model_cfg"]["text_cfg"]
         settings = {"model_cfg": config["model_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
     except (KeyError, TypeError):
-        raise VlmkitError(f"{folder / OPEN_CLIP_CONFIG} has no model_cfg with a text_cfg", "get it again") from None
+        raise VlmkitError(f"{folder / OPEN_CLIP_CONFIG} lacks a model_cfg with a text_cfg", "get it again") from None
     own = [path.name for path in sorted(folder.glob("*.safetensors"))]
     only = own[0] if len(own) == 1 else OPEN_CLIP_WEIGHTS[0]
     weights = weights_in(name, folder, [next((file for file in OPEN_CLIP_WEIGHTS if file in own), only)])

@@ -212,7 +212,7 @@ class Reply:
 class RequestError(Exception):
     """This one request cannot be answered; the text says why, and `remedy` what to do."""
 
-    def __init__(self, why: str, remedy: str = "ask in other words or another model") -> None:
+    def __init__(self, why: str, remedy: str = "rephrase the question or use another model") -> None:
         super().__init__(why)
         self.remedy = remedy
 

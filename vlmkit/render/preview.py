@@ -87,7 +87,7 @@ class Terminal:
         import termios
 
         if not os.isatty(descriptor):
-            raise VlmkitError("--preview is for a terminal", "leave it out, or use --html FILE")
+            raise VlmkitError("--preview requires a terminal", "leave it out, or use --html FILE")
         encode = _encoder_of_environment() or _encoder_of_answer(_query(descriptor))
         if encode is None:
             what = "this terminal shows no pictures"

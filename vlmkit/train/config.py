@@ -364,7 +364,7 @@ def check(config: TrainConfig) -> None:
     from vlmkit.train.distributed import world
 
     if config.patience and config.val is None:
-        raise VlmkitError("--early-stop counts validations, and there are none", "give --val")
+        raise VlmkitError("--early-stop requires validation", "give --val")
     if config.report_to is not None:
         _needs(config.report_to, f"--report-to {config.report_to}", f"pip install {config.report_to}")
     if isinstance(config, VlmConfig):
@@ -376,21 +376,19 @@ def check(config: TrainConfig) -> None:
 def _check_vlm(config: VlmConfig, world: int) -> None:
     on_cuda = config.device == "cuda"
     if config.batch_size % (config.accumulate * world):
-        what = f"{config.batch_size} pictures do not divide into {config.accumulate * world} equal parts"
+        what = f"{config.batch_size} pictures cannot be divided into {config.accumulate * world} equal parts"
         raise VlmkitError(what, "change --batch-size or --accumulate")
     if config.start not in (None, "mini") and not os.path.isdir(config.start):
-        raise VlmkitError(f"{config.start} is no folder", "name one that vlmkit train made, or mini")
+        raise VlmkitError(f"{config.start} is not a folder", "name one that vlmkit train made, or mini")
     if config.quantize:
         if not on_cuda:
-            raise VlmkitError("4 bit needs a CUDA device, and there is none", "leave --quantize out")
+            raise VlmkitError("--quantize requires a CUDA device, and there is none", "leave --quantize out")
         if config.stage is not Stage.ALIGN and not config.lora:
-            raise VlmkitError(
-                "4-bit weights cannot be trained themselves", "add --lora R: adapters beside them (QLoRA)"
-            )
-        _needs("bitsandbytes", "4 bit", "pip install bitsandbytes")
+            raise VlmkitError("4-bit weights cannot be trained themselves", "add --lora R to train adapters (QLoRA)")
+        _needs("bitsandbytes", "--quantize", "pip install bitsandbytes")
     if config.fsdp and (not on_cuda or world == 1):
         lack = "this is one process" if on_cuda else "there is none"
-        raise VlmkitError(f"--fsdp shards the model over several GPUs, and {lack}", "use torchrun, or leave it out")
+        raise VlmkitError(f"--fsdp requires several GPUs, and {lack}", "use torchrun, or leave it out")
     if config.stage is Stage.PREFER:
         _needs("trl", "prefer", "pip install 'vlmkit[prefer]'")
 

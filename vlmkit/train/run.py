@@ -56,7 +56,7 @@ def run_stage(
             check(config)
             start = begin(config, resume)
             if start.finished:
-                note(f"{config.out} is finished already")
+                note(f"{config.out} is already finished")
                 return config.out
             join_processes(config.device)
             stack.enter_context(removed_unless_begun(config))

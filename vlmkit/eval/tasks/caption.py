@@ -52,7 +52,7 @@ def _coco_metrics(texts: list[str], groups: list[list[str]], options: Options, h
     metrics: list[Metric] = []
     if options.wants("cider"):
         if len(texts) < 2:
-            raise VlmkitError("CIDEr of one image is 0, whatever its caption", "score more, or use --metric rouge_l")
+            raise VlmkitError("CIDEr of a single image is always 0", "score more, or use --metric rouge_l")
         metrics.append(mean_metric("cider", f"cider:d|tok:{how}|idf:all", cider(texts, groups, None)["items"]))
     if options.wants(*BLEU):
         columns = bleu_columns(texts, groups)

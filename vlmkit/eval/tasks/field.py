@@ -10,7 +10,7 @@ from vlmkit.eval.task import Scores, Task, mean_metric
 def read(source: Source, options: Options) -> Iterator[Row]:
     """Every record is an item."""
     if not options.metrics:
-        raise VlmkitError("the task field has no metrics of its own", "name a field with numbers with --metric")
+        raise VlmkitError("the task field needs --metric", "name a field that holds numbers")
     for number, record in enumerate(read_records(source), 1):
         yield Row(identify(record, options, number), record)
 

@@ -56,7 +56,7 @@ def _grid(model: Any, inputs: Any, count: int) -> tuple[int, int]:
         return height // merged, width // merged
     side = round(count**0.5)
     if sizes is not None or not count or side * side != count or "pixel_values" not in inputs:
-        raise RequestError("attention cannot be shown: the tokens of the picture are no grid over it")
+        raise RequestError("attention maps are not available: the image tokens do not form a grid")
     return side, side
 
 
@@ -79,7 +79,7 @@ def _seen_picture(processor: Any, inputs: Any) -> Image.Image:
     pixels = inputs["pixel_values"]
     how = processor.image_processor
     if pixels.ndim != 4 or pixels.shape[0] != 1:
-        raise RequestError("attention cannot be shown: the model saw the picture in pieces")
+        raise RequestError("attention maps are not available: the model splits the picture into tiles")
     mean, deviation = (torch.tensor(values, device=pixels.device) for values in (how.image_mean, how.image_std))
     colors = pixels[0].float() * deviation[:, None, None] + mean[:, None, None]
     return Image.fromarray((colors.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())

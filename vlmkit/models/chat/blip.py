@@ -20,8 +20,8 @@ def blip(checkpoint: Checkpoint, hardware: Hardware) -> "Blip":
         return BlipCaptioner(checkpoint, hardware, kind)
     if kind == ANSWERS:
         return BlipAnswerer(checkpoint, hardware, kind)
-    what = f"{checkpoint.name} is a {kind}, which writes no text"
-    raise VlmkitError(what, f"name a {CAPTIONS} to caption, a {ANSWERS} to ask")
+    what = f"{checkpoint.name} is a {kind}, which does not generate text"
+    raise VlmkitError(what, f"use a {CAPTIONS} for captions, a {ANSWERS} for questions")
 
 
 class Blip(SingleImageModel):
@@ -46,8 +46,8 @@ class BlipCaptioner(Blip):
 
     def _prompt(self, request: Request) -> str:
         if request.prompt:
-            what = f"{self.name} captions, it answers no questions"
-            raise VlmkitError(what, "ask Salesforce/blip-vqa-base, say; or use caption")
+            what = f"{self.name} writes captions and does not answer questions"
+            raise VlmkitError(what, "use Salesforce/blip-vqa-base, or the command caption")
         return self._plain(request.start)
 
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
@@ -59,13 +59,13 @@ class BlipAnswerer(Blip):
 
     @property
     def captions(self) -> Mapping[str, CaptionPreset]:  # type: ignore[override]
-        what = f"{self.name} answers questions, it does not caption"
-        raise VlmkitError(what, "take Salesforce/blip-image-captioning-base, say; or use ask")
+        what = f"{self.name} answers questions and does not write captions"
+        raise VlmkitError(what, "use Salesforce/blip-image-captioning-base, or the command ask")
 
     def _prompt(self, request: Request) -> str:
         return self._plain(request.prompt)
 
     def _refusal(self, request: Request) -> str | None:
         if request.start:
-            return f"{self.family} begins its answers itself"
+            return f"{self.family} cannot continue a given beginning of an answer"
         return super()._refusal(request) if self._prompt(request) else "the question is empty"

@@ -23,7 +23,7 @@ class Blip2(SingleImageModel):
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
         if (found := architecture(checkpoint)) != self._kind:
-            raise VlmkitError(f"{checkpoint.name} is a {found}, which writes no text", f"name a {self._kind}")
+            raise VlmkitError(f"{checkpoint.name} is a {found}, which does not generate text", f"name a {self._kind}")
         super().__init__(checkpoint, hardware, self._kind)
         config = self._model.config
         self.size = config.vision_config.image_size
@@ -36,8 +36,8 @@ class Blip2(SingleImageModel):
         self._ends = token_ids(self._model.language_model.generation_config.eos_token_id)
         image_token = self._tokenizer.convert_tokens_to_ids(str(self._processor.image_token))
         if (self._processor.num_query_tokens, image_token) != (config.num_query_tokens, config.image_token_index):
-            what = f"{self.name} is of an old form, whose prompts have no tokens for the picture"
-            raise VlmkitError(what, "get the model again")
+            what = f"{self.name} has an outdated configuration without image tokens"
+            raise VlmkitError(what, "download the model again")
 
     def _prompt(self, request: Request) -> str:
         return " ".join(filter(None, [self._question(self._plain(request.prompt)), self._plain(request.start)]))

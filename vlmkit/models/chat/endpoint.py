@@ -244,9 +244,9 @@ class Endpoint(ChatModel):
         if status == 401 or (status == 403 and not self._answered):
             return VlmkitError(what, "check the key, OPENAI_API_KEY" if self._key else "set OPENAI_API_KEY to your key")
         if status == 402 or error.code == "insufficient_quota":
-            return VlmkitError(what, "check the account of that key")
+            return VlmkitError(what, "check the balance of that key's account")
         if status in (404, 405):
-            return VlmkitError(what, f"check the model's name, {self._name}, and --base-url, which mostly ends in /v1")
+            return VlmkitError(what, f"check the model's name, {self._name}, and --base-url, which usually ends in /v1")
         if status < 400:
             place = self._short(error.response.headers.get("Location", "nowhere"))
             return VlmkitError(f"{self.device} redirects to {place}", "name that with --base-url if you trust it")

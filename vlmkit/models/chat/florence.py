@@ -32,14 +32,14 @@ class Florence(SingleImageModel):
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware) -> None:
         if "auto_map" in read_json(checkpoint.folder / "config.json"):
-            what = f"{checkpoint.name} is a Florence-2 that runs code of its own"
+            what = f"{checkpoint.name} is a Florence-2 that requires custom code, which vlmkit does not run"
             raise VlmkitError(what, "name one without, such as florence-community/Florence-2-base")
         super().__init__(checkpoint, hardware, "Florence2ForConditionalGeneration")
         forms = self._processor.tasks_answer_post_processing_type
         known = self._processor.post_processor_config or {}
         self._forms = {task: form for task, form in forms.items() if form in known}
         if not self._forms:
-            raise VlmkitError(f"the processor of {self.name} knows no task", "download the model again")
+            raise VlmkitError(f"the processor of {self.name} lists no tasks", "download the model again")
         self._arguments["forced_eos_token_id"] = None  # what was cut is not to look as if it had ended
         self._prompts = self._processor.task_prompts_without_inputs | self._processor.task_prompts_with_input
         self._picture_tokens = self._processor.num_image_tokens
@@ -65,11 +65,11 @@ class Florence(SingleImageModel):
         task, text = self._task(request)
         takes_text = task in self._processor.task_prompts_with_input
         if task not in self._forms:
-            return f"{self.family} answers no free questions, it is asked by task: {', '.join(self._forms)}"
+            return f"{self.family} does not answer free questions, use one of its tasks: {', '.join(self._forms)}"
         if text and not takes_text:
-            return f"{task} takes no text behind it"
+            return f"{task} takes no text after it"
         if takes_text and not text:
-            return f"{task} needs a text behind it"
+            return f"{task} requires a text after it"
         return super()._refusal(request)
 
     def _length(self, request: Request) -> int:

@@ -201,7 +201,7 @@ class MiniChat(ChatModel):
             config = orjson.loads((self._folder / CONFIG).read_bytes())
             self._context = int(config["context"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            what = f"{self._folder} is no complete mini model ({error})"
+            what = f"{self._folder} is not a complete mini model ({error})"
             raise VlmkitError(what, "make or install it again") from None
         self.batch = BatchSize(BATCH)
         self._prompts = Prompts(self._folder / TOKENIZER)

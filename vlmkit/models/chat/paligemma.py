@@ -44,7 +44,7 @@ class PaliGemma(SingleImageModel):
 
     def _refusal(self, request: Request) -> str | None:
         if request.start:
-            return f"{self.family} begins its answers itself"
+            return f"{self.family} cannot continue a given beginning of an answer"
         if request.task != "ocr" and not self._plain(request.prompt):
             return "the question is empty"
         return super()._refusal(request)

@@ -52,10 +52,10 @@ class SingleImageModel(TransformersChatModel):
 
     def _refusal(self, request: Request) -> str | None:
         if request.system:
-            return f"{self.family} takes no system text: leave --system out"
+            return f"{self.family} does not support a system text: leave --system out"
         if len(request.pictures) != 1:
             shown = f"{len(request.pictures)} pictures" if request.pictures else "no picture"
-            return f"{self.family} looks at one picture at a time, and this has {shown}"
+            return f"{self.family} takes one picture at a time, this request has {shown}"
         if self._context is not None and (length := self._length(request)) >= self._context:
             return f"{length} tokens with its picture, more than the {self._context} of the model"
         return None
@@ -90,5 +90,7 @@ def architecture(checkpoint: Checkpoint) -> str:
     """The class of transformers that a checkpoint was saved by. Raises VlmkitError where it does not say."""
     found = read_json(checkpoint.folder / "config.json").get("architectures")
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str):
-        raise VlmkitError(f"the config.json of {checkpoint.name} names no architecture", "download the model again")
+        raise VlmkitError(
+            f"the config.json of {checkpoint.name} does not name an architecture", "download the model again"
+        )
     return found[0]

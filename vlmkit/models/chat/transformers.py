@@ -274,7 +274,7 @@ class ImageTextToText(TransformersChatModel):
     def attention(self, request: Request, answer: str) -> AttentionMaps:
         """Where each word of `answer` attends to. Raises RequestError where the picture's tokens are no grid."""
         if len(request.all_pictures()) != 1:
-            raise RequestError("attention is shown for one picture")
+            raise RequestError("attention maps require a single picture")
         inputs = self._inputs([request])
         ids = self._tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.device)
         return attention_maps(self._model, self._processor, request.all_pictures()[0], inputs, ids)

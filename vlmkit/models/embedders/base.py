@@ -112,7 +112,7 @@ def torch_device(wanted: str) -> str:
     if wanted == "auto":
         return next(name for name, found in available.items() if found)
     if not available[wanted]:
-        raise VlmkitError(f"no {wanted} device here", "use --device cpu or leave it out")
+        raise VlmkitError(f"no {wanted} device was found", "use --device cpu or leave it out")
     return wanted
 
 

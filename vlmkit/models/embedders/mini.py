@@ -44,7 +44,7 @@ class Mini(Embedder):
             self.dim = int(config["dim"])
             self.logit_scale = float(config["logit_scale"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            what = f"{self.folder} is no complete mini model ({error})"
+            what = f"{self.folder} is not a complete mini model ({error})"
             raise VlmkitError(what, "reinstall vlmkit") from None
 
     @cached_property

@@ -187,7 +187,7 @@ def _check_tokens(embedder: TorchEmbedder, towers: OnnxTowers) -> None:
 
     found = towers.tokens(PROBE_TEXTS)
     if any(not np.array_equal(found[name], value) for name, value in embedder.tokens(PROBE_TEXTS).items()):
-        raise ExportError("its tokens without PyTorch differ")
+        raise ExportError("its exported tokenizer gives other tokens")
 
 
 def _lowest_cosine(one: "np.ndarray", other: "np.ndarray") -> float:

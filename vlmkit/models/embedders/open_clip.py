@@ -39,7 +39,7 @@ class OpenClip(TorchEmbedder):
             self._tokenizer = self._open_tokenizer()
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             what = f"{checkpoint.name} cannot be opened ({' '.join(str(error).split())[:200]})"
-            raise VlmkitError(what, "check the model's files, or get them again") from None
+            raise VlmkitError(what, "check the model's files, or download them again") from None
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
         self._transform = image_transform_v2(preprocess, is_train=False)
         self._crops = preprocess.resize_mode == "shortest"

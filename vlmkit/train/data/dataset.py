@@ -159,7 +159,7 @@ def _count(results: Iterator[list[Row] | _Dropped], counts: Counts, seen: set[in
 def _nothing_left(table: list[Counts], form: str) -> VlmkitError:
     names = ", ".join(counts.name for counts in table)
     why = "; ".join(counts.why for counts in table if counts.dropped) or "no rows"
-    what = f"nothing in {names} can be trained on ({why})"
+    what = f"nothing in {names} can be used for training ({why})"
     if all(set(counts.reasons) <= {MISSING} for counts in table) and any(counts.dropped for counts in table):
         return VlmkitError(what, "name the folder of the pictures with --images")
     return VlmkitError(what, f"give records with {form} (vlmkit train --help)")

@@ -144,7 +144,7 @@ def _conversation(value: Any) -> tuple[str, list[Turn]]:
     system = said.pop(0)[1] if said and said[0][0] == "system" else ""
     speakers = [speaker for speaker, _ in said]
     if not said or speakers != ["user", "reply"] * (len(said) // 2):
-        raise Unusable("malformed conversation", "human and gpt do not speak in turn")
+        raise Unusable("malformed conversation", "human and gpt do not alternate")
     texts = [text for _, text in said]
     return system, [Turn(user, reply) for user, reply in zip(texts[::2], texts[1::2], strict=True)]
 
@@ -162,7 +162,7 @@ def _marked(turns: list[Turn], pictures: int) -> tuple[Turn, ...]:
         return (Turn("\n".join([MARK] * pictures + [turns[0].user]), turns[0].reply), *turns[1:])
     if placeholders != pictures:
         raise Unusable(
-            f"{'more' if placeholders > pictures else 'fewer'} <image> marks than pictures",
+            f"{'more' if placeholders > pictures else 'fewer'} <image> placeholders than pictures",
             f"{placeholders}, {pictures}",
         )
     return tuple(turns)
