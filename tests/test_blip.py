@@ -153,7 +153,7 @@ def test_a_captioner_and_one_for_questions_are_told_apart(made: Made, warm, tmp_
     with pytest.raises(VlmkitError, match="does not answer questions: use Salesforce/blip-vqa-base"):
         captioner.answer([Request("what is it?", [captioner.preprocess(pictures(1)[0])])], Sampling(8))
     done = warm("caption", "-m", made("vqa"), names[0], "-o", "out.txt", code=2)
-    assert done.stderr.count(b"\n") == 1 and b"take Salesforce/blip-image-captioning-base" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and b"use Salesforce/blip-image-captioning-base" in done.stderr
     assert not (tmp_path / "out.txt").exists()
     asked = jsonl({"image": names[0], "question": "red?"}, {"images": names[:2], "question": "red?"})
     done = warm("ask", "-m", made("vqa"), "--errors", "bad.jsonl", stdin=asked, code=3)

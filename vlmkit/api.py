@@ -110,7 +110,7 @@ def ask_images(
 class Index:
     """An index that `vlmkit index` made, open for reading as it is at this moment; a context manager.
 
-    Indexes of one process may be used by one thread each.
+    Each thread must open an index of its own.
     """
 
     def __init__(self, path: Path) -> None:
@@ -139,7 +139,7 @@ class Index:
 
     @property
     def model(self) -> str | None:
-        """The identity of the model whose vectors it holds, `name@` and twelve hex digits."""
+        """The identity of the model that made its vectors: `name@` and twelve hex digits."""
         return self._reader.state.model
 
     def info(self) -> Record:

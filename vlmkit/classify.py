@@ -1,4 +1,4 @@
-"""classify: which of some labels fits a picture best (zero-shot, Radford et al. 2021)."""
+"""classify: the label that fits a picture best, without training (zero-shot, Radford et al. 2021)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 def read_labels(listed: str | None, file: str | None) -> list[str]:
-    """The labels of `--labels a,b,c` or of a file (`-`: standard input) with one a line, each once.
+    """The labels of `--labels a,b,c` or of a file with one label a line (`-`: standard input), without repetitions.
 
     Raises VlmkitError if there is none.
     """

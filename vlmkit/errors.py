@@ -48,7 +48,7 @@ class Stopped(BaseException):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, without its full stop, to stand inside a line of ours."""
+    """The first line of a library's error without its full stop, for use inside a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -68,14 +68,14 @@ T = TypeVar("T")
 
 
 def catch() -> None:
-    """From now on these signals raise Stopped; a hang-up that is ignored on purpose, as nohup does, stays ignored."""
+    """Have these signals raise Stopped; a hang-up that is already ignored, as under nohup, stays ignored."""
     for number in CODES:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """What `work` returns or raises; run beside, as C code in the main thread keeps signals waiting to its end."""
+    """Run `work` in a thread, so that a signal need not wait for C code to end; returns or raises what it does."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -104,7 +104,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Whether an import is under way below `frame`: C code torn out of its initialisation crashes later."""
+    """Whether an import is under way below `frame`: a module interrupted in its initialisation may crash later."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

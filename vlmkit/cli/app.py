@@ -39,7 +39,7 @@ def command_line(only: str | None = None) -> Any:
 def main(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. The only place where an exception becomes a line and a code."""
     if "--debug" not in arguments:
-        warnings.simplefilter("ignore")  # standard error is for one-line errors
+        warnings.simplefilter("ignore")  # so that errors stay on one line
     try:
         root = command_line(arguments[0] if arguments else None)
         code = root.main(arguments, prog_name=PROGRAM, standalone_mode=False)

@@ -139,7 +139,7 @@ def ask(
 
 
 def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | None) -> None:
-    """Raise VlmkitError for flags that do not go together, and for a drawing that cannot be saved."""
+    """Raise VlmkitError for flags that exclude each other, and for a drawing that cannot be saved."""
     from vlmkit.render.draw import check_drawing
 
     modes = {"--chat": chat, "--schema": answer.schema, "--ocr": answer.ocr, "--boxes": answer.boxes}

@@ -1,4 +1,4 @@
-"""The command download: data sets, models and pictures by URL; and what there is, --list, --search, --card."""
+"""The command download: fetches data sets, models and pictures by URL; --list, --search and --card describe them."""
 
 import os
 import sys
@@ -146,7 +146,7 @@ def _options(run: Run, fetching: Fetching) -> "DownloadOptions":
 
 
 def _search(hub: HubQuery, limit: int) -> "list[Record]":
-    """Models of the Hub; where that cannot be asked, what the list has."""
+    """Models of the Hub, or of --list where the Hub cannot be reached."""
     from vlmkit.download.catalog import Query, search_hub, search_list
     from vlmkit.download.hub import Unreachable
 
@@ -161,7 +161,7 @@ def _search(hub: HubQuery, limit: int) -> "list[Record]":
 
 
 def _print_card(name: str) -> Exit:
-    """One record: of a data set what the list has, of a model what the Hub has, or the list if it cannot be reached."""
+    """Print one record: of a data set from the list, of a model from the Hub, or from the list if that fails."""
     from vlmkit.datasets import DATASETS
     from vlmkit.download import catalog, hub
 
@@ -204,7 +204,7 @@ def _is_list(name: str) -> bool:
 
 
 def _check_names(names: list[str], output: str | None) -> None:
-    """Raise VlmkitError for what is no data set and no model, and for an -o that cannot be for all of them."""
+    """Raise VlmkitError for names of neither a data set nor a model, and for -o with several models."""
     from vlmkit.datasets import DATASETS
     from vlmkit.download.hub import repo_of
     from vlmkit.models.resolve import ALIASES
@@ -233,7 +233,7 @@ def _verify(names: list[str], options: "DownloadOptions", failures: Failures) ->
 
 
 def _fetch_names(names: list[str], options: "DownloadOptions", failures: Failures, json: bool) -> Exit:
-    """Records on standard output, or in a file where that was asked for or is a terminal; one model as its folder."""
+    """Records on standard output, or in a file with -o or on a terminal; of a single model only its folder."""
     from vlmkit.datasets import DATASETS
     from vlmkit.download.run import download
 

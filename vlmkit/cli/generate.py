@@ -1,4 +1,4 @@
-"""What caption and ask share: the options of a chat model, and how its answers are written."""
+"""Shared by caption and ask: the options of a chat model, and how its answers are written."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +64,7 @@ EndpointSettings = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """The chat model, how it chooses words, and where it is."""
+    """The chat model, its decoding and its endpoint."""
 
     model: ChatModelName = "mini"
     max_tokens: MaxTokens = None
@@ -97,7 +97,7 @@ class ChatOptions:
 
 
 def check_files(inputs: list[str], records: Records, resume: str | None) -> None:
-    """Raise VlmkitError where a file to write is one to read, or --resume goes with another output."""
+    """Raise VlmkitError where an output file is an input too, or --resume is combined with another output."""
     from vlmkit.generate.resume import check_resume
 
     records.check(inputs)
@@ -117,7 +117,7 @@ def deliver(
     plain: bool,
     single_input: bool,
 ) -> Exit:
-    """Write what the model says: records, or `plain` the `field` alone. A failed `single_input` is fatal."""
+    """Write the answers as records, or with `plain` their `field` alone. A failed `single_input` is fatal."""
     from vlmkit.generate.resume import AppendOutput
 
     with ExitStack() as files:

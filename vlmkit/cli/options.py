@@ -1,4 +1,4 @@
-"""Options, each declared once, and the decorator that enters a command into the command table."""
+"""Options that several commands share, and the decorator that enters a command into the command table."""
 
 import contextlib
 import functools
@@ -81,7 +81,7 @@ def _batch_size(text: str | int) -> int:
 
 
 def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
-    """`text` as it is. Raises VlmkitError where the command line holds bytes that are no text."""
+    """`text` unchanged. Raises VlmkitError where it has bytes that are not UTF-8."""
     for one in [text] if isinstance(text, str) else text or []:
         try:
             one.encode()

@@ -26,7 +26,7 @@ HELP = """/image PATH   show a picture, with the next question
 
 
 class Session:
-    """What was said so far. `say` shows text as it comes, `note` what is no answer."""
+    """A conversation. `say` shows the text of an answer as it comes, `note` shows messages."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Session:
         self._saved: set[str] = set()  # files of this conversation
 
     def take(self, line: str) -> bool:
-        """Do what a line says, a command or a question; whether the conversation goes on."""
+        """Handle one line, a command or a question; returns whether the conversation goes on."""
         command, _, rest = line.strip().partition(" ")
         if command == "/quit":
             return False
@@ -69,7 +69,7 @@ class Session:
         return True
 
     def ask(self, question: str) -> None:
-        """Answer one question; an answer that is broken off counts as far as it went."""
+        """Answer one question; an interrupted answer is kept as far as it came."""
         request = Request(question, self._next, self.system, number=len(self.turns), earlier=tuple(self.turns))
         said: list[str] = []
 
@@ -82,7 +82,7 @@ class Session:
         except Stopped as stopped:
             if stopped.code is not Exit.INTERRUPTED:
                 raise
-            catch()  # the next Ctrl-C is heard again
+            catch()  # the next Ctrl-C interrupts again
             answer = Answer("".join(said), "stop", 0)
         if isinstance(answer, RequestError):
             self.note(f"{answer}: {answer.remedy}")
@@ -130,7 +130,7 @@ class Session:
 
 
 def _unquoted(name: str) -> str:
-    """`name` without the quotes and backslashes that a shell would need, as terminals paste them."""
+    """`name` without shell quotes and backslashes, which terminals add to pasted paths."""
     if os.path.lexists(os.path.expanduser(name)):
         return name
     try:
@@ -141,7 +141,7 @@ def _unquoted(name: str) -> str:
 
 
 def lines(history: Path) -> Iterator[str]:
-    """What is typed, with line editing and the history of earlier conversations on a terminal; else standard input."""
+    """The lines of standard input, on a terminal with line editing and the history of earlier conversations."""
     if sys.stdin is None or not sys.stdin.isatty():
         yield from sys.stdin or ()
         return

@@ -195,7 +195,7 @@ def _results(
 
 
 def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions) -> None:
-    """Raise VlmkitError unless exactly one thing is to be done."""
+    """Raise VlmkitError unless there is exactly one of a query, --queries and --duplicates."""
     things = [query.needs_model or bool(query.like), wanted.queries is not None, wanted.duplicates]
     if sum(things) > 1:
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
@@ -235,7 +235,7 @@ def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "It
 
 
 class Form(Enum):
-    """What standard output, or the file in its place, gets."""
+    """The form in which results are written."""
 
     RECORDS = auto()
     LINES = auto()
@@ -245,7 +245,7 @@ class Form(Enum):
 
     @classmethod
     def of(cls, shown: DisplayOptions) -> "Form":
-        """The form that the flags ask for. Raises VlmkitError where they exclude each other."""
+        """The output form chosen by the flags. Raises VlmkitError where they exclude each other."""
         paths = shown.paths or shown.nul
         if shown.preview + shown.json + paths > 1:
             raise VlmkitError("--json, --preview, -l and -0 exclude each other", "choose one of them")
@@ -283,7 +283,7 @@ def _pictures(found: "Results") -> list[Record]:
 
 
 def _writer(form: Form, out: Output) -> "Callable[[Results], None]":
-    """What writes one result list in `form`."""
+    """The function that writes one result list in `form`."""
     if form is Form.PICTURES:
         terminal = Terminal(sys.stdout.fileno())
         return lambda found: _show(found, out, terminal)
@@ -304,7 +304,7 @@ def _name(record: Record) -> str:
 
 
 def _numbers(record: Record) -> list[str]:
-    """Rank, score and z-score, as far as there are any."""
+    """Rank, score and z-score, where a record has them."""
     rank = [str(record["rank"])] if "rank" in record else []
     return rank + [f"{record[name]:.3f}" for name in ("score", "relative") if name in record]
 

@@ -13,7 +13,7 @@ Convert = Callable[[Path], Iterator[Record | Failed]]
 class File:
     """A file of a data set: its URL (`pypi:NAME` for a wheel) and its place below the folder of all data sets.
 
-    `size` in bytes and `digest` (`sha256:…` or `md5:…`) where they were looked up. An archive is unpacked into the
+    `size` in bytes and `digest` (`sha256:…` or `md5:…`) where they are known. An archive is unpacked into the
     folder `unpack`, and then removed.
     """
 
@@ -43,7 +43,7 @@ class Split:
 class DataSet:
     """A data set; the first of its `splits` is the usual one.
 
-    `licence` is None where it was not looked up; `terms` is what else its users agree to.
+    `licence` is None where it is not known; `terms` are further conditions of use.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What can be downloaded by name, with the facts that were looked up; and a search of it and of the Hub."""
+"""What can be downloaded by name, with size, licence and digest where known; searches it and the Hub."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vlmkit.models.resolve import ALIASES, ANSWER_WITHIN
 
 
 def entries() -> Iterator[Record]:
-    """{name, kind, bytes, files, licence, url, sha256 or revision, what, used_by}; None is what was not looked up."""
+    """{name, kind, bytes, files, licence, url, sha256 or revision, what, used_by}; None stands for unknown."""
     for name in DATASETS:
         yield _data_set(DATASETS.load(name))
     for name, alias in ALIASES.items():
@@ -49,7 +49,7 @@ def _sum(sizes: list[Any]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for on the Hub; None is anything. `smallest` and `largest` are parameters as the Hub takes them."""
+    """A search of the Hub; None matches anything. `smallest` and `largest` count parameters as the Hub does."""
 
     words: str
     task: str | None = None
@@ -62,14 +62,14 @@ class Query:
     limit: int = 20
 
     def only_on_hub(self) -> list[str]:
-        """The flags given that ask for what only the Hub knows."""
+        """The given flags that only a search of the Hub can use."""
         flags = {"--task": self.task, "--library": self.library, "--min-downloads": self.downloads}
         flags |= {"--min-size": self.smallest, "--max-size": self.largest}
         return [flag for flag, value in flags.items() if value]
 
 
 def search_list(query: Query) -> list[Record]:
-    """The entries that have all the words, and the licence, in any case; of the rest nothing is known here."""
+    """The entries of the list with all the words and the licence, ignoring case; other criteria need the Hub."""
     words, licence = query.words.lower().split(), (query.licence or "").lower()
     found = (
         entry
@@ -126,7 +126,7 @@ def _hub_entry(info: Any) -> Record:
 
 
 def model_card(name: str, info: Any) -> Record:
-    """The facts of a model's card, as the Hub has them."""
+    """The main facts of a model from its entry on the Hub."""
     card = info.card_data.to_dict() if info.card_data else {}
     sizes = [file.size for file in info.siblings or []]
     return {

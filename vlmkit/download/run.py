@@ -1,4 +1,4 @@
-"""Names on the command line become records: data sets and models, fetched as far as needed."""
+"""Fetch the data sets and models named on the command line, as far as needed, and yield their records."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from vlmkit.models.resolve import ALIASES
 
 @dataclass(frozen=True, slots=True)
 class DownloadOptions:
-    """How to fetch what is named. `folder` is that of all data sets, `output` that of one model."""
+    """Options of a download. `folder` is that of all data sets, `output` that of one model."""
 
     folder: Path
     output: Path | None = None

@@ -1,7 +1,7 @@
 """The folder of all data sets: files are fetched, checked and unpacked into it.
 
-Beside each file that has arrived stands `.NAME.done.jsonl`, written last: first {url, bytes, sha256}, then, of an
-archive, {path, bytes, crc32} of each file that came out of it.
+Beside each complete file is `.NAME.done.jsonl`, written last: first {url, bytes, sha256}, then, of an
+archive, {path, bytes, crc32} of each unpacked file.
 """
 
 import os
@@ -39,7 +39,7 @@ def at_mirror(url: str, mirror: str | None) -> str:
 
 
 class Store:
-    """The files of data sets below `root`. Without `check`, sizes and digests of the data sets are not insisted on."""
+    """The files of data sets below `root`. Without `check`, sizes and digests need not be those of the data sets."""
 
     def __init__(self, root: Path, client: HttpClient, *, mirror: str | None = None, check: bool = True) -> None:
         self.root = root
@@ -56,7 +56,7 @@ class Store:
         return self._notes(file).exists() and (file.unpack is not None or (self.root / file.path).exists())
 
     def add(self, file: File, bars: Bars) -> None:
-        """Fetch `file`, check it, unpack it: whatever of it is still to do. Raises FetchError."""
+        """Fetch, check and unpack `file`, as far as still necessary. Raises FetchError."""
         if self.has(file):
             return
         path = self.root / file.path
@@ -79,7 +79,7 @@ class Store:
             path.unlink()
 
     def verify(self, file: File) -> Iterator[Record]:
-        """{file, bytes, state} of everything that came of `file`; `state` is ok, or what is wrong."""
+        """{file, bytes, state} of `file`, or of what was unpacked from it; `state` is ok, or what is wrong."""
         if not self._notes(file).exists():
             yield {"file": file.path, "bytes": file.size, "state": "not fetched"}
             return
@@ -92,7 +92,7 @@ class Store:
 
 
 def _state(path: Path, note: Record) -> str:
-    """`ok`, or how the file differs from what was noted when it arrived."""
+    """`ok`, or how the file differs from its record in `.NAME.done.jsonl`."""
     try:
         size = path.stat().st_size
         if size != note["bytes"]:
@@ -112,7 +112,7 @@ def _state(path: Path, note: Record) -> str:
 
 
 def _checked(path: Path, digest: str | None) -> str:
-    """The SHA-256 of a file, which is removed if `digest` is another's."""
+    """The SHA-256 of a file. Removes the file if it does not match `digest`."""
     try:
         return check_digest(path, digest)
     except FetchError:

@@ -217,7 +217,7 @@ def into_shards(
 
 
 class _NothingNew(Exception):
-    """The shard that stands there has all pictures of the new one."""
+    """The existing shard has all pictures of the new one, so it stays."""
 
 
 def _shard(path: Path, rows: list[tuple[str, Row | Failed]], fetcher: PictureFetcher) -> list[Record | Failed]:
@@ -273,7 +273,7 @@ def _read_shard(path: Path) -> dict[str, tuple[Bytes, str, Record]]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member without time and owner, so that the same pictures make the same bytes."""
+    """A tar member without time and owner, so that equal pictures give equal bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

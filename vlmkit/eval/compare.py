@@ -1,4 +1,4 @@
-"""eval compare: is A better than B, and how surely? Both are scored on the same items; values are A minus B."""
+"""eval compare: the differences A minus B on the same items, with intervals and p values."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def task_of(source: Source, metrics: tuple[str, ...]) -> str:
                 return name
     first = next(read_records(source), None)
     if first is None:
-        return "vqa"  # without items no task matters
+        return "vqa"  # without items any task will do
     if metrics and all(isinstance(value_at(first, metric), int | float) for metric in metrics):
         return "field"
     for field, name in SUGGESTED_TASKS.items():
@@ -72,7 +72,7 @@ def score_pair(task: str, a: Source, b: Source, options: Options) -> Pair:
     left = evaluate(task, a, options)
 
     def in_order(rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows of B in the order of A: only what comes early waits."""
+        """The rows of B in the order of A; a row is held only until its turn comes."""
         waiting: dict[str, Row] = {}
         seen: set[str] = set()
         wanted = iter(left.ids)
@@ -153,7 +153,7 @@ def _resample(
 
 
 def _paired_values(a: Metric, b: Metric, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Both metrics' values of the items that both can score, and these items; None where they have none an item."""
+    """Both metrics' values of the items that both can score, and these items; None for metrics without item values."""
     ours, theirs = a.item_values(), b.item_values()
     if ours is None or theirs is None:
         return None
@@ -171,14 +171,14 @@ def _mcnemar(name: str, ours: np.ndarray, theirs: np.ndarray) -> Record:
 
 
 def _better(direction: int | None, interval: list[float] | None, p: float) -> str | None:
-    """Which file is better, where the whole interval and the test at 5 % say so; higher is better unless declared."""
+    """The better file, where interval and test agree at 5 %; higher is better unless the metric says otherwise."""
     if interval is None or interval[0] <= 0 <= interval[1] or p > ALPHA or direction == NEITHER:
         return None
     return "a" if (interval[0] > 0) != (direction == LOWER) else "b"
 
 
 def _significant(p: float) -> float:
-    """A p value without digits that mean nothing."""
+    """A p value, rounded."""
     return float(f"{p:.10g}")
 
 

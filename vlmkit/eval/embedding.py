@@ -1,4 +1,4 @@
-"""Vectors of the pictures and captions that an evaluation needs; those that the records bring are reused."""
+"""Vectors of the pictures and captions of an evaluation; vectors in the records are reused."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING

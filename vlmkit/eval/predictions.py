@@ -1,4 +1,4 @@
-"""Prediction files as rows: vlmkit's records, VQA and COCO results, lmms-eval samples, VLMEvalKit tables."""
+"""Reads prediction files: vlmkit's records, VQA and COCO results, lmms-eval samples, VLMEvalKit tables."""
 
 import ast
 import contextlib
@@ -22,9 +22,9 @@ LISTED_FIELDS = 12
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to evaluate; a task ignores what does not concern it.
+    """Options of an evaluation; a task ignores those that it does not use.
 
-    Names of fields are dotted for nested ones (`doc.answers`, `resps.0`); None for the task's own.
+    Names of nested fields are dotted (`doc.answers`, `resps.0`); None stands for the task's default field.
     """
 
     id: str | None = None
@@ -46,7 +46,7 @@ class Options:
     workers: int = 1
 
     def wants(self, *metrics: str) -> bool:
-        """Whether one of `metrics` is asked for, by name or by naming none."""
+        """Whether one of `metrics` is to be computed: it was named, or no metric was."""
         return not self.metrics or not set(metrics).isdisjoint(self.metrics)
 
 

@@ -85,7 +85,7 @@ def _card(item: Record) -> dict[str, Any]:
 
 
 def _lines(value: Any) -> list[str]:
-    """A value as lines of text, none where it is empty; equal entries of a list are counted."""
+    """A value as lines of text, none where it is empty; equal entries of a list become one with a count."""
     if isinstance(value, list):
         counts = Counter(map(str, value))
         return [f"{entry} × {count}" if count > 1 else entry for entry, count in counts.items()]

@@ -23,7 +23,7 @@ COUNTED_RESAMPLES = 1000  # of metrics that are no function of sums
 
 
 def select_metrics(scores: Scores, wanted: Sequence[str]) -> list[Metric]:
-    """The metrics named by --metric, all without it. Raises VlmkitError for a name that the task does not have."""
+    """The metrics named by --metric, or all. Raises VlmkitError for a name that the task does not have."""
     known = {metric.name: metric for metric in scores.metrics}
     for name in wanted if scores.ids else ():
         if name not in known:

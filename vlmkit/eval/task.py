@@ -1,4 +1,4 @@
-"""What a task declares, the options of an evaluation, and the scores that a task fills in."""
+"""What a task declares, its kinds of metrics, and the scores that it fills in."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -13,7 +13,7 @@ LOOSE = re.compile(r"\s+([.,;:!?]|'s\b)")  # punctuation set apart, as in tokeni
 
 
 def alt_text(text: str, *, sentences: int | None = 1, cut: bool = False, guided: bool = False) -> str:
-    """`text` with a capital and a full stop, at most `sentences` of it. Where it was `cut`, without its last words if
+    """At most `sentences` of `text`, with a capital and a full stop. If it was `cut` short, without its last words if
     a complete sentence stands before them, and otherwise with no full stop. What opens it is left out unless it was
     `guided` there.
     """

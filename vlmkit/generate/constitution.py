@@ -33,7 +33,7 @@ SCORE = (
 
 @dataclass(frozen=True, slots=True)
 class Aspect:
-    """What answers are judged by: a score's name and weight, and the principles behind it."""
+    """One aspect by which answers are judged: the name and weight of its score, and its principles."""
 
     name: str
     weight: float
@@ -108,7 +108,7 @@ def _about(request: Request, form: str, **parts: str) -> Request:
 def _by_aspect(
     model: ChatModel, request: Request, form: str, answer: str, sampling: Sampling, aspects: list[Aspect]
 ) -> dict[str, str]:
-    """What the model says of `answer` by the principles of each aspect; nothing where it fails."""
+    """The model's criticism of `answer` by aspect; aspects for which the request fails are left out."""
     facts = {"question": request.prompt, "answer": answer}
     asked = [_about(request, form, **facts, aspect=a.name, principles=a.listed()) for a in aspects]
     replies = model.answer(asked, sampling)

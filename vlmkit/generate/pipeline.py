@@ -27,7 +27,7 @@ HELD = 4  # answers of a remote model that may wait for an earlier one, for each
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """What is asked, and how it is to be answered.
+    """The options of a run of `ask` or `caption`.
 
     `prompt` is asked of every picture in place of its record's question, `start` is how each answer begins. `task`:
     answer, boxes (where in the picture what is asked for is) or ocr (what is written there). `boxes`: find every
@@ -55,7 +55,7 @@ class GenerateOptions:
         return Request(prompt, sample.pictures, self.system, self.start, sample.number, self.task)
 
     def mode(self) -> str:
-        """Which of ANSWERERS these options need."""
+        """The entry of ANSWERERS for these options."""
         needed = {
             "constitution": self.constitution,
             "schema": self.schema,
@@ -78,7 +78,7 @@ def answer_streaming(model: ChatModel, requests: list[Request], sampling: Sampli
 
 
 def answer_with_attention(model: Any, requests: list[Request], sampling: Sampling, options: Any) -> Replies:
-    """The attention maps of an answer are handed on before it."""
+    """Passes the attention maps to `on_attention` before the answer."""
     replies: Replies = []
     for request, answer in zip(requests, model.answer(requests, sampling), strict=True):
         try:

@@ -39,7 +39,7 @@ class Conversation:
 
 
 def split(arguments: list[str]) -> tuple[list[str], str | None]:
-    """(INPUT, question): the last argument is the question unless it is, or looks like, something to read."""
+    """(INPUT, question): the last argument is the question unless it names, or looks like, an input."""
     if not arguments or _is_input(arguments[-1]):
         return arguments, None
     if not arguments[-1].strip():
@@ -84,7 +84,7 @@ def to_caption(inputs: list[str], how: Reading) -> Conversation:
 
 
 def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
-    """What each INPUT holds, and whether it is one picture; an empty standard input is no part."""
+    """The items of each INPUT, and whether it is a single picture; an empty standard input is left out."""
     if inputs:
         read_inputs(inputs, how)  # raises VlmkitError for a missing path, before anything is read
     for path in inputs or ([] if stdin_is_terminal() else ["-"]):
@@ -149,7 +149,7 @@ def _with_question(
 
 
 def _first_turn(record: Record) -> object:
-    """What a person asks first in `conversations`."""
+    """The first question in `conversations`."""
     turns = record.get("conversations")
     dicts = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     return next((turn.get("value") for turn in dicts if turn.get("from") in ("human", "user")), None)

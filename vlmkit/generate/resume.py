@@ -1,4 +1,4 @@
-"""--resume FILE: results are appended record by record, and what FILE holds already is not made again."""
+"""--resume FILE: results are appended record by record, and those in FILE already are not computed again."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from vlmkit.io.terminal import Output
 
 
 class AppendOutput(Output):
-    """FILE, opened for more. A torn last line, of a run that was killed, is removed.
+    """FILE, opened to append records. An incomplete last line, left by a killed run, is removed.
 
     Raises VlmkitError where FILE holds anything but records, or another run is writing it.
     """
@@ -57,7 +57,7 @@ def _key(record: Record) -> tuple[str | None, str | None]:
 
 
 def check_resume(resume: str, inputs: list[str], output: str | None, errors: str | None) -> None:
-    """Raise VlmkitError where FILE is also read, or written otherwise."""
+    """Raise VlmkitError where FILE is also an input or another output."""
     if output is not None:
         raise VlmkitError("--resume FILE is the output, so it excludes -o", "leave one of them out")
     if resume == "-":

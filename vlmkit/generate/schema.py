@@ -1,4 +1,4 @@
-"""--schema: answers as JSON of a given form, in a file, as JSON, or as `name, age int, bio: what is known`."""
+"""--schema: answers as JSON of a schema, given as a file, as JSON, or as `name, age int, bio: what is known`."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def read_schema(text: str) -> dict[str, Any]:
 
 
 def _check_references(part: "Resource[Any]", resolver: "Resolver[Any]") -> None:
-    """Raise VlmkitError for a reference to what is not in the schema: nothing is fetched."""
+    """Raise VlmkitError for a reference to something outside the schema: nothing is fetched."""
     from referencing.exceptions import Unresolvable
 
     for key in ("$ref", "$dynamicRef"):
@@ -71,7 +71,7 @@ def _parsed(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _concise(text: str) -> dict[str, Any]:
-    """An object of the fields in `text`, parted by commas, or by line breaks where there are any."""
+    """The schema of an object with the fields in `text`, separated by line breaks if there are any, else by commas."""
     properties: dict[str, Any] = {}
     for part in filter(None, map(str.strip, text.split("\n" if "\n" in text else ","))):
         match = FIELD.fullmatch(part)
@@ -88,7 +88,7 @@ def _concise(text: str) -> dict[str, Any]:
 
 
 def matching_json(text: str, schema: dict[str, Any]) -> str | None:
-    """The JSON in an answer, on one line, if it matches the schema; perhaps in a fence, or with words around it."""
+    """The JSON in an answer, on one line, if it matches the schema; text or a code fence around it is dropped."""
     from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY
 

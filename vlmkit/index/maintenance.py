@@ -31,13 +31,13 @@ SEED = 0
 
 
 def set_type(folder: Path, wanted: str, on_wait: Callable[[str], None] = store.silent) -> None:
-    """Have the index be of that type from now on; `maintain` builds it."""
+    """Set the type of the index; `maintain` builds it."""
     with Writer(folder, wanted, on_wait) as writer, writer.transaction() as (db, state):
         store.write_state(db, state)
 
 
 def change_type(folder: Path, wanted: str, before: str, on_wait: Callable[[str], None] = store.silent) -> None:
-    """Have the index be of that type, and build it; where that cannot be done it keeps the one `before`."""
+    """Set the type of the index and build it; if that fails, restore the type `before`."""
     set_type(folder, wanted, on_wait)
     try:
         maintain(folder, insist=True, on_wait=on_wait)
@@ -50,7 +50,7 @@ def maintain(folder: Path, *, insist: bool = False, on_wait: Callable[[str], Non
     """Build the approximate index, or drop it, if that is due.
 
     If it cannot be built, or another process is building, searches stay exact. With `insist` VlmkitError is raised
-    instead, and the other process is waited for; `on_wait` hears of that.
+    instead, and the other process is waited for, after a call of `on_wait`.
     """
 
     def waiting() -> None:
@@ -68,7 +68,7 @@ def maintain(folder: Path, *, insist: bool = False, on_wait: Callable[[str], Non
 
 
 def _build_if_due(folder: Path, file: Path, *, insist: bool) -> bool:
-    """Whether nothing is left to do."""
+    """Build or drop the approximate index if that is due. False if vectors changed meanwhile: call it again."""
     with Index(folder) as index:
         choice, generation = _due(index, check_file=insist), index.state.generation
         if choice is None:
@@ -83,7 +83,7 @@ def _build_if_due(folder: Path, file: Path, *, insist: bool) -> bool:
 
 
 def _due(index: Index, *, check_file: bool) -> Choice | None:
-    """What to build, or to go back to, if the approximate index is not what it should be."""
+    """The type to build, or to go back to, where the approximate index does not fit type and size; else None."""
     state, ann = index.state, index.ann
     choice = choose(state.type, state.count, state.dim)
     if choice.factory is None or not state.count:
@@ -145,7 +145,7 @@ def _measure(ann: FaissIndex, vectors: np.ndarray) -> tuple[int, float]:
 
 
 def _commit(folder: Path, generation: int, file: Path, info: store.AnnInfo | None) -> bool:
-    """Name the new file in the database; False if the vectors were rewritten meanwhile."""
+    """Enter the new file in the database; False if the vectors were rewritten meanwhile."""
     with Writer(folder) as writer:
         with writer.transaction() as (db, state):
             if state.generation != generation:

@@ -132,13 +132,13 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
 
 
 def silent(_: str) -> None:
-    """An `on_wait` for those who do not want to hear of waiting."""
+    """An `on_wait` that does nothing."""
 
 
 def execute_waiting(db: sqlite3.Connection, statement: str, on_wait: Callable[[str], None] = silent) -> None:
-    """Execute `statement`, waiting for the lock that another writer may have; after a second `on_wait` hears of it.
+    """Execute `statement`, waiting while another writer has the lock; after a second `on_wait` is called.
 
-    SQLite's own waiting keeps signals waiting as well, and it gives up at once where two switch a new index to WAL.
+    SQLite's own waiting delays signals, and it fails at once where two writers switch a new index to WAL.
     """
     start, noted = time.monotonic(), False
     db.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class FetchError(PictureError):
-    """This URL cannot be fetched; the text says why."""
+    """This URL cannot be fetched; the message says why."""
 
 
 class RetryLater(Exception):

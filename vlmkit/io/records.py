@@ -57,7 +57,7 @@ class Failed:
 
 
 def unless_failed(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`work`, to which a Failed is not given: it is passed on."""
+    """`work` for records; a Failed is passed on unchanged."""
     return lambda item: item if isinstance(item, Failed) else work(item)
 
 
@@ -245,7 +245,7 @@ def _one_dim(lengths: Iterable[int]) -> int:
 
 
 class _Damaged(ValueError):
-    """What is wrong with safetensors data."""
+    """The error of invalid safetensors data."""
 
 
 def read_blobs(stream: IO[bytes], name: str) -> Iterator[Record | Failed]:

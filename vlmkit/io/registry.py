@@ -1,4 +1,4 @@
-"""Names and the objects that they stand for, which third parties extend by entry points."""
+"""Tables of names and the objects behind them, which other packages extend by entry points."""
 
 import importlib
 from collections.abc import Iterator, Mapping

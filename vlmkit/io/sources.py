@@ -1,4 +1,4 @@
-"""What a path stands for: a file, a member of a container such as a tar file, or a URL. No other file decides this.
+"""What a path stands for: a file, a member of a container such as a tar file, or a URL. Only this module decides that.
 
 A new kind of container is one file with a `Reader` and one line in READERS; packages add theirs by entry points of the
 group `vlmkit.readers`, whose name is the suffix without its dot (`pdf = "package.module:PdfReader"`).
@@ -27,11 +27,11 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*
 
 
 class PictureError(Exception):
-    """This picture cannot be used; the text says why."""
+    """This picture cannot be used; the message says why."""
 
 
 class MissingMember(PictureError):
-    """The container could be read to its end, and does not hold this member."""
+    """The container is intact and does not hold this member."""
 
     def __init__(self) -> None:
         super().__init__("no such file")
@@ -115,13 +115,13 @@ class Reader(Protocol):
 
 
 class Fetcher(Protocol):
-    """What fetches pictures by URL: `io.http.HttpClient`."""
+    """Fetches pictures by URL; `io.http.HttpClient` is one."""
 
     def fetch(self, url: str) -> Bytes: ...
 
 
 def open_source(path: str, web: Fetcher | None = None) -> Bytes:
-    """What the picture at `path` is read from; one by URL is fetched from `web`. Raises PictureError."""
+    """The source of the picture at `path`; a URL is fetched with `web`. Raises PictureError."""
     if is_url(path):
         if web is None:
             raise PictureError("this command does not fetch pictures by URL")
@@ -165,7 +165,7 @@ def exists(path: str) -> bool:
 
 
 def is_gone(path: str) -> bool:
-    """Whether surely nothing is at `path` any more; of a damaged container, and without permission, nobody can say."""
+    """Whether certainly nothing is at `path` any more; False for a damaged container, and without permission."""
     if is_url(path):
         return False
     try:
@@ -182,7 +182,7 @@ def is_gone(path: str) -> bool:
 
 
 def _open_member(path: str) -> Bytes | None:
-    """The member that `path` names; None if no container is on the way. Raises PictureError."""
+    """The member that `path` names; None if `path` does not lead through a container. Raises PictureError."""
     for mark in re.finditer("[/#]", path):
         container = path[: mark.start()]
         try:
@@ -195,7 +195,7 @@ def _open_member(path: str) -> Bytes | None:
 
 
 def reader_of(name: str) -> Reader | None:
-    """What reads containers with the suffix of `name`, in any case; None if that is no kind of container."""
+    """The reader for the suffix of `name`, ignoring case; None if it is not a container's."""
     suffix = os.path.splitext(name)[1].lower()
     return _reader(suffix[1:]) if suffix[1:].isalnum() and suffix not in NOT_CONTAINERS else None
 

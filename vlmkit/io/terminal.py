@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ClosedPipe(BaseException):
-    """The reader of standard output went away: the command ends quietly, with exit code 0."""
+    """Standard output was closed by its reader: the command ends quietly, with exit code 0."""
 
 
 class Output:
@@ -87,7 +87,7 @@ class Output:
 
 
 def _no_bar() -> contextlib.AbstractContextManager[None]:
-    """A progress bar steps aside for what is written to the terminal it stands on."""
+    """Hides the progress bar while something else is written to the same terminal."""
     if "tqdm" not in sys.modules or sys.stdout is None or not sys.stdout.isatty():
         return contextlib.nullcontext()
     from tqdm import tqdm
@@ -124,7 +124,7 @@ class Failures:
         return self
 
     def filter_failures(self, results: Iterable[T | Failed]) -> Iterator[T]:
-        """What is no failure among `results`; failures go to standard error and the `--errors` file."""
+        """The `results` without failures, which go to standard error and the `--errors` file."""
         for result in results:
             self.seen += 1
             if not isinstance(result, Failed):
@@ -152,7 +152,7 @@ class Failures:
 
 
 class AlreadyReported(Exception):
-    """Fatal, and its line stands on standard error already."""
+    """A fatal error whose line was already printed on standard error."""
 
 
 def warn(text: str) -> None:
@@ -170,7 +170,7 @@ def warn(text: str) -> None:
 
 
 def printable(text: str) -> bytes:
-    """A model's text as a terminal may show it: nothing in it clears the screen or sets the clipboard."""
+    """A model's text without control sequences, which could clear the screen or set the clipboard."""
     return CONTROL.sub("", text).encode()
 
 
@@ -266,7 +266,7 @@ def stderr_is_terminal() -> bool:
 
 
 def stdin_is_terminal() -> bool:
-    """Whether nothing is piped in: a terminal, or a closed standard input."""
+    """Whether nothing is piped in: standard input is a terminal or closed."""
     return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
 
 

@@ -1,4 +1,4 @@
-"""Connections to public addresses only, and within a time that no slow server can stretch.
+"""Connections to public addresses only, with a deadline that no slow server can extend.
 
 The address is checked where the connection is made, so neither a redirect nor a name server that answers differently
 the second time gets past it.
@@ -29,7 +29,7 @@ class AddressError(httpx2.RequestError):
 
 
 def set_deadline(moment: float) -> None:
-    """From now on no transfer in this thread goes on past `moment` of time.monotonic()."""
+    """Set the deadline of all transfers in this thread: `moment` of time.monotonic()."""
     _thread.deadline = moment
 
 

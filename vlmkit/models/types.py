@@ -210,7 +210,7 @@ class Reply:
 
 
 class RequestError(Exception):
-    """This one request cannot be answered; the text says why, and `remedy` what to do."""
+    """This one request cannot be answered; the message says why, `remedy` what to do."""
 
     def __init__(self, why: str, remedy: str = "rephrase the question or use another model") -> None:
         super().__init__(why)

@@ -1,4 +1,4 @@
-"""eval chartqa: answers about charts; unparsed is an answer that is no number where a number is wanted."""
+"""eval chartqa: answers about charts; an answer that is not a number where the reference is one is unparsed."""
 
 from vlmkit.eval.predictions import Row
 from vlmkit.eval.task import HIGHER, ItemScore, Task, score_each

@@ -15,7 +15,7 @@ RELAXED_RULES = (*EXACT_RULES, "holds a reference", "held by a reference")
 
 
 def match_rule(prediction: str, references: Sequence[str], variant: str) -> str:
-    """By what an answer agrees with its references, both normalised: one of the rules above, `empty` or `none`."""
+    """The rule by which an answer matches its references, both normalised: one of those above, `empty` or `none`."""
     if not prediction.strip():
         return "empty"
     if prediction in references:

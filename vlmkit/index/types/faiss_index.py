@@ -1,4 +1,4 @@
-"""FaissIndex: an approximate index that FAISS makes from a factory string; the base of the named types."""
+"""FaissIndex: an approximate index that FAISS makes from a factory string; the base class of the named types."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ SEED = 0
 class FaissIndex:
     """FAISS's index over the slots 0 to `count`, by inner product.
 
-    `is_lossless`: the codes hold the vectors as they are stored, so that no candidate need be drawn in reserve.
+    `is_lossless`: the codes hold the vectors exactly as stored, so that no extra candidates are needed.
     `gives_cosines`: scores are the cosines to the stored vectors.
     """
 
@@ -96,8 +96,8 @@ class FaissIndex:
     def search(self, queries: np.ndarray, count: int) -> Found:
         """The `count` nearest slots of each query (N x D float32), -1 where fewer are found.
 
-        All cores search for a single query, where that leaves nothing to chance: they finish in any order, and of equal
-        scores at the end the first to come are kept.
+        All cores search for a single query where the result stays deterministic: of equal scores at the end FAISS
+        keeps those of the core that finishes first.
         """
         if self._ivf is not None and len(queries) == 1:
             self._ivf.parallel_mode = BY_LISTS

@@ -25,7 +25,7 @@ TOKEN_FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_t
 
 
 class ExportError(Exception):
-    """A tower of this model cannot be exported, or gives other vectors; the text says why."""
+    """A tower of this model cannot be exported, or gives other vectors; the message says why."""
 
 
 class OnnxTowers:
