@@ -148,7 +148,7 @@ class PartialFile:
             position = max(position, end)
 
     def finish(self, digest: str | None) -> str:
-        """Rename the complete file to `path`; returns its SHA-256. Raises FetchError where `digest` is not the file's."""
+        """Rename the complete file to `path`; returns its SHA-256. Raises FetchError where it is not `digest`."""
         try:
             found = check_digest(self._path, digest)
         except FetchError:

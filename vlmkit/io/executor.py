@@ -1,4 +1,4 @@
-"""Pipelines: items go through stages (fetch, decode, encode) in order, and few of them wait between two stages.
+"""Pipelines: items go through stages (fetch, decode, encode) in order, with a bounded number between two stages.
 
 Stages are picklable, so that an executor may run them in other processes. An executor is one function
 `(stages, items) -> results` and one line in EXECUTORS; packages add theirs by entry points of the group
@@ -33,7 +33,7 @@ class Stage:
     depth: int = 2
 
     def load(self) -> None:
-        """Open what the work needs. Called once, before the first item."""
+        """Load what the stage needs. Called once, before the first item."""
 
     def close(self) -> None:
         """Called once, after the last item or where the pipeline is given up."""
@@ -46,7 +46,7 @@ class Stage:
 
 
 class BatchStage(Stage):
-    """A step for a list of items at a time, which returns as many results; one list after the other."""
+    """A step for batches: a list of items gives as many results; one batch after the other."""
 
     def size(self) -> int:
         """How many items the next batch has."""
@@ -54,9 +54,9 @@ class BatchStage(Stage):
 
 
 class Lazy(Generic[Out]):
-    """What `load(*arguments)` returns, called when it is first needed, unless `value` is that already.
+    """The result of `load(*arguments)`, which is called when it is first needed; or `value`, if that was given.
 
-    It is pickled as the call, without the value: a model travels as its name and hardware.
+    Pickled as the call, without the value: a model is sent to another process as its name and hardware.
     """
 
     def __init__(self, load: Callable[..., Out], *arguments: Any, value: Out | None = None) -> None:
@@ -91,7 +91,7 @@ class FetchStage(Stage):
 
 
 def map_ordered(stages: Sequence[Stage], items: Iterable[Any], executor: str = "threads") -> Iterator[Any]:
-    """What comes of each of `items` in the last of `stages`, or its Failed, in order of the items."""
+    """The result of the last of `stages` for each of `items`, or its Failed, in order of the items."""
     return EXECUTORS.load(executor)(stages, items)
 
 

@@ -84,7 +84,7 @@ def check_new_folder(path: str | Path) -> None:
 
 @contextmanager
 def _temporary(target: str) -> Iterator[str]:
-    """A free hidden name beside `target`. What has that name at the end of the block, or of the process, is removed."""
+    """A free hidden name beside `target`. What has that name is removed when the block or the process ends."""
     folder, name = os.path.split(target)
     temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.part"
 
@@ -105,9 +105,9 @@ def _temporary(target: str) -> Iterator[str]:
 def append_lines(path: str | Path, on_line: Callable[[bytes], None]) -> Iterator[IO[bytes]]:
     """The JSON Lines file at `path`, unbuffered and locked, for more lines; `on_line` gets each that is there already.
 
-    `on_line` raises ValueError for a line that does not belong there. If that is the last line and has no line feed, it
-    is what a killed process left, and is removed; else ValueError names it. Raises BlockingIOError while another
-    process has the file, and OSError.
+    `on_line` raises ValueError for an invalid line. If that is the last line and has no line feed, it
+    was left by a killed process and is removed; else a ValueError names it. Raises BlockingIOError while another
+    process has the file open, and OSError.
     """
     with open(path, "a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,5 +151,5 @@ def lock(path: str | Path, *, wait: bool = True, on_wait: Callable[[], None] = l
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/vlmkit`, where what can be computed again is kept."""
+    """`$XDG_CACHE_HOME/vlmkit`, for files that can be computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmkit"

@@ -26,7 +26,7 @@ TOTAL_SECONDS = 60.0  # of one picture, all tries and redirects together
 TRIES = 3
 FIRST_PAUSE = 0.5  # seconds; each further pause is three times as long
 LONGEST_PAUSE = 60.0  # seconds that a server may ask for
-PROGRESS_BYTES = 1 << 20  # after which the tries are counted anew
+PROGRESS_BYTES = 1 << 20  # of progress, after which the count of tries starts again
 MAX_REDIRECTS = 5
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 Headers = Mapping[str, str]
@@ -38,7 +38,7 @@ class FetchError(PictureError):
 
 
 class RetryLater(Exception):
-    """Another try may help, after the `seconds` that the server asks for."""
+    """Another try may succeed, after the `seconds` that the server asks for."""
 
     def __init__(self, reason: str, seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -60,7 +60,7 @@ class Download:
 
 
 class HttpClient:
-    """An HTTP client for several threads; leaving the `with` block cuts what is under way.
+    """An HTTP client for several threads; leaving the `with` block ends transfers under way.
 
     Only public addresses are connected to, unless `allow_private`; the hosts in `trusted` may have any address.
     Proxies look names up themselves, so that no address could be checked here: those of the environment are used with
@@ -124,7 +124,7 @@ class HttpClient:
     def open(
         self, url: str, headers: Headers | None = None, statuses: Collection[int] = (200,)
     ) -> "Iterator[httpx2.Response]":
-        """The response of `url` after redirects, which `body` reads. `retry` turns all errors of it into FetchError."""
+        """The response of `url` after redirects, to be read with `body`. To be called inside `retry`."""
         client = self._connect()
         request = client.build_request("GET", url, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):  # by hand: httpx2 would read the bodies of redirects, however long they are
@@ -148,9 +148,9 @@ class HttpClient:
         progress: Callable[[], int] = lambda: 0,
         stop: threading.Event | None = None,
     ) -> T:
-        """What `step` returns, tried up to `tries` times, with a longer pause each time or the one the server asks for.
+        """Call `step` up to `tries` times, with a longer pause each time or the one the server asks for.
 
-        Tries are counted anew where `progress`, in bytes, has moved on, which tenacity and stamina cannot do. Raises
+        The count starts again when `progress`, in bytes, has grown, which tenacity and stamina cannot do. Raises
         FetchError, also at `deadline` of time.monotonic() and where `stop` is set.
         """
         import httpx2

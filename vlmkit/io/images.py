@@ -1,8 +1,8 @@
-"""Open pictures: complete or not at all, rotated as the camera meant, as RGB.
+"""Opens pictures completely or not at all, upright by their EXIF orientation, as RGB.
 
-Decoders run in threads: one that hangs in C code cannot be stopped from here, so what is known to make them slow (too
-many pixels, too many scans) is refused before. Decoders of PNG, GIF, TIFF and WebP are content with less than all of a
-file, so `check_integrity` looks for its end; those of other formats report what is missing.
+Decoders run in threads that cannot be stopped inside C code, so what is known to make decoding very slow (too
+many pixels, too many scans) is refused first. Decoders of PNG, GIF, TIFF and WebP accept an incomplete
+file, so `check_integrity` looks for its end; those of other formats report an incomplete file.
 """
 
 import io
@@ -46,7 +46,7 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
 
     `width` and `height` are in pixels of the original. With `size`, a JPEG may be decoded at a fraction of its size,
     with no side under 1.6 times `size` (Pillow's `draft`, which scales in the DCT domain). Of an animation it is the
-    first frame, of several pages the first. Embedded colour profiles are left out of account, as the models' own
+    first frame, of several pages the first. Embedded colour profiles are ignored, as the models' own
     libraries do. Pictures of more than 178,956,970 pixels, Pillow's limit, are refused. Raises PictureError.
     """
     from PIL import Image
@@ -68,10 +68,10 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
 
 
 def check_picture(source: Bytes) -> None:
-    """Raise PictureError unless `source` is a picture, and complete as far as header and end show.
+    """Raise PictureError unless `source` is a picture that is complete, judging by its header and end.
 
     A JPEG that ends as it should and a PNG whose checksums are right are not decoded, which is ten times as fast;
-    others are. What is damaged in the middle of a JPEG shows only where it is opened.
+    others are. Damage in the middle of a JPEG is found only when it is opened.
     """
     data = _read(source)
     with _picture_errors(data), _opened(data) as image:
@@ -90,7 +90,7 @@ def _read(source: Bytes) -> bytes:
 
 @contextmanager
 def _picture_errors(data: bytes) -> Iterator[None]:
-    """Whatever goes wrong with the picture `data` becomes a PictureError."""
+    """Turns all errors in the block, about the picture `data`, into PictureError."""
     from PIL import Image
 
     try:
@@ -133,10 +133,10 @@ def _what_it_is(data: bytes) -> str:
 
 
 def _orientation(image: "Image") -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or nonsense."""
+    """The EXIF orientation, 1 to 8; 1 where it is missing or invalid."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # corrupt EXIF makes no bad picture; it raises whatever it likes
+    except Exception:  # a picture with corrupt EXIF is good; reading EXIF may raise anything
         return 1
     return found if found in TURNS else 1
 
@@ -173,7 +173,7 @@ def _rgb(image: "Image") -> "Image":
 
 
 def middle(image: "Image", ratio: int = 16) -> "Image":
-    """The middle of a very long picture: all that is left where the short side is scaled and the long one cropped.
+    """The middle of a very long picture: the part that remains when its short side is scaled and its long one cropped.
 
     Without it a picture of 65,000 x 1 pixels becomes one of 14,560,000 x 224 on the way.
     """
@@ -222,7 +222,7 @@ def _check_tiff(image: Any, data: bytes) -> None:
 
 
 def _load(image: "Image") -> None:
-    """Decode. What libtiff calls an error is one here: of a damaged fax page Pillow would show other pixels."""
+    """Decode, and raise what libtiff reports as an error: Pillow would return wrong pixels of a damaged fax page."""
     _libtiff.failed = False
     if image.format == "TIFF":
         _listen_to_libtiff()
@@ -233,7 +233,7 @@ def _load(image: "Image") -> None:
 
 @cache
 def _listen_to_libtiff() -> Callable[..., None] | None:
-    """Take libtiff's errors, for this process, into a flag of the thread; None where Pillow hides its libtiff."""
+    """Have libtiff's errors set a flag of the thread; None where Pillow's libtiff cannot be reached."""
     import ctypes
 
     def note(_module: int, _format: int, _arguments: int) -> None:

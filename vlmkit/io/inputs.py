@@ -1,4 +1,4 @@
-"""INPUT: files, folders, tar shards and records become one ordered stream of items."""
+"""Reads INPUT: files, folders, tar shards and records become one ordered stream of items."""
 
 import os
 import re
@@ -30,7 +30,7 @@ from vlmkit.io.terminal import read_head, stdin_bytes, stdin_is_terminal
 
 @dataclass(slots=True)
 class Item:
-    """A record on its way, with the source of its picture where that is known already."""
+    """A record, with the source of its picture where that is known."""
 
     record: Record
     source: Bytes | None = None
@@ -47,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How to read INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
+    """Options of reading INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
 
     With `piped_picture` standard input may also be the bytes of one picture, the record `-`.
     """
@@ -93,7 +93,7 @@ def is_one_picture(path: str) -> bool:
 
 
 def check_outputs(inputs: list[str], output: str | None, errors: str | None) -> None:
-    """Raise VlmkitError where a file to write is one to read, or both files to write are one."""
+    """Raise VlmkitError where an output file is an input too, or both output files are the same."""
     files = {os.path.realpath(path) for path in inputs if os.path.isfile(path)}
     for path in {output, errors} - {None, "-"}:
         here = os.path.realpath(str(path))
@@ -158,7 +158,7 @@ def _text(line: bytes) -> Item | Failed:
 
 
 def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
-    """What a stream that starts with `head` holds; None for neither records nor safetensors."""
+    """The format of a stream that starts with `head`; None for neither records nor safetensors."""
     if is_blob(head):
         return "blobs"
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -189,7 +189,7 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 
 
 def _absolute(record: Record, folder: str) -> Record:
-    """`record` with absolute `image` and `images`, and an `id` where there is something to make it of."""
+    """`record` with absolute `image` and `images`, and an `id` if it can be made from its picture or text."""
     image, images = record.get("image"), record.get("images")
     if isinstance(image, str):
         record["image"] = _absolute_path(image, folder)

@@ -1,12 +1,12 @@
-"""How many pictures or texts go through a model at once."""
+"""Batch sizes: how many pictures or texts a model processes at once."""
 
-CPU = 16  # more is no faster on a CPU, and takes memory
+CPU = 16  # larger is no faster on a CPU, and takes memory
 CUDA_FIRST, CUDA_LARGEST = 32, 512
 WORTH = 1.05  # a batch twice as large stays where it is this much quicker
 
 
 class BatchSize:
-    """A batch size that suits: fixed, or grown while twice as many are quicker and memory lasts."""
+    """A batch size, fixed or automatic: doubled while that is faster and memory suffices."""
 
     def __init__(self, size: int = CPU, largest: int = 0) -> None:
         self.size = size

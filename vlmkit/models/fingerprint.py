@@ -16,7 +16,7 @@ REMEMBERED = 64  # models
 def fingerprint(files: Sequence[Path], settings: bytes = b"") -> str:
     """Twelve hex digits over the names and bytes of `files`, and over `settings`, which stand in no file.
 
-    Remembered by path, size and time of the files, so that gigabytes of weights are read once.
+    Cached by path, size and time of the files, so that gigabytes of weights are read once.
     """
     total = hashlib.sha256()
     for file, own in sorted(_digests(files).items(), key=lambda item: item[0].name):
@@ -40,7 +40,7 @@ def _digests(files: Sequence[Path]) -> dict[Path, bytes]:
 
 
 def recall(memory: str) -> dict[str, Any]:
-    """What `remember` kept under that name; nothing where that is missing or damaged."""
+    """The values that `remember` stored in the file `memory`, by key; empty where it is missing or damaged."""
     try:
         known = orjson.loads((cache_folder() / memory).read_bytes())
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def recall(memory: str) -> dict[str, Any]:
 
 
 def remember(memory: str, key: str, value: Any) -> None:
-    """Keep `value` for later commands, the newest `REMEMBERED` of them."""
+    """Store `value` in the file `memory` for later commands; only the newest `REMEMBERED` are kept."""
     path = cache_folder() / memory
     known = recall(memory)
     known.pop(key, None)

@@ -1,4 +1,4 @@
-"""Models by name, opened. A class is imported only when its name is asked for."""
+"""Loads models by name. A class is imported only when a model needs it."""
 
 import hashlib
 from collections.abc import Callable

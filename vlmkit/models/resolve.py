@@ -1,4 +1,4 @@
-"""What a model's name stands for: files on this machine, downloaded where they are missing, and how they are opened."""
+"""Resolves a model's name to files on this machine, downloaded where missing, and the class that opens them."""
 
 import difflib
 import importlib.metadata
@@ -75,19 +75,19 @@ ALIASES = {
 
 
 def full_name(name: str) -> str:
-    """ORG/NAME of an alias; any other name as it is, and that of a folder here."""
+    """ORG/NAME of an alias; any other name, or that of an existing folder, as it is."""
     return ALIASES[name].repo if name in ALIASES and not Path(name).is_dir() else name
 
 
 class MissingFile(VlmkitError):
-    """A file that the model needs is not there."""
+    """A file of the model is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model on this machine, not opened yet.
 
-    `name` loads it again, from any folder; `backend` is its class in EMBEDDERS or CHAT_MODELS; `settings` is its
+    `name` loads it again, from any working folder; `backend` is its key in EMBEDDERS or CHAT_MODELS; `settings` is its
     configuration where that stands in no file of its own; `places` are the folders of its `tokenizer` and its text
     `tower` where these may be elsewhere.
     """
@@ -118,7 +118,7 @@ def resolve(name: str, task: Task) -> Checkpoint:
 
 
 def _embedder(name: str, refetch: bool) -> Checkpoint:
-    """`refetch`: the Hub is asked even where its cache seems to have all files."""
+    """`refetch`: ask the Hub even where its cache seems complete."""
     if name == "mini":
         return _mini(name, MINI_FOLDER, "embed")
     if name.startswith("hf-hub:"):
@@ -163,7 +163,7 @@ def _chat_model(name: str, refetch: bool) -> Checkpoint:
 
 
 def _plugin(name: str, task: Task) -> Checkpoint | None:
-    """The model of another package, identified by its entry point and the version of that package."""
+    """A model of another package; its identity is the entry point and the version of that package."""
     found = (EMBEDDERS if task == "embed" else CHAT_MODELS).plugins().get(name)
     if found is None:
         return None
@@ -223,7 +223,7 @@ def weights_in(name: str, folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def present(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Those of the files `names` that `folder` holds."""
+    """Those of the files `names` that `folder` has."""
     return [path for name in names if (path := folder / name).is_file()]
 
 
@@ -272,7 +272,7 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
 
 
 def cached(repo: str) -> Path | None:
-    """The folder of what the cache has of `repo`, be it all of it or some."""
+    """The folder in the cache with the files of `repo`, complete or not; None if there is none."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
@@ -366,7 +366,7 @@ def _architectures() -> dict[str, Path]:
 
 
 def _unknown(name: str) -> NoReturn:
-    """Raise the error of a name that no model has, with those that look like it."""
+    """Raise the error for an unknown name, with similar names."""
     near = difflib.get_close_matches(name.partition(":")[0], _architectures(), n=3)
     if ":" in name or near:
         tags = list(_tags())

@@ -1,4 +1,4 @@
-"""What models offer and what passes between them and the commands: two base classes and plain data.
+"""The interface of models: two base classes, and the data that they exchange with the commands.
 
 A package adds a model by an entry point whose name is the model's name and whose value is a class:
 
@@ -20,9 +20,9 @@ A package adds a model by an entry point whose name is the model's name and whos
 
         def embed_texts(self, texts): ...
 
-Classes are called with a `vlmkit.models.resolve.Checkpoint` and a `Hardware`. They raise VlmkitError for what the user
-can mend. A class with a method `fingerprint() -> str` decides itself when two models are the same; else the version of
-its package does.
+Classes are called with a `vlmkit.models.resolve.Checkpoint` and a `Hardware`. They raise VlmkitError for errors that
+the user can correct. A class may have a method `fingerprint() -> str`, equal for equal models; else the version of
+its package is used.
 """
 
 from abc import ABC, abstractmethod
@@ -113,7 +113,7 @@ CAPTIONS = {
     "normal": CaptionPreset("Describe this picture in one sentence.", 64),
     "long": CaptionPreset("Describe this picture in detail.", 256),
 }
-PROMPTLESS_CAPTIONS = {  # of models that describe a picture when the prompt is empty
+PROMPTLESS_CAPTIONS = {  # for models that describe a picture when the prompt is empty
     "short": CaptionPreset("", 20, beams=3, length_penalty=0.0),
     "normal": CaptionPreset("", 40, beams=3),
     "long": CaptionPreset("", 60, beams=3, length_penalty=2.0),
@@ -168,7 +168,7 @@ class Request:
     earlier: Sequence[Turn] = ()
 
     def all_pictures(self) -> list[Any]:
-        """Those of the conversation before, too, in their order."""
+        """All pictures, those of the earlier conversation first."""
         before = [picture for turn in self.earlier for picture in turn.pictures]
         return [*before, *self.pictures]
 
@@ -186,7 +186,7 @@ class Box(TypedDict):
 class Answer:
     """A reply without its end token; `finish` is stop, or length where --max-tokens cut it; `tokens` were generated.
 
-    `boxes` is None where the request was not one for boxes.
+    `boxes` is None unless the request was for boxes.
     """
 
     text: str
@@ -199,7 +199,7 @@ class Answer:
 class Reply:
     """An answer with what else goes into its record, and the milliseconds that it took.
 
-    `chosen` and `rejected` are the better and the worse of two answers, where there were two that differ in worth.
+    `chosen` and `rejected` are the better and the worse of two answers, if their scores differ.
     """
 
     answer: Answer
@@ -218,7 +218,7 @@ class RequestError(Exception):
 
 
 class ChatModel(Model, ABC):
-    """Answers requests. `size` is the side in pixels below which a picture needs no detail, None for all of it.
+    """Answers requests. `size` is the side in pixels to which pictures may be reduced, None for full resolution.
 
     `captions` holds a preset for each of short, normal, long; `tasks` are those of `Request.task` that it does, and
     attention where it has a method `attention(request, answer) -> AttentionMaps`.
@@ -237,7 +237,7 @@ class ChatModel(Model, ABC):
         """One answer for each request, in order."""
 
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
-        """The same for one request, without beams; `say` gets each piece of the text as soon as it is there."""
+        """The same for one request, without beams; `say` is called with each piece of text as it is generated."""
         (answer,) = self.answer([request], sampling)
         if isinstance(answer, Answer):
             say(answer.text)
@@ -246,15 +246,15 @@ class ChatModel(Model, ABC):
 
 @runtime_checkable
 class RemoteModel(Protocol):
-    """A chat model elsewhere. `batch` is the number of requests that may wait for an answer at a time."""
+    """A chat model of an endpoint. `batch` is the number of requests that may be under way at a time."""
 
     def submit(self, request: Request, sampling: Sampling) -> Future[Answer | RequestError]:
-        """Send a request without waiting for the answer. Raises VlmkitError for what every request would meet."""
+        """Send a request without waiting. Raises VlmkitError for errors that every request would have."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """The URL of an endpoint, None for the usual one, and what goes along with each request."""
+    """The URL of an endpoint, None for the default one, and the options of each request."""
 
     base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

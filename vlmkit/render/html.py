@@ -1,4 +1,4 @@
-"""HTML pages from the folder `templates`, and the small pictures inside them. A page loads nothing from outside."""
+"""HTML pages from the folder `templates`, with thumbnails inside. A page loads nothing from outside."""
 
 import base64
 import io

@@ -27,7 +27,7 @@ ROWS = 8  # of text, that a picture is high
 CELL = (8, 16)  # pixels of a character, where the terminal does not say
 ANSWER_SECONDS = 2.0
 CHUNK = 4096  # the most that kitty takes in one command
-QUERY = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"  # does it know kitty's protocol? and what is it?
+QUERY = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"  # asks for kitty's protocol and the terminal's type
 ATTRIBUTES = rb"\x1b\[\?([\d;]*)c"  # how every terminal answers the second question; 4 stands for sixel
 
 Encoder = Callable[["Image", int], bytes]
@@ -99,7 +99,7 @@ class Terminal:
         self._columns = columns or 80
 
     def picture(self, path: object) -> bytes:
-        """What shows the picture at `path`, at most 8 rows high and half as wide as the terminal, and ends the line."""
+        """What shows the picture at `path`, at most 8 rows high and half the terminal wide, and ends the line."""
         width, height = self._cell
         try:
             image = thumbnail(path, width * max(1, self._columns // 2), height * ROWS)
@@ -127,7 +127,7 @@ def _encoder_of_answer(answer: bytes) -> Encoder | None:
 
 
 def _query(descriptor: int) -> bytes:
-    """What the terminal answers to QUERY, up to the end of its attributes; nothing where it does not answer."""
+    """The terminal's answer to QUERY, up to the end of its attributes; empty if it does not answer."""
     import select
     import termios
     import tty

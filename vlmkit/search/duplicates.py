@@ -48,7 +48,7 @@ def _size_then_id(record: Record) -> tuple[float, float, str]:
 
 
 def _copies(index: Index, slots: np.ndarray) -> list[list[int]]:
-    """`slots` in lists of those with the same picture: one path, or files of the same bytes. Text stands alone."""
+    """`slots` in lists of those with the same picture: one path, or files of the same bytes. Texts are lists of one."""
     wanted = np.zeros(index.state.slots, bool)
     wanted[slots] = True
     by_picture: dict[str | int, list[int]] = defaultdict(list)
@@ -106,7 +106,7 @@ def linked(
     """Groups of rows (ascending, single rows too): complete linkage of the pairs whose cosine reaches `threshold`.
 
     Pairs are taken by descending cosine, then by row numbers. Where more than `max_pairs` wait they are joined before
-    the rest is looked at: memory stays bounded, and the groups keep their promise.
+    the rest is looked at: memory stays bounded, and every pair in a group still reaches the threshold.
     """
     threshold -= SLACK
     links = _Links(vectors, threshold)

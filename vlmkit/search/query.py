@@ -1,4 +1,4 @@
-"""What to look for: texts, pictures and records of an index add up to one unit vector, each with its weight."""
+"""Queries: texts, pictures and records of an index, each with a weight, add up to one unit vector."""
 
 import os
 import re

@@ -21,7 +21,7 @@ class Results(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """Which records of an index come into question.
+    """Options of a search.
 
     The best `k` with a score of at least `min_score`, among the slots `among` (sorted int64; None for all) but not
     those of `without`. With `reference` (G x D float32) each hit gets `relative`, and `min_score` is one for that.

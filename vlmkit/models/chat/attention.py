@@ -1,8 +1,8 @@
 # ruff: noqa: TID253 - imported by backends on PyTorch alone
-"""Where in the picture each word of an answer attends to.
+"""Attention maps: where in the picture each word of an answer attends to.
 
-The mean over the heads of the later half of the layers, as they are, without rollout. A model attends to much that does
-not make it say what it says (Jain and Wallace, 2019), so this is a hint, not a proof.
+The mean over the heads of the later half of the layers, without rollout. A model attends to much that does
+not influence its answer (Jain and Wallace, 2019), so a map is a hint, not a proof.
 """
 
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ def _words(tokenizer: Any, tokens: list[int]) -> list[tuple[str, list[int]]]:
 
 
 def _seen_picture(processor: Any, inputs: Any) -> Image.Image:
-    """The picture that the tower got, cropped and scaled, in its colours again."""
+    """The picture as the tower got it, cropped and scaled, with its normalisation undone."""
     pixels = inputs["pixel_values"]
     how = processor.image_processor
     if pixels.ndim != 4 or pixels.shape[0] != 1:

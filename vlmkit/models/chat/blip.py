@@ -1,4 +1,4 @@
-"""BLIP, which captions with one set of weights and answers questions with another."""
+"""BLIP: one set of weights writes captions, another answers questions."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
@@ -25,7 +25,7 @@ def blip(checkpoint: Checkpoint, hardware: Hardware) -> "Blip":
 
 
 class Blip(SingleImageModel):
-    """BLIP (Li et al. 2022). Requests of one length go together: its `generate` takes padding for words."""
+    """BLIP (Li et al. 2022). Only prompts of equal length share a batch, as its `generate` reads padding as words."""
 
     family = "BLIP"
 
@@ -40,7 +40,7 @@ class Blip(SingleImageModel):
 
 
 class BlipCaptioner(Blip):
-    """Captions, freely or from a beginning on. Three beams, as in its own evaluation."""
+    """Writes captions, with a given beginning if there is one. Three beams, as in its own evaluation."""
 
     captions = PROMPTLESS_CAPTIONS | {"short": replace(PROMPTLESS_CAPTIONS["short"], max_tokens=30)}
 
@@ -55,7 +55,7 @@ class BlipCaptioner(Blip):
 
 
 class BlipAnswerer(Blip):
-    """Visual question answering, in a few words."""
+    """Answers questions in a few words."""
 
     @property
     def captions(self) -> Mapping[str, CaptionPreset]:  # type: ignore[override]

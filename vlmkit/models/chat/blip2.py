@@ -1,4 +1,4 @@
-"""BLIP-2, a language model that reads what a Q-Former saw, and InstructBLIP, whose Q-Former reads the question too."""
+"""BLIP-2, a language model on the outputs of a Q-Former, and InstructBLIP, whose Q-Former reads the question too."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ class Blip2(SingleImageModel):
         return " ".join(filter(None, [self._question(self._plain(request.prompt)), self._plain(request.start)]))
 
     def _question(self, text: str) -> str:
-        """The form in which it answers questions; a text that has it already stays."""
+        """The prompt for a question; a text that is a prompt already is unchanged."""
         return f"Question: {text} Answer:" if text and not text.endswith("nswer:") else text
 
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
@@ -53,7 +53,7 @@ class Blip2(SingleImageModel):
 
 
 class InstructBlip(Blip2):
-    """InstructBLIP (Dai et al. 2023). Its captions are asked for as in its training, with five beams."""
+    """InstructBLIP (Dai et al. 2023). Captions have the prompts of its training and five beams."""
 
     family = "InstructBLIP"
     captions: Mapping[str, CaptionPreset] = {

@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedily, at random, or by beam search. Without PyTorch."""
+"""Decoding without PyTorch: greedy, random (nucleus sampling), or beam search."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Generated(NamedTuple):
-    """Tokens without the end token, and whether that came."""
+    """Tokens without the end token, and whether it was generated."""
 
     tokens: list[int]
     ended: bool

@@ -1,4 +1,4 @@
-"""Models of any OpenAI-compatible endpoint, hosted or at home, through the `openai` package.
+"""Models of any OpenAI-compatible endpoint, remote or local, through the `openai` package.
 
 Requests run in an event loop in a thread of its own, so that a signal never waits for a server. Nothing is sent
 anywhere but to the base URL: redirects are not followed.
@@ -52,9 +52,9 @@ class Picture(NamedTuple):
 class Endpoint(ChatModel):
     """The model `name`, `openai:NAME`. The key is $OPENAI_API_KEY, the proxies are the environment's.
 
-    The options `timeout` (seconds), `retries` and `max_side` (pixels) are for here, and `detail` goes along with each
-    picture; the others go into the body of each request, and null leaves a setting out of it. All methods raise
-    VlmkitError for what every request would meet.
+    The options `timeout` (seconds), `retries` and `max_side` (pixels) are used here, and `detail` is sent with each
+    picture; the others go into the body of each request, where null removes a setting. All methods raise
+    VlmkitError for errors that every request would have.
     """
 
     size: int
@@ -110,7 +110,7 @@ class Endpoint(ChatModel):
         return client
 
     def preprocess(self, image: "Image") -> Picture:
-        """The picture with no side above `size` and without what the camera wrote into it."""
+        """The picture with no side above `size` pixels and without metadata."""
         from PIL import Image
 
         scale = self.size / max(image.size)
@@ -164,7 +164,7 @@ class Endpoint(ChatModel):
         return replace(answer, text=answer.text if words else ", ".join(box["label"] for box in found), boxes=found)
 
     async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> str:
-        """How it finished. Raises RequestError where it fails, or breaks off."""
+        """Pass the text to `put` as it comes; returns the finish reason. Raises RequestError where the stream fails or breaks off."""
         import openai
 
         body = self._body(request, sampling)
@@ -214,7 +214,7 @@ class Endpoint(ChatModel):
 
     @asynccontextmanager
     async def _errors(self, settings: Mapping[str, Any]) -> AsyncIterator[None]:
-        """Errors of a request with `settings` as RequestError, or VlmkitError where every request would meet them."""
+        """Turn errors of a request with `settings` into RequestError, or VlmkitError if all would have them."""
         import openai
 
         try:
@@ -256,7 +256,7 @@ class Endpoint(ChatModel):
         return RequestError(f"the endpoint answers {status}, {reason}", remedy)
 
     def _short(self, text: str) -> str:
-        """One line of what the endpoint sent, without the key, which it may have repeated."""
+        """One line of the endpoint's message, without the key, which it may repeat."""
         text = " ".join((text.replace(self._key, "***") if self._key else text).split())
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
 
@@ -272,7 +272,7 @@ def _close(client: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _number(options: dict[str, Any], key: str, default: float, minimum: float) -> float:
-    """The option `key`, which is not for the endpoint, taken out of `options`."""
+    """Remove from `options` the option `key`, which is not sent to the endpoint, and return it."""
     found = options.pop(key, default)
     if type(found) not in (int, type(default)) or not minimum <= found <= 1e6:
         raise VlmkitError(f"--option {key}={found} is not valid", f"give a number such as {default:g}")
@@ -308,7 +308,7 @@ def _answer(reply: Any, start: str) -> Answer | RequestError:
 
 
 def _message(error: "APIStatusError") -> str:
-    """The message of the endpoint, in the usual forms: OpenAI's, FastAPI's, a text; no web pages."""
+    """The message in an error response, in OpenAI's or FastAPI's form or as plain text; not of web pages."""
     body = error.body
     found = body.get("message") or body.get("detail") if isinstance(body, dict) else body
     text = str(found or "").strip()

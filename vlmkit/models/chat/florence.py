@@ -1,4 +1,4 @@
-"""Florence-2, which is asked by task: captions, text in pictures, and where things are."""
+"""Florence-2, whose prompts are tasks: captions, text in pictures, boxes."""
 
 import re
 from collections.abc import Hashable, Iterator, Mapping
@@ -46,7 +46,7 @@ class Florence(SingleImageModel):
         self._special = {token for token in self._special if not LOCATION.fullmatch(token)} | set(forms)
 
     def _task(self, request: Request) -> tuple[str, str]:
-        """(the task, or nothing; the text behind it)."""
+        """(the task, or nothing; the text after it)."""
         found = TASK.fullmatch(request.prompt)
         text = self._plain(found[2] if found else request.prompt)
         if request.task == "ocr":
@@ -105,7 +105,7 @@ class Florence(SingleImageModel):
 
 
 def _boxes(found: Mapping[str, Any], unnamed: str) -> Iterator[Box]:
-    """What the processor of Florence-2 found, in pixels; `unnamed` is the label of what has none."""
+    """The boxes and polygons that Florence-2's processor found, in pixels; `unnamed` is the default label."""
     labels = found.get("labels", [])
     for label, box in zip(found.get("bboxes_labels", labels), found.get("bboxes", []), strict=False):
         yield Box(label=label or unnamed, box=box)

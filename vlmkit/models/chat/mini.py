@@ -1,8 +1,8 @@
 """The chat model of `mini`: answers and captions by ONNX Runtime alone.
 
-The image tower gives features at 7 x 7 places, which stand in the prompt as 49 tokens before the question. Pictures
-that several requests share are encoded once. Of a conversation it sees the pictures, not the text. How it was made and
-what it is good for stands in vlmkit/models/mini/TALK_CARD.md.
+The image tower gives a 7 x 7 grid of features, which are 49 tokens in the prompt, before the question. Pictures
+that several requests share are encoded once. Of a conversation it gets the pictures, not the text. How it was made and
+what it is good for is described in vlmkit/models/mini/TALK_CARD.md.
 """
 
 import re
@@ -164,7 +164,7 @@ class Prompts:
         return found
 
     def head(self, pictures: int, system: str = "") -> list[int]:
-        """What several questions have in common."""
+        """The beginning that several prompts share."""
         before = [self.user, *self._ids(system)] if system else []
         return [*before, self.user] + [PLACE] * (PLACES * pictures)
 
@@ -175,7 +175,7 @@ class Prompts:
         return self._tokenizer.encode(text.lower(), add_special_tokens=False).ids
 
     def text(self, tokens: list[int], start: str = "") -> str:
-        """The reply: `start` as it was given, then what the model made of it."""
+        """The reply: `start` as it was given, then the generated text."""
         if not start:
             return self._tokenizer.decode(tokens).strip()
         before = self._ids(start)

@@ -1,4 +1,4 @@
-"""PaliGemma, which is asked by a prefix: `caption en`, `answer en QUESTION`, `detect THINGS`, `ocr`."""
+"""PaliGemma, whose prompts have a prefix: `caption en`, `answer en QUESTION`, `detect THINGS`, `ocr`."""
 
 import re
 from collections.abc import Hashable, Mapping

@@ -1,4 +1,4 @@
-"""Chat models of transformers that look at one picture, scaled to one size, and read one text beside it."""
+"""Chat models of transformers that take one picture of fixed size and one text a request."""
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping
@@ -48,7 +48,7 @@ class SingleImageModel(TransformersChatModel):
 
     @abstractmethod
     def _prompt(self, request: Request) -> str:
-        """The text that the model reads."""
+        """The model's prompt for a request."""
 
     def _refusal(self, request: Request) -> str | None:
         if request.system:
@@ -87,7 +87,7 @@ class SingleImageModel(TransformersChatModel):
 
 
 def architecture(checkpoint: Checkpoint) -> str:
-    """The class of transformers that a checkpoint was saved by. Raises VlmkitError where it does not say."""
+    """The class of transformers that saved a checkpoint. Raises VlmkitError where it does not say."""
     found = read_json(checkpoint.folder / "config.json").get("architectures")
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str):
         raise VlmkitError(

@@ -1,4 +1,4 @@
-"""Chat models of transformers: what all have in common, and those with a chat template, such as LLaVA."""
+"""Chat models of transformers: the base class of all, and the one for models with a chat template, such as LLaVA."""
 
 import contextlib
 import importlib
@@ -42,7 +42,7 @@ OWN_TYPES = "vlmkit_"  # begins the type of a tower or connector that is not tra
 class TransformersChatModel(ChatModel):
     """A chat model of transformers (Wolf et al. 2020), bf16 on CUDA, else float32. No code of its folder is run.
 
-    A subclass says which requests it refuses, which of the others form a batch, their inputs, and what answers mean.
+    A subclass defines which requests it refuses, which others form a batch, their inputs, and the parsing of answers.
     """
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str = "AutoModelForImageTextToText") -> None:
@@ -129,7 +129,7 @@ class TransformersChatModel(ChatModel):
         return made.tolist()
 
     def _plain(self, text: str) -> str:
-        """`text` without what the tokenizer would take for special tokens, such as those of turns or of pictures."""
+        """`text` without the names of special tokens, such as those of turns or of pictures."""
         for token in self._special:
             text = text.replace(token, " ")
         return text.strip()
@@ -166,7 +166,7 @@ def decoding(sampling: Sampling) -> dict[str, Any]:
 
 
 def token_ids(found: int | list[int] | None) -> set[int]:
-    """One token or several, as configurations hold them."""
+    """A list of tokens from a configuration's one or several."""
     return set(found) if isinstance(found, list) else set() if found is None else {found}
 
 
@@ -319,7 +319,7 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _stage(folder: Path) -> str | None:
-    """The stage of `vlmkit train` that made the model, if it was that."""
+    """The stage of `vlmkit train` that made the model, None for other models."""
     try:
         return str(tomllib.loads((folder / "train.toml").read_text()).get("stage"))
     except (OSError, ValueError):

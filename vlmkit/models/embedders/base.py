@@ -1,4 +1,4 @@
-"""What all models that PyTorch runs have in common: device, precision, batches that fit into memory."""
+"""The base class of dual encoders of PyTorch: device, precision, batches that fit into memory."""
 
 import contextlib
 import time
@@ -117,7 +117,7 @@ def torch_device(wanted: str) -> str:
 
 
 def silence_libraries() -> None:
-    """Keep the libraries' reports and bars off standard error, which is for vlmkit's own lines."""
+    """Silence the libraries' reports and progress bars: standard error is for vlmkit's own lines."""
     import logging
 
     from transformers.utils import logging as transformers_logging

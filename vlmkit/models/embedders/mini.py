@@ -1,6 +1,6 @@
 """The model that ships with vlmkit: 224-pixel pictures and English texts as vectors, by ONNX Runtime alone.
 
-How it was made and what it is good for stands in vlmkit/models/mini/MODEL_CARD.md; vlmkit.recipes.mini makes it again.
+vlmkit/models/mini/MODEL_CARD.md says how it was made and what it is good for; vlmkit.recipes.mini makes it again.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Tokens without PyTorch: how open_clip cleans texts, and tokenizers in the form of the package `tokenizers`."""
+"""Tokenizers without PyTorch: open_clip's cleaning of texts, and tokenizers of the package `tokenizers`."""
 
 import html
 import string

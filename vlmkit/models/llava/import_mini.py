@@ -1,4 +1,4 @@
-"""Back from the files that `mini` answers with to a folder that `vlmkit train` goes on from.
+"""Turns the ONNX files of `mini` into a folder that `vlmkit train` can continue from.
 
 `talk-layout.json` names, for each tensor of talk.onnx in its order, the weights that it holds; of a constant it keeps a
 fingerprint, since a graph with other constants computes something else.
@@ -29,7 +29,7 @@ LAYOUT = "talk-layout.json"
 
 @contextmanager
 def trainable(name: str) -> Iterator[str]:
-    """A folder that transformers opens for `mini` and for a folder packed like it; any other one as it is."""
+    """A folder for transformers with the model of `mini` or of a folder packed like it; else `name` as it is."""
     packed = MINI_FOLDER if name == "mini" else Path(name)
     if not (packed / GRAPH).is_file():
         yield name
@@ -85,7 +85,7 @@ def tensor_fingerprint(tensor: np.ndarray) -> str:
 
 
 def graph_tensors(graph: onnx.GraphProto) -> Iterator[np.ndarray]:
-    """All weights and constants of the graph, in order; what is kept in int8 as what it is computed with."""
+    """All weights and constants of the graph, in order; those stored in int8 dequantised."""
     kept = {value.name: value for value in graph.initializer}
     rounded = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     scales = {node.input[1] for node in rounded.values()}

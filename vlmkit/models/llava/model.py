@@ -1,7 +1,7 @@
 """Vision-language models of the LLaVA form: put together from two towers, or opened from a folder.
 
 `LlavaForConditionalGeneration` takes any CLIP or SigLIP vision tower and any causal language model (Liu and others,
-2023), so what is saved opens in transformers alone, but for the connectors and towers that say they are not native.
+2023), so what is saved opens in transformers alone, except with the connectors and towers marked as not native.
 """
 
 import json
@@ -85,7 +85,7 @@ class Vlm:
 
 
 def open_vlm(folder: str, four_bit: bool = False) -> Vlm:
-    """A folder that training made, with `four_bit` its language model in 4 bits. Raises VlmkitError if it is none."""
+    """The model in a folder that training made, with `four_bit` its language model in 4 bits. Raises VlmkitError."""
     how = _four_bit(["vision_tower", "multi_modal_projector", "lm_head"]) if four_bit else {}
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -231,7 +231,7 @@ def _has_weights(name: str) -> bool:
 
 
 def _settings(model: Any) -> dict[str, Any]:
-    """The configuration of a part; where it was loaded from, and how, is no part of the whole's."""
+    """The configuration of a part, without where and how it was loaded."""
     found = model.config.to_dict()
     return {name: value for name, value in found.items() if name not in ("_name_or_path", "quantization_config")}
 
