@@ -1,4 +1,4 @@
-"""Settings of `vlmkit train`: one dataclass a stage, whose fields hold all there is to say about each setting.
+"""Settings of `vlmkit train`: one dataclass for each stage, whose fields also hold help, units and bounds.
 
 From the fields come the options of the command (`cli/train.py`), what `--config` and `--preset FILE` may hold, and the
 train.toml that a run saves.
@@ -43,7 +43,7 @@ def setting(
     stages: tuple[Stage, ...] = tuple(Stage),
     **limits: float,
 ) -> Any:
-    """A field with what its option says, of those `stages` alone; without `help` the command declares the option.
+    """A field with the help of its option, for `stages` alone; without `help` the command declares the option itself.
 
     `limits` are by the names of LIMITS. A subclass changes the default by `name: type = value`.
     """
@@ -57,7 +57,7 @@ PLAIN = setting(None).metadata
 # Without repr and comparison, which nothing needs: making them would slow the start of every command.
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TrainConfig:
-    """What all stages have. The same configuration on the same machine makes the same bytes."""
+    """The settings of all stages. The same configuration on the same machine makes the same bytes."""
 
     stage: ClassVar[Stage]
     data: list[str]
@@ -183,7 +183,7 @@ class PreferConfig(VlmConfig):
 
 
 KINDS: tuple[type[TrainConfig], ...] = (ContrastiveConfig, LitConfig, AlignConfig, InstructConfig, PreferConfig)
-TINY = "tiny"  # a model, or towers, made on the spot
+TINY = "tiny"  # a model, or towers, with new weights
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "contrastive": {
         "debug": {"start": TINY, "batch_size": 16, "steps": 20, "log_every": 1, "save_steps": 5},
@@ -200,10 +200,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 REGISTERED = {"vision": "efficientnet-lite0", "text": "all-minilm-l6-v2"}
 LORA_LR = 2e-4
-# A high rate destroys learned weights unseen: a third of that of WiSE-FT (Wortsman and others, 2022).
+# A high rate quietly destroys pretrained weights: a third of that of WiSE-FT (Wortsman and others, 2022).
 LEARNED = {"lr": 1e-5, "weight_decay": 0.1}
 FROM_SCRATCH = {"lr": 5e-4, "weight_decay": 0.2}  # OpenCLIP (Cherti and others, 2023)
-HEADS = {"lr": 1e-4, "weight_decay": 0.2}  # new heads on learned towers
+HEADS = {"lr": 1e-4, "weight_decay": 0.2}  # new heads on pretrained towers
 RENAMED = {"out": "output", "start": "from", "patience": "early-stop"}
 
 
@@ -220,7 +220,7 @@ def _settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
     return {name: metadata for name, metadata in found.items() if kind.stage in metadata["stages"]}
 
 
-SETTINGS = {kind: _settings_of(kind) for kind in KINDS}  # what `setting` says of the fields that a stage uses, by name
+SETTINGS = {kind: _settings_of(kind) for kind in KINDS}  # `setting` of the fields that a stage uses, by name
 TYPES = {name: hint for kind in KINDS for name, hint in typing.get_type_hints(kind).items()} | {"preset": str}
 
 
@@ -255,7 +255,7 @@ def load_config(
 
 
 def _defaults(stage: Stage, preset: str | None, given: dict[str, Any]) -> tuple[type[TrainConfig], dict[str, Any]]:
-    """The class of a run, and what lies under the settings that are `given`: the preset, rates that suit the model."""
+    """The class of a run's configuration, and its defaults: of the preset, learning rates that suit the model."""
     table = PRESETS["contrastive" if stage is Stage.CONTRASTIVE else "vlm"]
     if preset and ("/" in preset or preset.endswith(".toml")):
         settings = _read_toml(stage, Path(preset))
@@ -298,7 +298,7 @@ def is_from_scratch(start: str) -> bool:
 
 
 def _read_toml(stage: Stage, file: Path) -> dict[str, Any]:
-    """The settings in `file` by field name, `preset` too. Raises VlmkitError for another stage, or unknown names."""
+    """The settings in `file` by field name, `preset` too. Raises VlmkitError for another stage or unknown names."""
     import tomllib
 
     try:
@@ -315,7 +315,7 @@ def _read_toml(stage: Stage, file: Path) -> dict[str, Any]:
 
 
 def _validate(kind: type[TrainConfig], field: str, value: Any, label: str) -> None:
-    """Raises VlmkitError where the stage does not use the setting, or the value is outside its choices or limits."""
+    """Raises VlmkitError where the stage does not use the setting, or for a value outside its choices or limits."""
     setting = SETTINGS[kind].get(field)
     if setting is None:
         if kind is ContrastiveConfig and field in SETTINGS[LitConfig]:
@@ -332,7 +332,7 @@ def _validate(kind: type[TrainConfig], field: str, value: Any, label: str) -> No
 
 
 def _in_type(field: str, value: Any, where: str) -> Any:
-    """`value` in the type of the field. Raises VlmkitError where it is of another."""
+    """`value` converted to the type of the field. Raises VlmkitError where it has another type."""
     hint = TYPES[field]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in kinds and type(value) in (int, *kinds):
@@ -360,7 +360,7 @@ def as_toml(config: TrainConfig) -> str:
 
 
 def check(config: TrainConfig) -> None:
-    """Raises VlmkitError where `config` contradicts itself, or wants what this machine does not have."""
+    """Raises VlmkitError where settings contradict each other, or need hardware or packages that are missing."""
     from vlmkit.train.distributed import world
 
     if config.patience and config.val is None:

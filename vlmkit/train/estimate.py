@@ -1,4 +1,4 @@
-"""`vlmkit train --dry-run`: what a run trains, and about what it costs."""
+"""`vlmkit train --dry-run`: the size of a run, and an estimate of its memory and time."""
 
 import time
 from dataclasses import replace
@@ -20,7 +20,7 @@ from vlmkit.train.vlm.run import prepare
 
 TRIAL = 8  # pictures that contrastive training is tried on
 SIDE = 2048  # of the matrices whose product measures the speed of the machine
-EFFICIENCY = 0.4  # of that speed, training reaches about so much
+EFFICIENCY = 0.4  # the share of that speed that training reaches
 ACTIVATIONS = 34  # bytes a token, layer and channel at 16 bits (Korthikanti and others, 2022, equation 1)
 
 
@@ -41,7 +41,7 @@ def _parameters(model: nn.Module) -> dict[str, int]:
 
 
 def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> dict[str, Any]:
-    """By a trial on a few pictures; without validation and the first pass of a locked tower."""
+    """The estimate from a trial on a few pictures; without validation and the first pass of a locked tower."""
     made = plan(config, failures, quiet)
     steps = steps_of(config, made)
     some = Mixture(made.training.rows[:TRIAL], made.training.sources[:TRIAL], made.training.table)
@@ -81,7 +81,7 @@ def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> 
 
 
 def _vlm(config: VlmConfig, failures: Failures, quiet: bool) -> dict[str, Any]:
-    """By the operations that the tokens of some batch need, and the speed of the machine."""
+    """The estimate from the operations that the tokens of a batch need, and the speed of the machine."""
     with prepare(config, failures, quiet) as prepared:
         freeze(prepared.vlm, config)
         add_adapters(prepared.vlm.model, config)

@@ -44,7 +44,7 @@ def contrastive_card(config: ContrastiveConfig, table: list[Counts], history: li
 
 
 def vlm_card(vlm: Vlm, config: VlmConfig, history: list[dict[str, Any]]) -> str:
-    """The card of a vision-language model, with what opens it and what it is made of."""
+    """The card of a vision-language model: how to open it, and its parts."""
     native = vlm.connector == "mlp" and not vlm.vision.model_type.startswith("vlmkit")
     opens = (
         "Opens with `AutoModelForImageTextToText.from_pretrained` of transformers."

@@ -1,4 +1,4 @@
-"""The frame of every stage: from a configuration to a finished folder, or to one that --resume continues."""
+"""Runs a stage: from a configuration to a finished folder, or to one that --resume continues."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -18,7 +18,7 @@ CURVES = "runs"  # what --report-to tensorboard writes
 
 
 class Stage(Protocol):
-    """What a stage is once its data are read and its model is open."""
+    """A stage whose data are read and whose model is open."""
 
     @property
     def steps(self) -> int: ...
@@ -83,7 +83,7 @@ def run_stage(
 
 
 def show_data(training: Mixture[Any], validation: Mixture[Any] | None, held_out: bool) -> None:
-    """Report what was read of the data, and how much of it was `held_out` for validation, if it was."""
+    """Report the rows read of the data, and how many samples were `held_out` for validation."""
     show(training.table)
     if validation and not held_out:
         show(validation.table)
@@ -120,7 +120,7 @@ def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def reporter(service: str | None, folder: Path) -> Log:
-    """What sends each logged object to `service`, for the run in the folder above `folder`; with None, nothing.
+    """A function that sends each logged object to `service`, for the run in the folder above `folder`, if any.
 
     Raises VlmkitError where its package is not installed.
     """

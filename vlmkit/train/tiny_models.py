@@ -1,6 +1,6 @@
-"""Models without weights that training begins with: tiny ones, architectures by name, configurations, joined towers.
+"""New models that training begins with: tiny ones, architectures by name, configurations, two joined towers.
 
-Each stands in a folder that lives as long as a `with` block; its weights are drawn from torch's generator.
+Each is in a folder that exists as long as a `with` block; its weights are drawn from torch's generator.
 """
 
 import json
@@ -52,7 +52,7 @@ TEMPLATE = (
 
 @contextmanager
 def new_model(start: str, samples: Sequence[Captioned]) -> Iterator[str]:
-    """A folder with the dual encoder `start`, which `is_from_scratch`, and its first weights.
+    """A folder with the dual encoder `start`, which `is_from_scratch`, and its initial weights.
 
     Raises VlmkitError where the configuration makes no model.
     """
@@ -85,7 +85,7 @@ def joined_towers(vision: str, text: str, dim: int) -> Iterator[str]:
 
 @contextmanager
 def tiny_towers(vision: str, llm: str, rows: Sequence[Dialogue | Preference]) -> Iterator[tuple[str, str]]:
-    """`vision` and `llm`, where they are "tiny" as folders with a configuration, and a tokenizer for the `rows`."""
+    """`vision` and `llm`; for "tiny" a folder with a configuration, and a tokenizer for the texts of `rows`."""
     with tempfile.TemporaryDirectory(prefix="vlmkit-tiny-") as name:
         if vision == TINY:
             vision = f"{name}/vision"
@@ -108,7 +108,7 @@ def tiny_towers(vision: str, llm: str, rows: Sequence[Dialogue | Preference]) ->
 
 
 def _add_weights(folder: Path) -> None:
-    """Add first weights to a folder that has a configuration alone."""
+    """Add initial weights to a folder that has only a configuration."""
     file = folder / OPEN_CLIP_CONFIG
     if not file.is_file():
         _save(AutoModel.from_config(AutoConfig.from_pretrained(folder)), folder)

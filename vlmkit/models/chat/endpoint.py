@@ -164,7 +164,7 @@ class Endpoint(ChatModel):
         return replace(answer, text=answer.text if words else ", ".join(box["label"] for box in found), boxes=found)
 
     async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> str:
-        """Pass the text to `put` as it comes; returns the finish reason. Raises RequestError where the stream fails or breaks off."""
+        """Pass the text to `put` as it comes; returns the finish reason. Raises RequestError."""
         import openai
 
         body = self._body(request, sampling)

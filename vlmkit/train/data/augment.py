@@ -1,4 +1,4 @@
-"""The same picture seen in other ways, so that a model does not learn it by heart."""
+"""Augmentations: other views of the same picture, against overfitting."""
 
 from collections.abc import Sequence
 

@@ -50,10 +50,10 @@ def read_data(
 
     `parse`, one of FORMS, makes samples of a record. Of each DATA at most the first `limit` rows are read; `images` is
     the folder of relative picture names. A row that cannot be used is dropped, counted and goes to `failures`: a
-    picture that is missing or, with `check`, incomplete as far as header and end show, no reply, marks that do not
-    match the pictures, speakers out of turn, the exact repeat of an earlier row. Pictures are not decoded here, so one
-    that is damaged inside shows only in training. No picture is held: 558,000 rows take 0.6 GB, while they come from
-    one JSON array 1.1 GB. Raises VlmkitError where nothing is left.
+    picture that is missing or, with `check`, incomplete judging by header and end, no reply, placeholders that do not
+    match the pictures, speakers that do not alternate, the exact repeat of an earlier row. Pictures are not decoded
+    here, so damage inside one is found only in training. No picture is kept in memory: 558,000 rows take 0.6 GB, and
+    1.1 GB while they are read from one JSON array. Raises VlmkitError where nothing is left.
     """
     made: Mixture[Row] = Mixture([], [], [Counts(*parse_weight(text)) for text in data or ["-"]])
     opened = [read_inputs([counts.name], Reading(images=images)) for counts in made.table]  # a missing one raises here
@@ -81,7 +81,7 @@ def _expand(item: Item | Failed) -> Iterable[Item | Failed]:
 
 @dataclass(slots=True)
 class _Pictures:
-    """The pictures met so far, each checked once: where it is, or why it cannot be used."""
+    """The pictures so far, each checked once: its source, or why it cannot be used."""
 
     check: bool
     known: dict[str, Bytes | Unusable] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class _Reader:
 
 
 def _count(results: Iterator[list[Row] | _Dropped], counts: Counts, seen: set[int]) -> Iterator[list[Row] | Failed]:
-    """What is used and what failed, as `counts` takes note of it; repeated rows fail. `seen` are hashes of rows."""
+    """The usable rows and the failures, counted in `counts`; repeated rows fail. `seen` are hashes of rows."""
     for result in results:
         counts.read += 1
         if not isinstance(result, _Dropped):

@@ -1,4 +1,4 @@
-"""Several DATA, each with its weight: what an epoch draws from them, and what is held out for validation.
+"""Mixtures of several DATA with weights: which rows an epoch draws, and which are held out for validation.
 
 Hashes of the ids decide, so nothing shifts as data grow or come in another order.
 """
@@ -18,7 +18,7 @@ from vlmkit.io.sources import Bytes
 from vlmkit.train.data.report import Counts
 from vlmkit.train.data.samples import Captioned, Dialogue, Preference
 
-GROUP = 16  # dialogues about one picture that stand together
+GROUP = 16  # dialogues about one picture that stay together
 WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+):(.+)", re.DOTALL)
 Row = TypeVar("Row", bound=Dialogue | Preference | Captioned)
 
@@ -64,7 +64,7 @@ class Mixture(Generic[Row]):
 
     @cached_property
     def _odds(self) -> tuple[np.ndarray, np.ndarray]:
-        """(G,) weights of the groups, (G,) where each falls between 0 and 1."""
+        """(G,) weights of the groups, (G,) a number between 0 and 1 for each."""
         first = [group[0] for group in self.groups]
         weights = np.array([self.table[self.sources[row]].weight for row in first])
         return weights, np.array([share(f"mixture {self.rows[row].id}") for row in first])
@@ -102,7 +102,7 @@ class Mixture(Generic[Row]):
 
 
 def share(key: str) -> float:
-    """Where `key` falls between 0 and 1, evenly over many keys: 32 bits of its SHA-256."""
+    """A number between 0 and 1 from `key`, uniform over many keys: 32 bits of its SHA-256."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32
 
 

@@ -1,4 +1,4 @@
-"""What was read, kept and dropped of each DATA, and why: on a terminal a table, elsewhere plain lines."""
+"""The report of the rows read, kept and dropped of each DATA, and why: a table on a terminal, else plain lines."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Samples of training: a record becomes dialogues, a preference, or a picture with captions."""
+"""Training samples: a record becomes dialogues, a preference, or a picture with captions."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Pictures, not opened, in the order of their marks, and one or more turns about them."""
+    """Pictures, not opened, in the order of their placeholders, and one or more turns about them."""
 
     id: str
     pictures: tuple[Bytes, ...]
     turns: tuple[Turn, ...]
     system: str = ""
-    mirror: bool = False  # a caption without left and right: its pictures may be mirrored or cropped
+    mirror: bool = False  # no caption says left or right: pictures may be mirrored or cropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _answer(record: Record) -> str:
 
 
 def _conversation(value: Any) -> tuple[str, list[Turn]]:
-    """(system text, turns) of LLaVA's conversation: human and gpt in turn, a system text before them or none."""
+    """(system text, turns) of LLaVA's conversation: human and gpt alternate, perhaps after a system text."""
     said: list[tuple[str | None, str]] = []
     for part in value if isinstance(value, list) else []:
         if not isinstance(part, dict):
@@ -150,7 +150,7 @@ def _conversation(value: Any) -> tuple[str, list[Turn]]:
 
 
 def _marked(turns: list[Turn], pictures: int) -> tuple[Turn, ...]:
-    """`turns` with as many marks as pictures; where there is none, all stand before the first question."""
+    """`turns` with as many placeholders as pictures; where there is none, all are put before the first question."""
     if not all(turn.reply for turn in turns):
         raise Unusable("empty reply")
     if not all(turn.user for turn in turns):
