@@ -76,13 +76,13 @@ def browse(tmp_path: Path) -> Callable[[Path, str], str]:
 @pytest.fixture(scope="session")
 def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `trained`, a small vision-language model of random weights, and `packed`, what mini makes of it."""
-    from talkers import talker
+    from tiny_llava import tiny_llava
 
-    from vlmkit.recipes.mini.export_chat import pack_talk
+    from vlmkit.recipes.mini.export_chat import export_chat
 
     folder = tmp_path_factory.mktemp("talking")
-    talker(folder / "trained")
-    pack_talk(folder / "trained", folder / "packed", "float32")
+    tiny_llava(folder / "trained")
+    export_chat(folder / "trained", folder / "packed", "float32")
     return folder
 
 

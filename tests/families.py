@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from talkers import SAID
+from tiny_llava import SAID
 from tokenizers import AddedToken, ByteLevelBPETokenizer
 from transformers import (
     BartConfig,

@@ -128,7 +128,7 @@ def test_standard_input_may_be_a_picture(vlmkit, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
-def test_pictures_are_told_by_how_they_begin(form: str) -> None:
+def test_pictures_are_reported_by_how_they_begin(form: str) -> None:
     data = io.BytesIO()
     Image.fromarray(noise(1)[0]).save(data, form)
     head = data.getvalue()[:SNIFF_BYTES]
@@ -204,7 +204,7 @@ def test_settings_of_chance(vlmkit, folder: Path) -> None:
         assert vlmkit(*ask, *wrong, code=2).stdout == b""
 
 
-def test_the_model_is_told_by_option_or_environment(
+def test_the_model_is_reported_by_option_or_environment(
     vlmkit, folder: Path, environment: dict[str, str], model: str
 ) -> None:
     del environment["VLMKIT_CHAT_MODEL"]

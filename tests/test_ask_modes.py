@@ -43,8 +43,8 @@ def test_a_conversation_on_a_pipe(vlmkit, pictures: Path, model: str) -> None:
     first, second = done.stdout.decode().splitlines()
     assert first == vlmkit("ask", "a.png", "what color is it?").stdout.decode().strip()
     assert second == vlmkit("ask", "a.png", "b.png", "what changed?").stdout.decode().strip(), "both pictures count"
-    told = done.stderr.decode().splitlines()
-    assert told[0] == "vlmkit: there is no /what: /help lists what there is" and "none.png" in told[1]
+    reported = done.stderr.decode().splitlines()
+    assert reported[0] == "vlmkit: unknown command /what: /help lists what there is" and "none.png" in reported[1]
     (row,) = records((pictures / "talk.jsonl").read_bytes())
     assert row["images"] == [str(pictures / "a.png"), str(pictures / "b.png")]
     assert row["conversations"] == [
@@ -214,7 +214,7 @@ def test_flags_that_exclude_each_other(vlmkit, pictures: Path) -> None:
 
 
 def test_closed_standard_streams(shell, pictures: Path) -> None:
-    """Nothing to write to is told; nothing to read ends a conversation before it begins."""
+    """A closed standard output is an error; a closed standard input ends a conversation before it begins."""
     done = shell("vlmkit ask a.png 'what is it?' >&-")
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"defect" not in done.stderr, done.stderr
     done = shell("vlmkit ask --chat a.png <&-")

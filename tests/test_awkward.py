@@ -34,7 +34,7 @@ def test_ftp_in_a_list_fails_alone(vlmkit, tmp_path: Path) -> None:
     assert b"ftp://host/x.jpg: only http and https" in done.stderr and len(records(done.stdout)) == 1
 
 
-def test_a_record_without_any_name_is_told_by_its_place(vlmkit, tmp_path: Path) -> None:
+def test_a_record_without_any_name_is_reported_by_its_place(vlmkit, tmp_path: Path) -> None:
     rows = [embedded("a", [1, 0]), {"embedding": [1, 0], "model": "toy@0123456789ab"}, {}, embedded("b", [0, 1])]
     done = vlmkit("index", "--errors", "e.jsonl", stdin=jsonl(*rows), code=3)
     assert [line.split(b":")[1] for line in done.stderr.splitlines()] == [b" record 2", b" record 3"]

@@ -142,7 +142,7 @@ def test_replies_end_where_the_model_has_no_more_places(made: Made) -> None:
         assert isinstance(answer, Answer) and answer.tokens < places
 
 
-def test_a_captioner_and_one_for_questions_are_told_apart(made: Made, warm, tmp_path: Path) -> None:
+def test_a_captioner_and_one_for_questions_are_reported_apart(made: Made, warm, tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(3)]
     for name, picture in zip(names, pictures(3), strict=True):
         picture.save(tmp_path / name)
@@ -167,7 +167,7 @@ def changed(folder: Path, file: str, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "told"),
+    ("name", "settings", "reported"),
     [
         ("blip", {"architectures": ["BlipForImageTextRetrieval"]}, "does not generate text"),
         ("blip", {"architectures": ["BlipForQuestionAnswering"]}, "lacks weights of its BlipForQuestionAnswering"),
@@ -177,16 +177,18 @@ def changed(folder: Path, file: str, **settings: Any) -> None:
         ("opt", {"num_query_tokens": 5}, "cannot be opened"),
     ],
 )
-def test_folders_that_are_not_whole_are_told(copied: Made, name: str, settings: dict[str, Any], told: str) -> None:
+def test_folders_that_are_not_whole_are_reported(
+    copied: Made, name: str, settings: dict[str, Any], reported: str
+) -> None:
     folder = copied(name)
     changed(folder, "config.json", **settings)
-    with pytest.raises(VlmkitError, match=told) as caught:
+    with pytest.raises(VlmkitError, match=reported) as caught:
         load_chat_model(str(folder))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "processor_config.json"])
-def test_damaged_files_are_told_in_one_line(copied: Made, file: str) -> None:
+def test_damaged_files_are_reported_in_one_line(copied: Made, file: str) -> None:
     folder = copied("vqa")
     data = (folder / file).read_bytes()
     (folder / file).write_bytes(data[: len(data) // 2])

@@ -206,8 +206,8 @@ def test_a_stopped_run_leaves_whole_lines(environment: dict[str, str], tmp_path:
     with started(environment, *names, "--errors", tmp_path / "errors.jsonl", stdout=subprocess.PIPE) as run:
         first = run.stdout.readline()
         run.send_signal(number)
-        rest, told = run.communicate()
-    assert run.returncode == 128 + number and told == b""
+        rest, reported = run.communicate()
+    assert run.returncode == 128 + number and reported == b""
     assert 0 < len(records(first + rest)) < len(names)
     assert sorted(os.listdir(tmp_path)) == ["home", "many"]
 

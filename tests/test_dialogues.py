@@ -1,4 +1,4 @@
-"""DATA of align, instruct and prefer: what each form becomes, what is dropped and told, what an epoch draws."""
+"""DATA of align, instruct and prefer: what each form becomes, what is dropped and reported, what an epoch draws."""
 
 import io
 import json

@@ -142,12 +142,12 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
 def _predictions(folder: Path) -> None:
     """What the examples of `eval` score: answers of two models, captions, and the files of the VQA benchmark."""
-    told = [("coffee", "what color is the cup", "white"), ("chelsea", "is this a cat", "yes")]
-    told += [("rocket", "what is on the launch pad", "rocket"), ("coins", "how many coins are there", "24")]
-    told += [("chelsea", "what color is the cat", "orange"), ("page", "what does the first word say", "region")]
+    reported = [("coffee", "what color is the cup", "white"), ("chelsea", "is this a cat", "yes")]
+    reported += [("rocket", "what is on the launch pad", "rocket"), ("coins", "how many coins are there", "24")]
+    reported += [("chelsea", "what color is the cat", "orange"), ("page", "what does the first word say", "region")]
     rows = [
         {"id": f"q{i}", "image": _photo(folder, name), "question": question, "answers": [answer] * 7 + ["nothing"] * 3}
-        for i, (name, question, answer) in enumerate(told)
+        for i, (name, question, answer) in enumerate(reported)
     ]
     answers = ["white", "yes", "a rocket", "12", "brown", "Region"]
     others = ["white", "no", "rocket", "24", "white", ""]
@@ -192,8 +192,8 @@ def test_examples_work(sandbox: Path, environment: dict[str, str], hosted: Hoste
             line = ["bash", "-o", "pipefail", "-c", example.line]
             done = subprocess.run(line, capture_output=True, cwd=sandbox, env=environment, timeout=300)
             assert done.returncode == 0, f"{example.line}\n{done.stderr.decode()}"
-            told = [line for line in done.stderr.decode().splitlines() if not EXPECTED.search(line)]
-            assert told == [], f"{example.line}\n{done.stderr.decode()}"
+            reported = [line for line in done.stderr.decode().splitlines() if not EXPECTED.search(line)]
+            assert reported == [], f"{example.line}\n{done.stderr.decode()}"
             if example.prints:
                 pattern = ".*".join(map(re.escape, example.prints.split("…"))) + "\n"
                 assert re.fullmatch(pattern, done.stdout.decode(), re.DOTALL), (

@@ -100,7 +100,7 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"a\.tgz is damaged"):
         list(unpack(tmp_path / "a.tgz", tmp_path / "out"))
     data = bytearray(zip_with(tmp_path / "a.zip", "b").read_bytes())
-    data[data.index(b"good", 40)] ^= 1  # in the bytes of good.txt, whose CRC-32 tells
+    data[data.index(b"good", 40)] ^= 1  # in the bytes of good.txt, whose CRC-32 is then wrong
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(FetchError, match=r"a\.zip is damaged"):
         list(unpack(tmp_path / "a.zip", tmp_path / "out"))
@@ -109,7 +109,7 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
         list(unpack(tmp_path / "page.zip", tmp_path / "out"))
 
 
-def test_what_comes_out_is_told(tmp_path: Path) -> None:
+def test_what_comes_out_is_reported(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/", "")
         file.writestr("./a/ä.txt", "text")

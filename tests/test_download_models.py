@@ -107,8 +107,8 @@ def test_safetensors_alone_and_once(vlmkit, hub) -> None:
 def test_a_pickle_needs_to_be_allowed(vlmkit, tmp_path: Path, hub) -> None:
     refused = vlmkit("download", "old/pickled", code=2)
     assert b"--allow-pickle" in refused.stderr.splitlines()[-1] and hub.hits["pytorch_model.bin"] == 0
-    told = vlmkit("download", "old/pickled", "--allow-pickle", "-o", "mine").stdout
-    assert Path(told.decode().rstrip("\n")) == tmp_path / "mine"
+    reported = vlmkit("download", "old/pickled", "--allow-pickle", "-o", "mine").stdout
+    assert Path(reported.decode().rstrip("\n")) == tmp_path / "mine"
     assert (tmp_path / "mine/pytorch_model.bin").read_bytes() == b"pickle" * 1000
     unknown = vlmkit("download", "no/such", code=2).stderr
     assert b"model no/such does not exist" in unknown and unknown.count(b"\n") == 1

@@ -173,7 +173,7 @@ def test_missing_and_private(tmp_path: Path, server: Faulty, client: HttpClient)
 
 
 def test_two_at_once(tmp_path: Path, server: Faulty, client: HttpClient) -> None:
-    """The second is told so, and does not disturb the first."""
+    """The second fails with a message, and does not disturb the first."""
     server.slow = 0.05
     path = tmp_path / "small"
     first = threading.Thread(target=fetch, args=(f"{server.base}/small", path, client))

@@ -105,7 +105,7 @@ def test_a_server_that_asks_to_be_left_alone_is(vlmkit, tmp_path: Path, server: 
     assert server.sent["/red.jpg"] <= len(server.files["/red.jpg"])
 
 
-def test_no_private_address_without_being_told(vlmkit, tmp_path: Path, server: Faulty) -> None:
+def test_no_private_address_without_being_reported(vlmkit, tmp_path: Path, server: Faulty) -> None:
     done = vlmkit("download", "-", "-o", "out", code=3, stdin=jsonl(*rows(server)))
     assert done.stderr.count(b"--allow-private") == len(COLORS) and server.hits.total() == 0
 
@@ -188,7 +188,7 @@ def test_a_kill_costs_nothing_that_is_there(vlmkit, environment, tmp_path: Path,
 def test_usage(vlmkit, tmp_path: Path) -> None:
     (tmp_path / "urls.jsonl").write_bytes(b"")
     (tmp_path / "file").touch()
-    for arguments, told in [
+    for arguments, reported in [
         (["urls.jsonl"], b"-o DIR"),
         (["urls.jsonl", "pope", "-o", "out"], b"one list at a time"),
         (["urls.jsonl", "-o", "file"], b"file is not a folder"),
@@ -197,6 +197,6 @@ def test_usage(vlmkit, tmp_path: Path) -> None:
         ([], b"nothing to download"),
     ]:
         done = vlmkit("download", *arguments, code=2)
-        assert told in done.stderr and done.stderr.count(b"\n") == 1 and done.stdout == b""
+        assert reported in done.stderr and done.stderr.count(b"\n") == 1 and done.stdout == b""
     vlmkit("download", "urls.jsonl", "-o", "out")
     assert (tmp_path / "out/records.jsonl").read_bytes() == b""

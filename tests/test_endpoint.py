@@ -105,7 +105,7 @@ def test_what_is_not_said_is_not_sent(vlmkit, hosted: Hosted) -> None:
 
 
 def test_pictures_arrive_whole_and_in_order(vlmkit, hosted: Hosted, tmp_path: Path) -> None:
-    """Pixels of a small picture are exact; a large one is scaled, upright, and tells nothing about where it was."""
+    """Pixels of a small picture are exact; a large one is scaled, upright, and contains no place."""
     small = noise(1)[0][:40, :30]
     Image.fromarray(small).save(tmp_path / "small.png")
     turned = Image.Exif()
@@ -138,7 +138,7 @@ def test_captions(vlmkit, hosted: Hosted, tmp_path: Path) -> None:
     assert all(len(pictures(body)) == 1 for body in hosted.received)
 
 
-def test_a_reply_that_begins_as_told(endpoint) -> None:
+def test_a_reply_that_begins_as_reported(endpoint) -> None:
     (found,) = endpoint().answer([Request("Describe it.", start="a CUP of ")], Sampling(8))
     assert found == Answer("a CUP of coffee on a table. It is hot.", "stop", 7)
 
@@ -205,8 +205,8 @@ def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: 
     }
     assert done.stderr.count(b"\n") == len(reasons) + 1
     for name in failed:
-        (told,) = [line for line in done.stderr.decode().splitlines() if line.startswith(f"vlmkit: {name}: ")]
-        assert told.endswith(f": left out, {remedies.get(name, 'ask again later')}")
+        (reported,) = [line for line in done.stderr.decode().splitlines() if line.startswith(f"vlmkit: {name}: ")]
+        assert reported.endswith(f": left out, {remedies.get(name, 'ask again later')}")
     assert hosted.asked["crowded"] == hosted.asked["gone"] == hosted.asked["hangs"] == 2
     assert hosted.asked["nonsense"] == hosted.asked["excessive"] == 1
 
@@ -216,14 +216,16 @@ def test_what_all_requests_would_meet_is_fatal(vlmkit, hosted: Hosted, tmp_path:
     environment["OPENAI_API_KEY"] = KEY
     questions = asked(*(f"unauthorised {number}" for number in range(100)))
     done = vlmkit("ask", "-o", "out.jsonl", stdin=questions, code=2)
-    told = f"vlmkit: {hosted.url}/ answers 401, Incorrect API key provided: Bearer ***: check the key, OPENAI_API_KEY\n"
-    assert done.stderr.decode() == told
+    reported = (
+        f"vlmkit: {hosted.url}/ answers 401, Incorrect API key provided: Bearer ***: check the key, OPENAI_API_KEY\n"
+    )
+    assert done.stderr.decode() == reported
     assert not (tmp_path / "out.jsonl").exists()
     assert sum(hosted.asked.values()) <= 4 * 8 and max(hosted.asked.values()) == 1
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "reported"),
     [
         ("unauthorised", "set OPENAI_API_KEY to your key"),
         ("forbidden", "403, not for you: set OPENAI_API_KEY to your key"),
@@ -233,8 +235,8 @@ def test_what_all_requests_would_meet_is_fatal(vlmkit, hosted: Hosted, tmp_path:
         ("unsupported", "400, .*: change it, or leave it out with --option temperature=null"),
     ],
 )
-def test_what_is_fatal(endpoint, hosted: Hosted, word: str, told: str) -> None:
-    with pytest.raises(VlmkitError, match=told):
+def test_what_is_fatal(endpoint, hosted: Hosted, word: str, reported: str) -> None:
+    with pytest.raises(VlmkitError, match=reported):
         endpoint().answer([Request(word)], Sampling(8))
     assert hosted.asked == {word: 1}
 
@@ -361,7 +363,7 @@ def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environmen
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["-m", "mini", "--option", "seed=1"], "--base-url and --option require a model of an endpoint, not mini"),
         (["-m", "./some", "--base-url", "http://127.0.0.1/v1"], "require a model of an endpoint, not ./some"),
@@ -376,14 +378,14 @@ def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environmen
         (["--option", "max_side=true"], "--option max_side=True is not valid"),
     ],
 )
-def test_refusals(hosted: Hosted, monkeypatch, capsys, arguments: list[str], told: str) -> None:
+def test_refusals(hosted: Hosted, monkeypatch, capsys, arguments: list[str], reported: str) -> None:
     from vlmkit.cli.app import main
 
     monkeypatch.setenv("VLMKIT_CHAT_MODEL", "openai:tiny")
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["ask", "hello", *arguments]) == 2
     line = capsys.readouterr().err
-    assert told in line and line.startswith("vlmkit: ") and line.count("\n") == 1
+    assert reported in line and line.startswith("vlmkit: ") and line.count("\n") == 1
     assert not hosted.received
 
 
@@ -430,7 +432,7 @@ def test_replies_in_parts_and_with_control_codes(vlmkit) -> None:
     assert vlmkit("ask", "codes please", "--stream").stdout == b"]52;c;cm0=[31mred2J\n"
 
 
-def test_an_answer_that_misses_the_schema_is_told(vlmkit) -> None:
+def test_an_answer_that_misses_the_schema_is_reported(vlmkit) -> None:
     done = vlmkit("ask", "what is it?", "--schema", "name, age int")
     assert done.stdout.startswith(b"heard: ") and b"does not match the schema" in done.stderr
 

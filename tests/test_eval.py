@@ -69,8 +69,8 @@ def test_one_reference_gives_exact_and_relaxed_alone(vlmkit) -> None:
 def test_several_questions_about_one_picture_need_no_ids(vlmkit) -> None:
     rows = [{"image": "a.jpg", "question": f"{what}?", "answers": ["red"], "answer": "red"} for what in ("a", "b")]
     assert by_metric(vlmkit("eval", "vqa", stdin=jsonl(*rows)).stdout)["exact"]["n"] == 2
-    told = vlmkit("eval", "vqa", stdin=jsonl(rows[0], rows[0]), code=2).stderr.decode()
-    assert re.search(r"duplicate ids: \S*a\.jpg: a\?", told)
+    reported = vlmkit("eval", "vqa", stdin=jsonl(rows[0], rows[0]), code=2).stderr.decode()
+    assert re.search(r"duplicate ids: \S*a\.jpg: a\?", reported)
 
 
 @pytest.mark.parametrize("flag", ["--items", "--html"])
@@ -197,8 +197,12 @@ def test_vlmevalkit_tables(vlmkit, tmp_path: Path, form: str) -> None:
 
 
 def test_caption_figures(vlmkit) -> None:
-    told = [("a", "a red bus", ["A red bus."]), ("b", "two dogs", ["Two dogs play."]), ("c", "a red bus", ["A cat."])]
-    rows = jsonl(*[{"id": i, "caption": c, "captions": r} for i, c, r in told])
+    reported = [
+        ("a", "a red bus", ["A red bus."]),
+        ("b", "two dogs", ["Two dogs play."]),
+        ("c", "a red bus", ["A cat."]),
+    ]
+    rows = jsonl(*[{"id": i, "caption": c, "captions": r} for i, c, r in reported])
     found = by_metric(vlmkit("eval", "caption", "--tokenizer", "py", stdin=rows).stdout)
     names = ["cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "length", "vocabulary", "repeated"]
     assert list(found) == names
@@ -231,11 +235,13 @@ def test_line_breaks_in_captions_shift_nothing(vlmkit) -> None:
 
 
 def test_clipscore_with_mini(vlmkit, photos: Path) -> None:
-    told = {"coffee": "a cup of coffee on a table", "chelsea": "a cat looks at the camera"}
-    wrong = dict(zip(told, reversed(told.values()), strict=True))
+    reported = {"coffee": "a cup of coffee on a table", "chelsea": "a cat looks at the camera"}
+    wrong = dict(zip(reported, reversed(reported.values()), strict=True))
     found = []
-    for captions in (told, wrong):
-        rows = [{"image": str(photos / f"{n}.png"), "caption": c, "captions": [told[n]]} for n, c in captions.items()]
+    for captions in (reported, wrong):
+        rows = [
+            {"image": str(photos / f"{n}.png"), "caption": c, "captions": [reported[n]]} for n, c in captions.items()
+        ]
         named = ("--tokenizer", "py", "--metric", "clipscore", "--metric", "refclipscore")
         found.append(by_metric(vlmkit("eval", "caption", "-m", "mini", *named, stdin=jsonl(*rows)).stdout))
     assert all(found[0][name]["value"] > found[1][name]["value"] for name in ("clipscore", "refclipscore"))
@@ -289,7 +295,7 @@ def test_retrieval_on_flickr8k_with_mini(shell, shared: Path) -> None:
 
 def test_classify(vlmkit) -> None:
     labels = ["cat", "dog", "bus", "car", "bird", "tree"]
-    told = [("cat", "cat"), ("cat", "dog"), ("cat", "cat"), ("tree", "cat")]
+    reported = [("cat", "cat"), ("cat", "dog"), ("cat", "cat"), ("tree", "cat")]
     rows = [
         {
             "id": str(i),
@@ -297,7 +303,7 @@ def test_classify(vlmkit) -> None:
             "label": p,
             "labels": [{"label": p, "score": 1}] + [{"label": n} for n in labels if n != p],
         }
-        for i, (t, p) in enumerate(told)
+        for i, (t, p) in enumerate(reported)
     ]
     found = records(vlmkit("eval", "classify", stdin=jsonl(*rows)).stdout)
     values = {record["metric"]: record["value"] for record in found if record["metric"] != "confusion"}

@@ -153,7 +153,7 @@ def test_captions_of_each_length_are_tasks(florence: Path) -> None:
     assert [captions[length].prompt for length in ("short", "normal", "long")] == CAPTIONS
 
 
-def test_a_form_that_runs_code_is_told(florence: Path, tmp_path: Path) -> None:
+def test_a_form_that_runs_code_is_reported(florence: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(florence, tmp_path / "own"))
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace("{", '{"auto_map": {"AutoConfig": "evil.Evil"},', 1))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import noise
 from PIL import Image
-from talkers import talker
+from tiny_llava import tiny_llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_llava_on_it_trains_its_other_parts_and_reloads(tmp_path: Path) -> None:
-    model = talker(tmp_path).model
+    model = tiny_llava(tmp_path).model
     processor = AutoProcessor.from_pretrained(tmp_path)
     pictures = [Image.fromarray(array) for array in noise(2)]
     inputs = processor(images=pictures, text=["<user><image>a dog<reply>at the shop</s>"] * 2, return_tensors="pt")
@@ -76,8 +76,8 @@ def test_a_llava_on_it_trains_its_other_parts_and_reloads(tmp_path: Path) -> Non
     out.loss.backward()
     assert [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()] == []
     assert not any(name.startswith("model.vision_tower") for name in model.state_dict())
-    again, told = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told.values())
+    again, reported = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(reported.values())
     assert torch.equal(again(**inputs).logits, out.logits)
 
 

@@ -172,7 +172,7 @@ def test_a_damaged_graph_is_built_again(sound: Path, tmp_path: Path, vlmkit) -> 
 
 
 def test_a_copy_with_new_times_is_used(sound: Path, tmp_path: Path) -> None:
-    """Then the checksum is what tells that the graph is the one that was written."""
+    """Then the checksum shows that the graph is the one that was written."""
     shutil.copytree(sound, tmp_path / "i", copy_function=shutil.copyfile)
     with Index(tmp_path / "i") as index:
         assert len(index.search(unit(0)[None], 3)[0]) == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import jsonl, noise, records
 from PIL import Image
-from talkers import clip_tower, talker
+from tiny_llava import clip_tower, tiny_llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
@@ -25,7 +25,7 @@ QUESTIONS = ["what color is it?", "a dog", "is it red", "x"]
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA on a CLIP tower."""
     folder = tmp_path_factory.mktemp("models")
-    talker(folder / "llava", vision=clip_tower(folder / "clip"))
+    tiny_llava(folder / "llava", vision=clip_tower(folder / "clip"))
     return folder / "llava"
 
 
@@ -139,7 +139,7 @@ def test_no_code_of_a_folder_is_run(copied: Path, warm, photos: Path) -> None:
     assert done.stdout == b"" and done.stderr.count(b"\n") == 1 and b"cannot be opened" in done.stderr
 
 
-def test_folders_that_cannot_talk_are_told(copied: Path, tmp_path: Path, warm, photos: Path) -> None:
+def test_folders_that_cannot_talk_are_reported(copied: Path, tmp_path: Path, warm, photos: Path) -> None:
     picture = photos / "coffee.png"
     (tmp_path / "empty").mkdir()
     (tmp_path / "clip").mkdir()

@@ -1,4 +1,4 @@
-"""What mini says, word for word: a change here is a change of what every user is told."""
+"""What mini says, word for word: a change here is a change of what every user reads."""
 
 from pathlib import Path
 

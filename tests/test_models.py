@@ -111,13 +111,13 @@ def test_vectors_are_those_of_the_library(warm, made, views: list[Path], name: s
     expected_images, expected_texts = LIBRARY[name](made(name), views, TEXTS)
     assert cosines(images, expected_images).min() > 0.9999
     assert cosines(texts, expected_texts).min() > 0.9999
-    assert cosines(images, np.roll(images, 1, axis=0)).max() < 0.999, "the pictures are told apart"
+    assert cosines(images, np.roll(images, 1, axis=0)).max() < 0.999, "the pictures are distinguished"
     assert cosines(texts, np.roll(texts, 1, axis=0)).max() < 0.999
     assert identity.startswith(f"{made(name)}@") and len(identity.rpartition("@")[2]) == 12
 
 
 def test_the_activation_is_that_of_the_configuration(made, views: list[Path], tmp_path: Path) -> None:
-    """QuickGELU and GELU, with weights so large behind it that it tells: each as its configuration says."""
+    """QuickGELU and GELU, followed by weights so large that the difference shows: each as its configuration says."""
     weights = load_file(made("open_clip_quick_gelu") / "open_clip_model.safetensors")
     large = {name: 60 * value if "mlp.c_proj.weight" in name else value for name, value in weights.items()}
     found = []
@@ -164,7 +164,7 @@ def test_pickled_weights_are_refused(warm, made, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "reported"),
     [
         ("ViT-B-32:laion2b_s34b_b79", "did you mean ViT-B-32:laion2b_s34b_b79k"),
         ("ViT-B-23", "did you mean"),
@@ -175,10 +175,10 @@ def test_pickled_weights_are_refused(warm, made, tmp_path: Path) -> None:
         ("ViT-B-32:laion2b_s34b_b79k", "hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
     ],
 )
-def test_names_that_lead_nowhere(warm, tmp_path: Path, name: str, told: str) -> None:
+def test_names_that_lead_nowhere(warm, tmp_path: Path, name: str, reported: str) -> None:
     """One line, before anything is written."""
     done = warm("embed", "-m", name, "--text", "-o", "out.jsonl", stdin=b"a\n", code=2)
-    assert told in done.stderr.decode() and done.stderr.count(b"\n") == 1
+    assert reported in done.stderr.decode() and done.stderr.count(b"\n") == 1
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -266,8 +266,10 @@ def test_mini_and_missing_devices_are_refused(warm, made) -> None:
 
 
 def test_verbose_says_model_device_and_precision(warm, made) -> None:
-    told = warm("embed", "-m", made("siglip"), "-v", "--device", "cpu", "--precision", "bf16", "--text", stdin=b"a\n")
-    assert f"model {made('siglip')}@" in told.stderr.decode() and b"device cpu, precision bf16" in told.stderr
+    reported = warm(
+        "embed", "-m", made("siglip"), "-v", "--device", "cpu", "--precision", "bf16", "--text", stdin=b"a\n"
+    )
+    assert f"model {made('siglip')}@" in reported.stderr.decode() and b"device cpu, precision bf16" in reported.stderr
 
 
 def test_batch_sizes(warm, made, views: list[Path]) -> None:

@@ -203,11 +203,11 @@ def test_questions_about_flickr8k(shared: Path) -> None:
     assert [row["image"] for row in made] == sorted(
         (row["image"] for row in made), key=[row["image"] for row in rows].index
     )
-    told = {row["image"]: " ".join(row["captions"]).lower() for row in rows}
+    reported = {row["image"]: " ".join(row["captions"]).lower() for row in rows}
     for row in made:  # no answer comes from nowhere
         if row["category"] == "color":
             names = {name for word in row["answers"][0].split() for name in COLORS.get(word, [])}
-            assert any(name in told[row["image"]] for name in names), row
+            assert any(name in reported[row["image"]] for name in names), row
     other = list(questions(rows, seed=1))
     assert_balanced(other)
     assert other != made

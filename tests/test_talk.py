@@ -14,7 +14,7 @@ from helpers import noise, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from talkers import talker
+from tiny_llava import tiny_llava
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -32,7 +32,7 @@ from vlmkit.models.embedders.mini import Mini
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.resolve import MINI_FILES, resolve
 from vlmkit.models.types import Answer, Request, RequestError, Sampling
-from vlmkit.recipes.mini.export_chat import pack_talk
+from vlmkit.recipes.mini.export_chat import export_chat
 
 QUESTIONS = ["", "what color is the car?", "is it red", "", "a dog", "x"]
 SHAPES = {
@@ -58,8 +58,8 @@ def opened(folder: Path) -> MiniChat:
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `trained`, and that packed as `float32`."""
     folder = tmp_path_factory.mktemp("both")
-    talker(folder / "trained", seed=len(request.param), **SHAPES[request.param])
-    pack_talk(folder / "trained", folder / "float32", "float32")
+    tiny_llava(folder / "trained", seed=len(request.param), **SHAPES[request.param])
+    export_chat(folder / "trained", folder / "float32", "float32")
     return folder
 
 
@@ -168,7 +168,7 @@ def test_replies_end_where_the_model_ends_them(talk: MiniChat) -> None:
 @pytest.mark.parametrize(("kind", "least"), [("float32", 0.999999), ("float16", 0.9999), ("int8", 0.99)])
 def test_small_weights_change_little(talking: Path, tmp_path: Path, kind: str, least: float) -> None:
     """Cosine of the logits after a picture and a question, packed and not."""
-    pack_talk(talking / "trained", tmp_path, kind)
+    export_chat(talking / "trained", tmp_path, kind)
     model, processor = trained(talking / "trained")
     array = noise(1, seed=3)
     prompt = "<user><image>what color is it?<reply>"
@@ -275,14 +275,14 @@ def test_what_does_not_fit_fails_alone(talk: MiniChat) -> None:
 
 
 def test_another_model_is_not_packed(tmp_path: Path) -> None:
-    talker(tmp_path / "linear", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+    tiny_llava(tmp_path / "linear", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
     with pytest.raises(VlmkitError, match="no Llama on the image tower of mini"):
-        pack_talk(tmp_path / "linear", tmp_path / "packed")
-    talker(tmp_path / "other")
+        export_chat(tmp_path / "linear", tmp_path / "packed")
+    tiny_llava(tmp_path / "other")
     template = tmp_path / "other/chat_template.jinja"
     template.write_text(template.read_text().replace("<reply>", "<reply>a "))
     with pytest.raises(VlmkitError, match="chat template"):
-        pack_talk(tmp_path / "other", tmp_path / "packed")
+        export_chat(tmp_path / "other", tmp_path / "packed")
 
 
 def test_a_folder_that_is_not_whole_is_an_error(talking: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vlmkit.models.chat.mini import GRAPH, TOKENIZER
 from vlmkit.models.llava.import_mini import LAYOUT, import_mini
 from vlmkit.models.llava.model import build, save
 from vlmkit.models.resolve import MINI_FOLDER
-from vlmkit.recipes.mini.export_chat import pack_talk
+from vlmkit.recipes.mini.export_chat import export_chat
 from vlmkit.recipes.mini.tokenizer import language_model
 
 MINI = MINI_FOLDER
@@ -36,20 +36,20 @@ def test_there_and_back(tmp_path: Path, kept: str) -> None:
     torch.manual_seed(0)
     vlm = build("mini", str(language_model(tmp_path / "llm", ["a red boat, a blue car"] * 3, 40, 96, 2)), "mlp")
     save(vlm, tmp_path / "made")
-    pack_talk(tmp_path / "made", tmp_path / "packed", kept)
+    export_chat(tmp_path / "made", tmp_path / "packed", kept)
     import_mini(tmp_path / "packed", tmp_path / "again")
     before, after = (load_file(tmp_path / name / WEIGHTS) for name in ("made", "again"))
     assert before.keys() == after.keys()
     for name, value in before.items():
         room = {"float32": 0, "float16": 2**-11, "int8": 1 / 254}[kept] * value.abs().max()
         assert (value - after[name]).abs().max() <= room * 1.001, name
-    pack_talk(tmp_path / "again", tmp_path / "packed-again", kept)
+    export_chat(tmp_path / "again", tmp_path / "packed-again", kept)
     for name in (GRAPH, TOKENIZER, LAYOUT):
         assert (tmp_path / "packed" / name).read_bytes() == (tmp_path / "packed-again" / name).read_bytes()
 
 
 def test_mini_packs_to_the_bytes_that_ship(unpacked: Path, tmp_path: Path) -> None:
-    pack_talk(unpacked, tmp_path)
+    export_chat(unpacked, tmp_path)
     assert all((tmp_path / name).read_bytes() == (MINI / name).read_bytes() for name in (GRAPH, TOKENIZER, LAYOUT))
 
 
@@ -115,8 +115,8 @@ def test_mini_learns_on(vlmkit, tmp_path: Path) -> None:
     (tmp_path / "hues.jsonl").write_bytes(jsonl(*rows))
     flags = "--steps", "20", "--batch-size", "3", "--lr", "1e-3"
     vlmkit("train", "instruct", "hues.jsonl", "--from", "mini", *flags, "-o", "taught")
-    told, before = (
+    reported, before = (
         [row["answer"] for row in records(vlmkit("ask", "-m", model, stdin=jsonl(*rows)).stdout)]
         for model in ("taught", "mini")
     )
-    assert told == [row["answers"][0] for row in rows] != before
+    assert reported == [row["answers"][0] for row in rows] != before

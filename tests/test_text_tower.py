@@ -33,9 +33,9 @@ def search(folder: Path, environment: dict[str, str], *arguments: object) -> tup
     line = [sys.executable, "-c", SHOW_MODULES, "search", "-i", "./i", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr.decode()
-    told = done.stderr.decode().splitlines()
-    assert len(told) == 1, told
-    return records(done.stdout), set(told[0].split()[1:])
+    reported = done.stderr.decode().splitlines()
+    assert len(reported) == 1, reported
+    return records(done.stdout), set(reported[0].split()[1:])
 
 
 @pytest.mark.parametrize("maker", ["open_clip_quick_gelu", "open_clip_siglip", "clip", "siglip", "siglip2"])

@@ -124,7 +124,7 @@ def line(data: Path, stage: str, name: str, out: str, *flags: object, towers: bo
 def _saved(folder: Path, model: Any, beside: Any) -> Path:
     torch.manual_seed(1)
     for value in model.parameters():
-        if value.ndim > 1:  # livelier than they start, so that what a token sees tells
+        if value.ndim > 1:  # livelier than they start, so that what a token attends to makes a difference
             torch.nn.init.normal_(value, std=0.15)
     model.save_pretrained(folder)
     beside.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/duplicates.py [ROWS]...
 
-Rows (20,000 and 100,000 unless told) are seeded unit vectors of 256 numbers around 1,000 centres; every twentieth is a
+Rows (20,000 and 100,000 by default) are seeded unit vectors of 256 numbers around 1,000 centres; every twentieth is a
 near copy, with a cosine of 0.98, of the one before. No row has a file, so no copies are looked for by content.
 """
 

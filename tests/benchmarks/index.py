@@ -2,8 +2,8 @@
 
     python tests/benchmarks/index.py [ROWS] [DIM] [TYPE]...
 
-Rows are seeded unit vectors around 1,000 centres, 1,000,000 x 256 unless told; they go through `vlmkit index` as a
-safetensors file. Queries are new draws. Each TYPE (ivf, hnsw, ivfpq unless told) is built from the stored vectors, and
+Rows are seeded unit vectors around 1,000 centres, 1,000,000 x 256 by default; they go through `vlmkit index` as a
+safetensors file. Queries are new draws. Each TYPE (ivf, hnsw, ivfpq by default) is built from the stored vectors, and
 held against FAISS's own index of the same file, opened the same way, with the same nprobe or efSearch.
 """
 

@@ -1,4 +1,4 @@
-"""Which score tells that an index holds nothing like the query: the cosine, or one against a reference distribution.
+"""Which score shows that an index holds nothing like the query: the cosine, or one against a reference distribution.
 
     python tests/benchmarks/relative.py SHARED
 

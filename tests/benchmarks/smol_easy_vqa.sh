@@ -3,7 +3,7 @@
 #
 # LLM is what `vlmkit download smollm2-135m` gives (extra `recipe` for easy-VQA). First the projector alone, on captions
 # made of the answers ("a red triangle"), then all of the language model, on the questions about the first PICTURES
-# drawings (800 unless told). Scored on test questions about other drawings, with the right pictures and with shuffled
+# drawings (800 by default). Scored on test questions about other drawings, with the right pictures and with shuffled
 # ones. One JSON object a line.
 set -euo pipefail
 llm=$1 out=$2
@@ -21,9 +21,9 @@ out, pictures = Path(sys.argv[1]), int(sys.argv[2])
 groups = [list(rows) for _, rows in groupby(easy_vqa("train"), key=lambda row: row["image"])]
 with (out / "captions.jsonl").open("wb") as file:
     for rows in groups:
-        told = {row["category"]: row["answers"][0] for row in rows}
-        if {"color", "shape"} <= set(told):
-            file.write(dumps({"image": rows[0]["image"], "captions": [f"a {told['color']} {told['shape']}"]}))
+        facts = {row["category"]: row["answers"][0] for row in rows}
+        if {"color", "shape"} <= set(facts):
+            file.write(dumps({"image": rows[0]["image"], "captions": [f"a {facts['color']} {facts['shape']}"]}))
 with (out / "questions.jsonl").open("wb") as file:
     file.writelines(dumps(row) for rows in groups[:pictures] for row in rows)
 test = list(easy_vqa("test"))[:2000]
@@ -38,8 +38,8 @@ printf 'cache-features = true\npack-length = 256\nlog-every = 10\n' > "$out/sett
 vlmkit train align "$out/captions.jsonl" --vision mini --llm "$llm" --config "$out/settings.toml" --batch-size 16 \
     -o "$out/aligned"
 vlmkit train instruct "$out/questions.jsonl" --from "$out/aligned" --config "$out/settings.toml" --batch-size 16 \
-    --lr 1e-4 -o "$out/talker"
+    --lr 1e-4 -o "$out/assistant"
 for name in test shuffled; do
-    vlmkit ask -m "$out/talker" --max-tokens 4 < "$out/$name.jsonl" > "$out/$name-answers.jsonl"
+    vlmkit ask -m "$out/assistant" --max-tokens 4 < "$out/$name.jsonl" > "$out/$name-answers.jsonl"
     vlmkit eval vqa "$out/$name-answers.jsonl" --by category --json
 done

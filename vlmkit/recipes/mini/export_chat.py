@@ -1,10 +1,9 @@
-"""The language side of `mini` as ONNX, from a LLaVA that was trained on its image tower: projector and Llama.
+"""The chat model of `mini` as ONNX: from a folder of `vlmkit train`, a LLaVA on mini's image tower with a Llama as its
+language model, to talk.onnx (projector and language model), its tokenizer and talk.json.
 
-All rows of one call have the same number of tokens; what is padding the caller says in `mask` and `positions`. `rows`
-picks the rows of the cache that the new tokens follow, so one call continues a prompt several times, reorders beams and
-drops what has ended. Keys are cached transposed, as the product with the queries needs them.
-
-From a folder of `vlmkit train` to the files that `mini` talks with: talk.onnx, its tokenizer, talk.json.
+All rows of one call have the same number of tokens; the caller marks padding in `mask` and `positions`. `rows` selects
+the rows of the cache that the new tokens follow, so one call continues a prompt several times, reorders beams and drops
+rows that have ended. Keys are cached transposed, as the product with the queries needs them.
 """
 
 import json
@@ -39,7 +38,7 @@ LANGUAGE = "model.language_model."
 PROJECTOR = "model.multi_modal_projector."
 
 
-def talk_side(weights: Weights, config: Any, store: Store, suppressed: list[int]) -> bytes:
+def chat_graph(weights: Weights, config: Any, store: Store, suppressed: list[int]) -> bytes:
     """The graph of a LlavaForConditionalGeneration; `weights` and `config` under transformers' names.
 
     The tokens `suppressed`, such as that of pictures, are never said.
@@ -177,11 +176,11 @@ class _Layers:
 SAMPLES = ["", "what color is the car?", "a dog, 2 men and   a boat?", "is it red"]
 
 
-def pack_talk(folder: Path, out: Path, weights: str = "int8") -> None:
-    """Write what `mini` talks with into the folder `out`, with `image.onnx` if that is a folder of its own.
+def export_chat(folder: Path, out: Path, weights: str = "int8") -> None:
+    """Write the chat model of `mini` into the folder `out`, with `image.onnx` if that is a folder of its own.
 
     `folder` holds a LlavaForConditionalGeneration on mini's image tower with a Llama; `weights` are kept as int8,
-    float16 or float32. Raises VlmkitError for models that talk.py would not run as they were trained.
+    float16 or float32. Raises VlmkitError for models that `MiniChat` would not run as they were trained.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -191,7 +190,7 @@ def pack_talk(folder: Path, out: Path, weights: str = "int8") -> None:
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
     (out / GRAPH).write_bytes(
-        talk_side(arrays, model.config, STORES[weights], model.generation_config.suppress_tokens or [])
+        chat_graph(arrays, model.config, STORES[weights], model.generation_config.suppress_tokens or [])
     )
     processor.tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
     settings = {"context": model.config.text_config.max_position_embeddings}
@@ -203,10 +202,10 @@ def pack_talk(folder: Path, out: Path, weights: str = "int8") -> None:
 
 
 def layout(model: Any, graph: onnx.GraphProto) -> dict[str, Any]:
-    """What `import_mini` needs to turn `graph`, which was made of `model`, back: see models/llava/import_mini.py.
+    """The layout by which `import_mini` turns `graph`, made of `model`, back: see models/llava/import_mini.py.
 
-    The writer of the graph itself tells where each weight stands: it is given weights whose values are their own
-    numbers, and the tensors of that graph say which number stands where.
+    Found by writing the graph again with weights whose values are consecutive numbers: the tensors of that graph
+    show where each weight is.
     """
     weights = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
     ends = FIRST + np.cumsum([value.numel() for value in weights.values()])
@@ -217,7 +216,7 @@ def layout(model: Any, graph: onnx.GraphProto) -> dict[str, Any]:
         for (name, value), end in zip(weights.items(), ends.tolist(), strict=True)
     }
     suppressed = model.generation_config.suppress_tokens or []
-    numbered = onnx.load_from_string(talk_side(numbers, model.config, STORES["float32"], suppressed)).graph
+    numbered = onnx.load_from_string(chat_graph(numbers, model.config, STORES["float32"], suppressed)).graph
     names, starts = list(weights), np.concatenate([[FIRST], ends[:-1]])
     tensors: list[Any] = []
     for places, tensor in zip(graph_tensors(numbered), graph_tensors(graph), strict=True):
@@ -229,7 +228,7 @@ def layout(model: Any, graph: onnx.GraphProto) -> dict[str, Any]:
         here = [names[i] for i in np.flatnonzero(np.isin(starts, flat))]
         here.sort(key=lambda name: int(np.flatnonzero(flat == numbers[name].flat[0])[0]))
         if not np.array_equal(flat, np.concatenate([numbers[name].ravel() for name in here])):
-            raise VlmkitError("a tensor of the graph is not made of whole weights", "see export_chat.talk_side")
+            raise VlmkitError("a tensor of the graph contains parts of weights", "see export_chat.chat_graph")
         tensors.append({"weights": here, "transposed": transposed})
     text = model.config.text_config
     rows = text.vocab_size
@@ -252,11 +251,11 @@ def _check_model(folder: Path, config: Any) -> None:
         and (config.vision_feature_layer, config.vision_feature_select_strategy) == (-1, "full")
     )
     if not known:
-        raise VlmkitError(f"{folder} is no Llama on the image tower of mini", "train it with --vision mini")
+        raise VlmkitError(f"{folder} is not a Llama on the image tower of mini", "train it with --vision mini")
 
 
 def _check_prompts(folder: Path, processor: Any, prompts: Prompts, end: int) -> None:
-    """Raise VlmkitError unless the chat template makes the tokens that talk.py makes."""
+    """Raise VlmkitError unless the chat template makes the same tokens as `MiniChat`."""
     image = processor.image_token_id
     for pictures, question, system in product(range(3), SAMPLES, ["", "be brief"]):
         content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}] * bool(question)

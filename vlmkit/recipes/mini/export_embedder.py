@@ -1,15 +1,12 @@
-"""The two blocks of a vector: what training taught, and ConSE, what the backbone's own class names teach.
+"""The encoders of `mini` as ONNX: from a folder of `vlmkit train contrastive` to two graphs and a tokenizer.
 
-ConSE (Norouzi and others, 2013): a picture is the probability-weighted mean of the text embeddings of its most probable
-ImageNet classes. A text is its own embedding, in the same space.
+Each graph joins two blocks of a vector: the trained one, and ConSE (Norouzi and others, 2013), made from the class
+names of ImageNet. In ConSE a picture is the probability-weighted mean of the text embeddings of its most probable
+classes; a text is its own embedding, in the same space.
 
-The image side as ONNX: EfficientNet-Lite0 with its batch norms folded, the trained head, the ConSE block.
-
-From what training wrote to the files that `mini` runs: two ONNX graphs with small weights, and the tokenizer.
-
-The text side as ONNX: BERT, mean over the tokens, the trained head, the ConSE block.
-
-All texts of one call have the same number of tokens, so there is no padding and no mask.
+Image side: EfficientNet-Lite0 with its batch norms folded, the trained head, the ConSE block. Text side: BERT, mean
+over the tokens, the trained head, the ConSE block; all texts of a call have the same number of tokens, so there is no
+padding and no mask.
 """
 
 import json

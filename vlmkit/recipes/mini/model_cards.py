@@ -1,7 +1,4 @@
-"""The model card, from the figures that the recipe measured.
-
-The card of what `mini` talks with, in the words of what was measured.
-"""
+"""The model cards of `mini`, of its encoders and of its chat model, from what the recipes measured."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -110,7 +107,7 @@ by `python -m vlmkit.recipes.mini.train_chat`; this card is written by the same 
    own, and some of what it learned before. Half of the new questions end with a question mark, which DAQUAR's lack.
    The average of the weights before this and of these, which began there, each trained with a seed of its own and
    without smoothing:
-{taught}
+{students}
 5. For a caption the places of the picture and of its mirror image are averaged, and of eight that beam search finds the
    one is taken that is also close to the picture for the encoders of mini. Weights are kept in 8 bits and computed with
    in float32.
@@ -147,17 +144,17 @@ Treat what was learned from the captions as their pictures: for research, not co
 """
 
 
-def card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
-    """`figures` by talk_measure, the settings of the recipe, and `layers`, `width`, `pieces` of the language model."""
-    told = {"phases": "\n".join(map(_phase, recipe["phases"]))}
-    told["taught"] = "\n".join(_student(teaching, recipe["lessons"]) for teaching in recipe["teaching"])
-    return CHAT_CARD.format_map(figures | recipe | model | told)
+def chat_model_card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
+    """The card from `figures` of measure.py, the recipe, and `layers`, `width`, `pieces` of the language model."""
+    lists = {"phases": "\n".join(map(_phase, recipe["phases"]))}
+    lists["students"] = "\n".join(_student(settings, recipe["lessons"]) for settings in recipe["teaching"])
+    return CHAT_CARD.format_map(figures | recipe | model | lists)
 
 
-def _student(teaching: dict[str, Any], lessons: Sequence[dict[str, int]]) -> str:
-    which = teaching["lessons"]
-    drawn = "{each} questions about a picture, {crops} crops of it".format_map(lessons[which])
-    return f"{_phase(teaching)} Dropout {teaching['dropout']:g}; draw {which + 1} of questions: {drawn}."
+def _student(settings: dict[str, Any], pseudo_label_sets: Sequence[dict[str, int]]) -> str:
+    which = settings["lessons"]
+    drawn = "{each} questions about a picture, {crops} crops of it".format_map(pseudo_label_sets[which])
+    return f"{_phase(settings)} Dropout {settings['dropout']:g}; draw {which + 1} of questions: {drawn}."
 
 
 def _phase(phase: dict[str, Any]) -> str:

@@ -1,12 +1,14 @@
-"""Make what `mini` talks with, from captioned pictures and questions:
+"""Make the chat model of `mini` from captioned pictures and questions:
 
     python -m vlmkit.recipes.mini.train_chat TRAIN.tar... --val DEV.tar --daquar QUESTIONS.jsonl -o DIR
 
-Writes the data, trains as `vlmkit train instruct --vision mini` does (twice) and then `vlmkit train prefer` on pairs of
-its own captions, takes weights between those before and after that, trains students on from there on what a teacher
-answers, averages all their weights and those that they began with, packs, measures the packed model on what was held
-out, with the right pictures and with shuffled ones, and writes DIR with a card. The same command on the same machine
-makes the same bytes. One JSON object a line on standard error tells how it goes.
+1. Write the data.
+2. Train as `vlmkit train instruct --vision mini` does, twice.
+3. Train as `vlmkit train prefer` does on pairs of the model's own captions; average the weights before and after.
+4. From there train students on pseudo-labels; average their weights and those that they began with.
+5. Export, measure on held-out data with the right and with shuffled pictures, write DIR with a card.
+
+The same command on the same machine makes the same bytes. Progress goes to standard error, one JSON object a line.
 """
 
 import argparse
@@ -24,9 +26,9 @@ from vlmkit.io.records import Record, dumps
 from vlmkit.io.terminal import Failures
 from vlmkit.models.embedders.base import silence_libraries
 from vlmkit.recipes.mini.data import rows, write_data
-from vlmkit.recipes.mini.export_chat import pack_talk
+from vlmkit.recipes.mini.export_chat import export_chat
 from vlmkit.recipes.mini.measure import answers, measure
-from vlmkit.recipes.mini.model_cards import card
+from vlmkit.recipes.mini.model_cards import chat_model_card
 from vlmkit.recipes.mini.preference_pairs import caption_pairs
 from vlmkit.recipes.mini.pseudo_labels import pseudo_label
 from vlmkit.recipes.mini.tokenizer import language_model
@@ -63,8 +65,9 @@ TRAINING: dict[str, Any] = {
     "pack_length": 256,
     "log_every": 50,
 }
-# Then on what the teacher answers; its own captions, so that it goes on to write them as it learned to prefer.
-TEACHING: dict[str, Any] = {
+# Then on pseudo-labels, and on its own captions, so that it keeps the form that it learned to prefer. The names in the
+# dictionaries stand in the talk.json of finished models.
+STUDENT_TRAINING: dict[str, Any] = {
     "mixture": {
         "daquar-taught": 1,
         "own-captions": 1,
@@ -78,7 +81,7 @@ TEACHING: dict[str, Any] = {
     "label_smoothing": 0.0,
     "pack_length": 320,
 }
-LESSONS: tuple[dict[str, int], ...] = (
+PSEUDO_LABEL_SETS: tuple[dict[str, int], ...] = (
     {"each": 40, "crops": 2},
     {"each": 40, "crops": 2},
     {"each": 80, "crops": 0},
@@ -109,7 +112,7 @@ def make(
     work: Path,
     seed: int = 0,
 ) -> None:
-    """The recipe from end to end; what lies between stands in `work`, from which a run that was cut off goes on."""
+    """The recipe from end to end; intermediate results are in `work`, from which an interrupted run continues."""
     check_new_folder(out)
 
     def log(entry: dict[str, Any]) -> None:
@@ -121,7 +124,7 @@ def make(
         log({"data": write_data([Path(tar) for tar in tars], [Path(val)], Path(daquar), data, limit)})
     times = {} if epochs is None else {"epochs": epochs}
     phases = [phase | times for phase in PHASES]
-    teachings = [TEACHING | student | times for student in STUDENTS[:students]]
+    student_settings = [STUDENT_TRAINING | student | times for student in STUDENTS[:students]]
     val = str(data / "flickr-dev-captions.jsonl")
     beginning = {"llm": str(language_model(work / "llm", texts(data), PIECES, WIDTH, LAYERS)), "vision": "mini"}
     with Failures() as failures:
@@ -135,23 +138,23 @@ def make(
         between = _averaged({trained: 1 - PREFERRED, preferring: PREFERRED}, work / "between")
         own = _own(work / "own", between, list(rows(data / "train-captions.jsonl")))
         models = [between]
-        for number, teaching in enumerate(teachings):
-            labelled = _pseudo_label_set(work, teaching["lessons"], data, seed)
-            student = work / f"taught-{number}"
-            config = _phase(teaching, [labelled, own, data], student, seed, {"start": str(between)})
+        for number, settings_of in enumerate(student_settings):
+            labelled = _pseudo_label_set(work, settings_of["lessons"], data, seed)
+            student = work / f"student-{number}"
+            config = _phase(settings_of, [labelled, own, data], student, seed, {"start": str(between)})
             models.append(train(config, log, failures, note=lambda _: None, resume=True))
-        talker = _averaged(dict.fromkeys(models, 1 / len(models)), work / "averaged")
+        model = _averaged(dict.fromkeys(models, 1 / len(models)), work / "averaged")
     with atomic_folder(out) as made:
-        pack_talk(talker, made)
+        export_chat(model, made)
         figures = measure(made, data)
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
         recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING, "preferred": PREFERRED}
-        recipe |= {"lessons": LESSONS, "teaching": teachings} | TRAINING
+        recipe |= {"lessons": PSEUDO_LABEL_SETS, "teaching": student_settings} | TRAINING
         settings |= {"figures": figures, "recipe": recipe}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
-        (made / "TALK_CARD.md").write_text(card(figures, recipe, size))
+        (made / "TALK_CARD.md").write_text(chat_model_card(figures, recipe, size))
 
 
 def _phase(
@@ -172,7 +175,7 @@ def _pairs(folder: Path, trained: Path, captioned: list[Record], seed: int) -> P
     """The pairs of captions by what was trained so far, in the folder with it, packed; made unless they are there."""
     if not folder.exists():
         with atomic_folder(folder) as made:
-            pack_talk(trained, made)
+            export_chat(trained, made)
             (made / "pairs.jsonl").write_bytes(b"".join(map(dumps, caption_pairs(made, captioned, seed))))
     return folder / "pairs.jsonl"
 
@@ -181,7 +184,7 @@ def _own(folder: Path, model: Path, captioned: list[Record]) -> Path:
     """Captions by `model`, in the folder with it, packed; made unless they are there."""
     if not folder.exists():
         with atomic_folder(folder) as made:
-            pack_talk(model, made)
+            export_chat(model, made)
             said = answers(made, captioned, [""] * len(captioned), captions=True)
             own = ({"image": row["image"], "captions": [text]} for row, text in zip(captioned, said, strict=True))
             (made / "own-captions.jsonl").write_bytes(b"".join(map(dumps, own)))
@@ -189,12 +192,12 @@ def _own(folder: Path, model: Path, captioned: list[Record]) -> Path:
 
 
 def _pseudo_label_set(work: Path, number: int, data: Path, seed: int) -> Path:
-    """A folder with what a teacher answers; made unless it is there."""
-    folder = work / f"lessons-{number}"
+    """A folder with a set of pseudo-labels; made unless it exists."""
+    folder = work / f"pseudo-labels-{number}"
     if not folder.exists():
         asked = list(rows(data / "daquar-train.jsonl"))
         with atomic_folder(folder) as made:
-            labelled = pseudo_label(asked, work / f"crops-{number}", seed + number, **LESSONS[number])
+            labelled = pseudo_label(asked, work / f"crops-{number}", seed + number, **PSEUDO_LABEL_SETS[number])
             (made / "daquar-taught.jsonl").write_bytes(b"".join(map(dumps, labelled)))
     return folder
 
@@ -226,13 +229,13 @@ def texts(data: Path) -> Iterator[str]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m vlmkit.recipes.mini.train_chat", description="Make what mini talks with."
+        prog="python -m vlmkit.recipes.mini.train_chat", description="Make the chat model of mini."
     )
     parser.add_argument("data", nargs="+", metavar="TRAIN", help="shards with captions")
     parser.add_argument("--val", required=True, metavar="DEV", help="another one, to measure on")
     parser.add_argument("--daquar", required=True, metavar="FILE", help="DAQUAR's questions as records")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the model")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what lies between, to go on from")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder of intermediate results, to continue from")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each source")
     parser.add_argument("--epochs", type=float, metavar="N", help="times through in each phase; otherwise as for mini")
     parser.add_argument("--students", type=int, metavar="N", help="only the first N of them")
@@ -245,7 +248,7 @@ def main() -> int:
             less = {"limit": a.limit, "epochs": a.epochs, "students": a.students}
             make(a.data, a.val, a.daquar, a.out, **less, work=work)
     except VlmkitError as error:
-        sys.stderr.write(f"talk_recipe: {error}\n")
+        sys.stderr.write(f"train_chat: {error}\n")
         return 2
     return 0
 

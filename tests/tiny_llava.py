@@ -19,7 +19,7 @@ TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "nu
 TEXT |= {"num_key_value_heads": 2}
 
 
-def talker(folder: Path, seed: int = 0, vision: str = "mini", **text: Any) -> Vlm:
+def tiny_llava(folder: Path, seed: int = 0, vision: str = "mini", **text: Any) -> Vlm:
     """A LLaVA on mini's image tower or another one, its folder written. `text` are settings of its LlamaConfig."""
     with tempfile.TemporaryDirectory() as temporary:
         llm = language_model(Path(temporary), SAID.splitlines() * 3, 90, 64, 3)
