@@ -132,7 +132,7 @@ def test_off_line_the_list_answers(vlmkit, environment: dict[str, str], hub) -> 
     assert [row["name"] for row in records(done.stdout)] == ["clip-b32"] and b"results come from --list" in done.stderr
     done = vlmkit("download", "--search", "shape", "--licence", "mit", "--max-size", "1B", "--task", "x")
     assert [row["name"] for row in records(done.stdout)] == ["easy-vqa"]
-    assert b"of --list, which ignores --task, --max-size" in done.stderr
+    assert b"from --list, which ignores --task, --max-size" in done.stderr
     assert len(records(vlmkit("download", "--search", "", "--limit", "2").stdout)) == 2
     assert vlmkit("download", "--search", "no such words", code=1).stdout == b""
     assert records(vlmkit("download", "--card", "clip-b32").stdout)[0]["bytes"] is None
