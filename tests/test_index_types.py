@@ -9,10 +9,11 @@ import faiss
 import numpy as np
 import pytest
 
+from vlmkit.cli.index import TYPE_HELP
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
-from vlmkit.index.types import choose
+from vlmkit.index.types import TYPES, choose
 from vlmkit.index.verify import verify
 
 DIM = 32
@@ -226,3 +227,7 @@ print(torch.get_num_threads())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+
+
+def test_the_help_names_every_type() -> None:
+    assert all(name in TYPE_HELP for name in TYPES.builtin)

@@ -41,7 +41,7 @@ def embed(
 
     Reads pictures, folders, webdataset shards, URLs and records, and writes one record each with its vector in
     `embedding`. Pictures are rotated as their EXIF orientation says, transparent parts become white, and of an
-    animation it is the first frame. One that cannot be read, or is not whole, is named, left out, and makes the exit
+    animation it is the first frame. One that cannot be read, or is incomplete, is named, left out, and makes the exit
     code 3. A URL that is in the index of --changed is not fetched again.
     """
     from vlmkit.embed import changed as only_changed

@@ -157,7 +157,7 @@ Inputs = Annotated[
 ]
 OutputFile = Annotated[
     str | None,
-    option("-o, --output FILE", "Write to FILE, whole or not at all; - is standard output."),
+    option("-o, --output FILE", "Write to FILE, completely or not at all; - is standard output."),
 ]
 Errors = Annotated[str | None, option("--errors FILE", "Write failed records to FILE: id, image, error.")]
 EmbedModelName = Annotated[

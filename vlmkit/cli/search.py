@@ -164,8 +164,8 @@ def search(
         title = f"vlmkit search {'--duplicates' if wanted.duplicates else wanted.queries or parts}"
         count = _write(results, form, out, page, title)
         exit_code = failures.exit_code()
-        nothing_asked = wanted.queries is not None and not failures.seen
-    return exit_code or (Exit.OK if count or nothing_asked else Exit.NOTHING_FOUND)
+        no_queries = wanted.queries is not None and not failures.seen
+    return exit_code or (Exit.OK if count or no_queries else Exit.NOTHING_FOUND)
 
 
 def _results(

@@ -60,11 +60,11 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
             image.draft("RGB", (side, side))
         with _large if width * height > LARGE else nullcontext():
             _load(image)
-            turned = _orientation(image)
+            orientation = _orientation(image)
             upright = _rgb(_eight_bit(image))
-            if turned in TURNS:
-                upright = upright.transpose(Image.Transpose[TURNS[turned]])
-        return upright, *((height, width) if turned in SIDEWAYS else (width, height))
+            if orientation in TURNS:
+                upright = upright.transpose(Image.Transpose[TURNS[orientation]])
+        return upright, *((height, width) if orientation in SIDEWAYS else (width, height))
 
 
 def check_picture(source: Bytes) -> None:

@@ -44,7 +44,7 @@ def save_drawing(results: Iterable[Record | Failed], path: str) -> Iterator[Reco
 
 
 def save(image: "Image", path: str) -> None:
-    """Write a picture in the format of its suffix, whole or not at all. Raises VlmkitError."""
+    """Write a picture in the format of its suffix, completely or not at all. Raises VlmkitError."""
     from PIL.Image import registered_extensions
 
     data = io.BytesIO()

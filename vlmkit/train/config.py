@@ -201,7 +201,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 REGISTERED = {"vision": "efficientnet-lite0", "text": "all-minilm-l6-v2"}
 LORA_LR = 2e-4
 # A high rate quietly destroys pretrained weights: a third of that of WiSE-FT (Wortsman and others, 2022).
-LEARNED = {"lr": 1e-5, "weight_decay": 0.1}
+PRETRAINED = {"lr": 1e-5, "weight_decay": 0.1}
 FROM_SCRATCH = {"lr": 5e-4, "weight_decay": 0.2}  # OpenCLIP (Cherti and others, 2023)
 HEADS = {"lr": 1e-4, "weight_decay": 0.2}  # new heads on pretrained towers
 RENAMED = {"out": "output", "start": "from", "patience": "early-stop"}
@@ -281,7 +281,7 @@ def _contrastive_defaults(preset: dict[str, Any], given: dict[str, Any]) -> tupl
     if start is None:
         locked = (settings | given).get("lock", "image") == "image"
         return (LitConfig, REGISTERED | settings) if locked else (ContrastiveConfig, REGISTERED | HEADS | settings)
-    rates = FROM_SCRATCH | {"lr": 1e-3} if start == TINY else FROM_SCRATCH if is_from_scratch(start) else LEARNED
+    rates = FROM_SCRATCH | {"lr": 1e-3} if start == TINY else FROM_SCRATCH if is_from_scratch(start) else PRETRAINED
     return ContrastiveConfig, rates | settings
 
 

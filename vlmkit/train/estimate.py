@@ -53,17 +53,17 @@ def _contrastive(config: ContrastiveConfig, failures: Failures, quiet: bool) -> 
         return x
 
     trial = replace(made, config=small, training=some, validation=None)
-    with open_model(small, trial, steps) as learner:
-        objective = Objective(learner.model, config.loss, learner.from_scratch)
-        parameters = _parameters(learner.model)
-        learner.train()
-        parts = next(learner.load([replace(batch, step=steps) for batch in trial.batches(1)]))
+    with open_model(small, trial, steps) as trained:
+        objective = Objective(trained.model, config.loss, trained.from_scratch)
+        parameters = _parameters(trained.model)
+        trained.train()
+        parts = next(trained.load([replace(batch, step=steps) for batch in trial.batches(1)]))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            full_batch_gradient(learner.embed, parts, objective, [])
+            full_batch_gradient(trained.embed, parts, objective, [])
         start = time.perf_counter()
-        full_batch_gradient(learner.embed, parts, objective, [])
+        full_batch_gradient(trained.embed, parts, objective, [])
         seconds = (time.perf_counter() - start) / len(some.rows)
-        weights = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
+        weights = {p.untyped_storage().data_ptr() for p in trained.model.parameters()}
     activations = sum(size for place, size in kept.items() if place not in weights) / len(some.rows)
     batch = min(config.batch_size, len(made.training.rows))
     passes = 4 / 3 if config.accumulate > 1 else 1  # the forward pass is done twice

@@ -41,8 +41,8 @@ CONTEXT = 32  # tokens of a caption
 SIDE = 64  # pixels
 SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 128}
 VISION: dict[str, Any] = {"image_size": SIDE, "patch_size": 16, **SIZES}
-CLIP_MARKS = ["<|startoftext|>", "<|endoftext|>"]
-CHAT_MARKS = ["<s>", "</s>", "<system>", "<user>", "<assistant>"]
+CLIP_TOKENS = ["<|startoftext|>", "<|endoftext|>"]
+CHAT_TOKENS = ["<s>", "</s>", "<system>", "<user>", "<assistant>"]
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
@@ -128,7 +128,7 @@ def _save(model: nn.Module, folder: Path) -> None:
 
 def _tiny_clip(folder: Path, texts: list[str]) -> None:
     tokenizer = _clip_tokenizer(texts)
-    start, end = (tokenizer.get_vocab()[mark] for mark in CLIP_MARKS)
+    start, end = (tokenizer.get_vocab()[token] for token in CLIP_TOKENS)
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, **SIZES}
     text |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
     config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=64)
@@ -144,7 +144,7 @@ def _clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
     letters += [f"{letter}</w>" for letter in letters]
 
     def with_merges(merges: list[Any]) -> CLIPTokenizer:
-        pieces = [*letters, *("".join(merge) for merge in merges), *CLIP_MARKS]
+        pieces = [*letters, *("".join(merge) for merge in merges), *CLIP_TOKENS]
         vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
         return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
 
@@ -158,7 +158,7 @@ def _chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     options: dict[str, Any] = {
-        "special_tokens": CHAT_MARKS,
+        "special_tokens": CHAT_TOKENS,
         "initial_alphabet": ByteLevel.alphabet(),
         "show_progress": False,
     }

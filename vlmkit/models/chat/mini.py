@@ -121,7 +121,7 @@ class Features:
     def with_vectors(self, pictures: "np.ndarray", flip_augment: bool = False) -> "tuple[np.ndarray, np.ndarray]":
         """The same, and the vectors that `mini` embeds the pictures as, (N, D) float32.
 
-        With `flip_augment` both are the means over a picture and its mirror image, whose places are turned back.
+        With `flip_augment` both are the means over a picture and its mirror image, whose grid is flipped back.
         """
         import numpy as np
 

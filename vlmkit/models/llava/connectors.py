@@ -67,7 +67,7 @@ class Linear(Connector):
 
 
 class QFormer(Connector):
-    """64 learned queries attend to the picture; their outputs take its place (BLIP-2, Li and others, 2023)."""
+    """64 trained queries attend to the picture; their outputs take its place (BLIP-2, Li and others, 2023)."""
 
     tokens = 64  # a square, so that LlavaProcessor can count them as patches
 

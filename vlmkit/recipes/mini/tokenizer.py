@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-MARKS = ["<unk>", "</s>", "<user>", "<reply>"]
+SPECIAL_TOKENS = ["<unk>", "</s>", "<user>", "<reply>"]
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<reply>' + message['content'] + '</s>' if message['role'] == 'assistant' else '<user>' + message['content'] }}"
@@ -58,6 +58,8 @@ def _tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:
     digits = pre_tokenizers.Digits(individual_digits=True)
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), digits])
     made.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=pieces, min_frequency=3, special_tokens=MARKS, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces, min_frequency=3, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
     made.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, **TOKENIZER_SETTINGS)

@@ -69,7 +69,7 @@ def _colored(scene: Scene, pick: Pick) -> ChatSample:
         yield pick(name, f"what color {verb} the {name}?", f"what color {verb} the {whose}?"), (color,)
 
 
-def _told_color(scene: Scene, pick: Pick) -> ChatSample:
+def _stated_color(scene: Scene, pick: Pick) -> ChatSample:
     for name, color in _colors(scene):
         verb = _verb(name)
         if color in ALIKE:
@@ -153,7 +153,7 @@ def _done(scene: Scene, pick: Pick) -> ChatSample:
         yield f"what is the {who} doing?", (doing,)
 
 
-def _told_action(scene: Scene, pick: Pick) -> ChatSample:
+def _stated_action(scene: Scene, pick: Pick) -> ChatSample:
     who, doing = _alone(scene), leader(scene.actions, 3)
     if who and doing in UNLIKE:
         yield f"is the {who} {doing}?", ("yes",)
@@ -178,7 +178,7 @@ RULES: tuple[tuple[str, Callable[[Scene, Pick], ChatSample]], ...] = (
     ("object", _where),
     ("object", _played),
     ("action", _done),
-    ("yes-no", _told_color),
-    ("yes-no", _told_action),
+    ("yes-no", _stated_color),
+    ("yes-no", _stated_action),
     ("yes-no", _there),
 )
