@@ -89,7 +89,7 @@ def search_hub(query: Query) -> list[Record]:
     bounds = [f"{name}:{size}" for name, size in (("min", query.smallest), ("max", query.largest)) if size]
     found: list[Record] = []
     with asking(query.words):
-        # Listing tries for half a minute where there is no network; this does not.
+        # Without a network listing tries for half a minute; this request fails at once.
         get_session().get(f"{HfApi().endpoint}/api/models", params={"limit": 1}, timeout=ANSWER_WITHIN)
         listed = HfApi().list_models(
             search=query.words,

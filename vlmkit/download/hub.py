@@ -168,9 +168,9 @@ def _convert(source: Path, target: Path) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(target)
-    with redirect_stderr(io.StringIO()):  # its bar shows where there is no terminal, too
+    with redirect_stderr(io.StringIO()):  # its bar shows even without a terminal
         read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF)
-    # A model of its own: what was read is marked as quantised, and cannot be saved as it is.
+    # Copied into a new model: the one read is marked as quantised and cannot be saved.
     model = LlamaForCausalLM(read.config)  # type: ignore[arg-type]
     model.load_state_dict(read.state_dict())
     if hasattr(model.config, "quantization_config"):

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Bars:
-    """Bars on standard error; none if that is no terminal, or with `quiet`."""
+    """Bars on standard error; none if that is not a terminal, or with `quiet`."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._shown = not quiet and stderr_is_terminal()
@@ -27,7 +27,7 @@ class Bars:
             self._all.close()
 
     def expect(self, size: int | None) -> None:
-        """So many bytes are to come in all; None if that is not known."""
+        """Set the number of bytes of all files; None if unknown."""
         if self._shown:
             self.__exit__()
             self._all = _bar(desc="all", total=size, unit="B")
@@ -49,7 +49,7 @@ class Bars:
             yield on_progress
 
     def files(self, items: Iterable[T], name: str) -> Iterable[T]:
-        """`items`, of which each is a file, with a bar that counts them."""
+        """`items`, one for each file, with a bar that counts them."""
         return _bar(items, desc=name, unit=" files") if self._shown else items
 
 

@@ -258,7 +258,7 @@ def _shard(path: Path, rows: list[tuple[str, Row | Failed]], fetcher: PictureFet
 
 
 def _read_shard(path: Path) -> dict[str, tuple[Bytes, str, Record]]:
-    """(picture, suffix, record) by URL; none where there is no shard, or what stands before the damage of one."""
+    """(picture, suffix, record) by URL; empty without a shard; of a damaged one those before the damage."""
     pictures: dict[str, tuple[Bytes, str]] = {}
     found: dict[str, tuple[Bytes, str, Record]] = {}
     with contextlib.suppress(PictureError, ValueError, KeyError):

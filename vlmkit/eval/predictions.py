@@ -201,7 +201,7 @@ def _cell(value: Any) -> Any:
 def identify(record: Record, options: Options, number: int) -> str:
     """The id of an item: the named field, `id`, another tool's key, or its place in the file.
 
-    Where it is no more than the picture, the question is added, as several may be asked about one picture.
+    Where it is only the picture's path, the question is added, as a picture may have several.
     """
     if options.id is not None:
         key = text_of(value_at(record, options.id))

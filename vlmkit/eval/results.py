@@ -19,7 +19,7 @@ from vlmkit.metrics.stats import (
 )
 
 DIGITS = 10  # after the decimal point
-COUNTED_RESAMPLES = 1000  # of metrics that are no function of sums
+COUNTED_RESAMPLES = 1000  # of metrics that are not a function of sums
 
 
 def select_metrics(scores: Scores, wanted: Sequence[str]) -> list[Metric]:

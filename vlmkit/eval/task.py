@@ -27,7 +27,7 @@ class Metric:
 
     `columns` is n x m; `of_sums` takes R x m sums to R values (NaN where undefined). `weights` (n) says how many cases
     an item stands for: 0 where it cannot be scored, 5 where a picture has five captions. `values` (n) are the items'
-    own scores, where the metric is their weighted mean. A metric that is no function of sums has `of_counts` (R x n
+    own scores, where the metric is their weighted mean. A metric that is not a function of sums has `of_counts` (R x n
     counts of the items to R values). `head` begins the signature. Without `has_interval` resamples would be biased.
     """
 
@@ -78,7 +78,7 @@ def mean_metric(name: str, head: str, values: "Sequence[float] | np.ndarray", we
 
 
 def counted_metric(name: str, head: str, weights: "np.ndarray", of_counts: OfSums, has_interval: bool = True) -> Metric:
-    """A metric that is no function of sums: `of_counts` takes R x n counts of the items to R values."""
+    """A metric that is not a function of sums: `of_counts` takes R x n counts of the items to R values."""
     import numpy as np
 
     return Metric(name, head, np.zeros((len(weights), 1)), _ratio, weights, None, of_counts, has_interval)

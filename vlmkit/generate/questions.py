@@ -13,7 +13,7 @@ from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
 from vlmkit.io.terminal import stdin_is_terminal
 from vlmkit.models.boxes import EVERYTHING
 
-# Asked where there is no question, by task.
+# The questions of records without one, by task.
 DEFAULT_QUESTIONS = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
 RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
 

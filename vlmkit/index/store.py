@@ -21,7 +21,7 @@ PAUSE_SECONDS = 0.01
 CACHE_KIB = 65_536  # ids come in any order, so the pages of their index are touched everywhere
 MAPPED = 1 << 30  # bytes of the database that readers map: a record is found in half the time
 FORMAT = 2
-APPLICATION = 0x766C6D6B  # "vlmk": tells our database from others
+APPLICATION = 0x766C6D6B  # "vlmk": marks a database as vlmkit's
 INDEX_AGAIN = "remove the folder and index the pictures again"
 
 SCHEMA = f"""
@@ -243,7 +243,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def parse_record(line: Any, slot: int) -> Record:
-    """The record in `line`. Raises DatabaseError where it is none."""
+    """The record in `line`. Raises DatabaseError where it is not a JSON object."""
     try:
         record = loads(line)
     except ValueError:

@@ -52,7 +52,7 @@ def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> np.ndar
     as a shell's. Of a list, also one on the way to a nested field, any element may meet the condition; for `!=` none
     may equal the value. A record without the field meets none.
     """
-    # Names and texts stand in the record as our own writer spells them: looking for these bytes first is quicker.
+    # Records hold names and texts as vlmkit writes them: looking for these bytes first is quicker.
     spelled = [dumps({name: 0})[1:-3] for condition in conditions for name in condition.field.split(".")]
     texts = [c.value for c in conditions if c.operator == "=" and c.value not in LITERALS and _number(c.value) is None]
     spelled += [dumps({"": text})[4:-2] for text in texts]

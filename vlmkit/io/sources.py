@@ -80,7 +80,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A picture that came through a pipe."""
+    """A picture from standard input."""
 
     data: bytes
     mtime: float | None = None
@@ -100,7 +100,7 @@ class Reader(Protocol):
     """Reads one kind of container. The path of a member is that of the container, `separator` and the member's name.
 
     `separator` is `/` (`shard.tar/a.jpg`) or `#` (`doc.pdf#page=3`, `clip.mp4#t=12.5`). With `holds_files` members are
-    files of any kind, which their names tell apart, and those of one stem are one sample, as webdataset has it; without
+    files of any kind, distinguished by name, and those of one stem are one sample, as in webdataset; without
     it each member is a picture. What is returned as `Bytes` should be picklable. It is made without arguments.
     """
 
@@ -139,7 +139,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
 
 
 def open_file(path: str) -> Source:
-    """The file at `path`. Raises OSError, ValueError for an impossible name, and PictureError for no regular file."""
+    """The file at `path`. Raises OSError, ValueError for an invalid name, PictureError unless it is a regular file."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise PictureError("not a regular file")

@@ -35,7 +35,7 @@ def anls(prediction: str, references: Sequence[str], variant: str = "rrc") -> fl
 
 
 def parse_chart_number(text: str) -> float | None:
-    """`text` as pix2struct reads numbers: a trailing % divides by 100; None for everything that is no number."""
+    """`text` as pix2struct reads numbers: a trailing % divides by 100; None for other texts."""
     try:
         return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:

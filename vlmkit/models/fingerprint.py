@@ -14,7 +14,7 @@ REMEMBERED = 64  # models
 
 
 def fingerprint(files: Sequence[Path], settings: bytes = b"") -> str:
-    """Twelve hex digits over the names and bytes of `files`, and over `settings`, which stand in no file.
+    """Twelve hex digits over the names and bytes of `files`, and over `settings`, which are not in a file.
 
     Cached by path, size and time of the files, so that gigabytes of weights are read once.
     """

@@ -88,7 +88,7 @@ class Checkpoint:
     """A model on this machine, not opened yet.
 
     `name` loads it again, from any working folder; `backend` is its key in EMBEDDERS or CHAT_MODELS; `settings` is its
-    configuration where that stands in no file of its own; `places` are the folders of its `tokenizer` and its text
+    configuration where that is not in a file; `places` are the folders of its `tokenizer` and its text
     `tower` where these may be elsewhere.
     """
 

@@ -266,7 +266,7 @@ class EndpointOptions:
         for option in options:
             key, equals, value = option.partition("=")
             if not key or not equals:
-                raise VlmkitError(f"--option {option} names no value", "write KEY=VALUE, such as detail=high")
+                raise VlmkitError(f"--option {option} has no value", "write KEY=VALUE, such as detail=high")
             try:
                 given[key] = loads(value.encode())
             except ValueError:

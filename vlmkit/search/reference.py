@@ -3,7 +3,7 @@
 `relative` is the z-score of a hit's cosine among the cosines of the same picture with 153 everyday texts (with pictures
 of the index, where the query has no words). Unlike the z-score over the index it works in a small one, and unlike a
 cosine it counts in standard deviations, whatever the model's scale. tests/benchmarks/relative.py measures how well each
-tells that there is nothing like the query.
+shows that the index holds nothing like the query.
 """
 
 import contextlib

@@ -69,7 +69,7 @@ def _decode(value: object, key: object) -> "np.ndarray":
 def embed(pictures: Sequence[Picture], options: Options) -> "tuple[np.ndarray, np.ndarray, str]":
     """Vectors of the pictures (P x D) and of all captions in order (C x D), and the identity of their model.
 
-    No model is loaded where the records bring all vectors and -m names none.
+    No model is loaded where the records bring all vectors and -m is not given.
     """
     import numpy as np
 

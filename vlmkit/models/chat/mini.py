@@ -37,7 +37,7 @@ POOLING = re.compile(rb"\x0a.(?P<name>n\d+)\x12.n\d+\x22\x11GlobalAveragePool", 
 
 
 class Cache(NamedTuple):
-    """Keys and values by layer of N rows of T tokens, and which of the tokens are no padding (N, T)."""
+    """Keys and values by layer of N rows of T tokens, and which of the tokens are not padding (N, T)."""
 
     values: "list[onnxruntime.OrtValue]"
     real: "np.ndarray"

@@ -17,7 +17,7 @@ BOXES = FORMATS["paligemma"]
 
 
 class PaliGemma(SingleImageModel):
-    """PaliGemma (Beyer et al. 2024) and PaliGemma 2. A question that is no prefix of its own gets `answer en`."""
+    """PaliGemma (Beyer et al. 2024) and PaliGemma 2. A question without a prefix gets `answer en`."""
 
     family = "PaliGemma"
     tasks = ("answer", "ocr", "boxes")

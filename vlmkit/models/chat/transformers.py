@@ -272,7 +272,7 @@ class ImageTextToText(TransformersChatModel):
         return rest | {"mm_encoder_outputs": {"image": features}}
 
     def attention(self, request: Request, answer: str) -> AttentionMaps:
-        """Where each word of `answer` attends to. Raises RequestError where the picture's tokens are no grid."""
+        """Where each word of `answer` attends to. Raises RequestError where the image tokens are not a grid."""
         if len(request.all_pictures()) != 1:
             raise RequestError("attention maps require a single picture")
         inputs = self._inputs([request])

@@ -9,7 +9,7 @@ from PIL import Image
 def view_of(picture: Image.Image, view: int, key: Sequence[int], size: int, mirror: bool = True) -> Image.Image:
     """View 0 is the picture, view 1 its mirror image, each further one a random crop seeded by `key`.
 
-    Half of the crops are mirrored. Without `mirror` none is, and view 1 is a crop, too.
+    Half of the crops are mirrored. Without `mirror` nothing is mirrored, and view 1 is a crop.
     """
     if view == 1 and mirror:
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
