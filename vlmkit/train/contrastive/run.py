@@ -33,6 +33,9 @@ from vlmkit.train.trainer import CheckpointedTrainer, Log, parameter_groups, tra
 Note = Callable[[str], None]
 
 
+LOGGED_FIRST = ("epoch", "step", "loss", "lr", "text_lr")
+
+
 def lr_lambda(step: int, steps: int, warmup: float) -> float:
     """The share of the peak rate at `step` (from 1) of `steps`: linear warm-up, then half a cosine down to 0.
 
@@ -236,4 +239,8 @@ def train(
 ) -> Path:
     """Run the stage (see `run_stage`). Without `failures` nothing is reported of the data."""
     stage = partial(prepare, note=note)
-    return run_stage(stage, config, emit, failures or Failures(), note, resume, quiet or failures is None)
+
+    def emit_in_order(record: dict[str, Any]) -> None:
+        emit({key: record[key] for key in LOGGED_FIRST if key in record} | record)
+
+    return run_stage(stage, config, emit_in_order, failures or Failures(), note, resume, quiet or failures is None)
