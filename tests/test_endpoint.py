@@ -371,7 +371,7 @@ def test_proxies_are_used_as_the_package_does(vlmkit, hosted: Hosted, environmen
         (["--base-url", "127.0.0.1:8000/v1"], "the base URL '127.0.0.1:8000/v1/' is not valid"),
         (["--base-url", "http://127.0.0.1:port/v1"], "the endpoint cannot be used"),
         (["--device", "cpu"], "runs at an endpoint, not on a device here"),
-        (["--option", "detail"], "--option detail names no value"),
+        (["--option", "detail"], "--option detail has no value"),
         (["--option", "model=other"], "--option model cannot be set"),
         (["--option", "timeout=soon"], "--option timeout=soon is not valid: give a number such as 300"),
         (["--option", "retries=-1"], "--option retries=-1 is not valid: give a number such as 4"),
