@@ -238,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.fail(401, f"Incorrect API key provided: {self.headers['Authorization']}")
 
     def on_forbidden(self) -> None:
-        self.fail(403, "needs a token")
+        self.fail(403, "not for you")
 
     def on_unknown(self) -> None:
         self.fail(404, f"The model {self.body['model']} does not exist")

@@ -66,7 +66,7 @@ def test_pictures_as_terminals_paste_them_and_the_system_text(vlmkit, pictures: 
     assert row["images"] == [str(pictures / "my photo.png")] * 2
     assert row["conversations"][0] == {"from": "system", "value": "be brief"}
     done = vlmkit("ask", "--chat", "my photo.png", "what?", stdin=b"/save talk.jsonl\n")
-    assert b"talk.jsonl is there already" in done.stderr, "of another conversation"
+    assert b"talk.jsonl already exists" in done.stderr, "of another conversation"
     assert records((pictures / "talk.jsonl").read_bytes()) == [row]
     (again,) = records(vlmkit("ask", "talk.jsonl").stdout)
     assert (

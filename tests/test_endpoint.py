@@ -229,7 +229,7 @@ def test_what_all_requests_would_meet_is_fatal(vlmkit, hosted: Hosted, tmp_path:
     [
         ("unauthorised", "set OPENAI_API_KEY to your key"),
         ("forbidden", "403, not for you: set OPENAI_API_KEY to your key"),
-        ("poor", "402, no credit: check the account"),
+        ("poor", "402, no credit: check the balance"),
         ("unknown", "The model tiny does not exist: check the model's name, tiny, and --base-url"),
         ("moved", "redirects to http://127.0.0.1:1/elsewhere: name that with --base-url if you trust it"),
         ("unsupported", "400, .*: change it, or leave it out with --option temperature=null"),

@@ -158,5 +158,5 @@ def test_a_form_that_runs_code_is_reported(florence: Path, tmp_path: Path) -> No
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace("{", '{"auto_map": {"AutoConfig": "evil.Evil"},', 1))
     (folder / "evil.py").write_text("raise SystemExit('owned')\n")
-    with pytest.raises(VlmkitError, match="runs code of its own: name one without"):
+    with pytest.raises(VlmkitError, match="requires custom code, which vlmkit does not run: name one without"):
         load_chat_model(str(folder))

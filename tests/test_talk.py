@@ -276,7 +276,7 @@ def test_what_does_not_fit_fails_alone(talk: MiniChat) -> None:
 
 def test_another_model_is_not_packed(tmp_path: Path) -> None:
     tiny_llava(tmp_path / "linear", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
-    with pytest.raises(VlmkitError, match="no Llama on the image tower of mini"):
+    with pytest.raises(VlmkitError, match="not a Llama on the image tower of mini"):
         export_chat(tmp_path / "linear", tmp_path / "packed")
     tiny_llava(tmp_path / "other")
     template = tmp_path / "other/chat_template.jinja"

@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         f"{aligned} brings its own towers: leave --llm out": ask("--from", aligned, "--llm", data / "llama"),
         f"{tmp_path}/empty: Unrecognized model in {tmp_path}/empty": ask("--from", tmp_path / "empty"),
         f"{data}/llama: a llama model, not one of the LLaVA form": ask("--from", data / "llama"),
-        "nowhere is no folder: name one that vlmkit train made": ask("--from", "nowhere"),
+        "nowhere is not a folder: name one that vlmkit train made": ask("--from", "nowhere"),
         f"{data}/llama: llama is no CLIP or SigLIP tower": caption("--vision", data / "llama"),
         "unknown connector glue: use mlp, linear": caption("--connector", "glue"),
         "--quantize requires a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
