@@ -203,7 +203,7 @@ def test_flags_that_exclude_each_other(vlmkit, pictures: Path) -> None:
     def refused(*words: str) -> str:
         return vlmkit("ask", "a.png", "what?", *words, code=2).stderr.decode()
 
-    assert "--ocr with --boxes" in refused("--boxes", "--ocr")
+    assert "--ocr excludes --boxes" in refused("--boxes", "--ocr")
     assert "--draw requires --boxes" in refused("--draw", "x.png")
     assert "does not name a picture" in refused("--boxes", "--draw", "x.txt")
     assert "--pairs requires --constitution" in refused("--pairs", "x.jsonl")

@@ -386,7 +386,7 @@ def test_refusals_are_one_line(vlmkit, task: str, rows: list[dict], reason: str)
         (["vqa", "--truth", "nothing.json"], "nothing.json: no such file"),
         (["vqa", "--id", "nothing"], "item 1 has no field nothing"),
         (["retrieval", "-k", "one"], "-k one: not numbers"),
-        (["compare", "-"], "compare of 1 files"),
+        (["compare", "-"], "compare does not take 1 files"),
     ],
 )
 def test_wrong_options(vlmkit, arguments: list[str], reason: str) -> None:
