@@ -195,22 +195,25 @@ def export_chat(folder: Path, out: Path, weights: str = "int8") -> None:
     processor.tokenizer.backend_tokenizer.save(str(out / TOKENIZER))
     settings = {"context": model.config.text_config.max_position_embeddings}
     (out / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-    (out / LAYOUT).write_text(json.dumps(layout(model, onnx.load(out / GRAPH).graph), indent=1) + "\n")
+    if (tensors := layout(model, onnx.load(out / GRAPH).graph)) is not None:
+        (out / LAYOUT).write_text(json.dumps(tensors, indent=1) + "\n")
     if not (out / IMAGE).exists():
         shutil.copyfile(MINI_FOLDER / IMAGE, out / IMAGE)
     _check_prompts(folder, processor, Prompts(out / TOKENIZER), model.generation_config.eos_token_id)
 
 
-def layout(model: Any, graph: onnx.GraphProto) -> dict[str, Any]:
+def layout(model: Any, graph: onnx.GraphProto) -> dict[str, Any] | None:
     """The layout by which `import_mini` turns `graph`, made of `model`, back: see models/llava/import_mini.py.
 
     Found by writing the graph again with weights whose values are consecutive numbers: the tensors of that graph
-    show where each weight is.
+    show where each weight is. None for a model of more weights than float32 can number.
     """
-    weights = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    text = model.config.text_config
+    tied = model.config.tie_word_embeddings
+    weights = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     ends = FIRST + np.cumsum([value.numel() for value in weights.values()])
     if ends[-1] > LAST:
-        raise VlmkitError("the language model has too many weights for mini's layout", "make it smaller")
+        return None
     numbers = {
         name: np.arange(end - value.numel(), end, dtype=np.float32).reshape(value.shape)
         for (name, value), end in zip(weights.items(), ends.tolist(), strict=True)
@@ -230,10 +233,9 @@ def layout(model: Any, graph: onnx.GraphProto) -> dict[str, Any]:
         if not np.array_equal(flat, np.concatenate([numbers[name].ravel() for name in here])):
             raise VlmkitError("a tensor of the graph contains parts of weights", "see export_chat.chat_graph")
         tensors.append({"weights": here, "transposed": transposed})
-    text = model.config.text_config
     rows = text.vocab_size
     kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    config = {"vocab_size": rows, **{name: getattr(text, name) for name in kept}, "tie_word_embeddings": True}
+    config = {"vocab_size": rows, **{name: getattr(text, name) for name in kept}, "tie_word_embeddings": bool(tied)}
     config |= {"max_position_embeddings": text.max_position_embeddings, "bos_token_id": None}
     config |= {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
     return {"config": config, "tokenizer": TOKENIZER_SETTINGS, "tensors": tensors}
