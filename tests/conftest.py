@@ -20,23 +20,45 @@ hypothesis.settings.register_profile("any machine", deadline=None, derandomize=T
 hypothesis.settings.load_profile("any machine")
 
 SCRIPT = Path(sys.executable).with_name("vlmkit")
+# They need minutes; the recipes also need the source tree.
+ON_REQUEST = ("recipes", "golden")
+SLOW = {
+    *("test_blip", "test_chat_families", "test_docs", "test_easy_vqa", "test_eval_plugins", "test_executor"),
+    *("test_florence", "test_index_kill", "test_index_types", "test_index_waiting", "test_llava", "test_mini"),
+    *("test_model_plugins", "test_models", "test_plugin", "test_readers", "test_talk", "test_talk_unpack"),
+    *("test_text_tower", "test_train", "test_train_contrastive", "test_train_deterministic", "test_vlm_loading"),
+    *(
+        "test_vlm_opens",
+        "test_vlm_packing",
+        "test_vlm_processes",
+        "test_vlm_resume",
+        "test_vlm_stages",
+        "test_vlm_views",
+    ),
+}
 Vlmkit = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without -m the tests of the recipes that made mini are left out: they need minutes, and the source tree."""
-    if config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("recipes")]
+    """Mark the files that take long, and leave out what runs only when -m names it."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+    left_out = [item for item in items if any(map(item.get_closest_marker, _left_out(config)))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    if config.option.markexpr:
-        return None
-    return "the tests of mini's recipes are left out: run them with pytest -m recipes"
+    names = _left_out(config)
+    return (
+        f"left out: the tests marked {' and '.join(names)}; run them with -m '{' or '.join(names)}'" if names else None
+    )
+
+
+def _left_out(config: pytest.Config) -> list[str]:
+    return [name for name in ON_REQUEST if name not in config.option.markexpr]
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,7 @@ def removed_unless_begun(config: Any) -> Iterator[None]:
     there, folder = config.out.exists(), checkpoint_folder(config)
     try:
         yield
-    except BaseException:
+    except BaseException:  # whatever ended it, nothing half-made stays
         if rank() == 0 and not checkpoints(folder):
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
             with suppress(OSError):  # other files are there: features of the vision tower
