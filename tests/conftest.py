@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
+import inside
 import pytest
 from hosted import Hosted
-from warm import Running, Server, Start, Warm
+from warm import Running, Server, Start, Warm, at_import
 
 from vlmkit.cli.demo import collect
 
@@ -160,22 +161,24 @@ def _run(
     command: Path, tmp_path: Path, environment: dict[str, str], arguments: tuple, code: int, options: dict
 ) -> subprocess.CompletedProcess[bytes]:
     words = [command, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment, **options)
+    return _checked(subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment, **options), code)
+
+
+def _checked(done: subprocess.CompletedProcess[bytes], code: int) -> subprocess.CompletedProcess[bytes]:
     assert done.returncode == code, done.stderr.decode()
     assert b"Traceback" not in done.stderr
     return done
 
 
 @pytest.fixture
-def vlmkit(forker: Server, tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
-    """Run a command in `tmp_path`, on bytes, in a forked process; `code` is the exit code that is expected."""
+def vlmkit(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
+    """Run a command in `tmp_path`, on bytes, in this process; `code` is the exit code that is expected."""
+    imported = at_import(os.environ | {"PYTHONWARNINGS": "default"})
 
-    def run(
-        *arguments: object, code: int = 0, stdin: bytes = b"", timeout: float | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        forker.start()
-        options = {"input": stdin, "timeout": timeout}
-        return _run(forker.bin / "vlmkit", tmp_path, environment, arguments, code, options)
+    def run(*arguments: object, code: int = 0, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        if at_import(environment) != imported:
+            return _run(SCRIPT, tmp_path, environment, arguments, code, {"input": stdin})
+        return _checked(inside.run([*map(str, arguments)], tmp_path, environment, stdin), code)
 
     return run
 

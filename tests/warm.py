@@ -159,7 +159,7 @@ class Server:
             return
         self.bin.mkdir()
         shim = self.bin / "vlmkit"
-        imported = json.dumps(_at_import(os.environ | {"PYTHONWARNINGS": "default"}))
+        imported = json.dumps(at_import(os.environ | {"PYTHONWARNINGS": "default"}))
         shim.write_text(
             f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
             f"from warm import main\nmain({self.socket!r}, {str(self._script)!r}, {imported!r})\n"
@@ -176,7 +176,7 @@ class Server:
             self._process.wait()
 
 
-def _at_import(environment: dict[str, str]) -> dict[str, str]:
+def at_import(environment: dict[str, str]) -> dict[str, str]:
     """What libraries read when they are imported: where it is another, the server's processes will not do."""
     return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
 
@@ -187,7 +187,7 @@ def main(server: str, script: str, imported: str) -> None:
     try:
         for stream in (0, 1, 2):
             os.fstat(stream)
-        usable = _at_import(environment) == json.loads(imported)
+        usable = at_import(environment) == json.loads(imported)
     except OSError:
         usable = False
     if not usable:
