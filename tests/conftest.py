@@ -23,28 +23,11 @@ hypothesis.settings.load_profile("any machine")
 SCRIPT = Path(sys.executable).with_name("vlmkit")
 # They need minutes; the recipes also need the source tree.
 ON_REQUEST = ("recipes", "golden")
-SLOW = {
-    *("test_blip", "test_chat_families", "test_docs", "test_easy_vqa", "test_eval_plugins", "test_executor"),
-    *("test_florence", "test_index_kill", "test_index_types", "test_index_waiting", "test_llava", "test_mini"),
-    *("test_model_plugins", "test_models", "test_plugin", "test_readers", "test_talk", "test_talk_unpack"),
-    *("test_text_tower", "test_train", "test_train_contrastive", "test_train_deterministic", "test_vlm_loading"),
-    *(
-        "test_vlm_opens",
-        "test_vlm_packing",
-        "test_vlm_processes",
-        "test_vlm_resume",
-        "test_vlm_stages",
-        "test_vlm_views",
-    ),
-}
 Vlmkit = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the files that take long, and leave out what runs only when -m names it."""
-    for item in items:
-        if item.path.stem in SLOW:
-            item.add_marker("slow")
+    """Leave out what runs only when -m names it."""
     left_out = [item for item in items if any(map(item.get_closest_marker, _left_out(config)))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -127,7 +110,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Processes with everything imported."""
-    made = Server(tmp_path_factory.mktemp("server"), SCRIPT)
+    made = Server(tmp_path_factory.mktemp("server"))
     yield made
     made.stop()
 
@@ -183,6 +166,12 @@ def vlmkit(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
     return run
 
 
+@pytest.fixture(scope="session")
+def photo_rows(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What `vlmkit embed` makes of the photographs."""
+    return inside.run(["embed", str(photos)], tmp_path_factory.mktemp("rows"), dict(os.environ), b"").stdout
+
+
 @pytest.fixture
 def installed(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
     """As `vlmkit`, by the installed script in a process of its own, with options of subprocess.run."""
@@ -196,16 +185,11 @@ def installed(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
 
 
 @pytest.fixture
-def shell(
-    forker: Server, tmp_path: Path, environment: dict[str, str]
-) -> Callable[[str], subprocess.CompletedProcess[bytes]]:
-    """Run a line of bash in `tmp_path`, whose commands are those of `vlmkit`."""
+def shell(tmp_path: Path, environment: dict[str, str]) -> Callable[[str], subprocess.CompletedProcess[bytes]]:
+    """Run a line of bash in `tmp_path`."""
 
     def run(line: str) -> subprocess.CompletedProcess[bytes]:
-        forker.start()
-        path = f"{forker.bin}{os.pathsep}{environment['PATH']}"
-        return subprocess.run(
-            ["bash", "-o", "pipefail", "-c", line], capture_output=True, cwd=tmp_path, env=environment | {"PATH": path}
-        )
+        words = ["bash", "-o", "pipefail", "-c", line]
+        return subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment)
 
     return run

@@ -40,7 +40,7 @@ class Faulty(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[Faulty]:
     with Faulty() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.over.set()

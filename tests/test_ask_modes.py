@@ -105,6 +105,7 @@ def test_a_conversation_in_a_terminal(terminal, environment: dict[str, str], tmp
     assert kept.read_text().splitlines()[:2] == ["what color is it?", "/help"] and kept.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_an_answer_streams_on_a_terminal(terminal, talking: Path, vlmkit) -> None:
     """Of a model of transformers, word after word; the words are those of the pipe."""
     trained = talking / "trained"

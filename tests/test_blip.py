@@ -24,6 +24,8 @@ from vlmkit.models.load import load_chat_model
 from vlmkit.models.resolve import resolve
 from vlmkit.models.types import Answer, Request, RequestError, Sampling
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ["what color is the car?", "red?", "how many people are there", "is it"]
 STARTS = ["", "the red dog", "a man", ""]
 Made = Callable[[str], Path]

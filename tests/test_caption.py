@@ -55,6 +55,7 @@ def test_several_give_records(vlmkit, folder: Path, tmp_path: Path, model: str) 
     assert member["caption"] == rows[0]["caption"] and member["image"] == f"{shard}/a.png"
 
 
+@pytest.mark.slow
 def test_how_it_begins_and_how_long_it_is(vlmkit, folder: Path) -> None:
     plain = vlmkit("caption", folder / "a.png").stdout.decode()
     guided = vlmkit("caption", folder / "a.png", "--prompt", "This image shows").stdout.decode()
@@ -180,6 +181,7 @@ def started(environment: dict[str, str], *arguments: object, **options: object) 
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(vlmkit, environment: dict[str, str], tmp_path: Path) -> None:
     names, file = many(tmp_path / "many"), tmp_path / "captions.jsonl"
     run = started(environment, *names, "--resume", file)

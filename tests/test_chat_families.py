@@ -17,6 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.types import Answer, Request, RequestError, Sampling
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ["what color is the car?", "the red dog", "is it red?", "a man"]
 SIZES = [(100, 80), (60, 90), (64, 64), (200, 100)]
 MOST = 10  # tokens

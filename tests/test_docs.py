@@ -14,6 +14,8 @@ from hosted import Hosted
 
 from vlmkit.cli.examples import examples
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TABLE = commands()
 # Of train: what it read and holds out, and what random towers may do.

@@ -86,7 +86,7 @@ def hub(environment: dict[str, str], tmp_path: Path) -> Iterator[ThreadingHTTPSe
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.hits, server.asked = Counter(), []  # type: ignore[attr-defined]
         environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -126,6 +126,7 @@ def test_search_and_card(vlmkit, hub) -> None:
     assert (card["alias"], card["bytes"], card["licence"], card["language"]) == ("clip-b32", sizes, "mit", ["en"])
 
 
+@pytest.mark.slow
 def test_off_line_the_list_answers(vlmkit, environment: dict[str, str], hub) -> None:
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
     done = vlmkit("download", "--search", "clip TOWERS")

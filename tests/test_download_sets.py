@@ -339,6 +339,7 @@ def test_verify(vlmkit, tmp_path: Path, server: Faulty) -> None:
     assert b"36979.jpg: wrong CRC-32" in done.stderr and b"65567.jpg: No such file" in done.stderr
 
 
+@pytest.mark.slow
 def test_through_a_pipe_into_training(shell, tmp_path: Path, server: Faulty) -> None:
     """Records on standard output, the licence before them on standard error."""
     download = f"vlmkit download coco-captions --mirror {server.base} --no-check --dir sets --limit 2"
@@ -372,6 +373,7 @@ def test_a_kill_in_the_middle_then_the_same_bytes(vlmkit, environment, tmp_path:
     assert server.sent[path] - sent < whole - (1 << 20)
 
 
+@pytest.mark.slow
 def test_easy_vqa_from_its_wheel(vlmkit, tmp_path: Path) -> None:
     """With the pip of this Python; the same records as those of the installed package."""
     found = subprocess.run(

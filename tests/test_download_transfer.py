@@ -178,7 +178,7 @@ def test_two_at_once(tmp_path: Path, server: Faulty, client: HttpClient) -> None
     path = tmp_path / "small"
     first = threading.Thread(target=fetch, args=(f"{server.base}/small", path, client))
     first.start()
-    while not (tmp_path / ".small.part").exists():
+    while not server.hits["/small"]:  # by then the first holds its lock
         time.sleep(0.01)
     with pytest.raises(FetchError, match="another run"):
         fetch(f"{server.base}/small", path, client)

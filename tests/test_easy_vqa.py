@@ -8,6 +8,8 @@ import pytest
 from vlmkit.datasets.easy_vqa import easy_vqa
 from vlmkit.errors import VlmkitError
 
+pytestmark = pytest.mark.slow
+
 
 def test_easy_vqa() -> None:
     for split, questions_in, pictures_in in (("train", 38575, 4000), ("test", 9673, 1000)):

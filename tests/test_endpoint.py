@@ -143,6 +143,7 @@ def test_a_reply_that_begins_as_reported(endpoint) -> None:
     assert found == Answer("a CUP of coffee on a table. It is hot.", "stop", 7)
 
 
+@pytest.mark.slow
 def test_order_is_kept_whoever_is_first(vlmkit, hosted: Hosted) -> None:
     """Earlier questions are answered later, so many are under way at a time, and no more."""
     for size, count in ((5, 30), (1, 3)):
@@ -173,6 +174,7 @@ def test_troubles_that_pass(vlmkit, hosted: Hosted) -> None:
     assert hosted.asked == {"busy": 2, "hiccup": 2, "cuts": 3, "stalls": 2, "good": 1}
 
 
+@pytest.mark.slow
 def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: Path) -> None:
     reasons = {
         "crowded": "the endpoint answers 429, too many requests",

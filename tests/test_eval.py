@@ -210,6 +210,7 @@ def test_caption_figures(vlmkit) -> None:
     assert found["length"]["value"] == pytest.approx(8 / 3) and found["vocabulary"]["ci95"] is None
 
 
+@pytest.mark.slow
 @needs_java
 def test_captions_as_the_official_code(vlmkit, shared: Path) -> None:
     case = json.loads((shared / "golden/caption_metrics.json").read_text())["cases"]["six_images_ptb"]
@@ -221,6 +222,7 @@ def test_captions_as_the_official_code(vlmkit, shared: Path) -> None:
         assert "|tok:ptb|" in found[name.lower()]["signature"]
 
 
+@pytest.mark.slow
 def test_line_breaks_in_captions_shift_nothing(vlmkit) -> None:
     references = [["a cat dog"], ["two birds"], ["a bus"]]
     plain = ["a cat dog", "two birds", "a bus"]
@@ -282,6 +284,7 @@ def test_retrieval_with_captions_as_records_of_their_own(vlmkit) -> None:
     assert found["text_to_image_recall@1"]["value"] == 0.5 and found["image_to_text_recall@1"]["value"] == 1
 
 
+@pytest.mark.slow
 def test_retrieval_on_flickr8k_with_mini(shell, shared: Path) -> None:
     line = f"vlmkit embed {shared}/data/flickr8k/dev-000.tar | head -n 200 | vlmkit eval retrieval"
     found = by_metric(shell(line.replace(" | head", " 2>/dev/null | head")).stdout)

@@ -7,6 +7,8 @@ import pytest
 from helpers import jsonl, records
 from predictions import answers, by_metric, retrieval_rows, write
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = """
 def brevity(prediction, references):
     return 1 / max(1, len(prediction.split()))

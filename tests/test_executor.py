@@ -22,6 +22,8 @@ from vlmkit.io.records import Failed
 from vlmkit.models.load import load_chat_model, load_embedder
 from vlmkit.models.types import Sampling
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Double(Stage):

@@ -15,6 +15,8 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.types import Answer, Request, RequestError, Sampling
 
+pytestmark = pytest.mark.slow
+
 MOST = 30  # tokens
 CAPTIONS = ["<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"]
 TEXTS = [*CAPTIONS, "<OCR>", "<REGION_TO_CATEGORY> <loc_52><loc_332><loc_932><loc_774>"]

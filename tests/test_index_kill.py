@@ -20,6 +20,8 @@ from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
 from vlmkit.index.verify import verify
 
+pytestmark = pytest.mark.slow
+
 DRIVER = """
 import os, shutil, signal, sqlite3, sys, traceback
 import faiss, numpy as np

@@ -16,6 +16,8 @@ from vlmkit.index.maintenance import maintain, set_type
 from vlmkit.index.types import TYPES, choose
 from vlmkit.index.verify import verify
 
+pytestmark = pytest.mark.slow
+
 DIM = 32
 
 

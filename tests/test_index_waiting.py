@@ -18,6 +18,8 @@ from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
 from vlmkit.index.verify import verify
 
+pytestmark = pytest.mark.slow
+
 SOON = 5.0  # seconds; two on a quiet machine
 
 

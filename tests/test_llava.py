@@ -14,6 +14,8 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.types import Answer, Request, Sampling
 
+pytestmark = pytest.mark.slow
+
 OF_A_LANGUAGE_MODEL = (
     "{% for m in messages %}{{ '<user>' if m['role'] == 'user' else m['role'] + ' ' }}{{ m['content'] + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"

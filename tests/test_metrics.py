@@ -206,6 +206,7 @@ def test_captions_as_the_official_code_from_its_tokens(golden) -> None:
         _assert_scores(case, *words, None)
 
 
+@pytest.mark.slow
 @needs_java
 def test_captions_as_the_official_code(golden) -> None:
     for case in golden("caption_metrics")["cases"].values():
@@ -221,6 +222,7 @@ def test_tokenizers(golden) -> None:
             assert tokens.tokenized(*_pairs(case), "py") == expected
 
 
+@pytest.mark.slow
 @needs_java
 def test_meteor_as_the_official_code(golden) -> None:
     cases = list(golden("caption_metrics")["cases"].values())

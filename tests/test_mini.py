@@ -14,6 +14,8 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models.embedders.mini import CONTEXT, SIZE, Mini
 from vlmkit.models.resolve import MINI_FILES, MINI_FOLDER
 
+pytestmark = pytest.mark.slow
+
 FILES = MINI_FILES["embed"]
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from helpers import jsonl, picture, records
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 import os
 

@@ -24,6 +24,8 @@ from vlmkit.models.embedders.base import TorchEmbedder
 from vlmkit.models.load import load_embedder
 from vlmkit.models.types import Hardware
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a Cat", "x", "A dog, A Dog! it's 3 dogs", "tail of a long text that is cut " * 20, "one two"]
 
 

@@ -10,6 +10,8 @@ import pytest
 from helpers import records, vector
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ENOUGH = 0.97  # cosine: JPEG and quantised colours move a vector a little, a wrong turn or a wrong mode far more
 
 

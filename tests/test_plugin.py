@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import embedded, jsonl, picture, records
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = Path(__file__).with_name("plugin")
 
 

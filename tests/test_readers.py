@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import jpeg, jsonl, picture, records
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = '''
 from vlmkit.io.sources import MissingMember, PictureError, Source
 

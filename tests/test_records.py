@@ -22,6 +22,7 @@ RECORDS = st.dictionaries(TEXT, VALUES, max_size=5)
 VECTORS = st.lists(st.floats(-1, 1, width=16), min_size=4, max_size=4).filter(lambda v: math.hypot(*v) > 0.1)
 
 
+@pytest.mark.slow
 @given(st.lists(RECORDS))
 def test_jsonl_round_trip(rows: list[dict]) -> None:
     data = b"".join(map(dumps, rows))
@@ -43,6 +44,7 @@ def test_no_nan_and_no_infinity(number: float) -> None:
     assert isinstance(next(read_jsonl(io.BytesIO(b'{"a": NaN}'), "x")), Failed)
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.lists(st.tuples(RECORDS, VECTORS), min_size=1, max_size=20))
 def test_packed_round_trip(rows: list[tuple[dict, list[float]]]) -> None:

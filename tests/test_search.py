@@ -12,9 +12,9 @@ from helpers import embedded, jsonl, records, vector
 
 
 @pytest.fixture
-def indexed(vlmkit, photos: Path) -> Path:
+def indexed(vlmkit, photos: Path, photo_rows: bytes) -> Path:
     """The photographs, in the default index."""
-    vlmkit("index", stdin=vlmkit("embed", photos).stdout)
+    vlmkit("index", stdin=photo_rows)
     return photos
 
 

@@ -29,9 +29,9 @@ def made(folder: Path, vectors: np.ndarray, **fields: object) -> Path:
 
 
 @pytest.fixture
-def indexed(vlmkit, photos: Path) -> Path:
+def indexed(vlmkit, photos: Path, photo_rows: bytes, tmp_path: Path) -> Path:
     """The photographs, in the default index and in `photos.jsonl`."""
-    vlmkit("embed", photos, "-o", "photos.jsonl")
+    (tmp_path / "photos.jsonl").write_bytes(photo_rows)
     vlmkit("index", "photos.jsonl")
     return photos
 

@@ -34,6 +34,8 @@ from vlmkit.models.resolve import MINI_FILES, resolve
 from vlmkit.models.types import Answer, Request, RequestError, Sampling
 from vlmkit.recipes.mini.export_chat import export_chat
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ["", "what color is the car?", "is it red", "", "a dog", "x"]
 SHAPES = {
     "grouped queries, tied": {},

@@ -19,6 +19,8 @@ from vlmkit.models.resolve import MINI_FOLDER
 from vlmkit.recipes.mini.export_chat import export_chat
 from vlmkit.recipes.mini.tokenizer import language_model
 
+pytestmark = pytest.mark.slow
+
 MINI = MINI_FOLDER
 WEIGHTS = "model.safetensors"
 

@@ -18,6 +18,8 @@ from vlmkit.models.embedders.tokenizers import clean_text, of_open_clip
 from vlmkit.models.load import load_embedder
 from vlmkit.models.types import Hardware
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("torch", "open_clip", "transformers")
 SHOW_MODULES = """
 import sys

@@ -23,6 +23,8 @@ from vlmkit.train.contrastive.model import retrieval
 from vlmkit.train.contrastive.run import lr_lambda, train
 from vlmkit.train.contrastive.sampler import batches, open_sample, read_pictures, read_samples
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -106,13 +106,13 @@ def test_wrong_settings_are_one_line(text: str, tmp_path: Path, monkeypatch: pyt
     assert str(caught.value) == REFUSED[text]
 
 
-def test_wrong_presets_are_one_line(tmp_path: Path, warm: Any) -> None:
+def test_wrong_presets_are_one_line(tmp_path: Path, vlmkit: Any) -> None:
     (tmp_path / "wrong.toml").write_text("patch = 3\n")
     for preset, line in {
         "./gone.toml": "vlmkit: gone.toml: No such file or directory: check the name, the rights, the space",
         "wrong.toml": "vlmkit: wrong.toml: unknown setting patch: use the names of the options without --",
     }.items():
-        done = warm("train", "align", "a.jsonl", "-o", "out", "--preset", preset, code=2)
+        done = vlmkit("train", "align", "a.jsonl", "-o", "out", "--preset", preset, code=2)
         assert done.stderr.decode().splitlines() == [line]
     with pytest.raises(VlmkitError, match="--text-lr needs a locked image tower: use it with --vision, --text"):
         load_config(Stage.CONTRASTIVE, FLAGS | {"start": "tiny", "text_lr": 0.1})

@@ -35,6 +35,8 @@ from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.run import open_model, plan, train
 from vlmkit.train.contrastive.sampler import batches, read_pictures
 
+pytestmark = pytest.mark.slow
+
 Line = dict[str, Any]
 LOCKED = [*product(("clip", "open_clip_siglip"), ("image", "text", "none")), ("siglip", "image")]
 LOCKED += [("siglip", "none"), ("siglip2", "text"), ("open_clip_quick_gelu", "image"), ("open_clip_quick_gelu", "text")]

@@ -1,8 +1,11 @@
 """A run is the same each time, however its threads are scheduled."""
 
+import pytest
 import torch
 
 from vlmkit.train.distributed import deterministic
+
+pytestmark = pytest.mark.slow
 
 
 def gradients(times: int) -> set[bytes]:

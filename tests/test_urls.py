@@ -137,7 +137,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
             self.asked: list[float] = []
 
     with Server() as serving:
-        thread = threading.Thread(target=serving.serve_forever)
+        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
         thread.start()
         yield serving
         serving.over.set()
@@ -169,6 +169,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 def test_servers_of_every_kind(vlmkit, tmp_path, server, site: str) -> None:
     """In one run, so that they are fetched at the same time; the order is kept, each failure has its reason."""
     names = [name for pair in zip(GOOD, BAD, strict=False) for name in pair] + list(BAD)[len(GOOD) :]

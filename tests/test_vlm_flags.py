@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from vlm_data import line, write_data, write_towers
 from warm import Start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from vlmkit.train.vlm import run as stage
 from vlmkit.train.vlm import sft as trainer
 from vlmkit.train.vlm.collator import ReadPixels, pixel_reader
 
+pytestmark = pytest.mark.slow
+
 BAD = "pictures/7.png"
 
 

@@ -11,6 +11,8 @@ import pytest
 from vlm_data import line, write_data, write_towers
 from warm import Start
 
+pytestmark = pytest.mark.slow
+
 OLD = ["transformers==4.57.3", "huggingface_hub==0.36.2", "tokenizers==0.22.1"]
 OLD += ["requests", "urllib3", "charset_normalizer", "idna", "certifi"]
 LOOK = """

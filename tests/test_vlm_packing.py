@@ -25,6 +25,8 @@ from vlmkit.train.vlm.loss import PackedLossModel, packed_attention_mask
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.tokenize import Chat, Plain, TokenizedSample
 
+pytestmark = pytest.mark.slow
+
 IMAGE = 9
 PICTURES = [Image.new("RGB", (40, 30), color) for color in COLORS]
 DIALOGUES = [

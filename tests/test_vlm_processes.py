@@ -22,6 +22,8 @@ from warm import Start
 from vlmkit.errors import VlmkitError
 from vlmkit.train.config import PreferConfig, check
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Path:

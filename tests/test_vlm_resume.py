@@ -12,6 +12,8 @@ from helpers import records
 from vlm_data import write_data
 from warm import Start
 
+pytestmark = pytest.mark.slow
+
 DATA = {"align": "captions", "instruct": "mixed", "prefer": "preferences"}
 STAGES = [("align", []), ("instruct", []), ("instruct", ["--lora", "4"]), ("prefer", []), ("prefer", ["--lora", "4"])]
 

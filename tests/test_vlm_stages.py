@@ -14,6 +14,8 @@ from warm import Start
 from vlmkit.models.llava.model import build
 from vlmkit.models.registry import CONNECTORS
 
+pytestmark = pytest.mark.slow
+
 Weights = dict[str, torch.Tensor]
 LAYERS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 

@@ -13,6 +13,8 @@ from vlmkit.models.llava.connectors import tower_features
 from vlmkit.models.llava.model import Vlm, build
 from vlmkit.train.vlm.collator import CachedFeatures, Group, GroupDataset, SampleRef, pixel_reader
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Vlm:

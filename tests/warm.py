@@ -1,7 +1,7 @@
 """The command in processes forked from one that has imported what models need, so that a start takes no time.
 
 A server process imports the libraries once and forks for each request, which brings arguments, folder, environment and
-the three standard streams. `python warm.py server SOCKET` is the server, `python warm.py SOCKET ARGUMENT…` one command.
+the three standard streams. `python warm.py SOCKET` is the server.
 """
 
 import array
@@ -148,25 +148,16 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], streams
 class Server:
     """The server of this test process; it starts with the first command and ends with the tests."""
 
-    def __init__(self, folder: Path, script: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.socket = str(folder / "server")
-        self._script = script
-        self.bin = folder / "bin"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         if self._process is not None:
             return
-        self.bin.mkdir()
-        shim = self.bin / "vlmkit"
-        imported = json.dumps(at_import(os.environ | {"PYTHONWARNINGS": "default"}))
-        shim.write_text(
-            f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            f"from warm import main\nmain({self.socket!r}, {str(self._script)!r}, {imported!r})\n"
-        )
-        shim.chmod(0o755)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-        self._process = subprocess.Popen([sys.executable, __file__, "server", self.socket], env=environment)
+        self._process = subprocess.Popen([sys.executable, __file__, self.socket], env=environment)
         while not os.path.exists(self.socket):
             time.sleep(0.01)
 
@@ -177,29 +168,8 @@ class Server:
 
 
 def at_import(environment: dict[str, str]) -> dict[str, str]:
-    """What libraries read when they are imported: where it is another, the server's processes will not do."""
+    """What libraries read when they are imported: a process of another environment cannot stand for one of this."""
     return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
-
-
-def main(server: str, script: str, imported: str) -> None:
-    """One command by the server; by the installed script where a stream is closed or the environment is another."""
-    environment = dict(os.environ)
-    try:
-        for stream in (0, 1, 2):
-            os.fstat(stream)
-        usable = at_import(environment) == json.loads(imported)
-    except OSError:
-        usable = False
-    if not usable:
-        os.execv(script, [script, *sys.argv[1:]])
-    command = Command(server, sys.argv[1:], os.getcwd(), environment, [0, 1, 2])
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)  # who writes to the command sees it end, and who reads from it
-    os.dup2(nowhere, 1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: os.kill(command.pid, number))
-    code = command.wait()
-    os._exit(code if code >= 0 else 128 - code)
 
 
 class Running:
@@ -210,7 +180,7 @@ class Running:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.arguments = arguments
-        streams = Path(tempfile.mkdtemp(dir=server.bin.parent))
+        streams = Path(tempfile.mkdtemp(dir=server.folder))
         self.stdin, self.stdout, self.stderr = (streams / name for name in ("stdin", "stdout", "stderr"))
         for path, data in ((self.stdin, stdin), (self.stdout, b""), (self.stderr, b"")):
             path.write_bytes(data)
@@ -250,4 +220,4 @@ Warm = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 if __name__ == "__main__":
-    serve(sys.argv[2])
+    serve(sys.argv[1])

@@ -49,5 +49,5 @@ class _Server(ThreadingHTTPServer):
 def start() -> int:
     """Serve from now on; the port."""
     server = _Server(("127.0.0.1", 0), _Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server.server_port
