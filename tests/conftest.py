@@ -17,6 +17,7 @@ from warm import Running, Server, Start, Warm, at_import
 
 from vlmkit.cli.demo import collect
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of the tests are one for each core
 hypothesis.settings.register_profile("any machine", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("any machine")
 

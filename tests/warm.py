@@ -156,7 +156,7 @@ class Server:
     def start(self) -> None:
         if self._process is not None:
             return
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        environment = os.environ | {"PYTHONWARNINGS": "default"}
         self._process = subprocess.Popen([sys.executable, __file__, self.socket], env=environment)
         while not os.path.exists(self.socket):
             time.sleep(0.01)
@@ -186,7 +186,7 @@ class Running:
             path.write_bytes(data)
         server.start()
         own = {name: value for name, value in os.environ.items() if not name.startswith("VLMKIT_")} | environment
-        own |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        own |= {"HF_HUB_OFFLINE": "1"}
         with open(self.stdin, "rb") as a, open(self.stdout, "ab") as b, open(self.stderr, "ab") as c:
             self.process = Command(server.socket, arguments, str(folder), own, [a.fileno(), b.fileno(), c.fileno()])
 
