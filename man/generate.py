@@ -87,7 +87,7 @@ def _command(name: str, command) -> Command:
         " ".join(p.help for p in arguments),
         _choices(arguments[0]) if arguments else [],
         [*map(_flag, options), Flag(["-h", "--help"], "", [], "Print the help.")],
-        examples()[name],
+        examples().get(name, []),
     )
 
 

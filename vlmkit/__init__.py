@@ -8,6 +8,19 @@
 Nothing heavy is imported before a function is used; vlmkit-python(7) shows each.
 """
 
+import os
+
+# No library may report what is done with it unless the user asks for that; each reads this before its import.
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # else ONNX Runtime keeps a device id and looks its collector up
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "WANDB_ERROR_REPORTING": "false",
+}.items():
+    os.environ.setdefault(_name, _value)
+
 TYPE_CHECKING = False  # true for type checkers; importing typing takes longer than all else here
 if TYPE_CHECKING:
     from vlmkit import metrics

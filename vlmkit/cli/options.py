@@ -231,8 +231,9 @@ class CommandWithExamples(typer.core.TyperCommand):
     """A command whose help ends with its examples, which are read when the help is shown."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        shown = "\n".join(f"  # {example.what}\n  {example.line}" for example in examples()[self.name or ""])
-        self.epilog = f"\b\nExamples:\n{shown}"
+        if own := examples().get(self.name or ""):
+            shown = "\n".join(f"  # {example.what}\n  {example.line}" for example in own)
+            self.epilog = f"\b\nExamples:\n{shown}"
         super().format_epilog(ctx, formatter)
 
 
