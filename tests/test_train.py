@@ -66,8 +66,8 @@ def test_log_holds_first_and_last_step_and_every_epoch(run: tuple[Path, list[dic
     _, log = run
     steps = [line["step"] for line in log if "loss" in line]
     assert steps == [1, *range(5, 48, 5), 48]
-    told = {"epoch", "step", "loss", "lr", "text_lr", "grad_norm", "logit_scale", "samples_per_s", "memory_gb"}
-    assert all(told == set(x) for x in log if "loss" in x)
+    fields = {"epoch", "step", "loss", "lr", "text_lr", "grad_norm", "logit_scale", "samples_per_s", "memory_gb"}
+    assert all(fields == set(x) for x in log if "loss" in x)
     epochs = [line for line in log if "loss" not in line]
     assert [line["epoch"] for line in epochs] == list(range(13))
     assert epochs[0]["step"] == 0, "retrieval is measured before the first step"

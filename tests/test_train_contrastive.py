@@ -100,8 +100,8 @@ def debug(place: Path, start: Start) -> tuple[Path, list[Line]]:
 def test_debug_learns_and_tells(debug: tuple[Path, list[Line]]) -> None:
     folder, log = debug
     assert [line["step"] for line in log if "loss" in line] == list(range(1, 21))
-    told = {"epoch", "step", "loss", "lr", "grad_norm", "logit_scale", "samples_per_s", "memory_gb"}
-    assert all(told == set(line) for line in log if "loss" in line)
+    fields = {"epoch", "step", "loss", "lr", "grad_norm", "logit_scale", "samples_per_s", "memory_gb"}
+    assert all(fields == set(line) for line in log if "loss" in line)
     validations = [line for line in log if "mean_recall" in line]
     assert validations[0]["step"] == 0, "retrieval is measured before the first step"
     assert {line["step"] for line in validations} >= {5, 10, 15, 20}, "and every --save-steps"
@@ -215,11 +215,11 @@ class Toy(nn.Module):
         super().__init__()
         self.image, self.text, self.drop = nn.Linear(5, 4), nn.Linear(7, 4), drop
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
-        self.told: list[Tensor] = []
+        self.features: list[Tensor] = []
 
     def embed(self, part: tuple[Tensor, Tensor], again: bool = False) -> tuple[Tensor, Tensor]:
         images, texts = self.image(dropout(part[0], self.drop)), self.text(dropout(part[1], self.drop))
-        self.told.append(torch.cat([images, *texts]).detach())
+        self.features.append(torch.cat([images, *texts]).detach())
         return images, texts
 
 
@@ -255,9 +255,9 @@ def test_parts_make_the_gradient_of_the_whole_batch(loss: str) -> None:
 
 def test_parts_see_the_same_dropout_twice() -> None:
     _, _, model = toy_gradient("infonce", [4, 4], drop=0.5)
-    assert len(model.told) == 4
-    assert torch.equal(model.told[0], model.told[2]) and torch.equal(model.told[1], model.told[3])
-    assert not torch.equal(model.told[0], model.told[1])
+    assert len(model.features) == 4
+    assert torch.equal(model.features[0], model.features[2]) and torch.equal(model.features[1], model.features[3])
+    assert not torch.equal(model.features[0], model.features[1])
 
 
 @pytest.mark.parametrize("lock", ["none", "image"])
@@ -303,14 +303,14 @@ def test_the_logit_scale_is_clamped(models: Callable[[str], Path], place: Path, 
 
 def test_the_best_validation_wins_and_waiting_ends(debug: tuple[Path, list[Line]], place: Path, tmp_path: Path) -> None:
     """A rate that destroys: retrieval falls below what it was, which is told; the weights kept are the best ones."""
-    told: list[str] = []
+    notes: list[str] = []
     log: list[Line] = []
     settings = config(place, tmp_path / "out", debug[0], lr=0.05, steps=40, val=str(place / "shapes.tar"), patience=2)
-    train(settings, log.append, note=told.append)
+    train(settings, log.append, note=notes.append)
     found = {line["step"]: line["mean_recall"] for line in log if "mean_recall" in line}
     assert max(found) < 40, "it stopped early"
     assert min(found.values()) < found[0]
-    assert sum("retrieval fell below that of before step 1" in line for line in told) >= 1
+    assert sum("retrieval fell below that of before step 1" in line for line in notes) >= 1
     best = max((value, -step) for step, value in found.items() if step)
     assert max(found) == -best[1] + 2 * 4, "two epochs of four steps after the best"
     again = ran(config(place, tmp_path / "again", tmp_path / "out", steps=1, val=str(place / "shapes.tar")))

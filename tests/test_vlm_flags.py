@@ -24,8 +24,8 @@ def aligned(data: Path, start: Start) -> Path:
 
 
 def test_settings_from_a_file_and_flags_over_them(data: Path, start: Start, tmp_path: Path) -> None:
-    told = f'preset = "debug"\ndata = ["{data}/captions.jsonl"]\nsteps = 2\nbatch-size = 4\nseed = 3\n'
-    (tmp_path / "mine.toml").write_text(told + "projector_lr = 0.5\nval = 0.25\n")
+    mine = f'preset = "debug"\ndata = ["{data}/captions.jsonl"]\nsteps = 2\nbatch-size = 4\nseed = 3\n'
+    (tmp_path / "mine.toml").write_text(mine + "projector_lr = 0.5\nval = 0.25\n")
     flags = "-o", "a", "--steps", "3", "--seed", "0"
     log = records(start(tmp_path, "train", "align", "--config", "mine.toml", *flags).done().stdout)
     assert max(entry["step"] for entry in log) == 3 and log[0]["lr"] == 0.5 and any("val_loss" in e for e in log)
@@ -41,19 +41,19 @@ def test_settings_from_a_file_and_flags_over_them(data: Path, start: Start, tmp_
 
 def test_dry_run_says_what_would_be_trained(data: Path, aligned: Path, start: Start, tmp_path: Path) -> None:
     words = line(data, "align", "captions", "out", "--dry-run")
-    (told,) = records(start(tmp_path, *words).done().stdout)
+    (plan,) = records(start(tmp_path, *words).done().stdout)
     unnamed = [word for word in words if word not in ("-o", "out")]
     assert start(tmp_path, *unnamed).done().stdout.startswith(b'{"stage":"align"'), "it needs no --output"
     sizes = {name: value.numel() for name, value in load_file(aligned / "model.safetensors").items()}
     projector = sum(size for name, size in sizes.items() if "projector" in name)
-    assert told["trainable_parameters"] == projector and told["total_parameters"] == sum(sizes.values())
-    assert told["samples"] == 48 and told["steps"] == 3 and told["tokens_per_step"] > 8 * 16
-    assert told["memory_gb"] > 0 and told["seconds"] > 0
+    assert plan["trainable_parameters"] == projector and plan["total_parameters"] == sum(sizes.values())
+    assert plan["samples"] == 48 and plan["steps"] == 3 and plan["tokens_per_step"] > 8 * 16
+    assert plan["memory_gb"] > 0 and plan["seconds"] > 0
     flags = "--from", aligned, "--lora", "4", "--dry-run"
-    (told,) = records(start(tmp_path, *line(data, "instruct", "mixed", "out", *flags, towers=False)).done().stdout)
+    (plan,) = records(start(tmp_path, *line(data, "instruct", "mixed", "out", *flags, towers=False)).done().stdout)
     wide, inner, kv = 32, 64, 16
     lora = 2 * 4 * ((wide + wide) * 2 + (wide + kv) * 2 + (wide + inner) * 3)  # layers x rank x (in + out)
-    assert told["trainable_parameters"] == projector + lora
+    assert plan["trainable_parameters"] == projector + lora
     assert not (tmp_path / "out").exists()
 
 
@@ -124,6 +124,6 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
     }  # fmt: skip
     for expected, words in cases.items():
         done = start(tmp_path, *words).done(2)
-        *_, told = done.stderr.decode().splitlines()
-        assert told.startswith("vlmkit: ") and expected in told and told.count(": ") >= 2, told
+        *_, said = done.stderr.decode().splitlines()
+        assert said.startswith("vlmkit: ") and expected in said and said.count(": ") >= 2, said
         assert done.stdout == b"" and not (tmp_path / "out").exists()

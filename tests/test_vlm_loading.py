@@ -64,11 +64,11 @@ def test_it_is_named(data: Path, broken: list[int], tmp_path: Path, kind: str, n
         (tmp_path / f"{part}.jsonl").write_text("".join(kept).replace("pictures/", f"{data}/pictures/"))
     towers = {"vision": str(data / "clip"), "llm": str(data / "llama")}
     make: Any = {"instruct": InstructConfig, "prefer": PreferConfig}[kind]
-    told = partial(make, out=tmp_path / "out", epochs=1, batch_size=4, **towers)
+    config_of = partial(make, out=tmp_path / "out", epochs=1, batch_size=4, **towers)
     if held_out:
-        config = told(data=[str(tmp_path / "good.jsonl")], val=str(tmp_path / "all.jsonl"))
+        config = config_of(data=[str(tmp_path / "good.jsonl")], val=str(tmp_path / "all.jsonl"))
     else:
-        config = told(data=[str(tmp_path / "all.jsonl")])
+        config = config_of(data=[str(tmp_path / "all.jsonl")])
     with Failures() as failures, pytest.raises(VlmkitError) as caught:
         stage.train(config, lambda _: None, failures, note=lambda _: None, quiet=True)
     line = str(caught.value)

@@ -20,7 +20,7 @@ import json, sys, numpy as np, torch, transformers
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-told = []
+opened = []
 for folder, out in zip(sys.argv[2::2], sys.argv[3::2]):
     model, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     processor = AutoProcessor.from_pretrained(folder)
@@ -31,8 +31,8 @@ for folder, out in zip(sys.argv[2::2], sys.argv[3::2]):
         np.save(out, model(**inputs).logits[0].numpy())
     said = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
     keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    told.append({"keys": sorted(str(key) for name in keys for key in report[name]), "said": said})
-print(json.dumps({"version": transformers.__version__, "told": told}))
+    opened.append({"keys": sorted(str(key) for name in keys for key in report[name]), "said": said})
+print(json.dumps({"version": transformers.__version__, "opened": opened}))
 """
 
 
@@ -72,8 +72,8 @@ def test_both_versions_read_the_same_model(old: Path, folders: list[Path], tmp_p
     (tmp_path / "5").mkdir(), (tmp_path / "4").mkdir()
     new, before = look(folders, tmp_path / "5", None), look(folders, tmp_path / "4", old)
     assert new["version"].startswith("5.") and before["version"] == "4.57.3"
-    assert [told["keys"] for told in new["told"] + before["told"]] == [[]] * 8
-    assert new["told"] == before["told"]
+    assert [opened["keys"] for opened in new["opened"] + before["opened"]] == [[]] * 8
+    assert new["opened"] == before["opened"]
     for folder in folders:
         logits = [np.load(tmp_path / version / f"{folder.name}.npy") for version in "45"]
         assert logits[0].std() > 0.1 and np.allclose(*logits, atol=1e-5)

@@ -57,8 +57,8 @@ def test_torchrun_with_two_processes_is_one_process(data: Path, start: Start, tm
         [e["val_loss"] for e in alone if "val_loss" in e]
     )
     assert same(tmp_path / "one", tmp_path / "two")
-    told = two.stderr.decode()
-    assert told.count("vlmkit: ") == 2 and "24 rows read" in told and "of these samples held out" in told
+    said = two.stderr.decode()
+    assert said.count("vlmkit: ") == 2 and "24 rows read" in said and "of these samples held out" in said
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,11 @@ def test_full_disk_keeps_the_last_checkpoint(data: Path, start: Start, tmp_path:
     running.wait_until((tmp_path / "full/out/checkpoints/checkpoint-3").is_dir)
     resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))  # a checkpoint takes more
     done = running.done(2)
-    (told,) = done.stderr.decode().splitlines()
-    assert told.startswith("vlmkit: the checkpoint of step ") and told.endswith(": free some space, then use --resume")
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith("vlmkit: the checkpoint of step ") and said.endswith(": free some space, then use --resume")
     names = sorted(path.name for path in (tmp_path / "full/out/checkpoints").iterdir())
     kept = [name for name in names if name.startswith("checkpoint-")]
-    assert kept and f"{kept[-1]} is complete" in told and names == [*kept, "train.toml"]
+    assert kept and f"{kept[-1]} is complete" in said and names == [*kept, "train.toml"]
     start(tmp_path / "full", *line, "--resume").done()
     start(tmp_path / "whole", *line).done()
     assert made(tmp_path / "full/out") == made(tmp_path / "whole/out")
@@ -109,11 +109,11 @@ def test_full_disk_keeps_the_last_checkpoint(data: Path, start: Start, tmp_path:
 
 def test_a_loss_that_is_no_number_stops_it(data: Path, start: Start, tmp_path: Path) -> None:
     done = start(tmp_path, *command(data, "align", []), "--projector-lr", "1e30").done(2)
-    (told,) = done.stderr.decode().splitlines()
-    assert told.startswith("vlmkit: the loss is nan at step ") and told.endswith(": try a lower rate, in a new folder")
-    step = int(told.split("step ")[1].split(",")[0])
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith("vlmkit: the loss is nan at step ") and said.endswith(": try a lower rate, in a new folder")
+    step = int(said.split("step ")[1].split(",")[0])
     assert step == len(losses(done.stdout)) + 1
-    named = told.split("samples ")[1].split(":")[0].split(", ")
+    named = said.split("samples ")[1].split(":")[0].split(", ")
     assert len(named) == 4 and set(named) <= {f"s{i}" for i in range(24)}
     assert not (tmp_path / "out/model.safetensors").exists()
 
@@ -153,9 +153,9 @@ def test_a_folder_that_holds_another_run_is_refused(data: Path, start: Start, tm
 
     def refused(*flags: str) -> str:
         done = start(tmp_path, *line, *flags).done(2)
-        (told,) = done.stderr.decode().splitlines()
+        (said,) = done.stderr.decode().splitlines()
         assert done.stdout == b""
-        return told
+        return said
 
     (tmp_path / "out").mkdir(parents=True)
     (tmp_path / "out/notes.txt").write_text("mine")

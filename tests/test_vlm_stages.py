@@ -44,8 +44,8 @@ def changed(before: Weights, after: Weights) -> set[str]:
 def answer(folder: Path, picture: Path, prompt: str = "which color is it?") -> str:
     """A greedy reply, as transformers documents it; importing vlmkit's models has registered what is not native."""
     processor = AutoProcessor.from_pretrained(folder)
-    model, told = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=Image.open(picture), text=text, return_tensors="pt")
@@ -60,8 +60,8 @@ def test_the_installed_command_goes_through_all_stages(data: Path, vlmkit, tmp_p
     assert {"step", "loss", "lr", "tokens_per_s", "samples_per_s", "memory_gb"} <= log[0].keys()
     assert log[-1]["loss"] < log[0]["loss"]
     two = vlmkit("train", "instruct", data / "mixed.jsonl", "-o", "two", "--preset", "debug", "--from", "one")
-    told = "26 rows read, 26 kept (26 samples), 0 dropped"
-    assert two.stderr.decode() == f"vlmkit: {data / 'mixed.jsonl'}: {told}\n"
+    summary = "26 rows read, 26 kept (26 samples), 0 dropped"
+    assert two.stderr.decode() == f"vlmkit: {data / 'mixed.jsonl'}: {summary}\n"
     log = records(
         vlmkit(
             "train", "prefer", data / "preferences.jsonl", "-o", "three", "--preset", "debug", "--from", "two"

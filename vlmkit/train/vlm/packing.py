@@ -129,10 +129,10 @@ class Packer:
                 here = r, slice(start, start + len(segment.input_ids))
                 input_ids[here], position_ids[here] = segment.input_ids, segment.position_ids
                 segment_ids[here], branch_ids[here] = number, segment.branch_ids
-                learned = np.flatnonzero(segment.loss_mask)
-                positions.append(r * width + start + segment.label_positions(learned))
-                labels.append(segment.input_ids[learned])
-                lengths.append(segment.reply_lengths[learned])
+                labelled = np.flatnonzero(segment.loss_mask)
+                positions.append(r * width + start + segment.label_positions(labelled))
+                labels.append(segment.input_ids[labelled])
+                lengths.append(segment.reply_lengths[labelled])
                 pictures += segment.pictures
                 start += len(segment.input_ids)
         joined = map(np.concatenate, (positions, labels, lengths))

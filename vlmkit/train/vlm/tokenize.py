@@ -32,7 +32,7 @@ class TokenizedSample:
     def joined(cls, parts: list[tuple[list[int], bool]]) -> "TokenizedSample":
         """Of parts in order: token ids, and whether the loss is of them."""
         ids = np.array([token for tokens, _ in parts for token in tokens], np.int32)
-        return cls(ids, np.repeat([learned for _, learned in parts], [len(tokens) for tokens, _ in parts]))
+        return cls(ids, np.repeat([is_reply for _, is_reply in parts], [len(tokens) for tokens, _ in parts]))
 
 
 Encode = Callable[[Dialogue], TokenizedSample]
