@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -35,9 +37,10 @@ def many(count: int, dim: int = 8, seed: int = 0, start: int = 0) -> list[dict]:
 def test_info_of_a_named_index(vlmkit, tmp_path: Path) -> None:
     vlmkit("index", stdin=jsonl(*many(3)))
     found = info(vlmkit, "default")
-    assert list(found) == ["path", "model", "dim", "count", "type", "bytes", "reason"]
+    assert list(found) == ["path", "model", "dim", "count", "type", "bytes", "changed", "reason"]
     assert found["path"] == str(tmp_path / "home/XDG_DATA_HOME/vlmkit/default")
     assert (found["model"], found["dim"], found["count"], found["type"]) == ("toy@0123456789ab", 8, 3, "flat")
+    assert abs(datetime.fromisoformat(found["changed"]).timestamp() - time.time()) < 60
     assert found["bytes"] == sum(p.stat().st_size for p in Path(found["path"]).iterdir())
 
 
@@ -183,13 +186,27 @@ def test_a_damaged_index_takes_no_records(vlmkit, tmp_path: Path) -> None:
     vlmkit("index", "-i", "./i", "--verify", code=2)
 
 
-def test_read_only_index(vlmkit, tmp_path: Path) -> None:
-    vlmkit("index", "-i", "./i", stdin=jsonl(*many(3)))
+@pytest.mark.parametrize("left", [[], ["-wal", "-shm"], ["-wal"], ["-shm"]])
+def test_read_only_index(vlmkit, tmp_path: Path, left: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who may not write sees all that is committed, whatever a killed writer or a copy left beside it."""
+    vlmkit("index", "-i", "./made", stdin=jsonl(*many(3)))
+    with Index(tmp_path / "made"):  # an open reader keeps the log
+        vlmkit("index", "-i", "./made", stdin=jsonl(*many(4, start=3)))
+        shutil.copytree(tmp_path / "made", tmp_path / "i")
+    for end in {"-wal", "-shm"} - set(left):
+        (tmp_path / f"i/index.sqlite{end}").unlink()
     for path in (tmp_path / "i").iterdir():
         path.chmod(0o444)
     (tmp_path / "i").chmod(0o555)
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and may(path, mode))  # root may always
     try:
-        assert info(vlmkit)["count"] == 3
+        expected = 7 if "-wal" in left else 3
+        assert (
+            info(vlmkit)["count"] == expected
+            and len(records(vlmkit("index", "-i", "./i", "--dump").stdout)) == expected
+        )
+        vlmkit("index", "-i", "./i", "--verify")
     finally:
         (tmp_path / "i").chmod(0o755)
 

@@ -95,11 +95,41 @@ def test_prune_refuses_to_empty(vlmkit, photos: Path) -> None:
     for path in photos.iterdir():
         path.unlink()
     done = vlmkit("index", "-i", "./i", "--prune", "photos", code=2)
-    assert b"6 of the 6" in done.stderr and len(ids(vlmkit)) == 8
+    assert b"6 of the 6" in done.stderr and b"empty" in done.stderr and len(ids(vlmkit)) == 8
     photos.rmdir()
     assert b"missing" in vlmkit("index", "-i", "./i", "--prune", "photos", code=2).stderr
     vlmkit("index", "-i", "./i", "--prune", "photos", "--force")
     assert left(vlmkit) == ["x.png", "u.png"]
+
+
+def test_prune_refuses_what_may_not_be_mounted(vlmkit, tmp_path: Path) -> None:
+    """A link to nothing, an empty folder: a few records behind them are as safe as all of them."""
+    (tmp_path / "disk").mkdir()
+    folder = tmp_path / "pool"
+    names = [str(picture(folder / f"here/{i}.png")) for i in range(5)]
+    (folder / "far").symlink_to(tmp_path / "disk")
+    (folder / "one.png").symlink_to(tmp_path / "disk/one.png")
+    (folder / "mount/.hidden").mkdir(parents=True)
+    behind = {"far": folder / "far/sub/a.png", "mount": folder / "mount/deep/er/b.png", "one.png": folder / "one.png"}
+    (tmp_path / "disk").rmdir()
+    for name, lost in behind.items():
+        rows = jsonl(*(embedded(path, [1, i]) for i, path in enumerate([*names, str(lost)])))
+        refused = vlmkit("index", "-i", "./i", "--prune", "pool", code=2, stdin=rows).stderr
+        assert refused.count(b"\n") == 1 and f"{folder}/{name}".encode() in refused
+        assert vlmkit("index", "-i", "./i", "--prune", "pool", "--dry-run", code=2).stderr == refused
+        assert len(ids(vlmkit)) == 6
+        assert b" 1 records" in vlmkit("index", "-i", "./i", "--prune", "pool", "--force").stderr
+        assert len(ids(vlmkit)) == 5
+
+
+def test_dry_run_of_prune(vlmkit, photos: Path) -> None:
+    (photos / "c.png").unlink()
+    before = vlmkit("index", "-i", "./i", "--dump").stdout
+    done = vlmkit("index", "-i", "./i", "--prune", "photos", "--dry-run", stdin=jsonl(A))
+    assert [row["id"] for row in records(done.stdout)] == [f"{photos}/c.png"] and not done.stderr
+    assert vlmkit("index", "-i", "./i", "--dump").stdout == before
+    for wrong in (["--dry-run"], ["--prune", "photos", "--dry-run", "--remove", "a"]):
+        vlmkit("index", "-i", "./i", *wrong, code=2)
 
 
 def test_records_come_before_pruning(vlmkit, photos: Path) -> None:
@@ -120,7 +150,8 @@ def test_a_damaged_tar_keeps_its_records(vlmkit, photos: Path) -> None:
 def test_prune_without_records(photos: Path, shell, stdin: str) -> None:
     (photos / "b.png").unlink()
     done = shell(f"vlmkit index -i ./i --prune photos {stdin} && vlmkit index -i ./i --dump | grep -c png")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"5\n", b"")
+    assert (done.returncode, done.stdout) == (0, b"5\n")
+    assert done.stderr == b"vlmkit: 1 records pruned: their files are gone\n"
 
 
 @pytest.mark.parametrize("flags", [["--dump"], ["--merge", "./j"], ["--remove", "a"], ["--info", "--verify"]])

@@ -41,9 +41,10 @@ class Changes:
     type: Annotated[str | None, option("--type TYPE", TYPE_HELP)] = None
     remove: Annotated[Several, _several("--remove ID", "Drop the record with this id")] = None
     prune: Annotated[Several, _several("--prune DIR", "Drop records under DIR whose file is gone")] = None
-    force: Annotated[bool, option("--force", "Prune also where DIR is missing or most records under it would go.")] = (
-        False
-    )
+    force: Annotated[
+        bool, option("--force", "Prune also where a drive may not be mounted, or most records under DIR would go.")
+    ] = False
+    dry_run: Annotated[bool, option("--dry-run", "prune: write the records that would go, and change nothing.")] = False
     merge: Annotated[Several, _several("--merge INDEX", "Add all records of another index")] = None
 
 
@@ -88,6 +89,8 @@ def index(
     remove, prune, merge = changes.remove, changes.prune, changes.merge
     if prune and not changes.force:
         check_folders(prune)
+    if changes.dry_run:
+        return _report_lost(folder, prune or [], changes, reports)
     reads = bool(files) or not (remove or merge or ((prune or changes.type) and stdin_is_terminal()))
     if not reads and not merge:
         with Index(folder):  # there must be one
@@ -126,12 +129,16 @@ def _check_flags(files: list[str] | None, changes: Changes, reports: Reports) ->
         raise VlmkitError(
             f"{flag} cannot be combined with files of records", f"repeat it for each one: {flag} A {flag} B"
         )
-    if changes.force and "--prune" not in changing:
-        raise VlmkitError("--force requires --prune", "leave it out")
+    for flag, given in (("--force", changes.force), ("--dry-run", changes.dry_run)):
+        if given and "--prune" not in changing:
+            raise VlmkitError(f"{flag} requires --prune", "leave it out")
+    if changes.dry_run and changing != ["--prune"]:
+        (other, *_) = (name for name in changing if name != "--prune")
+        raise VlmkitError(f"--dry-run excludes {other}", "run one after the other")
     if reports.form is not None and "--dump" not in reporting:
         raise VlmkitError("--format requires --dump", "leave it out")
-    if reports.output is not None and not {"--dump", "--info"} & set(reporting):
-        raise VlmkitError("-o requires --dump or --info", "name the index with -i")
+    if reports.output is not None and not ({"--dump", "--info"} & set(reporting) or changes.dry_run):
+        raise VlmkitError("-o requires --dump, --info or --dry-run", "name the index with -i")
 
 
 def _report(folder: "Path", reports: Reports) -> Exit:
@@ -179,8 +186,20 @@ def _prune(run: Run, writer: "Writer", folders: list[str], *, force: bool) -> No
 
     with Index(writer.folder) as index:
         rows = lost_records(index, folders, force=force)
-    if rows:
-        _note(run, f"{len(writer.remove(rows))} records pruned")
+    removed = writer.remove(rows) if rows else []
+    if removed and not run.quiet:
+        warn(f"{len(removed)} records pruned: their files are gone")
+
+
+def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: Reports) -> Exit:
+    """Write the records that --prune would drop."""
+    from vlmkit.index import Index
+    from vlmkit.index.prune import lost_records
+
+    with Index(folder) as index, Output(reports.output) as out:
+        for _, line in lost_records(index, folders, force=changes.force):
+            out.write(line or b"")
+    return Exit.OK
 
 
 def _note(run: Run, text: str) -> None:

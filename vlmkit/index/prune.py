@@ -1,6 +1,8 @@
 """Which records of an index have lost their file."""
 
 import os
+from collections import Counter
+from functools import cache
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index.reader import Index
@@ -18,20 +20,50 @@ def check_folders(folders: list[str]) -> None:
 def lost_records(index: Index, folders: list[str], *, force: bool) -> list[tuple[str, bytes | None]]:
     """Ids and lines of the records under `folders` whose file, tar or member of a tar is gone.
 
-    Raises VlmkitError where these are more than half of the records under one folder, unless you `force`.
+    Unless you `force`, VlmkitError is raised where these are more than half of the records under one folder, and where
+    what is left looks like a drive that is not mounted: a link that leads nowhere, a folder that is there but empty.
     """
     found: dict[str, bytes | None] = {}
+    unmounted = cache(_unmounted)
     for folder in folders:
         root = os.path.join(os.path.abspath(folder), "")
         total, gone = 0, {}
+        places: Counter[str] = Counter()
         for slot, key, line in index.lines():
             image = parse_record(line, slot).get("image")
             if isinstance(image, str) and image.startswith(root):
                 total += 1
                 if is_gone(image):
                     gone[key] = line
-        if 2 * len(gone) > total and not force:
-            what = f"the files of {len(gone)} of the {total} records under {folder} are missing, too many to prune"
-            raise VlmkitError(what, "check that the folder is complete, then pass --force")
+                    places[_dangling(image) if os.path.islink(image) else unmounted(os.path.dirname(image))] += 1
+        if not force:
+            _check_loss(folder, total, len(gone), places)
         found |= gone
     return list(found.items())
+
+
+def _check_loss(folder: str, total: int, gone: int, places: Counter[str]) -> None:
+    """Raise VlmkitError where the `gone` of `total` records are too many, or lie in places that may not be mounted."""
+    for place, count in places.items():
+        if place:
+            what = f"the files of {count} of the {total} records under {folder} are missing, as {place}"
+            raise VlmkitError(what, "mount it, or pass --force")
+    if 2 * gone > total:
+        what = f"the files of {gone} of the {total} records under {folder} are missing, too many to prune"
+        raise VlmkitError(what, "check that the folder is complete, then pass --force")
+
+
+def _unmounted(folder: str) -> str:
+    """What is wrong with the nearest place above a missing file that is left; nothing where it was merely deleted."""
+    if os.path.isdir(folder):
+        try:
+            return "" if any(not name.startswith(".") for name in os.listdir(folder)) else f"{folder} is empty"
+        except OSError as error:
+            return f"{folder} cannot be read ({error.strerror})"
+    if os.path.islink(folder):
+        return _dangling(folder)
+    return "" if os.path.exists(folder) else _unmounted(os.path.dirname(folder))
+
+
+def _dangling(link: str) -> str:
+    return f"the link {link} leads to nothing"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,8 +74,9 @@ class Index:
         return self.state.count
 
     def info(self) -> dict[str, Any]:
-        """`path, model, dim, count, type, bytes, reason`."""
+        """`path, model, dim, count, type, bytes, changed, reason`; `changed` is the local time of the last commit."""
         files = [entry for entry in os.scandir(self.folder) if not entry.name.endswith("-shm")]  # ours, while open
+        commits = [entry.stat().st_mtime for entry in files if entry.name.startswith("index.sqlite")]
         choice = choose(self.state.type, len(self), self.state.dim)
         ann = self.ann.info if self.ann else None
         reason = choice.reason
@@ -91,6 +93,7 @@ class Index:
             "count": len(self),
             "type": ann.type if ann else "flat",
             "bytes": sum(entry.stat().st_size for entry in files),
+            "changed": datetime.fromtimestamp(max(commits)).astimezone().isoformat(timespec="seconds"),
             "reason": reason,
         }
 

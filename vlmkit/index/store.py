@@ -112,22 +112,46 @@ def map_vectors(folder: Path, state: State) -> np.ndarray:
 
 def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
     path = (folder / "index.sqlite").absolute()
-    mode = "rwc" if write else "rw"
-    if not write and not (os.access(folder, os.W_OK) and os.access(path, os.W_OK)):
-        mode = "ro&immutable=1"  # nobody writes there, and SQLite could not make its shared-memory file
-    db = sqlite3.connect(
-        f"{path.as_uri()}?mode={mode}", uri=True, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    db.execute("PRAGMA trusted_schema = OFF")
     if write:
+        db = _open(path, "mode=rwc")
         _check_format(db)
         execute_waiting(db, "PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 8000")
         db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-    else:
-        db.execute("PRAGMA query_only = ON")
-        db.execute(f"PRAGMA mmap_size = {MAPPED}")
+        return db
+    writable = os.access(folder, os.W_OK) and os.access(path, os.W_OK)
+    db = _open(path, "mode=rw") if writable else _connect_unwritable(path)
+    db.execute("PRAGMA query_only = ON")
+    db.execute(f"PRAGMA mmap_size = {MAPPED}")
+    return db
+
+
+def _connect_unwritable(path: Path) -> sqlite3.Connection:
+    """The database for a reader who may not write beside it, with all that is committed in its log.
+
+    SQLite reads the log by the writer's shared memory. Where that file is missing nobody writes here, and the log is
+    read without locks; without a log the database file is all there is.
+    """
+    log, shared = Path(f"{path}-wal"), Path(f"{path}-shm")
+    if log.exists() and shared.exists():
+        return _open(path, "mode=ro")
+    if not log.exists() or not log.stat().st_size:
+        return _open(path, "mode=ro&immutable=1")
+    db = _open(path, "mode=ro&vfs=unix-none")
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")  # its index of the log stays in this process
+    return db
+
+
+def _open(path: Path, parameters: str) -> sqlite3.Connection:
+    db = sqlite3.connect(
+        f"{path.as_uri()}?{parameters}",
+        uri=True,
+        timeout=LOCK_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    db.execute("PRAGMA trusted_schema = OFF")
     return db
 
 
