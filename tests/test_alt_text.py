@@ -29,10 +29,30 @@ from vlmkit.generate.alt_text import alt_text
         ("  a\n dog ", "A dog."),
         ("", ""),
         (" . ", "."),
+        ("A box of 20 fl. oz. bottles vs. cans, approx. 9 lbs. each. It is open.", None),
+        ("About ten boats lie at pier no. 7 resp. vol. 2. The sea is calm.", None),
+        ("猫とコーヒー", "猫とコーヒー。"),
+        ("Prof. Adams of the U.K. speaks to Mr. Lee. They smile.", None),
+        ("Some tools, i.e. a saw etc., hang on a wall. It is old.", None),
+        ("На вывеске: ул. Мира, д. 5. Идёт снег.", "На вывеске: ул. Мира, д. 5."),
+        ('A banner says "Vote now!" Two people hold it.', 'A banner says "Vote now!"'),
+        ("A poster says “Quiet.”", "A poster says “Quiet.”"),
+        ("Ein Schild: »Halt!«", "Ein Schild: »Halt!«"),
+        ("[A page is blank.]", "[A page is blank.]"),
+        ("A dog waits…", "A dog waits…"),
+        ("犬が走る。雨が降る。", "犬が走る。"),
+        ("一条狗？一只猫。", "一条狗？"),
+        ("一条狗", "一条狗。"),
+        ("एक कुत्ता", "एक कुत्ता।"),
+        ("کتا کھڑا ہے۔ بارش ہے۔", "کتا کھڑا ہے۔"),
+        ("ما هذا؟ كلب.", "ما هذا؟"),
+        ("개가 달린다. 비가 온다.", "개가 달린다."),
+        ("สุนัขวิ่ง", "สุนัขวิ่ง"),
     ],
 )
 def test_one_sentence(said: str, expected: str) -> None:
-    assert alt_text(said) == expected
+    """`expected` is None where the first of two sentences is."""
+    assert alt_text(said) == (said[: said.rindex(". ") + 1] if expected is None else expected)
 
 
 def test_long_ones_keep_their_whole_sentences() -> None:
@@ -51,4 +71,4 @@ def test_what_was_asked_for_stays() -> None:
 def test_any_text_becomes_one_line(text: str) -> None:
     made = alt_text(text)
     assert "\n" not in made and made == " ".join(made.split())
-    assert made == "" or made[-1] in ".!?"
+    assert made == "" or not made[-1].isspace()
