@@ -30,7 +30,7 @@ _vlmkit() {
     fi
     [[ "$current" == -* ]] || return
     case "${COMP_WORDS[1]}" in
-        embed) words="-m --model --precision -o --output --images -0 --null --allow-private --errors --json --text --format --floats --changed --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        embed) words="-m --model --precision -o --output --images -0 --null --allow-private --errors --json --text --format --floats --changed --dry-run --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         index) words="--type --remove --prune --force --dry-run --merge --info --verify --dump --format -o --output -i --index --errors --json --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         search) words="--image --minus --like --queries --duplicates --threshold --allow-private -k --where --min-score --relative -l --paths -0 --null --html --preview -o --output --json -i --index -m --model --precision --errors --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         classify) words="-m --model --precision -o --output --images -0 --null --allow-private --errors --json --labels --labels-file --template -k --device --batch-size --workers --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
