@@ -136,7 +136,8 @@ def embed(
 ) -> Iterator[Record | Failed]:
     """Each item's record with `model` and `embedding`, in input order; pictures also get facts of their file.
 
-    An embedding that this model made is kept bit for bit, unless `texts` are wanted. With `floats` the embedding is a list, each number exactly the float16, in place of an array.
+    An embedding that this model made is kept bit for bit, unless `texts` are wanted. With `floats` the embedding is a
+    list, each number exactly the float16, in place of an array.
     """
     import numpy as np
 

@@ -17,7 +17,7 @@ LOOKED_UP = 256  # items at a time: the index is open for that long only, so tha
 def changed(
     items: Iterable[Item | Failed], folder: Path, on_kept: Callable[[int], None] = lambda _: None
 ) -> Iterator[Item | Failed]:
-    """Those of `items` that the index at `folder` does not hold as they are; failures too. Without an index all are new.
+    """Those of `items` that the index at `folder` does not hold as they are; failures too. With no index all are new.
 
     A file is looked at where its path is new or its `mtime`, `bytes` or `ctime` differ. If then the index knows its
     content by `hash`, the item has that record's fields, model and embedding; at the end `on_kept` gets the number
@@ -71,7 +71,7 @@ def _look(item: Item, index: Index, known: "_Contents") -> Item | None:
 
 
 def _same(record: Record, facts: Record, *names: str) -> bool:
-    """Whether these facts are those of the record. Records of earlier versions have no `ctime`: then it does not count."""
+    """Whether these facts are those of the record; a `ctime` counts only where the record has one."""
     return all(facts.get(name) == record.get(name, facts.get(name) if name == "ctime" else None) for name in names)
 
 
