@@ -11,6 +11,7 @@ from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched
 from vlmkit.io.sources import PictureError, content_hash, file_facts, is_url
 
+FACTS = {"image": str, "hash": str, "bytes": int}  # of a record of a file
 LOOKED_UP = 256  # items at a time: the index is open for that long only, so that a writer beside is not held up
 
 
@@ -105,9 +106,9 @@ class _Contents:
     def _read(self, index: Index) -> _Columns:
         if self._columns is None:
             files = [
-                (_key(record["hash"]), slot, record.get("bytes"))
+                (_key(record["hash"]), slot, record["bytes"])
                 for slot, record in index.records()
-                if isinstance(record.get("hash"), str) and isinstance(record.get("image"), str)
+                if all(isinstance(record.get(name), kind) for name, kind in FACTS.items())
             ]
             keys = np.array([key for key, _, _ in files], np.uint64)
             order = np.argsort(keys, kind="stable")
