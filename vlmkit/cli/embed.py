@@ -55,22 +55,27 @@ def embed(
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
     from vlmkit.index.changed import changed as only_changed
-    from vlmkit.io.inputs import Reading, count_inputs, is_one_picture, read_inputs
+    from vlmkit.io.inputs import count_inputs, is_one_picture, read_inputs
 
     paths = records.check(inputs)
     if floats and form is Format.SAFETENSORS:
         raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
     if form is Format.SAFETENSORS and records.output in (None, "-") and sys.stdout and sys.stdout.isatty():
         raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
-    reading = Reading(texts=text, nul=records.nul, images=records.images)
+    reading = records.reading(texts=text)
+    summary = run.summary(reading.left_out, skipped="unchanged")
     items = read_inputs(paths, reading)
+    items = summary.reading(items) if summary else items
 
     def vectorised(items: "Iterable[Item | Failed]", model: "Embedder") -> "Iterator[Record | Failed]":
         how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private}
         return embedded(items, model, **how, batch_size=run.batch_size, workers=run.threads)
 
     single_input = changed is None or list(map(is_one_picture, paths)) == [True]
-    with Failures(records.errors, single_input=single_input) as failures, Output(records.output) as out:
+    with (
+        Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary) as failures,
+        Output(records.output) as out,
+    ):
         new = items if changed is None else only_changed(items, index_folder(changed), partial(_tell_kept, run))
         if dry_run:
             results: Iterator[Record | Failed] = map(unless_failed(_without_vector), new)

@@ -12,7 +12,7 @@ import typer
 
 from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run, option
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, progress, stderr_is_terminal, stdin_is_terminal, warn
+from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,12 @@ def index(
             pass
     code = Exit.OK
     on_wait = silent if run.quiet else cache(warn)  # once
-    with Failures(errors) as failures, Writer(folder, changes.type, on_wait) as writer, ExitStack() as others:
+    summary = run.summary(target=f"in {folder}")
+    with (
+        Failures(errors, summary=summary) as failures,
+        Writer(folder, changes.type, on_wait) as writer,
+        ExitStack() as others,
+    ):
         before = writer.state.type if writer.state else "auto"
         writer.merge([others.enter_context(Index(index_folder(name))) for name in merge or []])
         if reads:
@@ -106,8 +111,11 @@ def index(
         if remove:
             code = _remove(writer, remove)
         if prune and exists(folder):
-            _prune(run, writer, prune, force=changes.force)
-    _note(run, f"{writer.added} records saved in {folder}")
+            pruned = _prune(writer, prune, force=changes.force)
+            if summary and summary.whole:
+                summary.counts["pruned"] = pruned
+            elif summary and pruned:
+                warn(f"{pruned} records pruned: their files are gone")
     if exists(folder) and changes.type is not None:
         change_type(folder, changes.type, before, on_wait)
     elif exists(folder):
@@ -180,15 +188,14 @@ def _remove(writer: "Writer", ids: list[str]) -> Exit:
     return Exit.OK if not missing else Exit.SOME_FAILED if removed else Exit.NOTHING_FOUND
 
 
-def _prune(run: Run, writer: "Writer", folders: list[str], *, force: bool) -> None:
+def _prune(writer: "Writer", folders: list[str], *, force: bool) -> int:
+    """Drop the records that lost their file; how many these were."""
     from vlmkit.index import Index
     from vlmkit.index.prune import lost_records
 
     with Index(writer.folder) as index:
         rows = lost_records(index, folders, force=force)
-    removed = writer.remove(rows) if rows else []
-    if removed and not run.quiet:
-        warn(f"{len(removed)} records pruned: their files are gone")
+    return len(writer.remove(rows)) if rows else 0
 
 
 def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: Reports) -> Exit:
@@ -200,8 +207,3 @@ def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: 
         for _, line in lost_records(index, folders, force=changes.force):
             out.write(line or b"")
     return Exit.OK
-
-
-def _note(run: Run, text: str) -> None:
-    if not run.quiet and stderr_is_terminal():
-        warn(text)
