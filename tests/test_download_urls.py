@@ -147,7 +147,7 @@ def test_shards(vlmkit, tmp_path: Path, server: Faulty) -> None:
         member = tar.extractfile("000002.json")
         assert member is not None and json.load(member)["captions"] == ["all blue"]
     embedded = records(vlmkit("embed", "out/00000.tar", "out/00001.tar", "out/00002.tar").stdout)
-    assert [(row["id"], row["image"], row["captions"]) for row in embedded] == [
+    assert [(row["sample_id"], row["image"], row["captions"]) for row in embedded] == [
         (row["id"], row["image"], row["captions"]) for row in found
     ]
 

@@ -52,8 +52,8 @@ def test_webdataset_shard(vlmkit, tmp_path: Path) -> None:
     members = {"0001.jpg": jpeg(), "0001.json": sample, "0002.jpg": jpeg("blue"), "0002.txt": b"blue\n", "x.md": b"#"}
     shard = tar(tmp_path / "shard.tar", members)
     first, second = records(vlmkit("embed", "shard.tar").stdout)
-    assert first["id"] == "first" and first["captions"] == ["a red field"] and first["extra"] == 1
-    assert first["image"] == f"{shard}/0001.jpg" and first["bytes"] == len(members["0001.jpg"])
+    assert first["sample_id"] == "first" and first["captions"] == ["a red field"] and first["extra"] == 1
+    assert first["id"] == first["image"] == f"{shard}/0001.jpg" and first["bytes"] == len(members["0001.jpg"])
     assert second["id"] == f"{shard}/0002.jpg" and second["captions"] == ["blue"]
 
 

@@ -142,8 +142,11 @@ def test_records_come_before_pruning(vlmkit, photos: Path) -> None:
 
 def test_a_damaged_tar_keeps_its_records(vlmkit, photos: Path) -> None:
     (photos / "s.tar").write_bytes(b"no tar" * 1000)
-    vlmkit("index", "-i", "./i", "--prune", "photos")
+    done = vlmkit("index", "-i", "./i", "--prune", "photos", code=3)
+    assert b"s.tar could not be read whole: 2 of its records kept" in done.stderr
     assert len(ids(vlmkit)) == 8
+    vlmkit("index", "-i", "./i", "--prune", "photos", "--force")
+    assert len(ids(vlmkit)) == 6
 
 
 @pytest.mark.parametrize("stdin", ["</dev/null", "<&-", "< <(true)"])

@@ -12,12 +12,13 @@ import typer
 
 from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run, option
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
+from vlmkit.io.terminal import Failures, Output, progress, stderr_is_terminal, stdin_is_terminal, warn
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vlmkit.index import Writer
+    from vlmkit.index.prune import Lost
 
 COLLECTED = 50_000  # records hold no cycles; looking for some took a tenth of the time
 
@@ -97,12 +98,7 @@ def index(
             pass
     code = Exit.OK
     on_wait = silent if run.quiet else cache(warn)  # once
-    summary = run.summary(target=f"in {folder}")
-    with (
-        Failures(errors, summary=summary) as failures,
-        Writer(folder, changes.type, on_wait) as writer,
-        ExitStack() as others,
-    ):
+    with Failures(errors) as failures, Writer(folder, changes.type, on_wait) as writer, ExitStack() as others:
         before = writer.state.type if writer.state else "auto"
         writer.merge([others.enter_context(Index(index_folder(name))) for name in merge or []])
         if reads:
@@ -111,11 +107,8 @@ def index(
         if remove:
             code = _remove(writer, remove)
         if prune and exists(folder):
-            pruned = _prune(writer, prune, force=changes.force)
-            if summary and summary.whole:
-                summary.counts["pruned"] = pruned
-            elif summary and pruned:
-                warn(f"{pruned} records pruned: their files are gone")
+            code = _prune(run, writer, prune, force=changes.force) or code
+    _note(run, f"{writer.added} records saved in {folder}")
     if exists(folder) and changes.type is not None:
         change_type(folder, changes.type, before, on_wait)
     elif exists(folder):
@@ -188,14 +181,24 @@ def _remove(writer: "Writer", ids: list[str]) -> Exit:
     return Exit.OK if not missing else Exit.SOME_FAILED if removed else Exit.NOTHING_FOUND
 
 
-def _prune(writer: "Writer", folders: list[str], *, force: bool) -> int:
-    """Drop the records that lost their file; how many these were."""
+def _prune(run: Run, writer: "Writer", folders: list[str], *, force: bool) -> Exit:
     from vlmkit.index import Index
     from vlmkit.index.prune import lost_records
 
     with Index(writer.folder) as index:
-        rows = lost_records(index, folders, force=force)
-    return len(writer.remove(rows)) if rows else 0
+        lost = lost_records(index, folders, force=force)
+    removed = writer.remove(lost.rows) if lost.rows else []
+    if removed and not run.quiet:
+        warn(f"{len(removed)} records pruned: their files are gone")
+    return _report_unread(lost, force=force)
+
+
+def _report_unread(lost: "Lost", *, force: bool) -> Exit:
+    if force:
+        return Exit.OK
+    for container, count in lost.unread.items():
+        warn(f"{container} could not be read whole: {count} of its records kept, restore the file or pass --force")
+    return Exit.SOME_FAILED if lost.unread else Exit.OK
 
 
 def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: Reports) -> Exit:
@@ -204,6 +207,12 @@ def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: 
     from vlmkit.index.prune import lost_records
 
     with Index(folder) as index, Output(reports.output) as out:
-        for _, line in lost_records(index, folders, force=changes.force):
+        lost = lost_records(index, folders, force=changes.force)
+        for _, line in lost.rows:
             out.write(line or b"")
-    return Exit.OK
+    return _report_unread(lost, force=changes.force)
+
+
+def _note(run: Run, text: str) -> None:
+    if not run.quiet and stderr_is_terminal():
+        warn(text)

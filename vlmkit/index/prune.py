@@ -3,11 +3,21 @@
 import os
 from collections import Counter
 from functools import cache
+from typing import NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index.reader import Index
 from vlmkit.index.store import parse_record
-from vlmkit.io.sources import is_gone
+from vlmkit.io.sources import UnreadContainer, is_gone
+
+
+class Lost(NamedTuple):
+    """`rows` are ids and lines of records that have lost their file. `unread` are containers that could not be read
+    whole, each with the number of records of members that were not found in it: nobody knows whether these are lost.
+    """
+
+    rows: list[tuple[str, bytes | None]]
+    unread: Counter[str]
 
 
 def check_folders(folders: list[str]) -> None:
@@ -17,13 +27,14 @@ def check_folders(folders: list[str]) -> None:
             raise VlmkitError(f"{folder} is missing, so nothing under it is pruned", "mount it, or pass --force")
 
 
-def lost_records(index: Index, folders: list[str], *, force: bool) -> list[tuple[str, bytes | None]]:
-    """Ids and lines of the records under `folders` whose file, tar or member of a tar is gone.
+def lost_records(index: Index, folders: list[str], *, force: bool) -> Lost:
+    """The records under `folders` whose file, tar or member of a tar is gone; with `force` also those `unread`.
 
     Unless you `force`, VlmkitError is raised where these are more than half of the records under one folder, and where
     what is left looks like a drive that is not mounted: a link that leads nowhere, a folder that is there but empty.
     """
     found: dict[str, bytes | None] = {}
+    unread: Counter[str] = Counter()
     unmounted = cache(_unmounted)
     for folder in folders:
         root = os.path.join(os.path.abspath(folder), "")
@@ -33,13 +44,21 @@ def lost_records(index: Index, folders: list[str], *, force: bool) -> list[tuple
             image = parse_record(line, slot).get("image")
             if isinstance(image, str) and image.startswith(root):
                 total += 1
-                if is_gone(image):
+                if _is_lost(image, unread, force=force):
                     gone[key] = line
                     places[_dangling(image) if os.path.islink(image) else unmounted(os.path.dirname(image))] += 1
         if not force:
             _check_loss(folder, total, len(gone), places)
         found |= gone
-    return list(found.items())
+    return Lost(list(found.items()), unread)
+
+
+def _is_lost(image: str, unread: Counter[str], *, force: bool) -> bool:
+    try:
+        return is_gone(image)
+    except UnreadContainer as error:
+        unread[error.path] += 1
+        return force
 
 
 def _check_loss(folder: str, total: int, gone: int, places: Counter[str]) -> None:

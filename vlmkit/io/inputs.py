@@ -3,12 +3,12 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass, replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
+from vlmkit.io.samples import Unread, read_samples
 from vlmkit.io.sources import (
     MAX_BYTES,
     Bytes,
@@ -24,13 +24,8 @@ from vlmkit.io.sources import (
     open_source,
     reader_of,
 )
-from vlmkit.io.tar import COMPRESSED_TAR, MAX_DEPTH, is_compressed_tar_name
-from vlmkit.io.terminal import LINE_BYTES, SNIFF_BYTES, read_head, stdin_bytes, stdin_is_terminal
-from vlmkit.io.walk import LeftOut, Walk, WalkOptions
-
-BOM = b"\xef\xbb\xbf"
-# How a list of texts does not begin, but for texts that are JSON.
-RECORD_START = re.compile(rb'\s*(\[\s*[{\]]|\{\s*["}])')
+from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
+from vlmkit.io.terminal import read_head, stdin_bytes, stdin_is_terminal
 
 
 @dataclass(slots=True)
@@ -54,17 +49,15 @@ class Item:
 class Reading:
     """Options of reading INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
 
-    Without `records` what is piped in is lines, whatever they begin with. With `piped_picture` standard input may also
-    be the bytes of one picture, the record `-`. `left_out` counts what walks through folders leave out.
+    With `piped_picture` standard input may also be the bytes of one picture, the record `-`. Without `has_fields` the
+    side-cars in tar files are not read.
     """
 
     texts: bool = False
     nul: bool = False
     images: str | None = None
     piped_picture: bool = False
-    records: bool = True
-    walk: WalkOptions = field(default_factory=WalkOptions)
-    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
+    has_fields: bool = True
 
 
 def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
@@ -87,9 +80,7 @@ def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record |
 
 def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
     """How many items `read_inputs` gives, without opening a picture; None for standard input, which is read once."""
-    if not inputs or "-" in inputs:
-        return None
-    return sum(1 for _ in _chain(inputs, replace(how, left_out=LeftOut())))
+    return None if not inputs or "-" in inputs else sum(1 for _ in _chain(inputs, replace(how, has_fields=False)))
 
 
 def is_one_picture(path: str) -> bool:
@@ -121,16 +112,16 @@ def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
 
 def _standard_input(how: Reading) -> Iterator[Item | Failed]:
     head, stream = stdin_bytes()
-    form = None if how.nul or _names_input(head) else _form(head)
-    if how.piped_picture and is_picture(head) and not how.nul and not _names_input(head):
+    form = _form(head)
+    if how.piped_picture and is_picture(head):
         data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             yield Failed("-", None, "more than a picture has (the limit is 1 GiB)")
         else:
             yield Item({"id": "-"}, Memory(data))
-    elif form == "blobs" or (form is not None and how.records):
+    elif form is not None:
         yield from _records(form, stream, "-", how.images or os.getcwd())
-    elif b"\0" in head[:SNIFF_BYTES] and not how.nul:
+    elif b"\0" in head and not how.nul:
         raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
     elif how.texts:
         yield from map(_text, _lines(stream, how))
@@ -142,12 +133,6 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
                 yield _failed(path, _missing(path))
 
 
-def _names_input(head: bytes) -> bool:
-    """Whether the first line of a stream that starts with `head` names something that is there."""
-    line, end, _ = head.removeprefix(BOM).lstrip(b"\r\n").partition(b"\n")
-    return bool(line) and (bool(end) or len(head) < LINE_BYTES) and exists(os.fsdecode(line.rstrip(b"\r")))
-
-
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
     return "only http and https URLs are fetched" if other else "no such file or folder"
@@ -156,9 +141,7 @@ def _missing(path: str) -> str:
 def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:
     """The non-empty lines of `stream`, read as they come."""
     if not how.nul:
-        for number, raw in enumerate(stream):
-            if line := (raw if number else raw.removeprefix(BOM)).rstrip(b"\r\n"):
-                yield line
+        yield from (line for raw in stream if (line := raw.rstrip(b"\r\n")))
         return
     rest = b""
     while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
@@ -180,7 +163,7 @@ def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
     """The format of a stream that starts with `head`; None for neither records nor safetensors."""
     if is_blob(head):
         return "blobs"
-    first = head.removeprefix(BOM).lstrip()[:1]
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     return {b"[": "array", b"{": "jsonl"}.get(first)  # type: ignore[return-value]
 
 
@@ -234,7 +217,7 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if not os.path.lexists(name):  # a URL, a member of a container
         yield _picture(name)
     elif os.path.isdir(name):
-        yield from _walk(name, how)
+        yield from _walk(name, frozenset(), how)
     elif (reader := reader_of(name)) is not None:
         yield from _container(name, reader, how)
     elif not os.path.isfile(name):
@@ -250,8 +233,7 @@ def _file(name: str, how: Reading) -> Iterator[Item | Failed]:
     try:
         with open(name, "rb") as stream:
             head = read_head(name)
-            form = _form(head)
-            if form is not None and (how.records or form == "blobs" or RECORD_START.match(head.removeprefix(BOM))):
+            if (form := _form(head)) is not None:
                 yield from _records(form, stream, name, how.images or os.path.dirname(name))
             elif how.texts:
                 yield from map(_text, _lines(stream, how))
@@ -277,27 +259,46 @@ def _picture(path: str, source: Bytes | None = None, fields: Record | None = Non
     return Item({"id": path, "image": path} | (fields or {}) | {"image": path}, source)
 
 
-def _failed(path: str, error: object) -> Failed:
+def _failed(path: str, error: object, remedy: str = "") -> Failed:
     name = os.fsencode(path).decode(errors="backslashreplace")
-    return Failed(name, name, str(error))
+    return Failed(name, name, str(error), remedy)
 
 
-def _walk(folder: str, how: Reading) -> Iterator[Item | Failed]:
-    """Pictures and members of containers under `folder`, in the order of their paths."""
-    for found in Walk(folder, how.walk, how.left_out):
-        if isinstance(found, OSError):
-            yield _failed(os.fsdecode(found.filename), found.strerror or found)
-        elif (reader := reader_of(found)) is not None:
-            yield from _container(found, reader, how)
-        else:
-            yield _picture(found)
+def _walk(folder: str, above: frozenset[tuple[int, int]], how: Reading) -> Iterator[Item | Failed]:
+    """Pictures and members under `folder` in the order of their paths; hidden ones and loops of links skipped."""
+    try:
+        here = os.stat(folder)
+        key = (here.st_dev, here.st_ino)
+        if key in above:
+            return
+        with os.scandir(folder) as entries:
+            # With its slash a folder sorts where its files stand among all sorted paths.
+            names = sorted(e.name + "/" * _is_folder(e) for e in entries if not e.name.startswith("."))
+    except OSError as error:
+        yield _failed(folder, error.strerror or error)
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.endswith("/"):
+            yield from _walk(path[:-1], above | {key}, how)
+        elif is_picture_name(name):
+            yield _picture(path)
+        elif (reader := reader_of(name)) is not None:
+            yield from _container(path, reader, how)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Failed]:
     try:
         file = open_file(path)
         if reader.holds_files:
-            yield from _samples(path, reader, file, 1, how)
+            yield from _samples(path, reader, file, how)
         else:
             for name, source in reader.members(file):
                 yield _picture(f"{path}{reader.separator}{name}", source)
@@ -307,44 +308,9 @@ def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Faile
         yield _failed(path, _not_regular(path))
 
 
-def _samples(path: str, reader: Reader, file: Source, depth: int, how: Reading) -> Iterator[Item | Failed]:
-    """The samples of a webdataset shard: members of one stem are one sample, its picture and its JSON or caption.
-
-    A container inside is read in its place.
-    """
-    try:
-        for _, group in groupby(reader.members(file), lambda member: _stem(member[0])):
-            shown = [(name, found) for name, found in group if not how.walk.skips_within(name)]
-            yield from _sample(path, shown)
-            for name, found in shown:
-                if not isinstance(found, Source) or (inner := reader_of(name)) is None or not inner.holds_files:
-                    how.left_out.note(name)
-                    continue
-                if depth < MAX_DEPTH:
-                    yield from _samples(f"{path}/{name}", inner, found, depth + 1, how)
-                else:
-                    yield _failed(f"{path}/{name}", f"more than {MAX_DEPTH} tar files inside each other")
-    except PictureError as error:
-        yield _failed(path, error)
-
-
-def _stem(member: str) -> str:
-    folder, name = os.path.split(member)
-    return os.path.join(folder, name.split(".")[0])
-
-
-def _sample(path: str, sample: list[tuple[str, Bytes]]) -> list[Item | Failed]:
-    pictures = [member for member in sample if is_picture_name(member[0])]
-    if not pictures:
-        return []
-    fields: Record = {}
-    for name, source in sample:
-        try:
-            if name.lower().endswith(".json") and isinstance(found := loads(source.read()), dict):
-                fields = found | fields
-            elif name.lower().endswith(".txt"):
-                fields.setdefault("captions", [str(source.read(), "utf-8").strip()])
-        except (ValueError, PictureError) as error:
-            return [_failed(f"{path}/{name}", error)]
-    # More pictures of one stem (`a.jpg`, `a.png`) are records of their own; the fields go with the first.
-    return [_picture(f"{path}/{name}", source, {} if i else fields) for i, (name, source) in enumerate(pictures)]
+def _samples(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:
+    for found in read_samples(path, reader, file, has_fields=how.has_fields):
+        if isinstance(found, Unread):
+            yield _failed(*found)
+        else:
+            yield _picture(*found)

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from vlmkit.io.registry import Registry
 
@@ -35,6 +35,14 @@ class MissingMember(PictureError):
 
     def __init__(self) -> None:
         super().__init__("no such file")
+
+
+class UnreadContainer(PictureError):
+    """The container at `path` could not be read whole, so whether it holds this member is unknown."""
+
+    def __init__(self, path: str, error: PictureError) -> None:
+        super().__init__(str(error))
+        self.path = path
 
 
 class Bytes(Protocol):
@@ -129,33 +137,13 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
     try:
         return open_file(path)
     except (OSError, ValueError) as error:
-        with contextlib.suppress(PictureError):  # the usual cause is a wrong name, which the file's own error says
+        with contextlib.suppress(MissingMember):  # the usual cause is a wrong name, which the file's own error says
             if (member := _open_member(path)) is not None:
                 return member
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError):
             reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
         raise PictureError(reason) from None
-
-
-def file_facts(source: Bytes) -> dict[str, Any]:
-    """`mtime`, `bytes` and `ctime` (when anything about the file was last changed) of a source, where they are known.
-
-    Take them before reading: what is changed meanwhile is then noticed the next time. Raises PictureError.
-    """
-    try:
-        ctime = os.stat(source.path).st_ctime if isinstance(source, Source) else None
-    except OSError as error:
-        raise PictureError(error.strerror or str(error)) from None
-    facts = {"mtime": source.mtime, "bytes": source.size, "ctime": ctime}
-    return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def content_hash(data: bytes) -> str:
-    """The fingerprint of a file's bytes: 32 hex digits of XXH3."""
-    from xxhash import xxh3_128_hexdigest
-
-    return xxh3_128_hexdigest(data)
 
 
 def open_file(path: str) -> Source:
@@ -176,16 +164,23 @@ def members(path: str) -> Iterator[tuple[str, Bytes]]:
 
 
 def exists(path: str) -> bool:
-    """Whether `path` is a URL, or something is there: a file, a folder, a link, a member of a container."""
+    """Whether `path` is a URL, or something is there: a file, a folder, a link, a member of a container.
+
+    True as well where a container is damaged and may hold it: opening it says so.
+    """
     if is_url(path) or os.path.lexists(path):
         return True
-    with contextlib.suppress(PictureError):
-        return _open_member(path) is not None
-    return False
+    try:
+        return not is_gone(path)
+    except UnreadContainer:
+        return True
 
 
 def is_gone(path: str) -> bool:
-    """Whether certainly nothing is at `path` any more; False for a damaged container, and without permission."""
+    """Whether certainly nothing is at `path` any more; False without permission.
+
+    Raises UnreadContainer for what is not found in a container that could not be read whole.
+    """
     if is_url(path):
         return False
     try:
@@ -197,12 +192,15 @@ def is_gone(path: str) -> bool:
         return False
     try:
         return _open_member(path) is None
-    except PictureError as error:
-        return isinstance(error, MissingMember)
+    except MissingMember:
+        return True
 
 
 def _open_member(path: str) -> Bytes | None:
-    """The member that `path` names; None if `path` does not lead through a container. Raises PictureError."""
+    """The member that `path` names; None if `path` does not lead through a container.
+
+    Raises MissingMember, or UnreadContainer where the container is damaged.
+    """
     for mark in re.finditer("[/#]", path):
         container = path[: mark.start()]
         try:
@@ -210,7 +208,12 @@ def _open_member(path: str) -> Bytes | None:
         except (OSError, ValueError, PictureError):
             continue
         if (reader := reader_of(container)) is not None and reader.separator == mark[0]:
-            return reader.open(file, path[mark.end() :])
+            try:
+                return reader.open(file, path[mark.end() :])
+            except MissingMember:
+                raise
+            except PictureError as error:
+                raise UnreadContainer(container, error) from None
     return None
 
 
