@@ -9,7 +9,7 @@ _vlmkit() {
         --model) words="mini" ;;
         --precision) words="fp32 bf16 fp16 int8" ;;
         --sort) words="downloads likes trending_score created_at last_modified" ;;
-        --task) words="vqa caption retrieval classify pope anls chartqa field compare" ;;
+        --task) words="vqa caption retrieval classify choice pope anls chartqa field compare" ;;
         --tokenizer) words="ptb py none" ;;
         -m) words="mini" ;;
         -i | --index) words="$(ls "${XDG_DATA_HOME:-$HOME/.local/share}/vlmkit" 2>/dev/null)" ;;
@@ -17,7 +17,7 @@ _vlmkit() {
     if ((COMP_CWORD == 2)) && [[ "$current" != -* ]]; then
         case "${COMP_WORDS[1]}" in
             train) words="contrastive align instruct prefer" ;;
-            eval) words="vqa caption retrieval classify pope anls chartqa field compare" ;;
+            eval) words="vqa caption retrieval classify choice pope anls chartqa field compare" ;;
         esac
     fi
     if [[ -n "$words" ]]; then

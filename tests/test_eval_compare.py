@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from predictions import answers, by_metric, question, retrieval_rows, write
 
-from vlmkit.eval.compare import parse_weights, score_pair
+from vlmkit.eval.compare import parse_weights, score_pairs
 from vlmkit.eval.predictions import Options, Source
 from vlmkit.eval.registry import evaluate
 from vlmkit.eval.results import results
@@ -131,6 +131,18 @@ def test_compare_names_what_does_not_match(vlmkit, tmp_path: Path) -> None:
     assert b"other references in b.jsonl" in vlmkit("eval", "compare", "a.jsonl", "b.jsonl", code=2).stderr
 
 
+def test_several_files_each_against_the_first(vlmkit, tmp_path: Path) -> None:
+    for name, right in (("old", 3), ("new", 5), ("newest", 6)):
+        write(tmp_path / f"{name}.jsonl", *answers(*["red"] * right, *["blue"] * (6 - right)))
+    files = ("old.jsonl", "new.jsonl", "newest.jsonl")
+    done = vlmkit("eval", "compare", *files, "--metric", "exact", "--items", "items.jsonl")
+    found = records(done.stdout)
+    assert [record["files"] for record in found] == [["old.jsonl", "new.jsonl"], ["old.jsonl", "newest.jsonl"]]
+    assert [record["value"] for record in found] == pytest.approx([-2 / 6, -3 / 6])
+    alone = vlmkit("eval", "compare", files[0], files[2], "--metric", "exact").stdout
+    assert records(alone) == found[1:] and len(records((tmp_path / "items.jsonl").read_bytes())) == 12
+
+
 # Pages
 
 
@@ -199,6 +211,6 @@ def test_a_file_does_not_differ_from_itself(tmp_path: Path, texts: list[str], ra
     rows = answers(*texts)
     a = write(tmp_path / "a.jsonl", *rows)
     b = write(tmp_path / "b.jsonl", *random.sample(rows, len(rows)))
-    pair = score_pair("vqa", Source(str(a), "a"), Source(str(b), "b"), Options())
+    (pair,) = score_pairs("vqa", Source(str(a), "a"), [Source(str(b), "b")], Options())
     for ours, theirs in zip(pair.a.metrics, pair.b.metrics, strict=True):
         assert (ours.columns == theirs.columns).all()

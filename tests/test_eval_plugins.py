@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import jsonl, records
-from predictions import answers, by_metric, retrieval_rows, write
+from predictions import answers, by_metric, write
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,13 @@ def test_refusals_name_the_metric(vlmkit, metric: str, reason: str) -> None:
     assert done.stderr.startswith(f"vlmkit: {reason}".encode()) and done.stderr.count(b"\n") == 1
 
 
-def test_pictures_have_no_predictions_to_score(vlmkit) -> None:
-    rows = retrieval_rows([[0.9, 0.1], [0.1, 0.9]], [0, 1])
-    done = vlmkit("eval", "retrieval", "-k", "1", "--metric", "brevity", stdin=jsonl(*rows), code=2)
-    assert done.stderr.startswith(b"vlmkit: no metric brevity of retrieval here: use ")
+@pytest.mark.parametrize("task", ["vqa", "anls", "chartqa", "pope", "classify", "choice", "caption", "retrieval"])
+def test_every_task_takes_a_metric(vlmkit, task: str) -> None:
+    rows = [{"id": str(i), "question": "?", "options": ["yes", "no"], "label": "yes"} for i in range(2)]
+    rows = [row | {"answer": "yes", "answers": ["yes"], "caption": "yes", "captions": ["yes"]} for row in rows]
+    if task == "retrieval":  # a picture's prediction is the caption that it finds first
+        rows = [{"id": str(i), "captions": [text]} for i, text in enumerate(["one", "two words"])]
+        for row, vector in zip(rows, ([1, 0], [0, 1]), strict=True):
+            row |= {"embedding": vector, "caption_embeddings": [vector]}
+    done = vlmkit("eval", task, "-k", "1", "--metric", "brevity", "--items", "items.jsonl", stdin=jsonl(*rows))
+    assert by_metric(done.stdout)["brevity"]["value"] == (0.75 if task == "retrieval" else 1)

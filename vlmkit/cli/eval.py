@@ -46,7 +46,7 @@ TaskName = Annotated[
     EvalTask,
     typer.Argument(
         metavar="TASK",
-        help=f"What to score: {', '.join(TASKS.builtin)}; or compare, with two files.",
+        help=f"What to score: {', '.join(TASKS.builtin)}; or compare, with two files or more.",
         show_default=False,
     ),
 ]
@@ -54,7 +54,7 @@ Files = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE",
-        help="Predictions: JSONL, JSON, lmms-eval samples, VLMEvalKit .tsv or .xlsx; - for standard input.",
+        help="Predictions: JSONL, JSON, lmms-eval samples, tables (TSV, CSV, xlsx); - for standard input.",
         show_default=False,
     ),
 ]
@@ -132,8 +132,12 @@ def eval(
     metric: value, n, standard error, 95 % interval, and a signature that says how it was made. A table on a terminal.
 
     `vlmkit eval compare A B` scores both files on the same items and prints A minus B with its interval, p of a
-    permutation test and of McNemar's exact test. What cannot be scored is refused: missing or duplicate ids, missing
-    references, k above N, CIDEr of one image.
+    permutation test and of McNemar's exact test; further files are compared with A, too. What cannot be scored is
+    refused: missing or duplicate ids, missing references, k above N, CIDEr of one image.
+
+    `choice` is for multiple choice: options as columns A, B, C, as a list or object in options or choices, or as lines
+    of the question. An answer counts by a letter or an option's text; one that names none or several is unparsed and
+    wrong. In `vqa`, too, a letter is no article where it is the reference: "(A)" and "A." match A.
     """
     from vlmkit.eval.report import page
 
@@ -142,10 +146,10 @@ def eval(
     for path in filter(None, (items, html)):
         if os.path.realpath(path) in map(os.path.realpath, paths):
             raise VlmkitError(f"{path} is an input, too", "name another file")
-    if len(paths) != (2 if task == COMPARE else 1) or paths.count("-") > 1:
+    if (len(paths) < 2 if task == COMPARE else len(paths) > 1) or paths.count("-") > 1:
         raise VlmkitError(
             f"{task} does not take {len(files or [])} files",
-            "write vlmkit eval TASK [FILE], or vlmkit eval compare A B",
+            "write vlmkit eval TASK [FILE], or vlmkit eval compare A B…",
         )
     with _sources(paths, images) as sources:
         if task == COMPARE:
@@ -229,7 +233,7 @@ def _score(
 def _compare(
     sources: list[Source], options: Options, comparison: CompareOptions, seed: int
 ) -> "tuple[list[Record], list[Record]]":
-    """The differences, and the items of both files for --items and --html."""
+    """The differences of the first file and each other one, and the items of both for --items and --html."""
     from vlmkit.eval import compare
 
     task = comparison.compare_as
@@ -237,11 +241,15 @@ def _compare(
     if task == COMPARE:
         raise VlmkitError("--task compare", "name what both files are scored as, such as vqa")
     name = compare.task_of(sources[0], options.metrics) if task is None else str(task)
-    pair = compare.score_pair(name, sources[0], sources[1], options)
-    found = list(compare.differences(pair, seed))
-    if shares is not None and found:
-        found.append(compare.weighted_score(pair, shares, seed))
-    return found, compare.changed_items(pair)
+    found: list[Record] = []
+    items: list[Record] = []
+    for pair in compare.score_pairs(name, sources[0], sources[1:], options):
+        differences = list(compare.differences(pair, seed))
+        if shares is not None and differences:
+            differences.append(compare.weighted_score(pair, shares, seed))
+        found += differences
+        items += compare.changed_items(pair)
+    return found, items
 
 
 def _print_table(results: "Sequence[Record]") -> None:
@@ -249,4 +257,6 @@ def _print_table(results: "Sequence[Record]") -> None:
 
     titles, rows = result_table(results)
     signatures = dict.fromkeys(str(result["signature"]) for result in results if "category" not in result)
-    print_table(titles, rows, right=titles[1:], below=signatures)
+    unparsed = next((result["unparsed"] for result in results if "unparsed" in result), 0)
+    note = [f"unparsed answers: {unparsed}"] if unparsed else []
+    print_table(titles, rows, right=titles[1:], below=[*signatures, *note])

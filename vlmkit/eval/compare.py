@@ -1,12 +1,12 @@
 """eval compare: the differences A minus B on the same items, with intervals and p values."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.predictions import Options, Row, Source, is_lmms_sample, list_ids, read_records, value_at
+from vlmkit.eval.predictions import Options, Row, Source, is_lmms_sample, list_ids, read_records
 from vlmkit.eval.registry import SUGGESTED_TASKS, TASKS, evaluate
 from vlmkit.eval.results import (
     cluster_numbers,
@@ -20,6 +20,7 @@ from vlmkit.eval.results import (
 )
 from vlmkit.eval.task import HIGHER, LOWER, NEITHER, Metric, Scores, mean_metric
 from vlmkit.io.records import Record
+from vlmkit.io.values import value_at
 from vlmkit.metrics.stats import (
     bootstrap_p,
     holm,
@@ -39,10 +40,11 @@ WEIGHTS_EXAMPLE = "quality=0.4,latency=0.3,length=0.3"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two files' scores of the same items in the same order."""
+    """Two files' scores of the same items in the same order, and the names of the files."""
 
     a: Scores
     b: Scores
+    files: tuple[str, str]
 
 
 def task_of(source: Source, metrics: tuple[str, ...]) -> str:
@@ -67,9 +69,15 @@ def task_of(source: Source, metrics: tuple[str, ...]) -> str:
     raise VlmkitError(f"{source.name}: no task fits its fields", "name one with --task, or a metric with --metric")
 
 
-def score_pair(task: str, a: Source, b: Source, options: Options) -> Pair:
-    """Both files' scores, joined on the ids. Raises VlmkitError for ids or references that are not the same."""
-    left = evaluate(task, a, options)
+def score_pairs(task: str, first: Source, others: Sequence[Source], options: Options) -> Iterator[Pair]:
+    """The scores of `first` and of each other file. Raises VlmkitError for ids or references that are not the same."""
+    left = evaluate(task, first, options)
+    for other in others:
+        yield _pair(task, left, first, other, options)
+
+
+def _pair(task: str, left: Scores, a: Source, b: Source, options: Options) -> Pair:
+    """Both files' scores, joined on the ids."""
 
     def in_order(rows: Iterable[Row]) -> Iterator[Row]:
         """The rows of B in the order of A; a row is held only until its turn comes."""
@@ -96,8 +104,8 @@ def score_pair(task: str, a: Source, b: Source, options: Options) -> Pair:
     if changed:
         what = f"other references in {b.name}: {list_ids(changed)}"
         raise VlmkitError(what, "score both against the same references")
-    left.signature_fields["sha"] = f"{left.signature_fields['sha']}-{right.signature_fields['sha']}"
-    return Pair(left, right)
+    both = {"sha": f"{left.signature_fields['sha']}-{right.signature_fields['sha']}"}
+    return Pair(replace(left, signature_fields=left.signature_fields | both), right, (a.name, b.name))
 
 
 def differences(pair: Pair, seed: int) -> Iterator[Record]:
@@ -105,9 +113,10 @@ def differences(pair: Pair, seed: int) -> Iterator[Record]:
     others = {metric.name: metric for metric in pair.b.metrics}
     metrics = [m for m in select_metrics(pair.a, pair.a.options.metrics) if m.name in others and m.has_interval]
     records: list[Record] = []
-    for category, items in groups(pair.a) if metrics else ():
+    for category, items in groups(pair.a, metrics) if metrics else ():
         for metric in metrics:
             record = _difference(pair, metric, others[metric.name], items, seed)
+            record["files"] = list(pair.files)
             records.append(record if category is None else record | {"category": category})
     for metric in metrics:
         tested = [record for record in records if record["metric"] == metric.name and "category" in record]
@@ -223,7 +232,7 @@ def weighted_score(pair: Pair, weights: Mapping[str, float], seed: int) -> Recor
     error, bounds, p = float(draws.std(ddof=1)), percentile_interval(draws), bootstrap_p(draws)
     record = result_record("weighted", difference, n, error, bounds, signature)
     record |= {"a": rounded(totals[0][0]), "b": rounded(totals[1][0]), "p": _significant(p), "test": "bootstrap"}
-    return record | {"better": _better(HIGHER, record["ci95"], p), "parts": parts}
+    return record | {"better": _better(HIGHER, record["ci95"], p), "parts": parts, "files": list(pair.files)}
 
 
 def _part(scores: Scores, name: str, quality: str) -> Metric:
@@ -250,5 +259,6 @@ def changed_items(pair: Pair) -> list[Record]:
             record |= {f"{name} {side}": item[name] for name in ("prediction", "rule", "score") if name in item}
         record["score"] = rounded(a["score"] - b["score"])
         record["flip"] = names.get((a["score"] >= RIGHT, b["score"] >= RIGHT), "both wrong")
+        record["files"] = list(pair.files)
         records.append(record)
     return records

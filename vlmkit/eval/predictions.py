@@ -1,6 +1,5 @@
 """Reads prediction files: vlmkit's records, VQA and COCO results, lmms-eval samples, VLMEvalKit tables."""
 
-import ast
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -8,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.eval import tables
 from vlmkit.io.records import Failed, Record, loads
+from vlmkit.io.values import text_of, texts_of, value_at
 
 if TYPE_CHECKING:
     from vlmkit.models.types import Embedder
 
-CELL_BYTES = 1 << 28  # a table's cell may contain a picture
-PICTURE_CELL = 1000  # characters without a space that no answer has
 OTHER_KEYS = ("question_id", "questionId", "image_id", "doc_id", "index")
+ABSENT = object()
 LISTED_IDS = 3
 LISTED_FIELDS = 12
 
@@ -59,6 +59,13 @@ class Row:
     prediction: Any = None
     references: list[str] = field(default_factory=list)
     question: str = ""
+    reference_value: Any = None  # what the references are the texts of
+
+    def answer(self) -> str:
+        """The prediction as text, "" where it says nothing. One that lists all the references is one of them."""
+        if self.references and isinstance(self.prediction, list) and texts_of(self.prediction) == self.references:
+            return max(self.references, key=self.references.count)
+        return text_of(self.prediction) or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,8 @@ class Source:
     folder: str | None = None
 
     def is_table(self) -> bool:
-        """Whether it is a table as VLMEvalKit writes it."""
-        return self.path.lower().endswith((".tsv", ".xlsx"))
+        """Whether it is a table: TSV, CSV or xlsx."""
+        return tables.is_table(self.path)
 
     def sha(self) -> str:
         """Twelve hex digits of the SHA-256 of the file's bytes."""
@@ -79,40 +86,6 @@ class Source:
 
         with open(self.path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
-# Values in records
-
-
-def value_at(record: Any, path: str) -> Any:
-    """The value at the dotted `path` in `record`, None where it is absent. The whole path may be one key."""
-    if isinstance(record, dict) and path in record:
-        return record[path]
-    head, dot, rest = path.partition(".")
-    if isinstance(record, dict):
-        inner = record.get(head)
-    elif isinstance(record, list) and head.isdecimal() and int(head) < len(record):
-        inner = record[int(head)]
-    else:
-        return None
-    return value_at(inner, rest) if dot else inner
-
-
-def text_of(value: Any) -> str | None:
-    """A JSON value as text: numbers as written, a list of one (lmms-eval's responses) opened, None for others."""
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, dict):
-        value = value.get("answer", value.get("caption"))
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)  # spreadsheets: 2.0
-
-
-def texts_of(value: Any) -> list[str]:
-    """References: a list of strings, of VQA's `{"answer": …}`, or one string."""
-    texts = [text_of(item) for item in (value if isinstance(value, list) else [value])]
-    return [text for text in texts if text is not None]
 
 
 def number_at(record: Record, path: str, key: str) -> float:
@@ -131,11 +104,9 @@ def _fields(record: Record) -> str:
 
 
 def read_records(source: Source) -> Iterator[Record]:
-    """The records of a file by its content, tables by their name. Raises VlmkitError at the first broken record."""
+    """The records of a file by its content. Raises VlmkitError at the first broken record."""
     if source.is_table():
-        read = _read_tsv if source.path.lower().endswith(".tsv") else _read_xlsx
-        for row in read(source):
-            yield {name: _cell(value) for name, value in row if value not in (None, "") and not _is_picture(value)}
+        yield from tables.read_table(source.path, source.name)
         return
     from vlmkit.io.inputs import Reading, records_of
 
@@ -148,53 +119,6 @@ def read_records(source: Source) -> Iterator[Record]:
         yield record
 
 
-def _read_tsv(source: Source) -> Iterator[Iterator[tuple[str, Any]]]:
-    import csv
-
-    csv.field_size_limit(CELL_BYTES)
-    try:
-        with open(source.path, encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                yield ((str(name), value) for name, value in row.items())
-    except UnicodeDecodeError as error:
-        raise VlmkitError(f"{source.name}: {error}", "save it as UTF-8") from None
-
-
-def _read_xlsx(source: Source) -> Iterator[Iterator[tuple[str, Any]]]:
-    from zipfile import BadZipFile
-
-    try:
-        from openpyxl import load_workbook
-    except ImportError:
-        raise VlmkitError("openpyxl is not installed", "pip install 'vlmkit[eval]' to read xlsx") from None
-    try:
-        book = load_workbook(source.path, read_only=True, data_only=True)
-    except (BadZipFile, KeyError):
-        raise VlmkitError(f"{source.name}: not an xlsx file", "save it again as xlsx or tsv") from None
-    try:
-        rows = book.worksheets[0].iter_rows(values_only=True)
-        names = [str(name) for name in next(rows, ())]
-        for row in rows:
-            yield zip(names, row, strict=False)
-    finally:
-        book.close()
-
-
-def _is_picture(value: Any) -> bool:
-    """Whether a cell contains a picture in base64, as VLMEvalKit's tables do: nothing to score."""
-    return isinstance(value, str) and len(value) > PICTURE_CELL and " " not in value[:PICTURE_CELL]
-
-
-def _cell(value: Any) -> Any:
-    """A cell; VLMEvalKit writes several references as a Python list."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
-            return ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return value
-    return value
-
-
 # Items
 
 
@@ -205,14 +129,14 @@ def identify(record: Record, options: Options, number: int) -> str:
     """
     if options.id is not None:
         key = text_of(value_at(record, options.id))
-        if key is None:
+        if not key:
             raise VlmkitError(f"item {number} has no field {options.id}", f"use --id FIELD, one of: {_fields(record)}")
         return key
     # An id that only repeats the picture or the text was made up on reading: another tool's key says more.
     made_up = record.get("id") in (record.get("image"), record.get("text"))
     for name in (*OTHER_KEYS, "id") if made_up else ("id", *OTHER_KEYS):
         key = text_of(record.get(name))
-        if key is not None:
+        if key:
             question = text_of(value_at(record, options.question)) if made_up and name == "id" else None
             return key if question in (None, key) else f"{key}: {question}"
     return f"item {number}"
@@ -233,31 +157,35 @@ def check_distinct(ids: list[str]) -> None:
         raise VlmkitError(f"duplicate ids: {list_ids(twice)}", "give each item its own with --id FIELD")
 
 
-def read_rows(source: Source, options: Options, prediction: str, references: tuple[str, ...]) -> Iterator[Row]:
-    """The items of `source`; `prediction` and `references` are the task's fields.
+def read_rows(
+    source: Source, options: Options, predictions: tuple[str, ...], references: tuple[str, ...]
+) -> Iterator[Row]:
+    """The items of `source`; `predictions` and `references` are the task's fields, of which the first counts.
 
     Raises VlmkitError at the end, naming them, for items without a prediction or without references.
     """
     annotations = None if options.truth is None else _read_truth(options.truth, options)
     if options.prediction is None and source.is_table():
-        prediction, references = "prediction", ("answer",)
+        predictions, references = ("prediction",), ("answer",)
     without_prediction: list[str] = []
     without_reference: list[str] = []
     record: Record = {}
-    wanted = prediction
+    wanted = options.prediction or predictions[-1]
     for number, own in enumerate(read_records(source), 1):
         key = identify(own, options, number)
         record = own if annotations is None else annotations.pop(key, {}) | own
-        wanted, usual = options.prediction or prediction, references
+        wanted = options.prediction or next((name for name in predictions if name in record), predictions[-1])
+        usual = tuple(name for name in references if name != wanted)
         if is_lmms_sample(record):
             doc = record.get("doc")
             record = (doc if isinstance(doc, dict) else {}) | record
             wanted = options.prediction or ("filtered_resps" if "filtered_resps" in record else "resps")
             usual = (*references, "answer", "target")
-        given = value_at(record, wanted)
-        texts = (texts_of(value_at(record, name)) for name in ([options.references] if options.references else usual))
-        row = Row(key, record, given, next(filter(None, texts), []), str(value_at(record, options.question) or ""))
-        if given is None:
+        given = value_at(record, wanted, ABSENT)
+        values = (value_at(record, name) for name in ([options.references] if options.references else usual))
+        truth = next((value for value in values if texts_of(value)), None)
+        row = Row(key, record, given, texts_of(truth), str(value_at(record, options.question) or ""), truth)
+        if given is ABSENT:
             without_prediction.append(key)
         elif not row.references:
             without_reference.append(key)

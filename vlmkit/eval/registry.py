@@ -11,13 +11,13 @@ METRICS, or in another package as an entry point of the group `vlmkit.metrics`:
 
 The function scores one item, 0 to 1, higher is better; an empty prediction is "", there is at least one reference. Then
 `vlmkit eval vqa --metric brevity` and `vlmkit eval compare A B --metric brevity` report its mean over the items, for
-every task that scores predictions. A task's own metrics come first.
+every task: in retrieval the prediction is the caption that a picture finds first. A task's own metrics come first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from vlmkit.errors import VlmkitError, first_line
-from vlmkit.eval.predictions import Options, Row, Source, text_of
+from vlmkit.eval.predictions import Options, Row, Source
 from vlmkit.eval.task import Scores, Task, mean_metric
 from vlmkit.io.registry import Registry
 
@@ -28,6 +28,7 @@ TASKS = Registry(
         "caption": "vlmkit.eval.tasks.caption:TASK",
         "retrieval": "vlmkit.eval.tasks.retrieval:TASK",
         "classify": "vlmkit.eval.tasks.classify:TASK",
+        "choice": "vlmkit.eval.tasks.choice:TASK",
         "pope": "vlmkit.eval.tasks.pope:TASK",
         "anls": "vlmkit.eval.tasks.anls:TASK",
         "chartqa": "vlmkit.eval.tasks.chartqa:TASK",
@@ -38,7 +39,8 @@ METRICS = Registry("vlmkit.metrics", {"anls": "vlmkit.metrics:anls", "vqa_accura
 
 # The task that a record's fields suggest, by the first of these that it has.
 SUGGESTED_TASKS = {
-    "caption": "caption", "labels": "classify", "answer": "vqa", "embedding": "retrieval", "captions": "retrieval",
+    "caption": "caption", "predicted": "classify", "labels": "classify", "options": "choice", "choices": "choice",
+    "answer": "vqa", "embedding": "retrieval", "captions": "retrieval",
 }  # fmt: skip
 
 ItemMetric = Callable[[str, Sequence[str]], float]
@@ -53,17 +55,25 @@ def evaluate(
     """
     task: Task = TASKS.load(name)
     scores = Scores(name, task, options)
-    own = [metric for metric in options.metrics if task.read is None and task.direction(metric) is None]
+    own = [metric for metric in options.metrics if task.predictions and task.direction(metric) is None]
     added: dict[str, ItemMetric] = {metric: METRICS.load(metric) for metric in own if metric in METRICS}
     values: dict[str, list[float]] = {metric: [] for metric in added}
 
-    def scored(rows: Iterable[Row]) -> Iterator[Row]:
+    def measure(row: Row) -> None:
+        for metric, function in added.items():
+            values[metric].append(_item_value(metric, function, row))
+
+    def measured(rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
-            for metric, function in added.items():
-                values[metric].append(_item_value(metric, function, row))
+            measure(row)
             yield row
 
-    task.score(scores, scored(scores.collect(arrange(task.rows(source, options)))), task.variant(options.variant))
+    rows = scores.collect(arrange(task.rows(source, options)))
+    if task.makes_predictions:
+        scores.measure = measure if added else None
+    else:
+        rows = measured(rows)
+    task.score(scores, rows, task.variant(options.variant))
     if scores.ids:
         scores.metrics += [mean_metric(m, f"{m}|from:{METRICS[m]}", found) for m, found in values.items()]
     for metric, found in values.items():
@@ -78,7 +88,7 @@ def evaluate(
 
 def _item_value(name: str, function: ItemMetric, row: Row) -> float:
     try:
-        value = float(function(text_of(row.prediction) or "", row.references))
+        value = float(function(row.answer(), row.references))
     except VlmkitError:
         raise
     except Exception as error:  # another package's function may raise anything

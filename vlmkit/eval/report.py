@@ -29,15 +29,17 @@ def page(title: str, results: Sequence[Record], items: Sequence[Record]) -> Iter
 
 def result_table(results: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """The titles and the rows of a table of results, the first column their names."""
-    compared = any("a" in result for result in results)
-    titles = ["metric", *(["A", "B", "A - B"] if compared else ["value"])]
-    titles += ["95 % interval", *(["p"] if compared else []), "n"]
+    pairs = list(dict.fromkeys(tuple(result["files"]) for result in results if "files" in result))
+    several = ["compared with"] if len(pairs) > 1 else []
+    names = [pairs[0][0], "the other" if several else pairs[0][1], "difference"] if pairs else ["value"]
+    titles = ["metric", *several, *names, "95 % interval", *(["p"] if pairs else []), "n"]
     rows = []
     for result in results:
         interval = " to ".join(map(_number, result["ci95"] or ()))
-        values = [_number(result[name]) for name in (("a", "b", "value") if compared else ("value",))]
-        p = [_number(result["p"])] if compared else []
-        rows.append([_name(result), *values, interval, *p, str(result["n"])])
+        values = [_number(result[name]) for name in (("a", "b", "value") if pairs else ("value",))]
+        p = [_number(result["p"])] if pairs else []
+        other = [result["files"][1]] if several else []
+        rows.append([_name(result), *other, *values, interval, *p, str(result["n"])])
     return titles, rows
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.task import Metric, Scores
+from vlmkit.eval.task import LOWER, Metric, Scores
 from vlmkit.io.records import Record
 from vlmkit.metrics.stats import (
     affordable_resamples,
@@ -31,12 +31,13 @@ def select_metrics(scores: Scores, wanted: Sequence[str]) -> list[Metric]:
     return [known[name] for name in wanted if name in known] or scores.metrics
 
 
-def groups(scores: Scores) -> Iterator[tuple[str | None, np.ndarray]]:
-    """All items, then those of each category, the hardest by the first metric before the others."""
+def groups(scores: Scores, metrics: Sequence[Metric]) -> Iterator[tuple[str | None, np.ndarray]]:
+    """All items, then those of each category, the hardest by the first of `metrics` before the others."""
     yield None, np.arange(len(scores.ids))
     names, where = np.unique(np.asarray(scores.categories, object).astype(str), return_inverse=True)
     members = [np.flatnonzero(where == i) for i in range(len(names))]
-    values = np.nan_to_num([scores.metrics[0].at(items) for items in members], nan=np.inf)
+    sign = -1 if scores.task.direction(metrics[0].name) == LOWER else 1
+    values = np.nan_to_num([sign * metrics[0].at(items) for items in members], nan=np.inf)
     for i in np.argsort(values, kind="stable"):
         yield str(names[i]), members[i]
 
@@ -47,10 +48,11 @@ def results(scores: Scores, seed: int = 0) -> Iterator[Record]:
     if not scores.ids:
         return
     unparsed, guessed = np.array(scores.unparsed, bool), np.array(scores.guessed, bool)
-    for category, items in groups(scores):
+    for number, (category, items) in enumerate(groups(scores, metrics)):
         own: Record = {"unparsed": int(unparsed[items].sum())}
         if category is not None:
             own |= {"category": category} | ({"guessed": int(n)} if (n := guessed[items].sum()) else {})
+            own |= {"hardest": True} if number == 1 else {}  # the first after all items
         for metric, draws in zip(metrics, _draws(metrics, items, scores, seed), strict=True):
             if metric.weights[items].any():
                 yield _result(scores, metric, items, draws[np.isfinite(draws)], seed) | own

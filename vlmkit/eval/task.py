@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit import __version__
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.predictions import Options, Row, Source, check_distinct, number_at, read_rows, text_of, value_at
+from vlmkit.eval.predictions import Options, Row, Source, check_distinct, number_at, read_rows
 from vlmkit.io.records import Record
+from vlmkit.io.values import text_of, value_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,22 +90,24 @@ class Task:
     """One task of `vlmkit eval`, as its file in `eval/tasks` declares it.
 
     `score` takes the scores to fill, the rows and the variant. `metrics` maps names to their direction; a name may end
-    in `*`. `prediction` and `references` are the record's fields. The first of `variants` is the default.
+    in `*`. `predictions` and `references` are the record's fields, of which the first that it has counts. The first of
+    `variants` is the default.
     """
 
     score: Callable[["Scores", Iterable[Row], str], None]
     metrics: Mapping[str, int]
-    prediction: str = "answer"
+    predictions: tuple[str, ...] = ("answer",)
     references: tuple[str, ...] = ("answers", "target")
     variants: tuple[str, ...] = ()
     read: Callable[[Source, Options], Iterable[Row]] | None = None  # in place of predictions.read_rows
     reports_unparsed: bool = False  # as a metric of its own
+    makes_predictions: bool = False  # `score` sets those of the rows, and passes each row to `scores.measure`
 
     def rows(self, source: Source, options: Options) -> Iterable[Row]:
         """The rows of `source`."""
         if self.read is not None:
             return self.read(source, options)
-        return read_rows(source, options, self.prediction, self.references)
+        return read_rows(source, options, self.predictions, self.references)
 
     def variant(self, wanted: str | None) -> str:
         """The variant called `wanted`, the first without. Raises VlmkitError for one that the task does not have."""
@@ -137,6 +140,7 @@ class Scores:
     unparsed: list[bool] = field(default_factory=list)
     details: list[Record] = field(default_factory=list)
     confusions: list[tuple[str, str]] = field(default_factory=list)  # wanted, answered
+    measure: Callable[[Row], None] | None = None  # computes metrics of other packages
 
     def collect(self, rows: Iterable[Row]) -> Iterator[Row]:
         """`rows` as they come; what every task needs of them is noted.
@@ -153,7 +157,7 @@ class Scores:
                 self.seconds.append(number_at(row.record, latency, row.id))
             if by is not None:
                 category = text_of(value_at(row.record, by))
-                self.guessed.append(category is None and by == "category" and bool(row.question))
+                self.guessed.append(not category and by == "category" and bool(row.question))
                 self.categories.append(guess_category(row.question) if self.guessed[-1] else category or NO_CATEGORY)
             if cluster is not None:
                 group = text_of(value_at(row.record, cluster))
@@ -211,7 +215,7 @@ def score_each(
         columns = []
         for row in rows:
             prediction = text_of(row.prediction) or ""
-            item = score_item(prediction, row, variant)
+            item = score_item(row.answer(), row, variant)
             columns.append(item.columns)
             scores.unparsed.append(item.unparsed)
             if item.confusion is not None:

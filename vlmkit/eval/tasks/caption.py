@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
 from vlmkit.eval.embedding import embed_captions, embed_pictures, load_embedder
-from vlmkit.eval.predictions import Options, Row, text_of
+from vlmkit.eval.predictions import Options, Row
 from vlmkit.eval.task import HIGHER, NEITHER, Metric, Scores, Task, counted_metric, mean_metric
 from vlmkit.metrics.captions import MAX_N, bleu_columns, bleu_of_sums, cider, rouge_l
 from vlmkit.metrics.meteor import meteor_columns, meteor_of_sums, meteor_summable
@@ -25,7 +25,7 @@ def score(scores: Scores, rows: Iterable[Row], _: str) -> None:
     """The COCO metrics, length, vocabulary and repetition; CLIPScore and RefCLIPScore if a model is asked for."""
     options = scores.options
     kept = list(rows)
-    captions = [text_of(row.prediction) or "" for row in kept]
+    captions = [row.answer() for row in kept]
     scores.unparsed = [not caption.strip() for caption in captions]
     if not kept:
         return
@@ -125,7 +125,7 @@ TASK = Task(
     score,
     dict.fromkeys(("cider", *BLEU, "rouge_l", "meteor", "clipscore", "refclipscore"), HIGHER)
     | dict.fromkeys(("length", "vocabulary", "repeated"), NEITHER),
-    prediction="caption",
+    predictions=("caption",),
     references=("captions", "references", "answers", "target"),
     variants=("coco",),
 )

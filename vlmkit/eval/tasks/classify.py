@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from vlmkit.eval.predictions import Row
 from vlmkit.eval.task import HIGHER, ItemScore, Metric, Scores, Task, counted_metric, mean_metric, score_each
+from vlmkit.io.values import text_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +17,8 @@ def score_item(prediction: str, row: Row, _: str) -> ItemScore:
     """Whether one label is right, and whether the right one is among the first five."""
     ranked = row.record.get("labels")
     entries = ranked if isinstance(ranked, list) else []
-    labels = [str(entry["label"]) for entry in entries if isinstance(entry, dict) and "label" in entry] or [prediction]
+    labels = [text_of(entry["label"]) for entry in entries if isinstance(entry, dict) and "label" in entry]
+    labels = labels or [prediction]
     right = prediction in row.references
     among_top = not set(row.references).isdisjoint(labels[:TOP])
     truth = row.references[0]
@@ -67,7 +69,7 @@ def _mean_per_class(right: "np.ndarray", classes: "np.ndarray") -> Metric:
 TASK = Task(
     score_each(score_item, summarize),
     {"acc@1": HIGHER, "acc@5": HIGHER, "mean_per_class": HIGHER},
-    prediction="label",
-    references=("target", "answers"),
+    predictions=("predicted", "label"),  # beside `predicted` the label is the data's own
+    references=("target", "answers", "label"),
     reports_unparsed=True,
 )

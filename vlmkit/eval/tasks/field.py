@@ -23,4 +23,4 @@ def score(scores: Scores, rows: Iterable[Row], _: str) -> None:
     scores.metrics = [mean_metric(name, f"mean:{name}", c) for name, c in zip(names, columns, strict=False)]
 
 
-TASK = Task(score, {}, read=read)
+TASK = Task(score, {}, predictions=(), read=read)

@@ -110,6 +110,11 @@ def score(scores: Scores, rows: Iterable[Row], _: str) -> None:
         *_metrics(WAYS[1], of_images, tied_images, number, scores.options.ks),
     ]
     scores.signature_fields |= {"ties": "against", "model": identity}
+    if scores.measure is not None:
+        captions = [caption for picture in pictures for caption in picture.references]
+        for picture, vector in zip(pictures, images, strict=True):
+            picture.prediction = captions[int((texts @ vector).argmax())]
+            scores.measure(picture)
     by_picture = np.split(of_texts + 1, np.flatnonzero(np.diff(owner)) + 1)
     for picture, own, found in zip(pictures, by_picture, of_images + 1, strict=True):
         shown = {"references": picture.references, "text_to_image_ranks": own.tolist()}
@@ -149,4 +154,5 @@ TASK = Task(
     {f"{way}_{name}": direction for way in WAYS for name, direction in DIRECTIONS.items()},
     read=read,
     variants=("best-positive",),
+    makes_predictions=True,
 )
