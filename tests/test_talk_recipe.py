@@ -22,7 +22,7 @@ QUESTIONS = 400
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the recipe makes of 24 pictures of each source, by its command."""
+    """The folder that the recipe makes of 64 pictures of each source, by its command."""
     place = tmp_path_factory.mktemp("recipe")
     shard = shapes(place)
     words = "what is it?", "what is in the middle", "how many are there"
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (place / "daquar.jsonl").write_bytes(jsonl(*asked))
     command = [sys.executable, "-m", "vlmkit.recipes.mini.train_chat", shard, "--val", shard]
-    command += ["--daquar", place / "daquar.jsonl", "--limit", "24", "--epochs", "1", "--students", "2"]
+    command += ["--daquar", place / "daquar.jsonl", "--limit", "64", "--epochs", "1", "--students", "2"]
     command += ["-o", place / "made"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=SOURCE_TREE)
     assert done.returncode == 0, done.stderr
@@ -47,7 +47,7 @@ def test_the_recipe_makes_a_model_that_answers(made: Path, vlmkit, tmp_path: Pat
     assert min(entry["val_loss"] for entry in log if "val_loss" in entry) < first - 1, "it has learned"
     settings = json.loads((made / CONFIG).read_text())
     figures = settings["figures"]
-    assert figures == log[-1] and figures["captions"] == 24 and figures["easy_vqa_questions"] > 24
+    assert figures == log[-1] and figures["captions"] == 64 and figures["easy_vqa_questions"] > 64
     assert [phase["epochs"] for phase in settings["recipe"]["phases"]] == [1, 1]
     assert len(settings["recipe"]["teaching"]) == 2
     card = (made / "TALK_CARD.md").read_text()
