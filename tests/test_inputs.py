@@ -103,16 +103,74 @@ def test_changed_is_what_is_new_or_differs(vlmkit, tmp_path: Path) -> None:
 
 
 def test_changed_neither_opens_what_is_unchanged_nor_loads_the_model(vlmkit, tmp_path: Path) -> None:
-    """The picture is replaced by nonsense of the same size and time, and the model by a name that nobody knows."""
-    path = picture(tmp_path / "in/a.png")
-    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "in").stdout)
-    facts = path.stat()
-    path.write_bytes(b"?" * facts.st_size)
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    """The index holds another hash, which whoever opens the picture sees; nobody knows the model."""
+    picture(tmp_path / "in/a.png")
+    (row,) = records(vlmkit("embed", "in").stdout)
+    vlmkit("index", "-i", "./i", stdin=jsonl(row | {"hash": "0" * 32}))
     assert vlmkit("embed", "--changed", "./i", "-m", "nobody", "in").stdout == b""
     (tmp_path / "in/dangling.png").symlink_to("nothing")
     vlmkit("embed", "--changed", "./i", "in", code=3)
     vlmkit("embed", "--changed", "./i", "in/dangling.png", code=2)
+
+
+def nightly(vlmkit, *flags: str) -> tuple[bytes, bytes]:
+    """What the nightly job embeds and says."""
+    found = vlmkit("embed", "--changed", "./i", "in")
+    vlmkit("index", "-i", "./i", *flags, stdin=found.stdout)
+    return found.stdout, found.stderr
+
+
+def test_content_decides_where_time_and_size_are_kept(vlmkit, tmp_path: Path) -> None:
+    path = tmp_path / "in/a.bmp"
+    picture(path, "red", size=(16, 16))
+    before = nightly(vlmkit)[0]
+    facts = path.stat()
+    path.chmod(0o600)
+    assert nightly(vlmkit) == (b"", b"")
+    picture(path, "blue", size=(16, 16))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    (old,), (new,) = records(before), records(nightly(vlmkit)[0])
+    assert [new[name] == old[name] for name in ("mtime", "bytes", "hash", "embedding")] == [True, True, False, False]
+    assert nightly(vlmkit) == (b"", b"")
+
+
+def test_known_content_keeps_its_vector_and_fields(vlmkit, tmp_path: Path) -> None:
+    """Moved, copied and touched files, also out of a tar; the vectors in the index are marked by hand."""
+    for name, color in (("moved", "red"), ("copied", "green"), ("touched", "blue")):
+        picture(tmp_path / f"in/{name}.png", color)
+    tar(tmp_path / "in/s.tar", {"m.jpg": jpeg("pink")})
+    rows = records(vlmkit("embed", "in").stdout)
+    marks = [[float(i == n) for i in range(len(vector(rows[0])))] for n in range(4)]
+    marked = [row | {"embedding": mark, "note": Path(row["id"]).stem} for row, mark in zip(rows, marks, strict=True)]
+    vlmkit("index", "-i", "./i", stdin=jsonl(*marked))
+    (tmp_path / "in/sub").mkdir()
+    (tmp_path / "in/moved.png").rename(tmp_path / "in/sub/x.png")
+    (tmp_path / "in/sub/y.png").write_bytes((tmp_path / "in/copied.png").read_bytes())
+    os.utime(tmp_path / "in/touched.png", (1, 1))
+    tar(tmp_path / "in/t.tar", {"n.jpg": jpeg("pink")})
+    (tmp_path / "in/s.tar").unlink()
+    picture(tmp_path / "in/new.png", "white")
+    assert len(records(vlmkit("embed", "--changed", "./i", "in", "--dry-run", "-m", "nobody").stdout)) == 5
+    found, told = nightly(vlmkit, "--prune", "in")
+    by_name = {Path(row["id"]).name: row for row in records(found)}
+    assert told.count(b"\n") == 1 and b"4 files" in told
+    noted = {"x.png": "moved", "y.png": "copied", "touched.png": "touched", "n.jpg": "m", "new.png": None}
+    assert {name: row.get("note") for name, row in by_name.items()} == noted
+    expected = {row["note"]: row["embedding"] for row in marked}
+    assert all(vector(row).tolist() == expected[row["note"]] for row in by_name.values() if "note" in row)
+    assert by_name["touched.png"]["mtime"] == 1
+    assert len(records(vlmkit("index", "-i", "./i", "--dump").stdout)) == 6
+    assert nightly(vlmkit) == (b"", b"")
+
+
+def test_a_vector_is_kept_only_if_it_is_there_and_of_the_model(vlmkit, tmp_path: Path) -> None:
+    (row,) = records(vlmkit("embed", str(picture(tmp_path / "in/a.png"))).stdout)
+    own = [1.0] + [0.0] * (len(vector(row)) - 1)
+    (kept,) = records(vlmkit("embed", stdin=jsonl(row | {"embedding": own})).stdout)
+    assert vector(kept).tolist() == own
+    without = {name: value for name, value in row.items() if name != "embedding"}
+    for other in (without, row | {"embedding": own, "model": "other@0123456789ab"}, without | {"embedding": None}):
+        assert records(vlmkit("embed", stdin=jsonl(other)).stdout) == [row]
 
 
 def test_changed_texts(vlmkit) -> None:

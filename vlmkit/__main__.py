@@ -1,5 +1,6 @@
 """Entry point: signals become exit codes before anything heavy is imported."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -8,6 +9,9 @@ from vlmkit.errors import Stopped, catch
 
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
+    if sys.executable and sys.getfilesystemencoding() != "utf-8":
+        # Names and texts are UTF-8 whatever the locale says. A process cannot change that after its start.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     try:
         catch()
         from vlmkit.cli.app import main

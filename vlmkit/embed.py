@@ -3,22 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlmkit.index import Index, NoIndex
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
 from vlmkit.io.inputs import Item
-from vlmkit.io.records import Failed, Record, batched, decode_embedding, fingerprint_of, unless_failed
-from vlmkit.io.sources import PictureError, is_url
+from vlmkit.io.records import Failed, Record, decode_embedding, fingerprint_of, to_float16, unless_failed
+from vlmkit.io.sources import Memory, PictureError, content_hash, file_facts, is_url
 from vlmkit.models.load import load_embedder
 from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
     import numpy as np
-
-LOOKED_UP = 256  # items at a time: the index is open for that long only, so that a writer beside is not held up
 
 
 @dataclass(slots=True)
@@ -40,7 +36,7 @@ class Fetch(FetchStage):
 
     def __call__(self, item: Item) -> Item | Failed:
         image = item.record.get("image")
-        if self.texts or not isinstance(image, str) or not is_url(image) or _is_reusable(item.record, self.reuse):
+        if self.texts or not isinstance(image, str) or not is_url(image) or is_reusable(item.record, self.reuse):
             return item
         try:
             return Item(item.record, self._web.fetch(image))
@@ -60,7 +56,7 @@ class Decode(Stage):
 
     def __call__(self, item: Item) -> Prepared | Failed:
         try:
-            if _is_reusable(item.record, self.reuse):
+            if is_reusable(item.record, self.reuse):
                 return Prepared(item.record, vector=decode_embedding(item.record.get("embedding")))
             if self.texts or item.record.get("image") is None:
                 return Prepared(item.record, text=_text(item.record))
@@ -140,15 +136,20 @@ def embed(
 ) -> Iterator[Record | Failed]:
     """Each item's record with `model` and `embedding`, in input order; pictures also get facts of their file.
 
-    With `floats` the embedding is a list, each number exactly the float16, in place of an array.
+    An embedding that this model made is kept bit for bit, unless `texts` are wanted. With `floats` the embedding is a
+    list, each number exactly the float16, in place of an array.
     """
     import numpy as np
 
+    fingerprint = None if texts else fingerprint_of(model.identity)
+
     def to_record(found: "tuple[Record, np.ndarray]") -> Record:
-        embedding = found[1].astype(np.float16)
+        kept = is_reusable(found[0], fingerprint)
+        embedding = to_float16(found[0]["embedding"]) if kept else found[1].astype(np.float16)
         return found[0] | {"model": model.identity, "embedding": embedding.tolist() if floats else embedding}
 
-    embedded = vectors(items, model, texts=texts, batch_size=batch_size, workers=workers, allow_private=allow_private)
+    how: dict[str, Any] = {"texts": texts, "reuse": not texts, "allow_private": allow_private}
+    embedded = vectors(items, model, **how, batch_size=batch_size, workers=workers)
     return map(unless_failed(to_record), embedded)
 
 
@@ -163,38 +164,10 @@ def when_needed(
             yield from embedded(chain([item], items))
 
 
-def changed(items: Iterable[Item | Failed], folder: Path) -> Iterator[Item | Failed]:
-    """Those of `items` that the index at `folder` does not hold, or with another `mtime` or `bytes`; failures too.
-
-    Of a tar member these are the member's own. A URL in the index counts as unchanged, as it is not fetched. A text
-    counts as changed where the `text` of its record differs. Without an index all are new.
-    """
-    for batch in batched(items, LOOKED_UP):
-        try:
-            with Index(folder) as index:
-                known = [isinstance(item, Item) and _is_known(item, index) for item in batch]
-        except NoIndex:
-            known = [False] * len(batch)
-        yield from (item for item, same in zip(batch, known, strict=True) if not same)
-
-
-def _is_known(item: Item, index: Index) -> bool:
-    record, image = index.get(str(item.record.get("id"))), item.record.get("image")
-    if record is None or image != record.get("image"):
-        return False
-    if image is None:
-        return item.record.get("text") == record.get("text")
-    if isinstance(image, str) and is_url(image):
-        return True
-    try:
-        source = item.locate()
-    except PictureError:
-        return False  # embed reports what is wrong with it
-    return (source.mtime, source.size) == (record.get("mtime"), record.get("bytes"))
-
-
-def _is_reusable(record: Record, fingerprint: str | None) -> bool:
-    return fingerprint is not None and fingerprint_of(str(record.get("model"))) == fingerprint
+def is_reusable(record: Record, fingerprint: str | None) -> bool:
+    """Whether `record` brings a vector of the model with this fingerprint."""
+    known = record.get("embedding") is not None and fingerprint is not None
+    return known and fingerprint_of(str(record.get("model") or "")) == fingerprint
 
 
 def _text(record: Record) -> str:
@@ -206,11 +179,12 @@ def _text(record: Record) -> str:
 
 def _picture(item: Item, model: Embedder) -> Prepared:
     source = item.locate()
-    image, width, height = open_picture(source, model.size)
-    facts = {"mtime": source.mtime, "bytes": source.size, "width": width, "height": height}
+    facts = file_facts(source)
+    data = source.read()
+    image, width, height = open_picture(Memory(data, source.mtime), model.size)
+    facts |= {"hash": content_hash(data), "width": width, "height": height}
     try:
         preprocessed = model.preprocess(image)
     except MemoryError:
         raise PictureError("not enough memory to scale it") from None
-    known = {name: fact for name, fact in facts.items() if fact is not None}
-    return Prepared(item.record | known, picture=preprocessed)
+    return Prepared(item.record | facts, picture=preprocessed)

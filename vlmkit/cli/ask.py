@@ -100,7 +100,7 @@ def ask(
     1,024, unless --max-tokens says otherwise.
     """
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
-    from vlmkit.io.inputs import Reading, count_inputs
+    from vlmkit.io.inputs import count_inputs
     from vlmkit.io.records import dumps
 
     named, question = split(arguments or [])
@@ -112,7 +112,7 @@ def ask(
     if chat:
         model = run.load_chat_model(chat_model.model, chat_model.base_url, chat_model.option)
         return _chat(model, named, question, sampling, answer.system, records.allow_private)
-    reading = Reading(nul=records.nul, images=records.images, piped_picture=True)
+    reading = records.reading(piped_picture=True)
     conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
     if (answer.drawing or answer.attention) and not conversation.single:
         raise VlmkitError(
@@ -134,7 +134,16 @@ def ask(
         single_input = conversation.single or resume is None
         count = partial(count_inputs, named, reading)
         return deliver(
-            run, records, conversation, results, "answer", count, resume, plain=plain, single_input=single_input
+            run,
+            records,
+            conversation,
+            results,
+            "answer",
+            reading,
+            count,
+            resume,
+            plain=plain,
+            single_input=single_input,
         )
 
 

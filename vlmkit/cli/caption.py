@@ -49,14 +49,14 @@ def caption(
     from vlmkit.generate.pipeline import caption_sampling
     from vlmkit.generate.questions import to_caption
     from vlmkit.generate.sidecar import without_sidecar, write_sidecars
-    from vlmkit.io.inputs import Reading, count_inputs
+    from vlmkit.io.inputs import count_inputs
 
     named = inputs or []
     if force and not sidecar:
         raise VlmkitError("--force requires --sidecar", "add it, or leave out --force")
     check_files(named, records, resume)
     sampling = chat.sampling(run)
-    reading = Reading(nul=records.nul, images=records.images, piped_picture=True)
+    reading = records.reading(piped_picture=True)
     conversation = to_caption(named, reading)
     model = chat.load(run, "boxes" if boxes else "answer")
     sampling = caption_sampling(model, length.value, sampling, chat.max_tokens)
@@ -75,5 +75,5 @@ def caption(
     plain = conversation.single and not (records.json or boxes or resume)
     single_input = conversation.single or not (resume or sidecar)
     return deliver(
-        run, records, conversation, results, "caption", count, resume, plain=plain, single_input=single_input
+        run, records, conversation, results, "caption", reading, count, resume, plain=plain, single_input=single_input
     )

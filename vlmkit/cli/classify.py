@@ -44,15 +44,16 @@ def classify(
     from vlmkit.classify import DEFAULT_TEMPLATE, label_vectors, read_labels
     from vlmkit.classify import classify as classified
     from vlmkit.embed import vectors
-    from vlmkit.io.inputs import Reading, count_inputs, read_inputs
+    from vlmkit.io.inputs import count_inputs, read_inputs
 
     paths = records.check(inputs)
     if labels_file == "-" and (not paths or "-" in paths):
         raise VlmkitError("labels and pictures cannot both come from standard input", "name the pictures")
     names = read_labels(labels, labels_file)
-    reading = Reading(nul=records.nul, images=records.images)
+    reading = records.reading()
     items = read_inputs(paths, reading)
-    with Failures(records.errors) as failures, Output(records.output) as out:
+    summary = run.summary(reading.left_out)
+    with Failures(records.errors, ignore=records.ignore, summary=summary) as failures, Output(records.output) as out:
         model = run.load(embedder.model, embedder.precision)
         targets = label_vectors(model, names, template or [DEFAULT_TEMPLATE])
         how: dict[str, Any] = {

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.options import EmbedOptions, Format, Inputs, Records, Run, option
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, progress
+from vlmkit.io.records import unless_failed
+from vlmkit.io.terminal import Failures, Output, progress, warn
 
 if TYPE_CHECKING:
     from vlmkit.io.inputs import Item
@@ -22,9 +23,10 @@ Changed = Annotated[
     str | None,
     option(
         "--changed INDEX",
-        "Only what is new, or has another time or size than in INDEX; if there is no INDEX yet, all.",
+        "Only what is new, or changed since it came into INDEX; if there is no INDEX yet, all.",
     ),
 ]
+DryRun = Annotated[bool, option("--dry-run", "Write the records that would be embedded, and load no model.")]
 
 
 def embed(
@@ -36,40 +38,61 @@ def embed(
     form: Form = Format.JSONL,
     floats: Floats = False,
     changed: Changed = None,
+    dry_run: DryRun = False,
 ) -> Exit:
     """Turn pictures and texts into vectors.
 
     Reads pictures, folders, webdataset shards, URLs and records, and writes one record each with its vector in
     `embedding`. Pictures are rotated as their EXIF orientation says, transparent parts become white, and of an
     animation it is the first frame. One that cannot be read, or is incomplete, is named, left out, and makes the exit
-    code 3. A URL that is in the index of --changed is not fetched again.
+    code 3. A record that brings a vector of the same model keeps it.
+
+    --changed looks at the content of files whose path, time, size or change time the index does not know. A file that
+    was moved, copied or touched gets a record with the fields and the vector of the same content in the index. A URL
+    that is in the index is not fetched again.
     """
-    from vlmkit.embed import changed as only_changed
     from vlmkit.embed import embed as embedded
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
-    from vlmkit.io.inputs import Reading, count_inputs, is_one_picture, read_inputs
+    from vlmkit.index.changed import changed as only_changed
+    from vlmkit.io.inputs import count_inputs, is_one_picture, read_inputs
 
     paths = records.check(inputs)
     if floats and form is Format.SAFETENSORS:
         raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
     if form is Format.SAFETENSORS and records.output in (None, "-") and sys.stdout and sys.stdout.isatty():
         raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
-    reading = Reading(texts=text, nul=records.nul, images=records.images)
+    reading = records.reading(texts=text)
+    summary = run.summary(reading.left_out, skipped="unchanged")
     items = read_inputs(paths, reading)
+    items = summary.reading(items) if summary else items
 
     def vectorised(items: "Iterable[Item | Failed]", model: "Embedder") -> "Iterator[Record | Failed]":
         how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private}
         return embedded(items, model, **how, batch_size=run.batch_size, workers=run.threads)
 
     single_input = changed is None or list(map(is_one_picture, paths)) == [True]
-    with Failures(records.errors, single_input=single_input) as failures, Output(records.output) as out:
-        if changed is None:
+    with (
+        Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary) as failures,
+        Output(records.output) as out,
+    ):
+        new = items if changed is None else only_changed(items, index_folder(changed), partial(_tell_kept, run))
+        if dry_run:
+            results: Iterator[Record | Failed] = map(unless_failed(_without_vector), new)
+        elif changed is None:
             results = vectorised(items, run.load(embedder.model, embedder.precision))
         else:
-            new = only_changed(items, index_folder(changed))
             results = when_needed(new, lambda some: vectorised(some, run.load(embedder.model, embedder.precision)))
         count = partial(count_inputs, paths, reading) if changed is None else lambda: None
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
-        out.write_records(failures.filter_failures(shown), form.value)
+        out.write_records(failures.filter_failures(shown), (Format.JSONL if dry_run else form).value)
         return failures.exit_code()
+
+
+def _tell_kept(run: Run, count: int) -> None:
+    if count and not run.quiet:
+        warn(f"{count} files moved, copied or touched: they keep the vectors that the index has")
+
+
+def _without_vector(item: "Item") -> "Record":
+    return {name: value for name, value in item.record.items() if name not in ("embedding", "model")}

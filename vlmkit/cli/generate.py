@@ -12,6 +12,7 @@ from vlmkit.io.terminal import Failures, Output, printable, progress, warn
 
 if TYPE_CHECKING:
     from vlmkit.generate.questions import ChatSample, Conversation
+    from vlmkit.io.inputs import Reading
     from vlmkit.io.records import Failed, Record
     from vlmkit.models.types import ChatModel, Sampling
 
@@ -111,6 +112,7 @@ def deliver(
     conversation: "Conversation",
     results: "Callable[[Iterable[ChatSample | Failed], Output], Iterator[Record | Failed]]",
     field: str,
+    reading: "Reading",
     count: Callable[[], int | None],
     resume: str | None,
     *,
@@ -121,9 +123,13 @@ def deliver(
     from vlmkit.generate.resume import AppendOutput
 
     with ExitStack() as files:
-        failures = files.enter_context(Failures(records.errors, single_input=single_input))
+        summary = run.summary(reading.left_out, brief=conversation.single, skipped="done before")
+        failures = files.enter_context(
+            Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary)
+        )
         out = files.enter_context(Output(records.output) if resume is None else AppendOutput(resume))
-        items = out.missing(conversation.items) if isinstance(out, AppendOutput) else conversation.items
+        items = summary.reading(conversation.items) if summary else conversation.items
+        items = out.missing(items) if isinstance(out, AppendOutput) else items
         made = progress(results(items, out), quiet=run.quiet or conversation.single, unit="records", count=count)
         shown = failures.filter_failures(made)
         if not plain:

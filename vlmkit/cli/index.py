@@ -12,7 +12,7 @@ import typer
 
 from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run, option
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, progress, stderr_is_terminal, stdin_is_terminal, warn
+from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +98,12 @@ def index(
             pass
     code = Exit.OK
     on_wait = silent if run.quiet else cache(warn)  # once
-    with Failures(errors) as failures, Writer(folder, changes.type, on_wait) as writer, ExitStack() as others:
+    summary = run.summary(target=f"in {folder}")
+    with (
+        Failures(errors, summary=summary) as failures,
+        Writer(folder, changes.type, on_wait) as writer,
+        ExitStack() as others,
+    ):
         before = writer.state.type if writer.state else "auto"
         writer.merge([others.enter_context(Index(index_folder(name))) for name in merge or []])
         if reads:
@@ -107,8 +112,12 @@ def index(
         if remove:
             code = _remove(writer, remove)
         if prune and exists(folder):
-            code = _prune(run, writer, prune, force=changes.force) or code
-    _note(run, f"{writer.added} records saved in {folder}")
+            pruned, of_prune = _prune(writer, prune, force=changes.force)
+            code = of_prune or code
+            if summary and summary.whole:
+                summary.counts["pruned"] = pruned
+            elif summary and pruned:
+                warn(f"{pruned} records pruned: their files are gone")
     if exists(folder) and changes.type is not None:
         change_type(folder, changes.type, before, on_wait)
     elif exists(folder):
@@ -181,16 +190,15 @@ def _remove(writer: "Writer", ids: list[str]) -> Exit:
     return Exit.OK if not missing else Exit.SOME_FAILED if removed else Exit.NOTHING_FOUND
 
 
-def _prune(run: Run, writer: "Writer", folders: list[str], *, force: bool) -> Exit:
+def _prune(writer: "Writer", folders: list[str], *, force: bool) -> tuple[int, Exit]:
+    """Drop the records that lost their file; how many these were, and the exit code."""
     from vlmkit.index import Index
     from vlmkit.index.prune import lost_records
 
     with Index(writer.folder) as index:
         lost = lost_records(index, folders, force=force)
     removed = writer.remove(lost.rows) if lost.rows else []
-    if removed and not run.quiet:
-        warn(f"{len(removed)} records pruned: their files are gone")
-    return _report_unread(lost, force=force)
+    return len(removed), _report_unread(lost, force=force)
 
 
 def _report_unread(lost: "Lost", *, force: bool) -> Exit:
@@ -211,8 +219,3 @@ def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: 
         for _, line in lost.rows:
             out.write(line or b"")
     return _report_unread(lost, force=changes.force)
-
-
-def _note(run: Run, text: str) -> None:
-    if not run.quiet and stderr_is_terminal():
-        warn(text)

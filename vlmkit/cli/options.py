@@ -18,6 +18,9 @@ from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.terminal import Output, stderr_is_terminal, warn
 
 if TYPE_CHECKING:
+    from vlmkit.io.inputs import Reading
+    from vlmkit.io.summary import Summary
+    from vlmkit.io.walk import LeftOut
     from vlmkit.models.types import ChatModel, Embedder
 
 PROGRAM = "vlmkit"
@@ -117,6 +120,15 @@ class Run:
     def threads(self) -> int:
         return self.workers or len(os.sched_getaffinity(0))
 
+    def summary(
+        self, left_out: "LeftOut | None" = None, *, brief: bool = False, skipped: str = "skipped", target: str = ""
+    ) -> "Summary | None":
+        """The summary of this run; None with --quiet. A `brief` one tells no more on a terminal than elsewhere."""
+        from vlmkit.io.summary import Summary
+
+        whole = self.verbose or (stderr_is_terminal() and not brief)
+        return None if self.quiet else Summary(left_out, whole=whole, skipped=skipped, target=target)
+
     def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Embedder":
         """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""
         from vlmkit.io.records import name_of
@@ -159,6 +171,9 @@ OutputFile = Annotated[
     str | None,
     option("-o, --output FILE", "Write to FILE, completely or not at all; - is standard output."),
 ]
+EXCLUDE_HELP = "Skip files and folders of that name in folders; with a slash, of that path; may be repeated."
+IGNORE_HELP = "Failures listed in FILE, of --errors, are known and do not count, unless their file is newer than FILE."
+NO_DEFAULTS_HELP = "Do not skip hidden ones, @eaDir, #recycle, lost+found, node_modules and the like in folders."
 Errors = Annotated[str | None, option("--errors FILE", "Write failed records to FILE: id, image, error.")]
 EmbedModelName = Annotated[
     str,
@@ -204,7 +219,21 @@ class Records:
     nul: Nul = False
     allow_private: AllowPrivate = False
     errors: Errors = None
+    ignore: Annotated[str | None, option("--ignore FILE", IGNORE_HELP)] = None
     json: Json = False
+    follow: Annotated[bool, option("--follow", "Follow links to folders in folders; each file is still read once.")] = (
+        False
+    )
+    exclude: Annotated[list[str] | None, option("--exclude GLOB", EXCLUDE_HELP, show_default=False)] = None
+    no_default_excludes: Annotated[bool, option("--no-default-excludes", NO_DEFAULTS_HELP)] = False
+
+    def reading(self, *, texts: bool = False, piped_picture: bool = False) -> "Reading":
+        """How INPUT is read; `texts`: lines are texts, whatever they begin with."""
+        from vlmkit.io.inputs import Reading
+        from vlmkit.io.walk import WalkOptions
+
+        walk = WalkOptions(self.follow, tuple(self.exclude or ()), not self.no_default_excludes)
+        return Reading(texts, self.nul, self.images, piped_picture, records=not texts, walk=walk)
 
     def check(self, inputs: list[str] | None) -> list[str]:
         """`inputs` as a list. Raises VlmkitError where one of them would be overwritten."""

@@ -169,6 +169,12 @@ class Index:
         slot = self.slot_of(key)
         return None if slot is None else self.record(slot)
 
+    def get_slot(self, slot: int) -> Record | None:
+        """The record in a slot, without its embedding; None for a dead slot."""
+        with store.index_errors(self.folder):
+            row = self.db.execute("SELECT record FROM records WHERE slot = ?", (slot,)).fetchone()
+            return None if row is None else store.parse_record(row[0], slot)
+
     def dump(self) -> Iterator[Record]:
         """Every record with its `embedding` as it is stored (D float16), in the order of the slots."""
         return (record | {"embedding": self.vectors[slot]} for slot, record in self.records())

@@ -1,6 +1,5 @@
 """Writer: records into an index, and out of it, a transaction at a time."""
 
-import base64
 import contextlib
 import os
 import sqlite3
@@ -10,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +16,7 @@ from vlmkit.errors import Stopped, VlmkitError
 from vlmkit.index import store
 from vlmkit.index.reader import Index
 from vlmkit.index.types import check_type
-from vlmkit.io.records import ROUNDING, Failed, Record, batched, decode_embedding, dumps, fingerprint_of
+from vlmkit.io.records import Failed, Record, batched, dumps, fingerprint_of, to_float16
 
 COMMIT_RECORDS = 10_000
 COMMIT_SECONDS = 10.0
@@ -275,20 +273,7 @@ def decode_records(results: Iterable[Record | Failed]) -> Iterator[Record | Fail
             yield Failed.of(record, "no id")
         else:
             try:
-                record["embedding"] = _to_float16(record.get("embedding"))
+                record["embedding"] = to_float16(record.get("embedding"))
                 yield record
             except ValueError as error:
                 yield Failed.of(record, f"{error}; vlmkit embed makes one" if "embedding" not in record else error)
-
-
-def _to_float16(value: Any) -> np.ndarray:
-    """D float16. What is a unit vector but for rounding stays as it is, so that a copy of an index is exact."""
-    if isinstance(value, np.ndarray):  # of a safetensors blob, which was checked when it was read
-        return value
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):  # decode_embedding says what is wrong
-            value = np.frombuffer(base64.b64decode(value, validate=True), "<f2")
-            wide = value.astype(np.float32)
-            if abs(wide.dot(wide) - 1) < ROUNDING:
-                return value
-    return decode_embedding(value).astype("<f2")

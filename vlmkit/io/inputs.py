@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
@@ -25,7 +25,12 @@ from vlmkit.io.sources import (
     reader_of,
 )
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
-from vlmkit.io.terminal import read_head, stdin_bytes, stdin_is_terminal
+from vlmkit.io.terminal import LINE_BYTES, SNIFF_BYTES, read_head, stdin_bytes, stdin_is_terminal
+from vlmkit.io.walk import LeftOut, Walk, WalkOptions
+
+BOM = b"\xef\xbb\xbf"
+# How a list of texts does not begin, but for texts that are JSON.
+RECORD_START = re.compile(rb'\s*(\[\s*[{\]]|\{\s*["}])')
 
 
 @dataclass(slots=True)
@@ -49,8 +54,9 @@ class Item:
 class Reading:
     """Options of reading INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
 
-    With `piped_picture` standard input may also be the bytes of one picture, the record `-`. Without `has_fields` the
-    side-cars in tar files are not read.
+    Without `records` what is piped in is lines, whatever they begin with. With `piped_picture` standard input may also
+    be the bytes of one picture, the record `-`. Without `has_fields` the side-cars in tar files are not read.
+    `left_out` counts what walks through folders leave out.
     """
 
     texts: bool = False
@@ -58,6 +64,9 @@ class Reading:
     images: str | None = None
     piped_picture: bool = False
     has_fields: bool = True
+    records: bool = True
+    walk: WalkOptions = field(default_factory=WalkOptions)
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
 
 def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
@@ -80,7 +89,9 @@ def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record |
 
 def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
     """How many items `read_inputs` gives, without opening a picture; None for standard input, which is read once."""
-    return None if not inputs or "-" in inputs else sum(1 for _ in _chain(inputs, replace(how, has_fields=False)))
+    if not inputs or "-" in inputs:
+        return None
+    return sum(1 for _ in _chain(inputs, replace(how, has_fields=False, left_out=LeftOut())))
 
 
 def is_one_picture(path: str) -> bool:
@@ -112,16 +123,16 @@ def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:
 
 def _standard_input(how: Reading) -> Iterator[Item | Failed]:
     head, stream = stdin_bytes()
-    form = _form(head)
-    if how.piped_picture and is_picture(head):
+    form = None if how.nul or _names_input(head) else _form(head)
+    if how.piped_picture and is_picture(head) and not how.nul and not _names_input(head):
         data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             yield Failed("-", None, "more than a picture has (the limit is 1 GiB)")
         else:
             yield Item({"id": "-"}, Memory(data))
-    elif form is not None:
+    elif form == "blobs" or (form is not None and how.records):
         yield from _records(form, stream, "-", how.images or os.getcwd())
-    elif b"\0" in head and not how.nul:
+    elif b"\0" in head[:SNIFF_BYTES] and not how.nul:
         raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
     elif how.texts:
         yield from map(_text, _lines(stream, how))
@@ -133,6 +144,12 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
                 yield _failed(path, _missing(path))
 
 
+def _names_input(head: bytes) -> bool:
+    """Whether the first line of a stream that starts with `head` names something that is there."""
+    line, end, _ = head.removeprefix(BOM).lstrip(b"\r\n").partition(b"\n")
+    return bool(line) and (bool(end) or len(head) < LINE_BYTES) and exists(os.fsdecode(line.rstrip(b"\r")))
+
+
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
     return "only http and https URLs are fetched" if other else "no such file or folder"
@@ -141,7 +158,9 @@ def _missing(path: str) -> str:
 def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:
     """The non-empty lines of `stream`, read as they come."""
     if not how.nul:
-        yield from (line for raw in stream if (line := raw.rstrip(b"\r\n")))
+        for number, raw in enumerate(stream):
+            if line := (raw if number else raw.removeprefix(BOM)).rstrip(b"\r\n"):
+                yield line
         return
     rest = b""
     while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
@@ -163,7 +182,7 @@ def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
     """The format of a stream that starts with `head`; None for neither records nor safetensors."""
     if is_blob(head):
         return "blobs"
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    first = head.removeprefix(BOM).lstrip()[:1]
     return {b"[": "array", b"{": "jsonl"}.get(first)  # type: ignore[return-value]
 
 
@@ -217,7 +236,7 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if not os.path.lexists(name):  # a URL, a member of a container
         yield _picture(name)
     elif os.path.isdir(name):
-        yield from _walk(name, frozenset(), how)
+        yield from _walk(name, how)
     elif (reader := reader_of(name)) is not None:
         yield from _container(name, reader, how)
     elif not os.path.isfile(name):
@@ -233,7 +252,8 @@ def _file(name: str, how: Reading) -> Iterator[Item | Failed]:
     try:
         with open(name, "rb") as stream:
             head = read_head(name)
-            if (form := _form(head)) is not None:
+            form = _form(head)
+            if form is not None and (how.records or form == "blobs" or RECORD_START.match(head.removeprefix(BOM))):
                 yield from _records(form, stream, name, how.images or os.path.dirname(name))
             elif how.texts:
                 yield from map(_text, _lines(stream, how))
@@ -264,34 +284,15 @@ def _failed(path: str, error: object, remedy: str = "") -> Failed:
     return Failed(name, name, str(error), remedy)
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]], how: Reading) -> Iterator[Item | Failed]:
-    """Pictures and members under `folder` in the order of their paths; hidden ones and loops of links skipped."""
-    try:
-        here = os.stat(folder)
-        key = (here.st_dev, here.st_ino)
-        if key in above:
-            return
-        with os.scandir(folder) as entries:
-            # With its slash a folder sorts where its files stand among all sorted paths.
-            names = sorted(e.name + "/" * _is_folder(e) for e in entries if not e.name.startswith("."))
-    except OSError as error:
-        yield _failed(folder, error.strerror or error)
-        return
-    for name in names:
-        path = os.path.join(folder, name)
-        if name.endswith("/"):
-            yield from _walk(path[:-1], above | {key}, how)
-        elif is_picture_name(name):
-            yield _picture(path)
-        elif (reader := reader_of(name)) is not None:
-            yield from _container(path, reader, how)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle
-        return False
+def _walk(folder: str, how: Reading) -> Iterator[Item | Failed]:
+    """Pictures and members of containers under `folder`, in the order of their paths."""
+    for found in Walk(folder, how.walk, how.left_out):
+        if isinstance(found, OSError):
+            yield _failed(os.fsdecode(found.filename), found.strerror or found)
+        elif (reader := reader_of(found)) is not None:
+            yield from _container(found, reader, how)
+        else:
+            yield _picture(found)
 
 
 def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Failed]:
@@ -309,7 +310,8 @@ def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Faile
 
 
 def _samples(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:
-    for found in read_samples(path, reader, file, has_fields=how.has_fields):
+    skips, on_other = how.walk.skips_within, how.left_out.note
+    for found in read_samples(path, reader, file, skips=skips, on_other=on_other, has_fields=how.has_fields):
         if isinstance(found, Unread):
             yield _failed(*found)
         else:

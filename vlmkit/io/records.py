@@ -6,6 +6,7 @@ safetensors reader.
 """
 
 import base64
+import contextlib
 import io
 import math
 import mmap
@@ -172,6 +173,21 @@ def decode_embedding(value: Any) -> "np.ndarray":
     if not math.isfinite(norm) or norm == 0:
         raise ValueError(NO_VECTOR)
     return vector / norm
+
+
+def to_float16(value: Any) -> "np.ndarray":
+    """D float16. What is a unit vector but for rounding stays as it is, so that a copy of an index is exact."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):  # of a safetensors blob, which was checked when it was read
+        return value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # decode_embedding says what is wrong
+            value = np.frombuffer(base64.b64decode(value, validate=True), "<f2")
+            wide = value.astype(np.float32)
+            if abs(wide.dot(wide) - 1) < ROUNDING:
+                return value
+    return decode_embedding(value).astype("<f2")
 
 
 def is_blob(head: bytes) -> bool:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vlmkit.io.registry import Registry
 
@@ -144,6 +144,26 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
         if isinstance(error, FileNotFoundError):
             reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
         raise PictureError(reason) from None
+
+
+def file_facts(source: Bytes) -> dict[str, Any]:
+    """`mtime`, `bytes` and `ctime` (when anything about the file was last changed) of a source, where they are known.
+
+    Take them before reading: what is changed meanwhile is then noticed the next time. Raises PictureError.
+    """
+    try:
+        ctime = os.stat(source.path).st_ctime if isinstance(source, Source) else None
+    except OSError as error:
+        raise PictureError(error.strerror or str(error)) from None
+    facts = {"mtime": source.mtime, "bytes": source.size, "ctime": ctime}
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def content_hash(data: bytes) -> str:
+    """The fingerprint of a file's bytes: 32 hex digits of XXH3."""
+    from xxhash import xxh3_128_hexdigest
+
+    return xxh3_128_hexdigest(data)
 
 
 def open_file(path: str) -> Source:

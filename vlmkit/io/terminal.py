@@ -17,8 +17,10 @@ from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.files import atomic_write
 from vlmkit.io.records import Failed, Record, dumps, pack, pack_file
 from vlmkit.io.sources import is_picture_name, reader_of
+from vlmkit.io.summary import Accepted, Summary
 
 SNIFF_BYTES = 16
+LINE_BYTES = 4096  # what the first line may have to be a path
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and line break
 
 T = TypeVar("T")
@@ -111,14 +113,25 @@ def _write_errors(what: str, remedy: str) -> Iterator[None]:
 class Failures:
     """Reports the records that failed, and decides the exit code: some failed, or the only one did.
 
-    Without `single_input` the only one counts as one of several: the others were done by an earlier run.
+    Without `single_input` the only one counts as one of several: the others were done by an earlier run. Those in the
+    list `ignore`, of an earlier run, are neither reported nor count. At the end one line tells the `summary`.
     """
 
-    def __init__(self, errors: str | None = None, *, single_input: bool = True) -> None:
+    def __init__(
+        self,
+        errors: str | None = None,
+        *,
+        single_input: bool = True,
+        ignore: str | None = None,
+        summary: Summary | None = None,
+    ) -> None:
+        self._accepted = Accepted(ignore) if ignore is not None else None
         self._output = Output(errors) if errors is not None else None
         self._single_input = single_input
+        self._summary = summary
         self.seen = 0
         self.count = 0
+        self.accepted = 0
 
     def __enter__(self) -> "Failures":
         return self
@@ -130,12 +143,15 @@ class Failures:
             if not isinstance(result, Failed):
                 yield result
                 continue
-            self.count += 1
             if result.id is None:
                 result.id = f"record {self.seen}"
-            where = "record" if result.image is None else "address" if "://" in result.image else "file"
-            remedy = result.remedy or f"check the {where}"
-            warn(f"{result.image or result.id}: {result.error}: left out, {remedy}")
+            if self._accepted and result in self._accepted:
+                self.accepted += 1
+            else:
+                self.count += 1
+                where = "record" if result.image is None else "address" if "://" in result.image else "file"
+                remedy = result.remedy or f"check the {where}"
+                warn(f"{result.image or result.id}: {result.error}: left out, {remedy}")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 
@@ -146,9 +162,12 @@ class Failures:
         return Exit.SOME_FAILED if self.count else Exit.OK
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        is_done = kind is None or kind is AlreadyReported
         if self._output:
             # The list of failures is worth keeping where the failures themselves end the command.
-            self._output.__exit__(*(None, None, None) if kind is AlreadyReported else (kind, *error))
+            self._output.__exit__(*(None, None, None) if is_done else (kind, *error))
+        if self._summary and is_done and (line := self._summary.line(self.seen, self.count, self.accepted)):
+            warn(line)
 
 
 class AlreadyReported(Exception):
@@ -177,7 +196,7 @@ def printable(text: str) -> bytes:
 def progress(
     results: Iterable[T | Failed], *, quiet: bool, unit: str, count: Callable[[], int | None] = lambda: None
 ) -> Iterable[T | Failed]:
-    """`results` with a bar on standard error, if that is a terminal, and a line at the end that sums up.
+    """`results` with a bar on standard error, if that is a terminal.
 
     `count` returns how many there will be; it runs beside, and the bar says when they will be done once it has ended.
     """
@@ -189,14 +208,9 @@ def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int 
 
     with tqdm(unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True, leave=False) as bar:
         Thread(target=lambda: setattr(bar, "total", count()), daemon=True).start()
-        failed = 0
         for result in results:
             bar.update()
-            failed += isinstance(result, Failed)
             yield result
-        seconds = bar.format_dict["elapsed"]
-    left_out = f", {failed} of them left out" if failed else ""
-    warn(f"{bar.n} {unit} in {seconds:.1f} s, {bar.n / max(seconds, 1e-3):.0f} a second{left_out}")
 
 
 @contextlib.contextmanager
@@ -271,11 +285,11 @@ def stdin_is_terminal() -> bool:
 
 
 def stdin_bytes() -> tuple[bytes, IO[bytes]]:
-    """The first bytes of standard input, and a stream of all of it, those bytes included."""
+    """The first line of standard input, of long ones the first bytes, and a stream of all of it, those included."""
     raw: Any = sys.stdin.buffer
     head = b""
-    while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
-        more = raw.read1(SNIFF_BYTES - len(head))
+    while len(head) < LINE_BYTES and b"\n" not in head.lstrip() and not (b"\0" in head and len(head) >= SNIFF_BYTES):
+        more = raw.read1(LINE_BYTES - len(head))
         if not more:
             break
         head += more
