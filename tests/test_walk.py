@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import jpeg, jsonl, picture, records, tar
 
+from vlmkit.io.records import is_blob
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions
 
 
@@ -193,3 +194,50 @@ def test_names_are_utf8_in_any_locale(shell, vlmkit, tmp_path: Path) -> None:
     picture(tmp_path / "in/Öl 油.png")
     expected = vlmkit("embed", "in").stdout
     assert shell("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 vlmkit embed in").stdout == expected
+
+
+def test_the_form_of_a_file_follows_its_name(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    rows = vlmkit("embed", "a.png").stdout
+    packed = vlmkit("embed", "a.png", "--format", "safetensors").stdout
+    vlmkit("embed", "a.png", "-o", "v.safetensors")
+    vlmkit("classify", "v.safetensors", "--labels", "x,y", "-o", "c.SAFETENSORS")
+    vlmkit("index", "-i", "./i", "v.safetensors")
+    vlmkit("index", "-i", "./i", "--dump", "-o", "dump.safetensors")
+    for name in ("v.safetensors", "c.SAFETENSORS", "dump.safetensors"):
+        assert is_blob((tmp_path / name).read_bytes()) and images(vlmkit("embed", name)) == ["a.png"]
+    vlmkit("embed", "a.png", "--format", "jsonl", "-o", "w.safetensors")
+    vlmkit("embed", "a.png", "--format", "safetensors", "-o", "w.jsonl")
+    assert (tmp_path / "w.safetensors").read_bytes() == rows and is_blob((tmp_path / "w.jsonl").read_bytes())
+    assert is_blob(packed)
+    vlmkit("caption", "a.png", "-o", "caption.jsonl")
+    assert "caption" in records((tmp_path / "caption.jsonl").read_bytes())[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["caption", "a.png", "-o", "x.safetensors"], "safetensors holds vectors, and "),
+        (["caption", "a.png", "--resume", "x.safetensors"], "x.safetensors: --resume appends lines"),
+        (["embed", "a.png", "-o", "x.parquet"], "x.parquet: Parquet cannot be written: name a .jsonl"),
+        (["embed", "a.png", "-o", "x.safetensors", "--floats"], "--floats requires the format jsonl"),
+        (["embed", "a.png", "-o", "x", "--ignore", "./x"], "-o and --ignore are both x: name two files"),
+        (["classify", "a.png", "--labels-file", "x"], "x: No such file or directory: name a text file with one label"),
+        (["classify", "a.png", "--labels-file", "a.png"], "a.png: the text is not UTF-8: name a text file with one"),
+        (["ask", "a.png", "why?", "--constitution", "a.png"], "a.png: the text is not UTF-8: write it like"),
+    ],
+)
+def test_files_that_do_not_fit(vlmkit, tmp_path: Path, words: list[str], line: str) -> None:
+    picture(tmp_path / "a.png")
+    done = vlmkit(*words, code=2)
+    assert done.stderr.decode().startswith(f"vlmkit: {line}") and done.stderr.count(b"\n") == 1
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_dry_run_writes_no_file(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    touch(tmp_path / "in/b.mov")
+    (tmp_path / "rows.jsonl").write_text("kept")
+    done = vlmkit("embed", "in", "--dry-run", "-m", "nobody", "-o", "rows.jsonl")
+    assert images(done) == ["a.png"] and b"1 video (mov)" in done.stderr
+    assert (tmp_path / "rows.jsonl").read_text() == "kept"

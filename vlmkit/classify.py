@@ -1,10 +1,10 @@
 """classify: the label that fits a picture best, without training (zero-shot, Radford et al. 2021)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.files import decode_text, read_text
 from vlmkit.io.records import Failed, Record, batched, unless_failed
 from vlmkit.io.terminal import stdin_bytes
 from vlmkit.models.types import Embedder
@@ -23,11 +23,9 @@ def read_labels(listed: str | None, file: str | None) -> list[str]:
     if (listed is None) == (file is None):
         raise VlmkitError("no labels" if file is None else "labels given twice", "use --labels A,B or --labels-file F")
     if file is not None:
-        try:
-            text = stdin_bytes()[1].read() if file == "-" else Path(file).read_bytes()
-            lines = text.decode("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise VlmkitError(f"{file}: {error}", "name a text file with one label a line") from None
+        remedy = "name a text file with one label a line"
+        text = decode_text(stdin_bytes()[1].read(), file, remedy) if file == "-" else read_text(file, remedy)
+        lines = text.splitlines()
     else:
         lines = listed.split(",") if listed else []
     labels = list(dict.fromkeys(line.strip() for line in lines if line.strip()))

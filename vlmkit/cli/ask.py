@@ -119,7 +119,7 @@ def ask(
             f"{'--draw' if answer.drawing else '--attention'} requires a single picture", "name only that one"
         )
     model = chat_model.load(run, "attention" if answer.attention else answer.task)
-    plain = conversation.single and not (records.json or answer.boxes or answer.stats or resume)
+    plain = conversation.single and not (records.as_records or answer.boxes or answer.stats or resume)
     on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
     streams = (on_terminal if answer.stream is None else answer.stream) and plain
     streams = streams and not (answer.schema or answer.constitution or answer.attention)

@@ -72,7 +72,7 @@ def caption(
         return write_sidecars(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
-    plain = conversation.single and not (records.json or boxes or resume)
+    plain = conversation.single and not (records.as_records or boxes or resume)
     single_input = conversation.single or not (resume or sidecar)
     return deliver(
         run, records, conversation, results, "caption", reading, count, resume, plain=plain, single_input=single_input

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from vlmkit.cli.options import EmbedOptions, Format, Inputs, Records, Run, option
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import unless_failed
-from vlmkit.io.terminal import Failures, Output, progress, warn
+from vlmkit.io.terminal import Failures, Output, form_of, progress, warn
 
 if TYPE_CHECKING:
     from vlmkit.io.inputs import Item
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 Text = Annotated[bool, option("--text", "Lines are texts; of records embed the field text.")]
-Form = Annotated[Format, option("--format", "JSONL, or safetensors: smaller, and quicker to read.")]
+FORM_HELP = "JSONL, or safetensors: smaller, and quicker to read; default: what the name of the file of -o says."
+Form = Annotated[Format | None, option("--format", FORM_HELP, show_default=False)]
 Floats = Annotated[bool, option("--floats", "The embedding as a list of numbers, not as base64 of float16.")]
 Changed = Annotated[
     str | None,
@@ -26,7 +27,7 @@ Changed = Annotated[
         "Only what is new, or changed since it came into INDEX; if there is no INDEX yet, all.",
     ),
 ]
-DryRun = Annotated[bool, option("--dry-run", "Write the records that would be embedded, and load no model.")]
+DryRun = Annotated[bool, option("--dry-run", "Write only what would be embedded, to standard output; load no model.")]
 
 
 def embed(
@@ -35,7 +36,7 @@ def embed(
     records: Records,
     inputs: Inputs = None,
     text: Text = False,
-    form: Form = Format.JSONL,
+    form: Form = None,
     floats: Floats = False,
     changed: Changed = None,
     dry_run: DryRun = False,
@@ -58,6 +59,7 @@ def embed(
     from vlmkit.io.inputs import count_inputs, is_one_picture, read_inputs
 
     paths = records.check(inputs)
+    form = form or Format(form_of(records.output))
     if floats and form is Format.SAFETENSORS:
         raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
     if form is Format.SAFETENSORS and records.output in (None, "-") and sys.stdout and sys.stdout.isatty():
@@ -72,9 +74,10 @@ def embed(
         return embedded(items, model, **how, batch_size=run.batch_size, workers=run.threads)
 
     single_input = changed is None or list(map(is_one_picture, paths)) == [True]
+    output, errors = (None, None) if dry_run else (records.output, records.errors)
     with (
-        Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary) as failures,
-        Output(records.output) as out,
+        Failures(errors, single_input=single_input, ignore=records.ignore, summary=summary) as failures,
+        Output(output) as out,
     ):
         new = items if changed is None else only_changed(items, index_folder(changed), partial(_tell_kept, run))
         if dry_run:

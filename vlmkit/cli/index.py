@@ -56,7 +56,9 @@ class Reports:
     info: Annotated[bool, option("--info", "Print what the index holds, as one JSON object.")] = False
     verify: Annotated[bool, option("--verify", "Check the index; exit code 2 if it is damaged.")] = False
     dump: Annotated[bool, option("--dump", "Write every record with its embedding.")] = False
-    form: Annotated[Format | None, option("--format", "Form of --dump: JSONL (the default) or safetensors.")] = None
+    form: Annotated[Format | None, option("--format", "Form of --dump: JSONL or safetensors; default: as -o says.")] = (
+        None
+    )
     output: OutputFile = None
 
 
@@ -164,7 +166,7 @@ def _report(folder: "Path", reports: Reports) -> Exit:
         if reports.info:
             out.write_records([opened.info()])
         if reports.dump:
-            out.write_records(opened.dump(), (reports.form or Format.JSONL).value)
+            out.write_records(opened.dump(), reports.form and reports.form.value)
     return Exit.OK
 
 

@@ -227,6 +227,11 @@ class Records:
     exclude: Annotated[list[str] | None, option("--exclude GLOB", EXCLUDE_HELP, show_default=False)] = None
     no_default_excludes: Annotated[bool, option("--no-default-excludes", NO_DEFAULTS_HELP)] = False
 
+    @property
+    def as_records(self) -> bool:
+        """Whether records are wanted where text is the default: by --json, or by the name of the output file."""
+        return self.json or (self.output or "").lower().endswith((".jsonl", ".json", ".safetensors"))
+
     def reading(self, *, texts: bool = False, piped_picture: bool = False) -> "Reading":
         """How INPUT is read; `texts`: lines are texts, whatever they begin with."""
         from vlmkit.io.inputs import Reading
@@ -239,7 +244,7 @@ class Records:
         """`inputs` as a list. Raises VlmkitError where one of them would be overwritten."""
         from vlmkit.io.inputs import check_outputs
 
-        check_outputs(inputs or [], self.output, self.errors)
+        check_outputs(inputs or [], self.output, self.errors, self.ignore)
         return inputs or []
 
 

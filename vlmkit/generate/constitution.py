@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.files import read_text
 from vlmkit.models.types import Answer, ChatModel, Reply, Request, RequestError, Sampling
 
 DEFAULT = Path(__file__).with_name("constitution.toml")
@@ -53,11 +54,11 @@ class Constitution:
 
 def read_constitution(name: str) -> Constitution:
     """The constitution in a TOML file, or that of vlmkit with `name` default. Raises VlmkitError."""
+    remedy = f"write it like {DEFAULT}"
     try:
-        return _parsed(tomllib.loads((DEFAULT if name == "default" else Path(name)).read_text()))
-    except (OSError, ValueError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise VlmkitError(f"--constitution {name}: {what}", f"write it like {DEFAULT}") from None
+        return _parsed(tomllib.loads(read_text(DEFAULT if name == "default" else name, remedy)))
+    except ValueError as error:
+        raise VlmkitError(f"--constitution {name}: {error}", remedy) from None
 
 
 def _parsed(tables: dict[str, Any]) -> Constitution:

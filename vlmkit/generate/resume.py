@@ -8,7 +8,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.generate.questions import ChatSample
 from vlmkit.io.files import append_lines
 from vlmkit.io.records import Failed, Record, loads
-from vlmkit.io.terminal import Output
+from vlmkit.io.terminal import Output, form_of
 
 
 class AppendOutput(Output):
@@ -60,6 +60,8 @@ def check_resume(resume: str, inputs: list[str], output: str | None, errors: str
     """Raise VlmkitError where FILE is also an input or another output."""
     if output is not None:
         raise VlmkitError("--resume FILE is the output, so it excludes -o", "leave one of them out")
+    if form_of(resume) != "jsonl":
+        raise VlmkitError(f"{resume}: --resume appends lines, so its file is JSONL", "name a .jsonl file")
     if resume == "-":
         raise VlmkitError("--resume needs a file, not standard output", "name a file")
     here = os.path.realpath(resume)

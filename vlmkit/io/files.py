@@ -70,6 +70,22 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             os.rename(temporary, target)
 
 
+def read_text(path: str | Path, remedy: str) -> str:
+    """The text of a file that the user named, without a byte order mark. Raises VlmkitError with this `remedy`."""
+    try:
+        return decode_text(Path(path).read_bytes(), path, remedy)
+    except OSError as error:
+        raise VlmkitError(f"{path}: {error.strerror}", remedy) from None
+
+
+def decode_text(data: bytes, name: str | Path, remedy: str) -> str:
+    """`data`, the content of what is called `name`, as `read_text` does."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise VlmkitError(f"{name}: the text is not UTF-8", remedy) from None
+
+
 def check_new_folder(path: str | Path) -> None:
     """Raise VlmkitError if `path` exists and is not an empty folder, or if it cannot be made."""
     folder = Path(path)

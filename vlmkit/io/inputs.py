@@ -105,15 +105,16 @@ def is_one_picture(path: str) -> bool:
     return _form(head) is None and (bool(head) or is_picture_name(path) or not os.path.isfile(path))
 
 
-def check_outputs(inputs: list[str], output: str | None, errors: str | None) -> None:
+def check_outputs(inputs: list[str], output: str | None, errors: str | None, ignore: str | None = None) -> None:
     """Raise VlmkitError where an output file is an input too, or both output files are the same."""
     files = {os.path.realpath(path) for path in inputs if os.path.isfile(path)}
     for path in {output, errors} - {None, "-"}:
         here = os.path.realpath(str(path))
         if here in files and (path == errors or is_picture_name(here)):
             raise VlmkitError(f"{path} would be overwritten, it is an input", "name another file to write")
-    if errors not in (None, "-") and output not in (None, "-") and os.path.realpath(errors) == os.path.realpath(output):
-        raise VlmkitError(f"-o and --errors are both {output}", "name two files")
+    for flag, other in {"--errors": errors, "--ignore": ignore}.items():
+        if other and output and other != "-" and os.path.realpath(other) == os.path.realpath(output):
+            raise VlmkitError(f"-o and {flag} are both {output}", "name two files")
 
 
 def _chain(inputs: list[str], how: Reading) -> Iterator[Item | Failed]:

@@ -210,7 +210,11 @@ def _blob_header(count: int, dim: int, size: int, model: str | None) -> bytes:
 
 def _split_row(record: Record) -> tuple[bytes, bytes]:
     """A record as (float16 bytes of the embedding, JSON line of the other fields)."""
-    vector = decode_embedding(record.get("embedding"))
+    try:
+        vector = decode_embedding(record.get("embedding"))
+    except ValueError as error:
+        remedy = "embed the records, or write JSONL"
+        raise VlmkitError(f"safetensors holds vectors, and {record.get('id')} has none ({error})", remedy) from None
     return vector.astype("<f2").tobytes(), dumps({k: v for k, v in record.items() if k != "embedding"})
 
 

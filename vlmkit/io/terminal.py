@@ -33,10 +33,22 @@ class ClosedPipe(BaseException):
     """Standard output was closed by its reader: the command ends quietly, with exit code 0."""
 
 
+def form_of(path: str | None) -> str:
+    """The form of records in an output file of this name. Raises VlmkitError for one that cannot be written."""
+    suffix = os.path.splitext(path or "")[1].lower()
+    if suffix == ".parquet":
+        raise VlmkitError(f"{path}: Parquet cannot be written", "name a .jsonl or .safetensors file")
+    return "safetensors" if suffix == ".safetensors" else "jsonl"
+
+
 class Output:
-    """Standard output, or a file that is written completely or not at all (see `files.atomic_write`)."""
+    """Standard output, or a file that is written completely or not at all (see `files.atomic_write`).
+
+    Records are written in the `form` that the name of the file says, or in another one by the caller's wish.
+    """
 
     def __init__(self, path: str | None = None) -> None:
+        self.form = form_of(path)
         self.name = "standard output" if path is None or path == "-" else path
         self._stack = contextlib.ExitStack()
         self._file = self._opened(None if path == "-" else path)
@@ -68,9 +80,9 @@ class Output:
         except OSError as error:
             raise _cannot_write(self.name, error) from None
 
-    def write_records(self, records: Iterable[Record], form: str = "jsonl") -> None:
+    def write_records(self, records: Iterable[Record], form: str | None = None) -> None:
         """Write `records` as they come, in the form `jsonl` or `safetensors`."""
-        if form == "jsonl":
+        if (form or self.form) == "jsonl":
             for record in records:
                 self.write(dumps(record))
         elif self._is_stream:

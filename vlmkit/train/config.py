@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.files import read_text
 from vlmkit.models.registry import CONNECTORS
 
 
@@ -302,8 +303,8 @@ def _read_toml(stage: Stage, file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        found = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = tomllib.loads(read_text(file, "name a TOML file of settings"))
+    except tomllib.TOMLDecodeError as error:
         raise VlmkitError(f"{file}: {error}", "fix the file") from None
     if (other := found.pop("stage", stage)) != stage:
         raise VlmkitError(f"{file} is for {other}, not for {stage}", "name its stage, or another file")
