@@ -5,6 +5,7 @@ group `vlmkit.readers`, whose name is the suffix without its dot (`pdf = "packag
 """
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -206,10 +207,11 @@ def is_gone(path: str) -> bool:
     try:
         os.stat(path)
         return False
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         pass
-    except (OSError, ValueError):
-        return False
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # what no name can be is not there
+            return False
     try:
         return _open_member(path) is None
     except MissingMember:
