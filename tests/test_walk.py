@@ -177,6 +177,8 @@ def test_names_that_begin_like_something_else(vlmkit, tmp_path: Path) -> None:
             assert images(vlmkit("embed", *flags, stdin=stdin)) == [first, *rest]
     assert images(vlmkit("caption", stdin=b"BMX track.png\n[1] c.png\n")) == ["BMX track.png", "[1] c.png"]
     assert images(vlmkit("caption", "-0", stdin=b"P6 list.png\0{a} b.png\0")) == ["P6 list.png", "{a} b.png"]
+    tar(tmp_path / "[2].tar", {"x.jpg": jpeg()})
+    assert images(vlmkit("embed", stdin=b"[2].tar/x.jpg\n[1] c.png\n")) == ["x.jpg", "[1] c.png"]
     assert images(vlmkit("embed", stdin=b"\xef\xbb\xbf[1] c.png\nBMX track.png\n")) == ["[1] c.png", "BMX track.png"]
 
 
@@ -186,7 +188,9 @@ def test_texts_that_begin_like_records(vlmkit, tmp_path: Path) -> None:
     assert [row["text"] for row in records(vlmkit("embed", "--text", stdin=stdin).stdout)] == lines
     (tmp_path / "texts").write_bytes(stdin)
     assert [row["text"] for row in records(vlmkit("embed", "--text", "texts").stdout)] == lines
-    (tmp_path / "rows").write_bytes(jsonl({"text": "x", "image": "none.png"}))
+    row = {"text": "x", "image": "none.png", "long": "/" + "y" * 300}
+    assert records(vlmkit("embed", stdin=jsonl(row | {"image": None})).stdout)[0]["text"] == "x"
+    (tmp_path / "rows").write_bytes(jsonl(row))
     assert [row["text"] for row in records(vlmkit("embed", "--text", "rows").stdout)] == ["x"]
 
 

@@ -146,9 +146,12 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
 
 
 def _names_input(head: bytes) -> bool:
-    """Whether the first line of a stream that starts with `head` names something that is there."""
+    """Whether the first line of a stream that starts with `head` names a file or folder, or leads through a file."""
     line, end, _ = head.removeprefix(BOM).lstrip(b"\r\n").partition(b"\n")
-    return bool(line) and (bool(end) or len(head) < LINE_BYTES) and exists(os.fsdecode(line.rstrip(b"\r")))
+    path = os.fsdecode(line.rstrip(b"\r"))
+    if not path or not (end or len(head) < LINE_BYTES):
+        return False
+    return os.path.lexists(path) or any(os.path.isfile(path[: mark.start()]) for mark in re.finditer("[/#]", path))
 
 
 def _missing(path: str) -> str:
