@@ -280,6 +280,7 @@ complete -c vlmkit -n '__fish_seen_subcommand_from download' -l mirror -r -d 'Re
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -l timeout -r -d 'Give up on a server that sends less than 1 KiB a second for S seconds. Default: 30.0.'
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -l allow-private -d 'Fetch from private and local addresses too, and through the proxies set.'
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -l allow-pickle -d 'Fetch a model without safetensors; a pickle can run code.'
+complete -c vlmkit -n '__fish_seen_subcommand_from download' -l url-column -r -d 'URL list: column or field of the URLs; default: url, or image.'
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -l tar -r -d 'URL list: webdataset shards of N rows.'
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -l resize -r -d 'URL list: at most N pixels a side.'
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -l retry -r -d 'URL list: fetch only the rows in FILE, of --errors.'

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from conftest import SCRIPT
 from faults import Faulty, serving
 from helpers import jpeg, jsonl, records
 from PIL import Image
+
+from vlmkit.io.files import lock
 
 COLORS = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
 
@@ -64,7 +67,8 @@ def test_what_is_there_is_not_fetched_again(vlmkit, tmp_path: Path, server: Faul
     vlmkit("download", "urls.jsonl", "-o", "out", "--allow-private")
     assert (tmp_path / "out/records.jsonl").read_bytes() == first
     vlmkit("download", "-", "-o", "out", "--allow-private", stdin=jsonl(*rows(server)))
-    assert set(server.hits.values()) == {1} and len(read(tmp_path / "out/records.jsonl")) == len(COLORS)
+    found = [row["id"] for row in read(tmp_path / "out/records.jsonl")]
+    assert set(server.hits.values()) == {1} and found == [*COLORS[:3], "again", *COLORS[3:]]
 
 
 def test_failures_are_named_and_tried_again_on_request(vlmkit, tmp_path: Path, server: Faulty) -> None:
@@ -150,6 +154,153 @@ def test_shards(vlmkit, tmp_path: Path, server: Faulty) -> None:
     assert [(row["sample_id"], row["image"], row["captions"]) for row in embedded] == [
         (row["id"], row["image"], row["captions"]) for row in found
     ]
+
+
+@pytest.mark.parametrize("form", [[], ["--tar", "3"], ["--tar", "1000"]])
+def test_another_list_adds_to_the_folder(vlmkit, tmp_path: Path, server: Faulty, form: list[str]) -> None:
+    """Other pictures, another caption of one that is there, a list without ids; and each list once more."""
+    first, second = rows(server, COLORS[:4]), rows(server, COLORS[4:])
+    second += [{"url": f"{server.base}/red.jpg", "captions": ["red once more"]}, {"url": f"{server.base}/blue.jpg"}]
+
+    def fetch(some: list[dict]) -> list[dict]:
+        (tmp_path / "urls.jsonl").write_bytes(jsonl(*some))
+        vlmkit("download", "urls.jsonl", "-o", "out", "--allow-private", *form)
+        return read(tmp_path / "out/records.jsonl")
+
+    fetch(first)
+    found = fetch(second)
+    assert [(row["url"], row.get("captions")) for row in found] == [
+        (row["url"], row.get("captions")) for row in first + second
+    ]
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    hits = server.hits.total()
+    assert hits == len(COLORS) and fetch(first) == fetch(second) == found
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert server.hits.total() == hits
+    opened = records(vlmkit("embed", "out/records.jsonl").stdout)
+    assert [row["id"] for row in opened] == [row["id"] for row in found]
+    if form:
+        tars = sorted((tmp_path / "out").glob("*.tar"))
+        of_shards = records(vlmkit("embed", *tars).stdout)
+        assert [(r["id"], r["image"], r.get("captions")) for r in of_shards] == [
+            (r["id"], r["image"], r.get("captions")) for r in found
+        ]
+
+
+def test_what_a_damaged_shard_lost_is_fetched_again_elsewhere(vlmkit, tmp_path: Path, server: Faulty) -> None:
+    (tmp_path / "urls.jsonl").write_bytes(jsonl(*rows(server, COLORS[:4])))
+    out = ("download", "urls.jsonl", "-o", "out", "--allow-private", "--tar", "4")
+    vlmkit(*out)
+    shard = tmp_path / "out/00000.tar"
+    torn = shard.read_bytes()[:5000]
+    shard.write_bytes(torn)
+    done = vlmkit(*out, code=3)
+    assert b"00000.tar" in done.stderr and shard.read_bytes() == torn
+    found = read(tmp_path / "out/records.jsonl")
+    assert [row["id"] for row in found] == COLORS[:4] and "00001.tar/" in found[3]["image"]
+
+
+def test_what_else_the_records_file_holds_stays(vlmkit, tmp_path: Path, server: Faulty) -> None:
+    (tmp_path / "out").mkdir()
+    kept = b'{"id":"mine", "note": 1}\nnot JSON\n{"id":"last"}'
+    (tmp_path / "out/records.jsonl").write_bytes(kept)
+    vlmkit("download", "-", "-o", "out", "--allow-private", stdin=jsonl(*rows(server, ["red"])))
+    lines = (tmp_path / "out/records.jsonl").read_bytes()
+    assert lines.startswith(kept + b"\n") and lines.count(b"\n") == 4
+
+
+def test_two_at_once_in_a_folder_are_refused(vlmkit, tmp_path: Path, server: Faulty) -> None:
+    (tmp_path / "out").mkdir()
+    with lock(tmp_path / "out"):
+        done = vlmkit("download", "-", "-o", "out", "--allow-private", stdin=jsonl(*rows(server)), code=2)
+    assert b"another download adds to" in done.stderr and server.hits.total() == 0
+
+
+def parquet(*some: dict) -> bytes:
+    from pyarrow import BufferOutputStream, Table
+    from pyarrow.parquet import write_table
+
+    out = BufferOutputStream()
+    write_table(Table.from_pylist(list(some)), out)
+    return out.getvalue().to_pybytes()
+
+
+RED, BLUE = "BASE/red.jpg", "BASE/blue.jpg"
+LISTS = {
+    "plain.txt": f"\n# mine\n  {RED} \r\n\n{BLUE}\r\n".encode(),
+    "plain-with-a-mark.txt": f"\ufeff{RED}\n{BLUE}".encode(),
+    "one-column.csv": f"{RED}\n{BLUE}\n".encode(),
+    "quoted.csv": f'n,"url",text\n1," {RED} ","a ball, ""red""\nof old"\n,{BLUE},\n'.encode(),
+    "semicolons.csv": f"\ufeffURL;text\r\n{RED};x\r\n{BLUE};\r\n".encode(),
+    "tabs.tsv": f"text\tUrl\na ball, red\t{RED}\n\n-\t{BLUE}\n".encode(),
+    "tabs-of-a-spreadsheet.txt": f"url\ttext\n{RED}\tx\n{BLUE}\ty\n".encode("utf-16"),
+    "upper.jsonl": f'{{"URL":"{RED}"}}\n{{"Url":"\\t{BLUE}\\n","n":null}}\n'.encode(),
+    "array.json": f'[{{"url":"{RED}"}}, {{"image":"{BLUE}"}}]'.encode(),
+    "table.parquet": b"",
+}
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("name", LISTS)
+def test_forms_of_lists(vlmkit, tmp_path: Path, server: Faulty, name: str, piped: bool) -> None:
+    base = server.base
+    if name == "table.parquet":
+        rest = {"text": "x", "n": float("nan"), "raw": b"\0", "taken": date(2020, 2, 3)}
+        data = parquet({"URL": f"{base}/red.jpg", **rest}, {"URL": f" {base}/blue.jpg", "text": None})
+    elif name.startswith("tabs-of"):
+        data = LISTS[name].decode("utf-16").replace("BASE", base).encode("utf-16")
+    else:
+        data = LISTS[name].replace(b"BASE", base.encode())
+    (tmp_path / name).write_bytes(data)
+    vlmkit("download", "-" if piped else name, "-o", "out", "--allow-private", stdin=data if piped else b"")
+    found = read(tmp_path / "out/records.jsonl")
+    assert [row["url"] for row in found] == [f"{base}/red.jpg", f"{base}/blue.jpg"]
+    if name == "quoted.csv":
+        assert (found[0]["text"], found[0]["n"]) == ('a ball, "red"\nof old', "1") and not {"text", "n"} & found[
+            1
+        ].keys()
+    if name == "table.parquet":
+        assert found[0]["taken"] == "2020-02-03" and not {"n", "raw"} & found[0].keys()
+
+
+def test_the_column_of_the_urls_may_be_named(vlmkit, tmp_path: Path, server: Faulty) -> None:
+    row = {"url": "http://page.example/", "link": f"{server.base}/red.jpg"}
+    files = {
+        "a.csv": b"url,link\n%b,%b\n" % (row["url"].encode(), row["link"].encode()),
+        "a.jsonl": jsonl(row),
+        "a.parquet": parquet(row),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        vlmkit("download", name, "-o", f"{name}.d", "--allow-private", "--url-column", "Link")
+        assert [found["url"] for found in read(tmp_path / f"{name}.d/records.jsonl")] == [row["link"]]
+
+
+def test_lists_that_are_none(vlmkit, tmp_path: Path) -> None:
+    """Nothing is made where no row can be read; a row that cannot fails alone."""
+    for name, data, reported in [
+        ("a.csv", b"caption,link\n", b"has no column url; it has caption, link"),
+        ("a.tsv", b"a dog\thttp://a.example/b.jpg\n", b"add a first line"),
+        ("b.csv", b"url,url\n", b"two columns url"),
+        ("a.txt", b"PK\3\4\0\0", b"neither records nor a table"),
+        ("a.parquet", b"PAR1 and no more than that", b"cannot be read"),
+        ("missing.csv", None, b"no such file"),
+    ]:
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        done = vlmkit("download", name, "-o", "out", code=2)
+        assert reported in done.stderr and done.stderr.count(b"\n") == 1 and not (tmp_path / "out").exists()
+    bad = [
+        b"ftp://a.example/b.jpg,x",
+        b"http://a.invalid/c.jpg,a,b",
+        b"\xff,d",
+        b'"http://a.invalid/d.jpg" e,',
+        b'"open,x',
+    ]
+    (tmp_path / "bad.csv").write_bytes(b"\n".join([b"url,text", *bad, b""]))
+    done = vlmkit("download", "bad.csv", "-o", "out", code=3)
+    assert done.stderr.count(b"left out") == done.stderr.count(b"\n") == len(bad)
+    assert b"more cells" in done.stderr and b"not UTF-8" in done.stderr and b"unexpected end" in done.stderr
 
 
 def test_a_host_is_asked_for_four_at_a_time(vlmkit, tmp_path: Path, server: Faulty) -> None:

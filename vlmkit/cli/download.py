@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -34,7 +35,10 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="NAME",
-        help="Data sets and models of --list, models ORG/NAME, or one .jsonl of records with url; - if piped.",
+        help=(
+            "Data sets and models of --list, models ORG/NAME, or one list of URLs: records, CSV, TSV, Parquet, or "
+            "one URL a line; - if piped."
+        ),
         show_default=False,
     ),
 ]
@@ -68,6 +72,9 @@ class Fetching:
 class UrlList:
     """What is made of a list of URLs."""
 
+    url_column: Annotated[
+        Text, option("--url-column NAME", "URL list: column or field of the URLs; default: url, or image.")
+    ] = None
     tar: Annotated[int | None, option("--tar N", "URL list: webdataset shards of N rows.", min=1)] = None
     resize: Annotated[int | None, option("--resize N", "URL list: at most N pixels a side.", min=16)] = None
     retry: Annotated[Text, option("--retry FILE", "URL list: fetch only the rows in FILE, of --errors.")] = None
@@ -103,7 +110,7 @@ def download(
 
     A data set becomes records on standard output, fit for `vlmkit train`; its licence goes to standard error first. A
     model goes into the cache of the Hugging Face Hub, and its folder is printed. A list of URLs becomes pictures in a
-    folder.
+    folder, which adds to what the folder holds.
 
     What was cut off is resumed, also after a kill; what is there is not fetched again. Sizes and SHA-256 are checked
     where --list has them. Pictures of lists whose servers ask not to be used for AI (X-Robots-Tag) are left out.
@@ -122,7 +129,7 @@ def download(
         if any(map(_is_list, names)):
             return _fetch_list(run, names, fetching, url_list, failures)
         if url_list != UrlList():
-            raise VlmkitError("--tar, --resize and --retry are for URL lists", "leave them out")
+            raise VlmkitError("--tar, --resize, --retry and --url-column are for URL lists", "leave them out")
         _check_names(names, fetching.output)
         options = _options(run, fetching)
         return _verify(names, options, failures) if verify else _fetch_names(names, options, failures, json)
@@ -200,7 +207,9 @@ def _print_table(found: "list[Record]") -> None:
 
 
 def _is_list(name: str) -> bool:
-    return name == "-" or name.endswith((".jsonl", ".json")) or os.path.isfile(name)
+    from vlmkit.download.url_list import SUFFIXES
+
+    return name == "-" or name.lower().endswith(SUFFIXES) or os.path.isfile(name)
 
 
 def _check_names(names: list[str], output: str | None) -> None:
@@ -243,15 +252,32 @@ def _fetch_names(names: list[str], options: "DownloadOptions", failures: Failure
             for record in found:
                 out.write(os.fsencode(record["path"]) + b"\n")
         return failures.exit_code()
+    records: Iterable[Record] = progress(found, quiet=options.quiet, unit="records")  # type: ignore[assignment]
     file = _records_file(names, options, json)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with Output(None if file is None else str(file)) as out:
-        out.write_records(progress(found, quiet=options.quiet, unit="records"))  # type: ignore[arg-type]
-        exit_code = failures.exit_code()
+    if file is not None and options.output is not None:
+        exit_code = _add_records(file, records, failures)
+    else:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with Output(None if file is None else str(file)) as out:
+            out.write_records(records)
+            exit_code = failures.exit_code()
     if file is not None and not options.quiet:
         warn(f"the records are in {file}")
     return exit_code
+
+
+def _add_records(file: Path, records: "Iterable[Record]", failures: Failures) -> Exit:
+    """Add what does not fail to a folder's records.jsonl. Raises AlreadyReported before the file is changed."""
+    from vlmkit.download.records_file import add_records, claimed
+
+    def unless_all_failed() -> "Iterator[Record]":
+        yield from records
+        failures.exit_code()
+
+    with claimed(file.parent):
+        add_records(file, unless_all_failed())
+    return failures.exit_code()
 
 
 def _records_file(names: list[str], options: "DownloadOptions", json: bool) -> Path | None:
@@ -268,7 +294,10 @@ def _records_file(names: list[str], options: "DownloadOptions", json: bool) -> P
 
 
 def _fetch_list(run: Run, names: list[str], fetching: Fetching, url_list: UrlList, failures: Failures) -> Exit:
-    from vlmkit.download.url_list import PictureFetcher, into_folder, into_shards, read_failed_ids, read_list
+    from vlmkit.download.pictures import PictureFetcher, into_folder
+    from vlmkit.download.records_file import add_records, claimed
+    from vlmkit.download.shards import into_shards
+    from vlmkit.download.url_list import read_failed_ids, read_list
     from vlmkit.io.http import HttpClient
 
     if len(names) > 1:
@@ -279,11 +308,11 @@ def _fetch_list(run: Run, names: list[str], fetching: Fetching, url_list: UrlLis
     if folder.exists() and not folder.is_dir():
         raise VlmkitError(f"{fetching.output} is not a folder", "name another one with -o")
     only = None if url_list.retry is None else read_failed_ids(url_list.retry)
-    rows = islice(read_list(names[0]), fetching.limit)
-    folder.mkdir(parents=True, exist_ok=True)
-    with Output(str(folder / "records.jsonl")) as out, HttpClient(allow_private=fetching.allow_private) as client:
+    rows = islice(read_list(names[0], url_list.url_column), fetching.limit)
+    with claimed(folder), HttpClient(allow_private=fetching.allow_private) as client:
         fetcher = PictureFetcher(client, url_list.resize, only)
         size = url_list.tar
         found = into_folder(rows, folder, fetcher) if size is None else into_shards(rows, folder, fetcher, size)
-        out.write_records(failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures")))
+        pictures = failures.filter_failures(progress(found, quiet=run.quiet, unit="pictures"))
+        add_records(folder / "records.jsonl", pictures)
     return failures.exit_code()

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 from vlmkit.datasets import DATASETS
 from vlmkit.datasets.base import DataSet, File, Split
 from vlmkit.download import hub
+from vlmkit.download.pictures import write_picture
 from vlmkit.download.progress import Bars
 from vlmkit.download.store import Store, at_mirror
-from vlmkit.download.url_list import write_picture
 from vlmkit.errors import VlmkitError
 from vlmkit.io.executor import ahead
 from vlmkit.io.http import FETCHERS, FetchError, HttpClient

@@ -1,46 +1,16 @@
-"""Lists of URLs: records with `url` become pictures in a folder, or webdataset shards, and records of them.
+"""Lists of URLs: records, tables and plain lines become rows, each with its id and the URL of its picture."""
 
-A picture's file is named by its URL and appears complete or not at all, so what is there is not fetched again.
-"""
-
-import contextlib
-import hashlib
-import io
-import tarfile
-import threading
-from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import NamedTuple
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.executor import ahead
-from vlmkit.io.files import atomic_write
-from vlmkit.io.http import FETCHERS, Headers, HttpClient
-from vlmkit.io.images import open_picture
-from vlmkit.io.inputs import records_of
-from vlmkit.io.records import Failed, Record, batched, dumps, loads
-from vlmkit.io.sources import Bytes, Memory, PictureError, is_url, members
+from vlmkit.io.inputs import Reading, records_of
+from vlmkit.io.records import Failed, Record
+from vlmkit.io.sources import is_url
 
-# The defaults of img2dataset's --disallowed_header_directives (Beaumont, 2021).
-DISALLOWED = {"noai", "noimageai", "noindex", "noimageindex"}
-PER_HOST = 4  # pictures at a time
-AHEAD = 4 * FETCHERS  # pictures that wait for an earlier one
-JPEG_QUALITY = 95  # of a picture that was made smaller
-SUFFIXES = {
-    **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
-    **{"AVIF": "avif", "HEIF": "heic", "JPEG2000": "jp2", "PPM": "ppm"},
-}
-
-
-class Picture(NamedTuple):
-    """A picture as it is kept: its bytes, the suffix of their format, and its size in pixels, upright."""
-
-    data: bytes
-    suffix: str
-    width: int
-    height: int
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")  # of lists, which no data set or model has
+COLUMNS = ("url", "image")
 
 
 class Row(NamedTuple):
@@ -59,19 +29,32 @@ class Row(NamedTuple):
         return {"id": self.id, **self.record, **found, "url": self.url}
 
 
-def read_list(path: str) -> Iterator[Row | Failed]:
-    """The rows of a list of records: `url`, or `image` where that is a URL. Raises VlmkitError for a missing file."""
-    return (_row(record) for record in records_of([path]))
+def read_list(path: str, column: str | None = None) -> Iterator[Row | Failed]:
+    """The rows of a list of URLs; the URL is the field `column`, or by default `url`, or `image` where that is one.
+
+    The case of a name matters only where two names differ in nothing else. Raises VlmkitError for a missing file and
+    for a table without that column.
+    """
+    columns = COLUMNS if column is None else (column,)
+    records = records_of([path], Reading(columns=columns))
+    # The first record is read at once: a table without the column is an error before anything starts.
+    first = list(islice(records, 1))
+    return (_row(record, columns) for record in chain(first, records))
 
 
-def _row(record: Record | Failed) -> Row | Failed:
+def _row(record: Record | Failed, columns: tuple[str, ...]) -> Row | Failed:
     if isinstance(record, Failed):
         return record
-    for name in ("url", "image"):
-        url = record.get(name)
-        if isinstance(url, str) and is_url(url):
-            return Row(str(record.get("id", url)), url, {k: v for k, v in record.items() if k != "id"})
-    return Failed.of(record, "no url")
+    values = [value for name in columns if isinstance(value := _field(record, name), str) and value.strip()]
+    if url := next((value.strip() for value in values if is_url(value.strip())), None):
+        return Row(str(record.get("id", url)), url, {k: v for k, v in record.items() if k != "id"})
+    return Failed.of(record, f"no url: {values[0]!r} does not begin with http" if values else "no url")
+
+
+def _field(record: Record, name: str) -> object:
+    if name in record:
+        return record[name]
+    return next((value for other, value in record.items() if other.lower() == name.lower()), None)
 
 
 def read_failed_ids(path: str) -> set[str]:
@@ -80,200 +63,3 @@ def read_failed_ids(path: str) -> set[str]:
     if any(isinstance(row, Failed) or "id" not in row for row in rows):
         raise VlmkitError(f"{path} is not a list of failed records", "name a file that --errors wrote")
     return {row["id"] for row in rows if not isinstance(row, Failed)}
-
-
-def refusal(headers: Headers) -> str | None:
-    """Why a picture with these headers must not be used (X-Robots-Tag, as img2dataset reads it); None if it may be.
-
-    A directive may be for one user agent, `googlebot: noindex`: it counts if that is vlmkit.
-    """
-    for entry in headers.get("X-Robots-Tag", "").lower().split(","):
-        agent, colon, rest = entry.partition(":")
-        directive = (rest if colon else agent).strip()
-        if directive in DISALLOWED and (not colon or agent.strip() in ("*", "vlmkit")):
-            return f"its server asks not to use it (X-Robots-Tag: {directive})"
-    return None
-
-
-class _Limiter:
-    """Lets `limit` threads at a time work for each name."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._semaphores: WeakValueDictionary[str, threading.Semaphore] = WeakValueDictionary()
-        self._lock = threading.Lock()
-
-    def of(self, name: str) -> threading.Semaphore:
-        with self._lock:
-            return self._semaphores.setdefault(name, threading.Semaphore(self._limit))
-
-
-class PictureFetcher:
-    """Fetches the pictures of rows.
-
-    A picture with a side of more than `max_side` pixels is made smaller. With `only`, no rows but those with these ids
-    are fetched.
-    """
-
-    def __init__(self, client: HttpClient, max_side: int | None = None, only: Collection[str] | None = None) -> None:
-        self._client = client
-        self._max_side = max_side
-        self._only = only
-        self._hosts = _Limiter(PER_HOST)
-        self._urls = _Limiter(1)
-
-    def fetch(self, row: Row) -> Picture | None:
-        """The picture of `row`, decoded as a check; None if it must not be fetched. Raises PictureError."""
-        if self._only is not None and row.id not in self._only:
-            return None
-        with self._hosts.of(urlsplit(row.url).netloc.lower()):
-            data = self._client.fetch(row.url, refusal).read()
-        return _resized(data, self._max_side)
-
-    def save(self, row: Row, folder: Path) -> Record | None:
-        """The record of the picture of `row`, fetched into `folder` unless it is there. Raises PictureError."""
-        with self._urls.of(row.url):
-            if (found := _kept(folder, row.url)) is None:
-                picture = self.fetch(row)
-                if picture is None:
-                    return None
-                path = folder / f"{_key_of(row.url)}.{picture.suffix}"
-                write_picture(path, picture.data)
-                found = path, picture.width, picture.height
-        path, width, height = found
-        return row.done(str(path), width, height, path.stat().st_size)
-
-
-def _key_of(url: str) -> str:
-    """The name of the file of the picture at `url`: 20 hex digits of its SHA-256."""
-    return hashlib.sha256(url.encode()).hexdigest()[:20]
-
-
-def _kept(folder: Path, url: str) -> tuple[Path, int, int] | None:
-    """(file, width, height) of the picture at `url`, if `folder` has all of it."""
-    for suffix in dict.fromkeys(SUFFIXES.values()):
-        path = folder / f"{_key_of(url)}.{suffix}"
-        if path.exists():
-            try:
-                _, width, height = open_picture(Memory(path.read_bytes()), 1)
-            except PictureError:
-                return None
-            return path, width, height
-    return None
-
-
-def _resized(data: bytes, max_side: int | None) -> Picture:
-    """`data` as it is, or as a smaller JPEG where a side has more than `max_side` pixels. Raises PictureError."""
-    from PIL import Image
-
-    image, width, height = open_picture(Memory(data))
-    if max_side is not None and max(width, height) > max_side:
-        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=JPEG_QUALITY)
-        return Picture(out.getvalue(), "jpg", *image.size)
-    with Image.open(io.BytesIO(data)) as opened:
-        return Picture(data, SUFFIXES[opened.format or ""], width, height)
-
-
-def write_picture(path: Path, data: bytes) -> None:
-    """Raises PictureError. A crash of the machine may leave an empty file, which is found when it is opened."""
-    try:
-        with atomic_write(path, durable=False) as file:
-            file.write(data)
-    except OSError as error:
-        raise PictureError(f"cannot be written: {error.strerror}") from None
-
-
-def into_folder(rows: Iterable[Row | Failed], folder: Path, fetcher: PictureFetcher) -> Iterator[Record | Failed]:
-    """The records of `rows` in their order, with pictures in `folder`/images; what `only` excludes is left out."""
-    pictures = folder / "images"
-    pictures.mkdir(parents=True, exist_ok=True)
-
-    def save(row: Row | Failed) -> Record | Failed | None:
-        if isinstance(row, Failed):
-            return row
-        try:
-            return fetcher.save(row, pictures)
-        except PictureError as error:
-            return row.failed(error)
-
-    return (done for done in ahead(rows, save, FETCHERS, AHEAD) if done is not None)
-
-
-def into_shards(
-    rows: Iterable[Row | Failed], folder: Path, fetcher: PictureFetcher, size: int
-) -> Iterator[Record | Failed]:
-    """The records of `rows` in their order, with their pictures in `folder`/00000.tar and so on.
-
-    `size` rows of the list make a shard: member KEY.jpg and KEY.json a picture. What a shard holds already is taken
-    from it; one that gains nothing stays as it is.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    width = len(str(size - 1))
-    for number, some in enumerate(batched(rows, size)):
-        keyed = [(f"{number:05}{i:0{width}}", row) for i, row in enumerate(some)]
-        yield from _shard(folder / f"{number:05}.tar", keyed, fetcher)
-
-
-class _NothingNew(Exception):
-    """The existing shard has all pictures of the new one, so it stays."""
-
-
-def _shard(path: Path, rows: list[tuple[str, Row | Failed]], fetcher: PictureFetcher) -> list[Record | Failed]:
-    old = _read_shard(path)
-
-    def fetch(keyed: tuple[str, Row | Failed]) -> tuple[str, Row | Failed, Picture | None]:
-        key, row = keyed
-        if isinstance(row, Failed):
-            return key, row, None
-        try:
-            if row.url in old:
-                source, suffix, fields = old[row.url]
-                return key, row, Picture(source.read(), suffix, fields["width"], fields["height"])
-            return key, row, fetcher.fetch(row)
-        except PictureError as error:
-            return key, row.failed(error), None
-
-    results: list[Record | Failed] = []
-    new = 0
-    with (
-        contextlib.suppress(_NothingNew),
-        atomic_write(path, durable=False) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for key, row, picture in ahead(rows, fetch, FETCHERS, AHEAD):
-            if isinstance(row, Failed):
-                results.append(row)
-            elif picture is not None:
-                new += row.url not in old
-                name = f"{key}.{picture.suffix}"
-                record = row.done(f"{path}/{name}", picture.width, picture.height, len(picture.data))
-                results.append(record)
-                _add(tar, name, picture.data)
-                _add(tar, f"{key}.json", dumps({k: v for k, v in record.items() if k not in ("image", "bytes")}))
-        if not new:
-            raise _NothingNew
-    return results
-
-
-def _read_shard(path: Path) -> dict[str, tuple[Bytes, str, Record]]:
-    """(picture, suffix, record) by URL; empty without a shard; of a damaged one those before the damage."""
-    pictures: dict[str, tuple[Bytes, str]] = {}
-    found: dict[str, tuple[Bytes, str, Record]] = {}
-    with contextlib.suppress(PictureError, ValueError, KeyError):
-        for name, source in members(str(path)):
-            key, _, suffix = name.partition(".")
-            if suffix == "json":
-                fields: Any = loads(source.read())
-                found[fields["url"]] = (*pictures[key], fields)
-            else:
-                pictures[key] = (source, suffix)
-    return found
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A tar member without time and owner, so that equal pictures give equal bytes."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))

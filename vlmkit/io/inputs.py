@@ -24,6 +24,7 @@ from vlmkit.io.sources import (
     open_source,
     reader_of,
 )
+from vlmkit.io.tables import read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
 from vlmkit.io.terminal import LINE_BYTES, SNIFF_BYTES, read_head, stdin_bytes, stdin_is_terminal
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions
@@ -56,7 +57,8 @@ class Reading:
 
     Without `records` what is piped in is lines, whatever they begin with. With `piped_picture` standard input may also
     be the bytes of one picture, the record `-`. Without `has_fields` the side-cars in tar files are not read.
-    `left_out` counts what walks through folders leave out.
+    `left_out` counts what walks through folders leave out. With `columns` what is not records is a table that has one
+    of these columns, or lines that are its values.
     """
 
     texts: bool = False
@@ -64,6 +66,7 @@ class Reading:
     images: str | None = None
     piped_picture: bool = False
     has_fields: bool = True
+    columns: tuple[str, ...] = ()
     records: bool = True
     walk: WalkOptions = field(default_factory=WalkOptions)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
@@ -133,6 +136,8 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
             yield Item({"id": "-"}, Memory(data))
     elif form == "blobs" or (form is not None and how.records):
         yield from _records(form, stream, "-", how.images or os.getcwd())
+    elif how.columns:
+        yield from _table(head, stream, "-", how.images or os.getcwd(), how)
     elif b"\0" in head[:SNIFF_BYTES] and not how.nul:
         raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
     elif how.texts:
@@ -202,6 +207,11 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str) -> Iterator[I
         yield row if isinstance(row, Failed) else Item(_absolute(row, folder))
 
 
+def _table(head: bytes, stream: IO[bytes], name: str, folder: str, how: Reading) -> Iterator[Item | Failed]:
+    for row in read_table(head, stream, name, how.columns):
+        yield row if isinstance(row, Failed) else Item(_absolute(row, folder))
+
+
 def _is_jsonl(stream: IO[bytes]) -> bool:
     """Whether the first line is a complete JSON value: `.json` files hold one document or JSONL."""
     try:
@@ -259,6 +269,8 @@ def _file(name: str, how: Reading) -> Iterator[Item | Failed]:
             form = _form(head)
             if form is not None and (how.records or form == "blobs" or RECORD_START.match(head.removeprefix(BOM))):
                 yield from _records(form, stream, name, how.images or os.path.dirname(name))
+            elif how.columns:
+                yield from _table(head, stream, name, how.images or os.path.dirname(name), how)
             elif how.texts:
                 yield from map(_text, _lines(stream, how))
             elif head or is_picture_name(name):  # an empty list of records is a list
