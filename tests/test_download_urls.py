@@ -182,7 +182,7 @@ def test_another_list_adds_to_the_folder(vlmkit, tmp_path: Path, server: Faulty,
     if form:
         tars = sorted((tmp_path / "out").glob("*.tar"))
         of_shards = records(vlmkit("embed", *tars).stdout)
-        assert [(r["id"], r["image"], r.get("captions")) for r in of_shards] == [
+        assert [(r["sample_id"], r["image"], r.get("captions")) for r in of_shards] == [
             (r["id"], r["image"], r.get("captions")) for r in found
         ]
 
