@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -48,7 +49,16 @@ class Hosted(ThreadingHTTPServer):
 
 def question(body: dict[str, Any]) -> str:
     content = body["messages"][-1]["content"]
-    return content if isinstance(content, str) else content[-1]["text"]
+    return content if isinstance(content, str) else next(part["text"] for part in content[::-1] if "text" in part)
+
+
+def layout(message: dict[str, Any]) -> str:
+    """A message with each picture in its place, by its size."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    sizes = (f"{one.width}x{one.height}" for one in pictures({"messages": [message]}))
+    return " + ".join(part["text"] if part["type"] == "text" else next(sizes) for part in content)
 
 
 def pictures(body: dict[str, Any]) -> list[Image.Image]:
@@ -108,8 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(json.dumps({"error": error}).encode(), code, **headers)
 
     def on_Locate(self) -> None:
-        found = [{"bbox_2d": [100, 200, 500, 600], "label": "a cat"}]
-        self.say(json.dumps(found) if "every object" in self.text else "A cat sits there.")
+        """Asked for numbers, it finds boxes with these."""
+        numbers = list(map(int, re.findall(r"-?\d+", self.text.partition(".")[0])))
+        found = [{"bbox_2d": numbers[at : at + 4], "label": "it"} for at in range(0, len(numbers), 4)]
+        if "every object" in self.text:
+            found = [{"bbox_2d": [100, 200, 500, 600], "label": "a cat"}]
+        self.say(json.dumps(found) if found else "A cat sits there.")
+
+    def on_Read(self) -> None:
+        self.say("a\n\n| b |\n")
 
     def on_parts(self) -> None:
         self.say([{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}])

@@ -173,7 +173,7 @@ def test_what_cannot_be_read(vlmkit, folder: Path) -> None:
         assert b"no such file" in vlmkit("ask", *missing, code=2).stderr
     rows = jsonl(
         {"id": "1", "images": [str(folder / "a.png"), "gone.png"], "question": "a"},
-        {"id": "2", "images": "some", "question": "a"},
+        {"id": "2", "images": [7], "question": "a"},
         {"id": "3", "image": 3, "question": "a"},
         {"id": "4", "question": "a dog"},
         {"id": "5", "images": [], "image": str(folder / "a.png"), "question": "a dog"},
@@ -246,6 +246,14 @@ def test_order_is_kept_whatever_the_batch(vlmkit, tmp_path: Path) -> None:
         ([], None),
         (["."], None),
         (["q" * 5000], "q" * 5000),
+        (["a.jpg", "pages/"], None),
+        (["a.jpg", "My Film.MP4"], None),
+        (["letter.pdf#page=2"], None),
+        (["./pages"], None),
+        (["pages/*"], None),
+        (["s3://bucket/pages"], None),
+        (["a.jpg", "tea and/or milk?"], "tea and/or milk?"),
+        (["a.jpg", "is letter.pdf signed?"], "is letter.pdf signed?"),
     ],
 )
 def test_the_last_argument(arguments: list[str], question: str | None) -> None:
@@ -257,6 +265,61 @@ def test_a_file_of_that_name_is_no_question(tmp_path: Path, monkeypatch: pytest.
     assert split(["what"]) == ([], "what")
     (tmp_path / "what").write_bytes(jpeg())
     assert split(["what"]) == (["what"], None)
+
+
+def test_text_is_read_from_pictures_alone(vlmkit, folder: Path, model: str) -> None:
+    """A folder that is missing, named without a slash, is not asked as a question."""
+    assert b"pages: no picture" in vlmkit("ask", "pages", "--ocr", "-m", "openai:x", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "reported"),
+    [
+        ({"img_path": "a.png"}, "img_path"),
+        ({"imageFile": "scans/7"}, "imageFile"),
+        ({"image": None, "picture": {"path": "a.png"}}, "picture"),
+        ({"media": ["https://example.org/a.jpg?size=2"]}, "media"),
+        ({"image_id": 4711}, "image_id"),
+        ({"image": "some/a.png", "image_2": "some/b.png"}, "image_2"),
+        ({"image": "some/a.png", "images": ["some/b.png"]}, '"image" and "images"'),
+        ({"image": "data:image/png;base64,AAAA"}, "holds a picture"),
+        ({"question": "<image>\nwhat is it?"}, "picture of an <image> mark is missing"),
+        ({"question": "look at <image 1>"}, "picture of an <image> mark is missing"),
+        ({"images": ["some/a.png", "some/b.png"], "question": "is <image> red?"}, "2 pictures, but 1 <image> mark"),
+        ({"question": "", "conversations": [{"from": "gpt", "value": "yes"}]}, "do not alternate"),
+    ],
+)
+def test_nothing_is_asked_without_its_picture(vlmkit, folder: Path, row: dict, reported: str) -> None:
+    rows = jsonl({"id": "bad", "question": "what is it?"} | row, {"id": "text", "question": "a dog"})
+    done = vlmkit("ask", "--max-tokens", 2, stdin=rows, code=3)
+    assert [one["id"] for one in records(done.stdout)] == ["text"]
+    assert reported in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "some/a.png", "image_url": "https://example.org/original.jpg", "image_width": 3},
+        {"image": {"path": "some/a.png", "bytes": None}},
+        {"image": ["some/a.png"]},
+        {"image": "some/a.png", "images": []},
+        {"image": "", "images": ["some/a.png"], "image_path": "some/a.png"},
+    ],
+)
+def test_pictures_that_other_tools_name(vlmkit, folder: Path, row: dict) -> None:
+    plain = vlmkit("ask", "some/a.png", "a dog").stdout.decode().strip()
+    (found,) = records(vlmkit("ask", stdin=jsonl({"question": "a dog", "id": ""} | row)).stdout)
+    assert found["answer"] == plain and found["id"]
+
+
+def test_what_a_model_of_single_pictures_does_not_do_is_told(vlmkit, folder: Path) -> None:
+    said = [{"from": "human", "value": "<image>a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+    row = {"id": "1", "images": ["some/a.png", "some/b.png"], "question": "before <image> after <image>"}
+    rows = jsonl(row, {"id": "2", "image": "some/a.png", "conversations": said})
+    done = vlmkit("ask", "--max-tokens", 2, stdin=rows)
+    assert [one["question"] for one in records(done.stdout)] == [row["question"], "c"]
+    told = done.stderr.decode()
+    assert all(words in told for words in ("single pictures", "before the question", "earlier turns")), told
 
 
 def test_mini_itself(vlmkit, folder: Path, environment: dict[str, str]) -> None:

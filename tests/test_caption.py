@@ -131,17 +131,24 @@ def test_a_resumed_run_draws_as_a_whole_one_does(vlmkit, folder: Path, tmp_path:
     assert file.read_bytes() == whole
 
 
-def test_resume_tells_questions_apart(vlmkit, folder: Path, tmp_path: Path) -> None:
-    """By id, and by question where several are about one picture."""
-    file, image = tmp_path / "answers.jsonl", str(folder / "a.png")
-    rows = [{"image": image, "question": "a dog"}, {"image": image, "question": "x"}, {"id": "9", "question": "red"}]
+def test_resume_tells_records_apart(vlmkit, folder: Path, tmp_path: Path) -> None:
+    """By id, pictures and question together; of equal records as many are made as there are."""
+    file, one, two = tmp_path / "answers.jsonl", str(folder / "a.png"), str(folder / "b.png")
+    rows = [{"image": one, "question": "a dog"}, {"image": one, "question": "x"}, {"id": "9", "question": "red"}]
+    rows += [{"id": "7", "image": one, "question": "x"}, {"id": "7", "image": two, "question": "x"}, *rows[:1]]
     vlmkit("ask", "--resume", file, stdin=jsonl(*rows[:1]))
-    vlmkit("ask", "--resume", file, stdin=jsonl(*rows))
-    vlmkit("ask", "--resume", file, stdin=jsonl(*rows))
-    assert [row["question"] for row in records(file.read_bytes())] == ["a dog", "x", "red"]
-    file.write_bytes(jsonl({"id": "9"}, {"id": image, "question": "x"}))
-    vlmkit("ask", "--resume", file, stdin=jsonl(*rows))
-    assert [row.get("question") for row in records(file.read_bytes())] == [None, "x", "a dog"]
+    for _ in range(2):
+        vlmkit("ask", "--resume", file, stdin=jsonl(*rows))
+        assert [row["question"] for row in records(file.read_bytes())] == ["a dog", "x", "red", "x", "x", "a dog"]
+    file.write_bytes(jsonl({"id": "9"}, {"id": one, "image": one, "question": "x"}))  # the first is of a caption
+    vlmkit("ask", "--resume", file, stdin=jsonl(*rows[:3]))
+    assert [row.get("question") for row in records(file.read_bytes())] == [None, "x", "a dog", "red"]
+
+
+def test_a_picture_without_a_name_is_not_resumed(vlmkit, folder: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        vlmkit("caption", "--resume", "made.jsonl", stdin=(folder / f"{name}.png").read_bytes())
+    assert len(records((tmp_path / "made.jsonl").read_bytes())) == 2
 
 
 def test_resume_keeps_what_is_not_its_own(vlmkit, folder: Path, tmp_path: Path) -> None:

@@ -189,6 +189,9 @@ SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
         (GOOD | {"image": "empty.png"}, "unreadable picture"),
         (GOOD | {"image": "https://example.org/a.png"}, "picture by URL"),
         (GOOD | {"image": 7}, "malformed row"),
+        ({"id": "x", "img": "a.png", "question": "What?", "answers": ["dog"]}, "malformed row"),
+        (GOOD | {"images": ["b.png"]}, "malformed row"),
+        (GOOD | {"image": "", "question": "<image>?"}, "more <image> placeholders than pictures"),
         (GOOD | {"images": ["a.png", "gone.png"]}, "missing picture"),
         (GOOD | {"answers": [" "]}, "empty reply"),
         (GOOD | {"answers": []}, "empty reply"),
@@ -233,6 +236,21 @@ def test_what_cannot_be_used_is_dropped_counted_and_named(tmp_path: Path, bad: d
     if isinstance(bad, dict) and reason in ("missing picture", "unreadable picture"):
         named = bad["images"][1] if "images" in bad else bad["image"]
         assert error["image"] in (named, str((tmp_path / named).resolve()))
+
+
+def test_an_empty_field_is_one_that_is_missing(tmp_path: Path) -> None:
+    """As in tables, where all rows have all columns."""
+    empty = {"id": "", "image": "", "images": None, "question": "", "answers": [], "captions": None, "system": None}
+    picture(tmp_path / "a.png")
+    filled: list[dict] = [
+        {"conversations": SAID},
+        {"conversations": [], "question": "What?", "answers": ["dog"]},
+        {"conversations": None, "image": "a.png", "caption": "A dog.", "captions": []},
+    ]
+    (tmp_path / "x.jsonl").write_bytes(jsonl(*(empty | row for row in filled)))
+    made = read_data([str(tmp_path / "x.jsonl")], parse_dialogues, failures=Failures())
+    assert [(len(row.pictures), row.turns[0].reply) for row in made.rows] == [(0, "A dog."), (0, "dog"), (1, "A dog.")]
+    assert len({row.id for row in made.rows}) == 3
 
 
 def test_a_missing_picture_of_many_rows_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

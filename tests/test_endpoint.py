@@ -14,7 +14,7 @@ import openai
 import pytest
 from conftest import SCRIPT
 from helpers import jsonl, noise, picture, records
-from hosted import Hosted, pictures, question
+from hosted import Hosted, layout, pictures, question
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
@@ -121,6 +121,72 @@ def test_pictures_arrive_whole_and_in_order(vlmkit, hosted: Hosted, tmp_path: Pa
     assert np.abs(np.asarray(second, float) - np.asarray(upright, float)).mean() < 2
     vlmkit("ask", "large.jpg", "small.png", "what changed?", "--option", "max_side=32")
     assert [one.size for one in pictures(hosted.received[1])] == [(13, 32), (24, 32)]
+
+
+def test_pictures_stand_where_their_marks_are(vlmkit, hosted: Hosted, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", size=(30, 20))
+    picture(tmp_path / "b.png", size=(20, 30))
+    both = {"images": ["a.png", "b.png"]}
+    said = [
+        {"from": "system", "value": "be brief"},
+        {"from": "human", "value": "what is <image> about?"},
+        {"from": "gpt", "value": "tea"},
+        {"from": "human", "value": "and <image>?"},
+        {"from": "gpt", "value": "not sent"},
+    ]
+    rows = [
+        both | {"id": "1", "question": "from <image> to <image>"},
+        both | {"id": "2", "question": "<image>\n<image>\nwhat changed?"},
+        both | {"id": "3", "question": "what changed?"},
+        both | {"id": "4", "conversations": said},
+        {"id": "5", "image": "a.png", "conversations": [*said[:3], {"from": "human", "value": "why?"}]},
+    ]
+    rows[4]["conversations"][1] = {"from": "human", "value": "what is it about?"}
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows))
+    done = vlmkit("ask", "rows.jsonl", "--batch-size", 1)
+    assert [row["question"] for row in records(done.stdout)][3:] == ["and <image>?", "why?"]
+    sent = [list(map(layout, body["messages"])) for body in hosted.received]
+    assert sent[:3] == [["from + 30x20 + to + 20x30"], *[["30x20 + 20x30 + what changed?"]] * 2]
+    assert sent[3] == ["be brief", "what is + 30x20 + about?", "tea", "and + 20x30 + ?"]
+    assert sent[4] == ["be brief", "30x20 + what is it about?", "tea", "why?"]
+    hosted.received.clear()
+    (row,) = records(vlmkit("ask", "tell me", stdin=jsonl(rows[3])).stdout)
+    assert row["question"] == "tell me"
+    assert list(map(layout, hosted.received[0]["messages"]))[1:] == [
+        "what is + 30x20 + about?",
+        "tea",
+        "20x30 + tell me",
+    ]
+    vlmkit("ask", "a.png", "b.png", "from <image> to <image>")
+    assert layout(hosted.received[1]["messages"][0]) == sent[0][0]
+
+
+def test_lines_of_a_page_are_kept(vlmkit, hosted: Hosted, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (row,) = records(vlmkit("ask", "a.png", "--ocr", "--json").stdout)
+    assert row["answer"] == "a\n\n| b |"
+    assert vlmkit("ask", "a.png", "--ocr").stdout == b"a\n\n| b |\n"
+    assert vlmkit("ask", "a.png", "Read it").stdout == b"a | b |\n"
+
+
+def test_boxes_are_of_the_original_whatever_was_sent(vlmkit, hosted: Hosted, tmp_path: Path) -> None:
+    """A JPEG that is decoded at half its size, sideways; Qwen2.5-VL answers in pixels of what was sent."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (800, 400)).save(tmp_path / "a.jpg", exif=turned)
+    how = ("--boxes", "--option", "max_side=100")
+
+    def found(what: str, model: str) -> list[list[float]]:
+        done = vlmkit("ask", "a.jpg", what, *how, "-m", f"openai:{model}")
+        assert done.stderr == b""
+        return [box["box"] for row in records(done.stdout) for box in row["boxes"]]
+
+    assert found("250 500 750 1000", "qwen3-vl") == [[100, 400, 300, 800]]
+    assert found("7 21 14 42", "qwen2.5-vl") == [[50, 200, 100, 400]]
+    assert [one.size for one in pictures(hosted.received[-1])] == [(56, 84)]
+    told = vlmkit("ask", "a.jpg", "0 0 500 500, 900 0 1900 500", *how, "-m", "openai:qwen3-vl").stderr.decode()
+    assert "a.jpg: 1 of 2 boxes cut off at the edge" in told and told.count("\n") == 1
+    assert b"neither thousandths" in vlmkit("ask", "a.jpg", "0 0 5000 500", *how, code=2).stderr
 
 
 def test_captions(vlmkit, hosted: Hosted, tmp_path: Path) -> None:

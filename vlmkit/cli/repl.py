@@ -10,6 +10,7 @@ from typing import Any
 from vlmkit.errors import Exit, Stopped, VlmkitError, catch
 from vlmkit.generate.pipeline import preprocessed
 from vlmkit.io.http import HttpClient
+from vlmkit.io.pictures import MARK
 from vlmkit.io.records import dumps
 from vlmkit.io.sources import PictureError, is_url
 from vlmkit.io.terminal import Output
@@ -98,7 +99,7 @@ class Session:
         path = name if is_url(name) else os.path.abspath(os.path.expanduser(name))
         try:
             with HttpClient(allow_private=self.allow_private) as web:
-                picture = preprocessed(path, self.model, web)
+                picture, _ = preprocessed(path, self.model, web)
         except PictureError as error:
             raise VlmkitError(f"{name}: {error}", "name another picture") from None
         self._next = [*self._next, picture]
@@ -120,7 +121,7 @@ class Session:
             raise VlmkitError(f"{name} already exists", "name another file")
         said = [{"from": "system", "value": self.system}] if self.system else []
         for turn in self.turns:
-            placeholders = "<image>\n" * len(turn.pictures)
+            placeholders = "" if MARK in turn.prompt else f"{MARK}\n" * len(turn.pictures)
             said += [{"from": "human", "value": placeholders + turn.prompt}, {"from": "gpt", "value": turn.answer}]
         images = {"image": self.names[0]} if len(self.names) == 1 else {"images": self.names} if self.names else {}
         record = {"id": Path(path).stem, **images, "conversations": said, "answer_model": self.model.identity}

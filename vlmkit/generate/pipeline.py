@@ -1,10 +1,12 @@
 """caption and ask: records with their pictures go to a chat model in batches, and come back with what it answers."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.generate.alt_text import alt_text
@@ -13,15 +15,18 @@ from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.schema import answer_by_schema
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
-from vlmkit.io.records import Failed, Record, unless_failed
+from vlmkit.io.pictures import MARK
+from vlmkit.io.records import Failed, Record, name_of, unless_failed
 from vlmkit.io.sources import Bytes, Fetcher, PictureError, is_url, open_source
+from vlmkit.io.terminal import warn
 from vlmkit.models.boxes import EVERYTHING
 from vlmkit.models.load import load_chat_model
-from vlmkit.models.types import Answer, ChatModel, RemoteModel, Reply, Request, RequestError, Sampling
+from vlmkit.models.types import Answer, Box, ChatModel, RemoteModel, Reply, Request, RequestError, Sampling, Turn
 
 if TYPE_CHECKING:
     from vlmkit.models.chat.attention import AttentionMaps
 
+LEADING_MARKS = re.compile(rf"\A(?:\s*{MARK})+")
 HELD = 4  # answers of a remote model that may wait for an earlier one, for each request under way
 
 
@@ -48,11 +53,19 @@ class GenerateOptions:
     on_attention: Callable[["AttentionMaps"], None] | None = None
     on_pair: Callable[[Record], None] | None = None
 
-    def request(self, sample: ChatSample) -> Request:
-        prompt = self.prompt
-        if prompt is None:
-            prompt = sample.record["question"].replace("<image>", " ").strip()  # the placeholder of LLaVA's data
-        return Request(prompt, sample.pictures, self.system, self.start, sample.number, self.task)
+    def request(self, sample: ChatSample, interleaved: bool) -> Request:
+        """The request for `sample`; see `ChatModel.interleaved`."""
+        question = sample.record.get("question", "") if sample.prompt is None else sample.prompt
+        texts = [*(text for text, _ in sample.earlier), question if self.prompt is None else self.prompt]
+        pictures, prompt = sample.pictures, _unmarked(texts[-1])
+        earlier: list[Turn] = []
+        if interleaved and self.task != "boxes":
+            rest = iter(pictures)
+            for text, (_, answer) in zip(texts, sample.earlier, strict=False):
+                earlier.append(Turn(_after_leading_marks(text), list(islice(rest, text.count(MARK))), answer))
+            pictures, prompt = list(rest), _after_leading_marks(texts[-1])
+        system = self.system or sample.system
+        return Request(prompt, pictures, system, self.start, sample.number, self.task, earlier=earlier)
 
     def mode(self) -> str:
         """The entry of ANSWERERS for these options."""
@@ -64,6 +77,27 @@ class GenerateOptions:
             "boxes": self.boxes,
         }
         return next((mode for mode, value in needed.items() if value), "plain")
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(MARK, " ").strip()
+
+
+def _after_leading_marks(text: str) -> str:
+    """`text` without marks if all of them stand before it, where pictures without marks go."""
+    rest = LEADING_MARKS.sub("", text)
+    return text.strip() if MARK in rest else rest.strip()
+
+
+def _limits(sample: ChatSample, model: ChatModel) -> Iterator[str]:
+    """What the model does not do for `sample`, told once a run."""
+    name = name_of(model.identity)
+    if sample.earlier and not model.interleaved:
+        yield f"{name} answers single questions: earlier turns of conversations are left out"
+    if len(sample.pictures) > 1 and model.single_image:
+        yield f"{name} was trained on single pictures: its answers about several are guesses"
+    if len(sample.pictures) > 1 and not model.interleaved and MARK in _after_leading_marks(sample.prompt or ""):
+        yield f"{name} gets all pictures before the question, not where its {MARK} marks stand"
 
 
 Replies = list[Reply | RequestError]
@@ -99,7 +133,7 @@ def answer_with_boxes(model: ChatModel, requests: list[Request], sampling: Sampl
         if isinstance(answer, RequestError) or isinstance(found, RequestError):
             replies.append(answer if isinstance(answer, RequestError) else found)  # type: ignore[arg-type]
         else:
-            replies.append(Reply(answer, {"boxes": found.boxes or []}))
+            replies.append(Reply(replace(answer, note=found.note), {"boxes": found.boxes or []}))
     return replies
 
 
@@ -135,7 +169,11 @@ class Decode(Stage):
     depth: int = 2
 
     def __call__(self, sample: ChatSample) -> ChatSample | Failed:
-        return _with_pictures(sample, lambda picture: preprocessed(picture, self.model()))
+        done = _with_pictures(sample, lambda picture: preprocessed(picture, self.model()))
+        if isinstance(done, Failed) or not done.pictures:
+            return done
+        pictures, scales = zip(*done.pictures, strict=True)
+        return replace(done, pictures=list(pictures), scale=scales[0])
 
 
 @dataclass
@@ -146,13 +184,17 @@ class Respond(BatchStage):
     sampling: Sampling
     options: GenerateOptions
     batch_size: int = 0
+    told: set[str] = field(default_factory=set)
 
     def size(self) -> int:
         return self.batch_size or self.model().batch.size
 
     def __call__(self, samples: list[ChatSample]) -> list[tuple[Record, Reply] | Failed]:
+        for limit in {limit for sample in samples for limit in _limits(sample, self.model())} - self.told:
+            self.told.add(limit)
+            warn(limit)
         start = time.perf_counter()
-        requests = [self.options.request(sample) for sample in samples]
+        requests = [self.options.request(sample, self.model().interleaved) for sample in samples]
         replies = ANSWERERS[self.options.mode()](self.model(), requests, self.sampling, self.options)
         ms = 1000 * (time.perf_counter() - start) / max(len(samples), 1)
         return [_result(sample, reply, ms) for sample, reply in zip(samples, replies, strict=True)]
@@ -175,13 +217,16 @@ def ask(
         if options.on_pair and reply.chosen is not None:
             keys = {key: record[key] for key in ("id", "image", "images", "question") if key in record}
             options.on_pair(keys | {"chosen": reply.chosen, "rejected": reply.rejected})
-        text = reply.answer.text if options.schema else " ".join(reply.answer.text.split())
+        keeps_lines = options.schema or options.task == "ocr"
+        text = reply.answer.text if keeps_lines else " ".join(reply.answer.text.split())
         made = {"answer": text, "answer_model": model.identity, "finish": reply.answer.finish}
         stats = {"ms": round(reply.ms, 1), "tokens": reply.answer.tokens} if options.stats else {}
         return record | made | reply.fields | stats
 
     if options.task == "boxes":
         items = map(unless_failed(_one_picture), items)
+    elif options.task == "ocr":
+        items = map(unless_failed(_some_picture), items)
     replies = replies_in_order(items, model, sampling, options, batch_size, workers, allow_private)
     return map(unless_failed(to_record), replies)
 
@@ -284,7 +329,7 @@ def complete_in_order(
             if isinstance(sample, Failed):
                 waiting.append(sample)
             else:
-                future = model.submit(options.request(sample), sampling)
+                future = model.submit(options.request(sample, model.interleaved), sampling)
                 waiting.append(PendingRequest(sample, future, time.perf_counter()))
                 under_way.add(future)
             if len(under_way) >= at_once:
@@ -316,13 +361,40 @@ def _reply(answer: Answer | RequestError) -> Reply | RequestError:
 def _result(sample: ChatSample, reply: Reply | RequestError, ms: float) -> tuple[Record, Reply] | Failed:
     if isinstance(reply, RequestError):
         return Failed.of(sample.record, reply, reply.remedy)
+    if "boxes" in reply.fields:
+        boxes = [_scaled(box, sample.scale) for box in reply.fields["boxes"]]
+        reply = replace(reply, fields=reply.fields | {"boxes": boxes})
+    if reply.answer.note:
+        warn(f"{sample.record.get('id')}: {reply.answer.note}")
     return sample.record, replace(reply, ms=ms)
+
+
+def _scaled(box: Box, scale: tuple[float, float]) -> Box:
+    """A box in pixels of the original, of which the model may have got a part of the pixels."""
+    if scale == (1, 1):
+        return box
+
+    def multiplied(values: list[float]) -> list[float]:
+        return [round(value * factor, 1) for value, factor in zip(values, cycle(scale), strict=False)]
+
+    outline = {"polygon": multiplied(box["polygon"])} if "polygon" in box else {}
+    return box | {"box": multiplied(box["box"])} | outline  # type: ignore[return-value]
 
 
 def _one_picture(sample: ChatSample) -> ChatSample | Failed:
     if len(sample.pictures) == 1:
         return sample
-    return Failed.of(sample.record, "several pictures where one is required" if sample.pictures else "no picture")
+    return (
+        Failed.of(sample.record, "several pictures where one is required") if sample.pictures else _no_picture(sample)
+    )
+
+
+def _some_picture(sample: ChatSample) -> ChatSample | Failed:
+    return sample if sample.pictures else _no_picture(sample)
+
+
+def _no_picture(sample: ChatSample) -> Failed:
+    return Failed.of(sample.record, "no picture", "name a file or folder that is there")
 
 
 def _with_pictures(sample: ChatSample, work: Callable[[Any], Any]) -> ChatSample | Failed:
@@ -337,11 +409,14 @@ def _with_pictures(sample: ChatSample, work: Callable[[Any], Any]) -> ChatSample
     return replace(sample, pictures=done)
 
 
-def preprocessed(picture: str | Bytes, model: ChatModel, web: Fetcher | None = None) -> Any:
-    """The picture at a path, or by URL from `web`, as `model` takes it. Raises PictureError."""
+def preprocessed(picture: str | Bytes, model: ChatModel, web: Fetcher | None = None) -> tuple[Any, tuple[float, float]]:
+    """The picture at a path, or by URL from `web`, as `model` takes it. Raises PictureError.
+
+    With it what its width and height are multiplied by to give those of the original.
+    """
     source = open_source(picture, web) if isinstance(picture, str) else picture
-    image, _, _ = open_picture(source, model.size)
+    image, width, height = open_picture(source, model.size)
     try:
-        return model.preprocess(image)
+        return model.preprocess(image), (width / image.width, height / image.height)
     except MemoryError:
         raise PictureError("not enough memory to scale it") from None

@@ -1,6 +1,7 @@
 """Questions for a chat model: the one on the command line and its pictures, and those that records bring."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -8,6 +9,7 @@ from typing import Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.inputs import Item, Reading, is_one_picture, read_inputs
+from vlmkit.io.pictures import FOREIGN_MARK, MARK, RecordError, picture_names
 from vlmkit.io.records import Failed, Record, unless_failed
 from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
 from vlmkit.io.terminal import stdin_is_terminal
@@ -15,19 +17,33 @@ from vlmkit.models.boxes import EVERYTHING
 
 # The questions of records without one, by task.
 DEFAULT_QUESTIONS = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
-RECORD_SUFFIXES = (".jsonl", ".json", ".safetensors")
+# What the names of films, documents and records end in.
+SUFFIXES = re.compile(
+    r"\.(jsonl?|safetensors|parquet|[ct]sv|txt|md|rtf|html?|xml|pdf|ps|eps|djvu|epub|docx?|od[tsp]|xlsx?|pptx?|zip|7z|rar"
+    r"|t?gz|bz2|xz|zst|mp4|m4v|mov|mkv|webm|avi|wmv|flv|mpe?g|m2?ts|ogv|3gp|jxl|svg|psd|ico|tga|exr|dng|cr[23w]|nef|arw"
+    r"|raf|rw2|orf|raw)",
+    re.IGNORECASE,
+)
+PATH = re.compile(r"(~?/|\.\.?/|[a-z][a-z0-9+.-]*://)\S*|\S*/\S*\*\S*", re.IGNORECASE)  # one word, and no question
+SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply", "system": "system"}
 
 
 @dataclass(slots=True)
 class ChatSample:
     """A record with the pictures that it is about: paths, URLs, their bytes, and at last what the model takes.
 
-    `number` is its place in the input.
+    `number` is its place in the input. `prompt` is the question with `<image>` where each picture stands, None for that
+    of the record; `earlier` are the questions and answers before it, and `system` the instructions, of a conversation.
+    `scale` is what width and height of the first picture are multiplied by to give those of the original.
     """
 
     record: Record
     pictures: list[Any] = field(default_factory=list)
     number: int = 0
+    prompt: str | None = None
+    earlier: list[tuple[str, str]] = field(default_factory=list)
+    system: str = ""
+    scale: tuple[float, float] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +64,13 @@ def split(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def _is_input(argument: str) -> bool:
-    if argument == "-" or exists(argument) or argument.lower().endswith(RECORD_SUFFIXES):
+    """Whether `argument` is there, or is the name of what may be missing; with other words a name is asked about."""
+    if argument == "-" or exists(argument):
         return True
-    return is_picture_name(argument) or reader_of(argument) is not None
+    name = argument.partition("#")[0]  # of a page or a moment
+    if SUFFIXES.fullmatch(os.path.splitext(name)[1]) or is_picture_name(name) or reader_of(name) is not None:
+        return True
+    return argument.endswith("/") or PATH.fullmatch(argument) is not None
 
 
 def to_ask(inputs: list[str], question: str | None, how: Reading, default: str | None = None) -> Conversation:
@@ -97,17 +117,14 @@ def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Ite
 
 
 def to_sample(item: Item) -> ChatSample | Failed:
-    """`item` with its picture; a record with `images` is about all of them."""
-    image, images = item.record.get("image"), item.record.get("images")
-    if images:
-        if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
-            return Failed.of(item.record, "images is not a list of paths")
-        return ChatSample(item.record, images)
-    if item.source is not None:
+    """`item` with its pictures; a record with `images` is about all of them."""
+    try:
+        names = picture_names(item.record)
+    except RecordError as error:
+        return Failed.of(item.record, error, error.remedy)
+    if item.source is not None and len(names) < 2:
         return ChatSample(item.record, [item.source])
-    if image is None or isinstance(image, str):
-        return ChatSample(item.record, [] if image is None else [image])
-    return Failed.of(item.record | {"image": None}, "image is not a path")
+    return ChatSample(item.record, [*names])
 
 
 def _joined(items: list[Item | Failed]) -> ChatSample | Failed:
@@ -138,21 +155,66 @@ def _with_question(
         if isinstance(item, Failed):
             yield item
             continue
-        own = item.record.get("question") or _first_turn(item.record) or default
-        found = own if question is None else question
-        if isinstance(found, str) and found.strip():
-            yield replace(item, record={"id": found} | item.record | {"question": found})
-        elif item.number == 0 and item.record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
+        try:
+            yield _asked(item, question, default)
+        except RecordError as error:
+            yield Failed.of(item.record, error, error.remedy)
+
+
+def _asked(sample: ChatSample, question: str | None, default: str | None) -> ChatSample:
+    """`sample` with its question, and with the conversation before it. Raises RecordError."""
+    record = sample.record
+    system, earlier, last = _conversation(record.get("conversations") or [])
+    own = record.get("question") or last or default
+    found = own if question is None else question
+    if not isinstance(found, str) or not found.strip():
+        if sample.number == 0 and record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
             raise _no_question()
-        else:
-            yield Failed.of(item.record, "no question", 'give it a "question", or name one for all')
+        raise RecordError("no question", 'give it a "question", or name one for all')
+    prompt = found
+    if MARK not in found and isinstance(own, str):  # the pictures of the question that this one replaces
+        prompt = "\n".join([MARK] * own.count(MARK) + [found])
+    earlier, prompt = _marked(earlier, prompt, len(sample.pictures))
+    record = {"id": found} | record | {"question": found}
+    return replace(sample, record=record, prompt=prompt, earlier=earlier, system=system)
 
 
-def _first_turn(record: Record) -> object:
-    """The first question in `conversations`."""
-    turns = record.get("conversations")
-    dicts = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    return next((turn.get("value") for turn in dicts if turn.get("from") in ("human", "user")), None)
+def _marked(earlier: list[tuple[str, str]], prompt: str, pictures: int) -> tuple[list[tuple[str, str]], str]:
+    """The texts with as many marks as pictures; where there is none, the pictures stand before the first text."""
+    texts = [*(text for text, _ in earlier), prompt]
+    marks = sum(text.count(MARK) for text in texts)
+    if marks > pictures or (not pictures and any(map(FOREIGN_MARK.search, texts))):
+        count = f" ({marks} marks, {pictures} pictures)" if pictures else ""
+        remedy = f'name it in "image", or remove the {MARK} mark'
+        raise RecordError(f"the picture of an {MARK} mark is missing{count}", remedy)
+    if 0 < marks < pictures:
+        what = f"{pictures} pictures, but {marks} {MARK} mark{'s' * (marks > 1)}"
+        raise RecordError(what, "write as many marks as pictures, or none")
+    if not marks and earlier:
+        (first, answer), *rest = earlier
+        return [("\n".join([MARK] * pictures + [first]), answer), *rest], prompt
+    return earlier, prompt
+
+
+def _conversation(value: Any) -> tuple[str, list[tuple[str, str]], str]:
+    """(system text, questions and answers, last question) of LLaVA's `conversations`. Raises RecordError.
+
+    The answer to the last question is left out, as it is asked again.
+    """
+    turns = value if isinstance(value, list) else [value]
+    said = [(turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None) for turn in turns]
+    speakers = [SPEAKERS.get(str(speaker)) for speaker, _ in said]
+    texts = [text for _, text in said if isinstance(text, str)]
+    system = texts.pop(0) if speakers[:1] == ["system"] and texts else ""
+    speakers = speakers[1:] if speakers[:1] == ["system"] else speakers
+    alternate = (["user", "reply"] * len(speakers))[: len(speakers)]
+    if speakers != alternate or len(texts) != len(speakers):
+        raise RecordError("malformed conversations, human and gpt do not alternate", "check the record")
+    if any(MARK in text for text in texts[1::2]):
+        raise RecordError(f"malformed conversations, {MARK} in a reply", "check the record")
+    last = (len(texts) - 1) // 2 * 2
+    pairs = list(zip(texts[:last:2], texts[1:last:2], strict=True))
+    return system, pairs, texts[last] if texts else ""
 
 
 def _no_question() -> VlmkitError:

@@ -1,12 +1,15 @@
 """--resume FILE: results are appended record by record, and those in FILE already are not computed again."""
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import IO
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.questions import ChatSample
 from vlmkit.io.files import append_lines
+from vlmkit.io.pictures import FIELDS
 from vlmkit.io.records import Failed, Record, loads
 from vlmkit.io.terminal import Output, form_of
 
@@ -18,7 +21,7 @@ class AppendOutput(Output):
     """
 
     def _opened(self, path: str | None) -> IO[bytes]:
-        self._made: set[tuple[str | None, str | None]] = set()
+        self._made: Counter[bytes] = Counter()
         if os.path.exists(self.name) and not os.path.isfile(self.name):
             raise VlmkitError(f"{self.name} is not a regular file", "name a file that can be read again")
         try:
@@ -38,22 +41,26 @@ class AppendOutput(Output):
             record = None
         if not isinstance(record, dict):
             raise ValueError("is not a record")
-        self._made.add(_key(record))
+        self._made[_key(record)] += 1
 
     def missing(self, items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
-        """What FILE does not hold yet: another `id`, or the same with another `question`."""
+        """What FILE does not hold yet, by `id`, pictures and `question` together; of equal ones as many as it lacks."""
         for item in items:
             if isinstance(item, Failed):
                 yield item
                 continue
+            nameless = item.pictures and not any(item.record.get(name) for name in FIELDS)  # from standard input
             key = _key(item.record)
-            if key not in self._made and (key[0], None) not in self._made:
-                self._made |= {key} if key[0] is not None else set()
+            if nameless or not self._made[key]:
                 yield item
+            else:
+                self._made[key] -= 1
 
 
-def _key(record: Record) -> tuple[str | None, str | None]:
-    return record.get("id"), record.get("question")
+def _key(record: Record) -> bytes:
+    """A hash of what tells records apart, so that a million of them fit in memory."""
+    named = [record.get(name) for name in ("id", "question", *FIELDS)]
+    return hashlib.blake2b(repr(named).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def check_resume(resume: str, inputs: list[str], output: str | None, errors: str | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.pictures import locate
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Unread, read_samples
 from vlmkit.io.sources import (
@@ -225,15 +226,15 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 
 def _absolute(record: Record, folder: str) -> Record:
     """`record` with absolute `image` and `images`, and an `id` if it can be made from its picture or text."""
-    image, images = record.get("image"), record.get("images")
-    if isinstance(image, str):
-        record["image"] = _absolute_path(image, folder)
-    if isinstance(images, list):
-        record["images"] = [_absolute_path(one, folder) if isinstance(one, str) else one for one in images]
-    if record.get("id") is not None:
+    for field in ("image", "images"):
+        if record.get(field):
+            record[field] = locate(record[field], lambda path: _absolute_path(path, folder))
+    if record.get("id") not in (None, ""):
         return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
-    key = record["image"] if image is not None else record.get("text")
-    return record if key is None else {"id": key} | {name: value for name, value in record.items() if name != "id"}
+    image = record.get("image")
+    key = image if image and isinstance(image, str) else record.get("text")
+    rest = {name: value for name, value in record.items() if name != "id"}
+    return rest if key is None else {"id": key} | rest
 
 
 def _absolute_path(image: str, folder: str) -> str:

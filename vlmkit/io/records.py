@@ -50,8 +50,8 @@ class Failed:
     @classmethod
     def of(cls, record: Record, error: object, remedy: str = "") -> "Failed":
         """The failure of `record`, keyed as the record itself would be."""
-        image = record.get("image")
-        return cls(record.get("id", image or record.get("text")), image, str(error), remedy)
+        image = record["image"] if isinstance(record.get("image"), str) and len(record["image"]) < 4096 else None
+        return cls(record.get("id", image or record.get("text")), image or None, str(error), remedy)
 
     def as_record(self) -> Record:
         return {"id": self.id, "image": self.image, "error": self.error}

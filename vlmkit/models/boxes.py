@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from vlmkit.models.types import Box
+from vlmkit.models.types import Box, RequestError
 
 EVERYTHING = "every object"
-Size = tuple[int, int]  # width, height
-Labelled = tuple[str, Sequence[float]]  # a label and four numbers as the model wrote them
+Size = tuple[float, float]  # width, height
+Labelled = tuple[str, Sequence[float]]  # a label and the numbers as the model wrote them, four if it is a box
 
 LOCATIONS = re.compile(r"((?:<loc\d{4}>){4})([^<;]*)")
 LOCATION = re.compile(r"<loc(\d{4})>")
 NAMED = re.compile(r"([^()]*?)((?:\(\d+, ?\d+\), ?\(\d+, ?\d+\)[^()\w]*)+)")
 CORNERS = re.compile(r"\((\d+), ?(\d+)\), ?\((\d+), ?(\d+)\)")
 OBJECT = re.compile(r"\{[^{}]*\}")
+NUMBERS = re.compile(r"[\[(]\s*-?\d+(?:\.\d+)?\s*,\s*-?\d")  # a list of them
+UNREADABLE = "the reply holds numbers, but no box that can be read"
 SPECIAL = re.compile(r"<\|[^|]*\|>")
 
 
@@ -38,24 +40,92 @@ class BoxFormat(NamedTuple):
         return self.prompt.format(what=self.everything if what == EVERYTHING else what)
 
 
-def find_boxes(text: str, form: BoxFormat, original: Size, scaled: Size | None = None) -> list[Box]:
+class Found(NamedTuple):
+    """The boxes of a reply, and what was cut off, left out or guessed, for a message."""
+
+    boxes: list[Box]
+    note: str = ""
+
+
+def find_boxes(text: str, form: BoxFormat, original: Size, scaled: Size | None = None) -> Found:
     """`{label, box: [x0, y0, x1, y1]}` for each box in `text`, in pixels of the picture of size `original`.
 
     `scaled` is the size at which the model saw it, for formats whose numbers are pixels. What lies outside is cut off,
-    and boxes of which nothing is left are dropped.
+    and boxes of which nothing is left are dropped; the note counts both.
     """
-    width, height = original
-    across, down = (form.scale, form.scale) if form.scale else scaled or original
-    found = []
-    for label, numbers in form.read(text):
-        one, two, three, four = numbers
-        x0, y0, x1, y1 = (two, one, four, three) if form.rows_first else (one, two, three, four)
-        xs = sorted(min(max(x * width / across, 0.0), float(width)) for x in (x0, x1))
-        ys = sorted(min(max(y * height / down, 0.0), float(height)) for y in (y0, y1))
-        if xs[0] < xs[1] and ys[0] < ys[1]:
-            box = [round(value, 1) for value in (xs[0], ys[0], xs[1], ys[1])]
-            found.append(Box(label=SPECIAL.sub("", label).strip(" \n\t.,:;"), box=box))
-    return found
+    written = list(form.read(text))
+    if not written and NUMBERS.search(text):
+        return Found([], UNREADABLE)
+    full = (form.scale, form.scale) if form.scale else scaled or original
+    boxes: list[Box] = []
+    cut = 0
+    for label, corners in written:
+        if len(corners) != 4:
+            continue
+        edges = _edges(corners, form)
+        x0, y0, x1, y1 = (
+            min(max(edge * side / most, 0.0), float(side))
+            for edge, side, most in zip(edges, original * 2, full * 2, strict=True)
+        )
+        if x0 < x1 and y0 < y1:
+            cut += not _is_inside(edges, full)
+            box = [round(value, 1) for value in (x0, y0, x1, y1)]
+            boxes.append(Box(label=SPECIAL.sub("", label).strip(" \n\t.,:;"), box=box))
+    left_out = len(written) - len(boxes)
+    notes = [f"{cut} of {len(written)} boxes cut off at the edge of the picture"] if cut else []
+    notes += (
+        [f"{left_out} of {len(written)} boxes outside the picture, empty or malformed, left out"] if left_out else []
+    )
+    return Found(boxes, "; ".join(notes))
+
+
+def hosted_format(name: str) -> BoxFormat:
+    """The format of a model of an endpoint, by the family that its name tells, else the one that a prompt asks for."""
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    return next((FORMATS[form] for family, form in HOSTED_FAMILIES.items() if family in letters), HOSTED)
+
+
+def find_hosted_boxes(text: str, form: BoxFormat, original: Size, sent: Size) -> Found:
+    """As `find_boxes`, for a picture that was sent at the size `sent`.
+
+    Of a model whose family is not known the values decide: up to 1 they are fractions, up to 1000 thousandths, as the
+    prompt asks, else pixels of the picture sent or of the original. Raises RequestError where nothing fits.
+    """
+    if form is HOSTED and not any(HOSTED.read(text)):
+        form = GEMINI
+    written = [_edges(corners, form) for _, corners in form.read(text) if len(corners) == 4]
+    if not written and NUMBERS.search(text):
+        raise RequestError(UNREADABLE, "name another model")
+    if form not in (HOSTED, GEMINI):
+        return find_boxes(text, form, original, sent)
+    units: list[tuple[Size, str]] = [
+        ((1000, 1000), ""),
+        (sent, f"pixels of the picture sent, {sent[0]} x {sent[1]}"),
+        (original, f"pixels of the original, {original[0]} x {original[1]}"),
+    ]
+    if written and all(abs(edge) <= 1 for edges in written for edge in edges):
+        units = [((1, 1), "fractions of width and height")]
+    for full, unit in units:
+        if all(_is_inside(edges, full) for edges in written):
+            found = find_boxes(text, form._replace(scale=None), original, full)
+            guess = f"the numbers of the boxes are read as {unit}" if unit else ""
+            return Found(found.boxes, "; ".join(filter(None, [guess, found.note])))
+    if not any(_is_inside(edges, (1000, 1000)) for edges in written):
+        what = "the numbers of the boxes are neither thousandths nor pixels of the picture"
+        raise RequestError(what, "name another model")
+    return find_boxes(text, form, original)
+
+
+def _edges(corners: Sequence[float], form: BoxFormat) -> list[float]:
+    """The left, upper, right and lower edge of a box, in the unit of `corners`."""
+    one, two, three, four = corners
+    x0, y0, x1, y1 = (two, one, four, three) if form.rows_first else (one, two, three, four)
+    return [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
+
+
+def _is_inside(edges: Sequence[float], full: Size) -> bool:
+    """Whether a box is inside the picture but for one unit, to which models round."""
+    return all(-1 <= edge <= side + 1 for edge, side in zip(edges, full * 2, strict=True))
 
 
 def _locations(text: str) -> Iterator[Labelled]:
@@ -71,8 +141,8 @@ def _corners(text: str) -> Iterator[Labelled]:
             yield label, list(map(float, numbers))
 
 
-def _objects(key: str) -> Callable[[str], Iterator[Labelled]]:
-    """JSON objects with four numbers under `key`; of a reply that was cut short the complete ones."""
+def _objects(*keys: str) -> Callable[[str], Iterator[Labelled]]:
+    """JSON objects with numbers under one of `keys`; of a reply that was cut short the complete ones."""
 
     def read(text: str) -> Iterator[Labelled]:
         for written in OBJECT.findall(text):
@@ -80,8 +150,8 @@ def _objects(key: str) -> Callable[[str], Iterator[Labelled]]:
                 found: dict[str, Any] = orjson.loads(written)
             except ValueError:
                 continue
-            numbers = found.get(key)
-            if isinstance(numbers, list) and len(numbers) == 4 and all(isinstance(n, int | float) for n in numbers):
+            numbers = next((found[key] for key in keys if key in found), None)
+            if isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers):
                 yield str(found.get("label", "")), [float(n) for n in numbers]
 
     return read
@@ -95,5 +165,8 @@ FORMATS = {  # by the model_type of transformers
     "qwen3_vl": BoxFormat(JSON_LIST, _objects("bbox_2d"), 1000),
     "qwen3_vl_moe": BoxFormat(JSON_LIST, _objects("bbox_2d"), 1000),
 }
-HOSTED = BoxFormat(f"{JSON_LIST} The coordinates are thousandths of width and height.", _objects("bbox_2d"), 1000)
+HOSTED = BoxFormat(
+    f"{JSON_LIST} The coordinates are thousandths of width and height.", _objects("bbox_2d", "bbox", "box"), 1000
+)
+HOSTED_FAMILIES = {"qwen25vl": "qwen2_5_vl", "qwen3vl": "qwen3_vl"}  # by what the name of a model holds
 GEMINI = BoxFormat(JSON_LIST, _objects("box_2d"), 1000, rows_first=True)

@@ -153,9 +153,10 @@ class Turn:
 class Request:
     """A question about `pictures` (as the model's `preprocess` makes them; none for text alone).
 
-    `start` is how the reply begins; it is part of the answer. `earlier` is the conversation before. `number` is that of
-    the request in its run, so that what is random does not depend on batches. `task` is answer, boxes or ocr. The reply
-    is JSON of the JSON Schema `schema`, where the model supports that.
+    In `prompt` and those of `earlier`, the conversation before, `<image>` is the place of a picture if there are as
+    many as pictures; else these stand before the text. `start` is how the reply begins; it is part of the answer.
+    `number` is that of the request in its run, so that what is random does not depend on batches. `task` is answer,
+    boxes or ocr. The reply is JSON of the JSON Schema `schema`, where the model supports that.
     """
 
     prompt: str = ""
@@ -186,13 +187,14 @@ class Box(TypedDict):
 class Answer:
     """A reply without its end token; `finish` is stop, or length where --max-tokens cut it; `tokens` were generated.
 
-    `boxes` is None unless the request was for boxes.
+    `boxes` is None unless the request was for boxes; `note` is what the user should know about them.
     """
 
     text: str
     finish: str
     tokens: int
     boxes: list[Box] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +222,15 @@ class RequestError(Exception):
 class ChatModel(Model, ABC):
     """Answers requests. `size` is the side in pixels to which pictures may be reduced, None for full resolution.
 
+    `interleaved` models take pictures at the places of `<image>` in a prompt, and the earlier turns of a conversation;
+    others get all pictures at once, and a prompt without marks. `single_image` models were trained on one picture each.
     `captions` holds a preset for each of short, normal, long; `tasks` are those of `Request.task` that it does, and
     attention where it has a method `attention(request, answer) -> AttentionMaps`.
     """
 
     size: int | None = None
+    interleaved: bool = False
+    single_image: bool = False
     captions: Mapping[str, CaptionPreset] = CAPTIONS
     tasks: Collection[str] = ("answer",)
 
@@ -247,6 +253,8 @@ class ChatModel(Model, ABC):
 @runtime_checkable
 class RemoteModel(Protocol):
     """A chat model of an endpoint. `batch` is the number of requests that may be under way at a time."""
+
+    interleaved: bool
 
     def submit(self, request: Request, sampling: Sampling) -> Future[Answer | RequestError]:
         """Send a request without waiting. Raises VlmkitError for errors that every request would have."""

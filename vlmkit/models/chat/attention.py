@@ -29,6 +29,9 @@ def attention_maps(
     places = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
     height, width = _grid(model, inputs, len(places))
     rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    for name, value in rest.items():
+        if isinstance(value, torch.Tensor) and value.shape == inputs["input_ids"].shape:  # kinds of tokens: 0 is text
+            rest[name] = torch.cat([value, torch.zeros_like(answer, dtype=value.dtype)], 1)
     implementation = model.config._attn_implementation  # no public name in transformers 4.57 to 5.24
     model.set_attn_implementation("eager")
     try:

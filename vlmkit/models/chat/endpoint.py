@@ -19,9 +19,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.pictures import at_marks
 from vlmkit.io.records import loads
 from vlmkit.models.batching import BatchSize
-from vlmkit.models.boxes import GEMINI, HOSTED, find_boxes
+from vlmkit.models.boxes import find_hosted_boxes, hosted_format
 from vlmkit.models.types import ENDPOINT, Answer, ChatModel, EndpointOptions, Hardware, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ LONGEST_WAIT = 120.0  # seconds that the package waits for a Retry-After
 MAX_SIDE = 1536  # pixels; hosted models look at no more, or bill more for it
 FEW_COLORS = 4096  # drawings, screens and small pictures; these go as PNG, which keeps letters sharp
 JPEG_QUALITY = 90
+PIXEL_UNIT = 28  # pixels: the sides of pictures are multiples of it in Qwen2.5-VL
 RESERVED = ("model", "messages", "stream")  # what no option may change
 LONGEST_REASON = 300  # characters
 FILTERED = "blocked by the endpoint's content filter"
@@ -43,10 +45,11 @@ LATER = "ask again later"
 
 
 class Picture(NamedTuple):
-    """A picture as a data URI, and the size of the original."""
+    """A picture as a data URI, the size of the original, and the size that was sent."""
 
     url: str
     size: tuple[int, int]
+    sent: tuple[int, int]
 
 
 class Endpoint(ChatModel):
@@ -58,6 +61,7 @@ class Endpoint(ChatModel):
     """
 
     size: int
+    interleaved = True
     tasks = ("answer", "ocr", "boxes")
 
     def __init__(self, name: str, hardware: Hardware, endpoint: EndpointOptions) -> None:
@@ -72,6 +76,7 @@ class Endpoint(ChatModel):
         self._timeout = float(_number(options, "timeout", TIMEOUT, 0.001))
         self._tries = 1 + int(_number(options, "retries", RETRIES, 0))
         self.size = int(_number(options, "max_side", MAX_SIDE, 1))
+        self._boxes = hosted_format(self._name)
         detail = options.pop("detail", None)
         self._detail = {} if detail is None else {"detail": detail}
         self._options = options
@@ -113,15 +118,19 @@ class Endpoint(ChatModel):
         """The picture with no side above `size` pixels and without metadata."""
         from PIL import Image
 
-        scale = self.size / max(image.size)
-        small = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        sent = image.resize(small, Image.Resampling.LANCZOS, reducing_gap=3.0) if scale < 1 else image.copy()
+        scale = min(1.0, self.size / max(image.size))
+        # What answers in pixels of what it saw gets the size that its processor would make.
+        unit = PIXEL_UNIT if self._boxes.scale is None else 1
+        most = max(1, self.size // unit)
+        width, height = (unit * min(max(1, round(side * scale / unit)), most) for side in image.size)
+        same = (width, height) == image.size
+        sent = image.copy() if same else image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         sent.info = {}
         form = "JPEG" if sent.getcolors(FEW_COLORS) is None else "PNG"
         data = io.BytesIO()
         sent.save(data, form, quality=JPEG_QUALITY)
         url = f"data:image/{form.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
-        return Picture(url, image.size)
+        return Picture(url, image.size, sent.size)
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         return [future.result() for future in [self.submit(request, sampling) for request in requests]]
@@ -158,10 +167,14 @@ class Endpoint(ChatModel):
             return RequestError(f"the response contains no answer: {self._short(reply.text)}", LATER)
         if request.task != "boxes" or isinstance(answer, RequestError):
             return answer
-        size = request.pictures[0].size
-        found = find_boxes(answer.text, HOSTED, size) or find_boxes(answer.text, GEMINI, size)
-        words = not found and "[" not in answer.text  # instead of a list, and worth reading
-        return replace(answer, text=answer.text if words else ", ".join(box["label"] for box in found), boxes=found)
+        picture = request.pictures[0]
+        try:
+            boxes, note = find_hosted_boxes(answer.text, self._boxes, picture.size, picture.sent)
+        except RequestError as error:
+            return error
+        words = not boxes and "[" not in answer.text  # instead of a list, and worth reading
+        text = answer.text if words else ", ".join(box["label"] for box in boxes)
+        return replace(answer, text=text, boxes=boxes, note=note)
 
     async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> str:
         """Pass the text to `put` as it comes; returns the finish reason. Raises RequestError."""
@@ -201,7 +214,7 @@ class Endpoint(ChatModel):
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
         begin = f'\nBegin your reply with these words: "{request.start.strip()}"' if request.start.strip() else ""
-        prompt = HOSTED.prompt_for(request.prompt) if request.task == "boxes" else request.prompt
+        prompt = self._boxes.prompt_for(request.prompt) if request.task == "boxes" else request.prompt
         messages: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
         for turn in request.earlier:
             messages.append({"role": "user", "content": self._content(turn.prompt, turn.pictures)})
@@ -209,8 +222,15 @@ class Endpoint(ChatModel):
         return [*messages, {"role": "user", "content": self._content(prompt + begin, request.pictures)}]
 
     def _content(self, text: str, pictures: Sequence[Picture]) -> Any:
-        shown = [{"type": "image_url", "image_url": {"url": picture.url, **self._detail}} for picture in pictures]
-        return [*shown, {"type": "text", "text": text}] if shown else text
+        if not pictures:
+            return text
+        parts = (part.strip() if isinstance(part, str) else part for part in at_marks(text, pictures))
+        return [self._part(part) for part in parts if part]
+
+    def _part(self, part: str | Picture) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image_url", "image_url": {"url": part.url, **self._detail}}
 
     @asynccontextmanager
     async def _errors(self, settings: Mapping[str, Any]) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.boxes import EVERYTHING
+from vlmkit.models.boxes import EVERYTHING, Found
 from vlmkit.models.chat.single_image import SingleImageModel
 from vlmkit.models.resolve import Checkpoint, read_json
 from vlmkit.models.types import Answer, Box, CaptionPreset, Hardware, Request
@@ -97,9 +97,9 @@ class Florence(SingleImageModel):
             return super()._answer(tokens, request)
         unnamed = LOCATION.sub("", text).strip() or "region"
 
-        def find(written: str) -> list[Box]:
+        def find(written: str) -> Found:
             found = self._processor.post_process_generation(written, task=task, image_size=request.pictures[0].size)
-            return list(_boxes(found[task], unnamed))
+            return Found(list(_boxes(found[task], unnamed)))
 
         return self._answer_boxes(tokens, find, request.start)
 

@@ -186,6 +186,7 @@ class MiniChat(ChatModel):
     """The small vision-language model of `mini`, or one that vlmkit.recipes.mini.export_chat made."""
 
     size = SIZE
+    single_image = True
     captions = {  # noqa: RUF012 (read only)
         "short": replace(PROMPTLESS_CAPTIONS["short"], flip_augment=True),
         "normal": replace(PROMPTLESS_CAPTIONS["normal"], beams=8, clip_rerank_weight=RERANK_WEIGHT, flip_augment=True),

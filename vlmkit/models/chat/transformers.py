@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.pictures import at_marks
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
-from vlmkit.models.boxes import FORMATS, find_boxes
+from vlmkit.models.boxes import FORMATS, Found, find_boxes
 from vlmkit.models.chat.attention import AttentionMaps, attention_maps
 from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.embedders.mini import SIZE, preprocess
@@ -24,7 +25,6 @@ from vlmkit.models.types import (
     CAPTIONS,
     PROMPTLESS_CAPTIONS,
     Answer,
-    Box,
     ChatModel,
     Hardware,
     Request,
@@ -130,9 +130,12 @@ class TransformersChatModel(ChatModel):
 
     def _plain(self, text: str) -> str:
         """`text` without the names of special tokens, such as those of turns or of pictures."""
+        return self._without_special(text).strip()
+
+    def _without_special(self, text: str) -> str:
         for token in self._special:
             text = text.replace(token, " ")
-        return text.strip()
+        return text
 
     def _answer(self, tokens: list[int], request: Request) -> Answer:
         """The generated `tokens` as text: a space after `start`, or none, is the tokenizer's choice."""
@@ -141,11 +144,11 @@ class TransformersChatModel(ChatModel):
         known, text = (self._tokenizer.decode(ids, skip_special_tokens=True) for ids in (before, before + tokens))
         return Answer((request.start + text.removeprefix(known)).strip(), finish, count)
 
-    def _answer_boxes(self, tokens: list[int], find: Callable[[str], list[Box]], start: str = "") -> Answer:
+    def _answer_boxes(self, tokens: list[int], find: Callable[[str], Found], start: str = "") -> Answer:
         """The boxes that `find` finds in the text, in which special tokens may be a part of them."""
         tokens, finish, count = self._cut(tokens)
-        boxes = find(start + self._tokenizer.decode(tokens, skip_special_tokens=False))
-        return Answer(", ".join(box["label"] for box in boxes), finish, count, boxes)
+        boxes, note = find(start + self._tokenizer.decode(tokens, skip_special_tokens=False))
+        return Answer(", ".join(box["label"] for box in boxes), finish, count, boxes, note)
 
     def _cut(self, tokens: list[int]) -> tuple[list[int], str, int]:
         """(tokens before the end token, finish, number of those generated)."""
@@ -192,7 +195,8 @@ class ImageTextToText(TransformersChatModel):
         template = self._processor.chat_template or self._tokenizer.chat_template
         if not template and self._stage != "align":
             raise VlmkitError(f"{self.name} has no chat template", "name a model that was made for conversations")
-        self._by_parts = "image" in str(template)  # that of a language model alone knows strings only
+        self.interleaved = self._stage != "align"
+        self._by_parts = self.interleaved and "image" in str(template)  # that of a language model knows strings only
         self._image_token = getattr(self._processor, "image_token", "<image>")
         self._special.add(self._image_token)
         self._tokenizer.padding_side = "left"
@@ -290,8 +294,7 @@ class ImageTextToText(TransformersChatModel):
     def _prompt(self, request: Request) -> str:
         """The conversation in the model's own form; after `train align` alone, as it was trained, without one."""
         if self._stage == "align":
-            images = [self._image_token] * len(request.all_pictures())
-            lines = [self._plain(request.system), *images, self._plain(request.prompt)]
+            lines = [self._plain(request.system), self._content(request.prompt, len(request.all_pictures()))]
             return (self._tokenizer.bos_token or "") + "\n".join(filter(None, lines))
         turns = [{"role": "system", "content": self._content(request.system, 0)}] if request.system else []
         for turn in request.earlier:
@@ -301,10 +304,14 @@ class ImageTextToText(TransformersChatModel):
         return self._processor.apply_chat_template(turns, add_generation_prompt=True)
 
     def _content(self, text: str, pictures: int) -> Any:
-        text = self._plain(text)
+        """A turn in the form of the template: parts, or a text with image tokens, at the marks or before the text."""
+        parts = list(at_marks(text, [None] * pictures))
         if self._by_parts:
-            return [{"type": "image"}] * pictures + [{"type": "text", "text": text}] * bool(text)
-        return "\n".join([self._image_token] * pictures + [text] * bool(text))
+            said = [part if part is None else self._plain(part) for part in parts]
+            return [{"type": "image"} if one is None else {"type": "text", "text": one} for one in said if one != ""]
+        if parts[:-1] == [None] * pictures:
+            return "\n".join(filter(None, [*[self._image_token] * pictures, self._plain(parts[-1])]))
+        return "".join(self._image_token if part is None else self._without_special(part) for part in parts).strip()
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from re import compile as pattern
 from typing import Any
 
+from vlmkit.io import pictures
+from vlmkit.io.pictures import MARK
 from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import Bytes
 
-MARK = "<image>"
+EMPTY: tuple[Any, ...] = (None, "", [])
+FORM_FIELDS = ("conversations", "question", "captions", "caption")
 SIDES = pattern(r"(?i)\b(left|right)")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply", "system": "system"}
 
@@ -68,12 +71,11 @@ class Unusable(Exception):
 
 
 def picture_names(record: Record) -> list[str]:
-    """The pictures a record names: `images`, or `image` (some LLaVA files have a list there). Raises Unusable."""
-    named = record.get("images") or record.get("image")
-    names = named if isinstance(named, list) else [] if named is None else [named]
-    if not all(isinstance(name, str) and name for name in names):
-        raise Unusable("malformed row", "image is not a path")
-    return names
+    """The pictures a record names, as `ask` reads them. Raises Unusable."""
+    try:
+        return pictures.picture_names(record)
+    except pictures.RecordError as error:
+        raise Unusable("malformed row", str(error)) from None
 
 
 def parse_dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Dialogue]:
@@ -81,10 +83,11 @@ def parse_dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> lis
 
     Where a record could be read in several ways a conversation comes first, then a question, then captions.
     """
-    if "conversations" in record:
+    form = _form(record)
+    if form == "conversations":
         system, turns = _conversation(record["conversations"])
-    elif "question" in record:
-        system = _text(record.get("system", ""), "system")
+    elif form == "question":
+        system = _text(record.get("system") or "", "system")
         turns = [Turn(_text(record["question"], "question"), _answer(record))]
     else:
         captions = _caption_texts(record, pictures, "no captions, question or conversations")
@@ -94,9 +97,16 @@ def parse_dialogues(record: Record, id: str, pictures: tuple[Bytes, ...]) -> lis
     return [Dialogue(id, pictures, _marked(turns, len(pictures)), system)]
 
 
+def _form(record: Record) -> str | None:
+    """The field that says what the sample is. Tables have all columns in each row, so empty ones come last."""
+    present = [name for name in FORM_FIELDS if name in record]
+    return next((name for name in present if record[name] not in EMPTY), present[0] if present else None)
+
+
 def parse_preferences(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Preference]:
     """The preference of a record {question, chosen, rejected}; without a question, of captions. Raises Unusable."""
-    asked = record if "question" in record or not pictures else record | {"question": MARK * len(pictures)}
+    of_captions = pictures and record.get("question") in EMPTY
+    asked = record | {"question": MARK * len(pictures)} if of_captions else record
     missing = [name for name in ("question", "chosen", "rejected") if name not in asked]
     if missing:
         raise Unusable("malformed row", f"no {missing[0]}")
@@ -105,7 +115,7 @@ def parse_preferences(record: Record, id: str, pictures: tuple[Bytes, ...]) -> l
         raise Unusable("chosen and rejected are the same")
     for reply in (chosen, rejected):
         (turn,) = _marked([Turn(question, reply)], len(pictures))
-    return [Preference(id, pictures, turn.user, chosen, rejected, _text(record.get("system", ""), "system"))]
+    return [Preference(id, pictures, turn.user, chosen, rejected, _text(record.get("system") or "", "system"))]
 
 
 def parse_captioned(record: Record, id: str, pictures: tuple[Bytes, ...]) -> list[Captioned]:
@@ -119,7 +129,8 @@ def parse_captioned(record: Record, id: str, pictures: tuple[Bytes, ...]) -> lis
 
 
 def _caption_texts(record: Record, pictures: tuple[Bytes, ...], lacking: str) -> list[str]:
-    captions = [record["caption"]] if "caption" in record and "captions" not in record else record.get("captions")
+    single = "caption" in record and record.get("captions") in EMPTY
+    captions = [record["caption"]] if single else record.get("captions")
     if captions is None:
         raise Unusable("malformed row", lacking)
     if not pictures:
@@ -131,7 +142,7 @@ def _answer(record: Record) -> str:
     """The most frequent reference answer, of several the first; without references a model's answer."""
     if record.get("answers"):
         return Counter(_texts(record["answers"], "answers")).most_common(1)[0][0]
-    return _text(record.get("answer", ""), "answer")
+    return _text("" if record.get("answer") is None else record["answer"], "answer")
 
 
 def _conversation(value: Any) -> tuple[str, list[Turn]]:

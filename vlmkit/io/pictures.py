@@ -1,0 +1,116 @@
+"""The pictures that a record is about: which of its fields name them, and where in its texts they stand."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from vlmkit.io.records import Record
+from vlmkit.io.sources import is_picture_name, is_url
+
+MARK = "<image>"  # the place of a picture in a text, as in LLaVA's data
+# How other data sets and templates write that.
+FOREIGN_MARK = re.compile(r"(?i)<\|?image(?:[ _]?(?:\d+|pad|placeholder|token))?\|?>|<imagehere>|\[img\]")
+FIELDS = ("image", "images")
+LONGEST_PATH = 4096  # characters; what is longer is a picture in base64
+# Texts, which may end like the name of a picture.
+TEXTS = {"question", "text", "answer", "answers", "caption", "captions", "conversations", "query", "prompt", "system"}
+TEXTS |= {"ocr", "label", "labels", "category", "chosen", "rejected", "reasoning", "error", "model"}
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+PICTURE_WORDS = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pic", "pics"}
+PICTURE_WORDS |= {"jpg", "jpeg", "png", "webp", "screenshot"}
+# Last words of keys about a picture that do not name it.
+ABOUT = {"width", "height", "size", "format", "mode", "type", "count", "caption", "captions", "text", "description"}
+ABOUT |= {"source", "license", "licence", "hash", "category", "class", "label", "ocr"}
+# A second picture beside `image`, as in `image_2`, `img`, `left_image`; `image_url` may be where the first came from.
+ORDINAL = r"(?:left|right|before|after|first|second|other|query|target|reference|[a-d]|\d+)"
+SIBLING = re.compile(rf"(?i)(?:{ORDINAL}[_-])?(?:image|img|picture|photo|pic)s?(?:[_-]?{ORDINAL})?")
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message says why, `remedy` what to do."""
+
+    def __init__(self, why: str, remedy: str = "check the record") -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
+
+def picture_names(record: Record) -> list[str]:
+    """The paths and URLs of the pictures of a record, from `images` or `image`; "", null and [] are none.
+
+    Raises RecordError where another field names a picture, so that none is left out: a question about a picture is
+    never asked without it.
+    """
+    one, several = (_names(record.get(field), field) for field in FIELDS)
+    if one and several and not set(one) <= set(several):
+        raise RecordError('"image" and "images" name different pictures', 'name all of them in "images"')
+    names = several or one
+    for key, value in record.items():
+        if key not in FIELDS and (_is_sibling(key, value, names) if names else _names_picture(key, value)):
+            raise RecordError(f'"{key}" names a picture, but is not read', 'name pictures in "image" or "images"')
+    return names
+
+
+def locate(value: Any, absolute: Callable[[str], str]) -> Any:
+    """The value of `image` or `images` with `absolute` paths; {path} and {url} are a path, as other tools write it."""
+    if isinstance(value, str):
+        return absolute(value)
+    if isinstance(value, list):
+        return [locate(one, absolute) for one in value]
+    if isinstance(value, dict) and value.keys() <= {"path", "bytes", "url", "detail"}:
+        named = value.get("path") or value.get("url")
+        return absolute(named) if isinstance(named, str) else value
+    return value
+
+
+def at_marks(text: str, pictures: Sequence[Any]) -> Iterator[Any]:
+    """The parts of `text`, strings, and the `pictures` in order: each at its mark, without marks before the text."""
+    first, *texts = text.split(MARK)
+    if len(texts) != len(pictures):
+        yield from pictures
+        yield text
+        return
+    yield first
+    for picture, part in zip(pictures, texts, strict=True):
+        yield picture
+        yield part
+
+
+def _names(value: Any, field: str) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if all(one is None or (isinstance(one, str) and not one.strip()) for one in values):
+        return []
+    if not all(isinstance(one, str) and one.strip() for one in values):
+        raise RecordError(f"{field} is not a path" if field == "image" else f"{field} is not a list of paths")
+    if any(len(one) > LONGEST_PATH or "data:image/" in one for one in values):
+        raise RecordError(f"{field} holds a picture, not its path", "save the picture as a file")
+    return values
+
+
+def _is_sibling(key: str, value: Any, names: list[str]) -> bool:
+    """Whether the field names a picture that is not among `names`, by file name."""
+    known = {os.path.basename(name) for name in names}
+    named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return bool(SIBLING.fullmatch(key)) and any(
+        isinstance(one, str) and _is_reference(one) and os.path.basename(one) not in known for one in named
+    )
+
+
+def _names_picture(key: str, value: Any) -> bool:
+    """Whether a field names a picture: by its value, or by its name if the value may be a path or a number."""
+    words = [word.lower() for word in WORD.findall(key)]
+    if key in TEXTS or isinstance(value, bool) or not value:
+        return False
+    if PICTURE_WORDS & set(words) and words[-1] not in ABOUT:
+        return not isinstance(value, str) or _is_reference(value) or not re.search(r"\s", value.strip())
+    if isinstance(value, dict):
+        return any(_names_picture("", inner) for inner in value.values())
+    if isinstance(value, list):
+        return any(_names_picture("", inner) for inner in value)
+    return isinstance(value, str) and _is_reference(value)
+
+
+def _is_reference(value: str) -> bool:
+    if value[:11].lower() == "data:image/":
+        return True
+    return is_picture_name(re.split("[?#]", value)[0] if is_url(value) else value)
