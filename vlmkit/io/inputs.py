@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.pictures import locate
+from vlmkit.io.pictures import FIELDS, locate
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Unread, read_samples
 from vlmkit.io.sources import (
@@ -226,9 +226,9 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 
 def _absolute(record: Record, folder: str) -> Record:
     """`record` with absolute `image` and `images`, and an `id` if it can be made from its picture or text."""
-    for field in ("image", "images"):
-        if record.get(field):
-            record[field] = locate(record[field], lambda path: _absolute_path(path, folder))
+    for name in FIELDS:
+        if record.get(name):
+            record[name] = locate(record[name], lambda path: _absolute_path(path, folder))
     if record.get("id") not in (None, ""):
         return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
     image = record.get("image")
