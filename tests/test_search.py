@@ -144,6 +144,40 @@ def test_classify_options(vlmkit, photos: Path, tmp_path: Path) -> None:
     vlmkit(*command, "--template", "no braces", code=2)
 
 
+def test_classify_keeps_the_own_label_of_a_data_set(vlmkit, photo_rows: bytes) -> None:
+    row, other = records(photo_rows)[:2]
+    rows = jsonl(row | {"label": "truth"}, other)
+    once = vlmkit("classify", "--labels", "cat,dog", stdin=rows).stdout
+    again = vlmkit("classify", "--labels", "fish,bird", stdin=once).stdout
+    for output, labels in ((once, {"cat", "dog"}), (again, {"fish", "bird"})):
+        own, free = records(output)
+        assert own["label"] == "truth" and own["predicted"] == own["labels"][0]["label"]
+        assert free["label"] == free["labels"][0]["label"] and "predicted" not in free
+        assert {entry["label"] for entry in own["labels"]} == labels
+
+
+@pytest.mark.parametrize("form", ["jsonl", "safetensors"])
+def test_each_command_reads_what_the_others_write(vlmkit, photos: Path, tmp_path: Path, form: str) -> None:
+    """embed, index --dump, search and classify, one into the other."""
+    vlmkit("embed", photos / "chelsea.png", photos / "coffee.png", "-o", f"v.{form}", "--format", form)
+    vlmkit("index", f"v.{form}")
+    outputs = {
+        "embed": (tmp_path / f"v.{form}").read_bytes(),
+        "dump": vlmkit("index", "--dump", "--format", form).stdout,
+        "search": vlmkit("search", "a cat", "--json").stdout,
+    }
+    outputs |= {
+        f"classify of {name}": vlmkit("classify", "--labels", "cat,cup", stdin=outputs[name]).stdout for name in outputs
+    }
+    for name, output in outputs.items():
+        classify, search = ("classify", "--labels", "cat,cup"), ("search", "--queries", "-", "-k", "1")
+        for command in (("embed", "--format", form), classify, search):
+            done = vlmkit(*command, stdin=output)
+            assert not done.stderr and done.stdout, (name, command)
+        vlmkit("index", "-i", f"./of {name}", stdin=vlmkit("embed", "--format", form, stdin=output).stdout)
+        assert vlmkit("index", "-i", f"./of {name}", "--verify").stderr == b""
+
+
 def test_classify_uses_embeddings_that_are_there(vlmkit, photos: Path, tmp_path: Path) -> None:
     rows = records(vlmkit("embed", photos / "chelsea.png").stdout)
     gone = jsonl(*({**r, "image": "/gone.png"} for r in rows))

@@ -197,6 +197,25 @@ def test_failed_queries(vlmkit, indexed: Path, tmp_path: Path) -> None:
     assert vlmkit("search", "--queries", "-", stdin=b"", code=0).stdout == b""
 
 
+@pytest.mark.parametrize("model", ["toy@0123456789ab", None])
+def test_own_vectors_need_no_model(vlmkit, model: str | None) -> None:
+    axes = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    rows = [embedded(str(i), axis, model) for i, axis in enumerate(axes)]
+    vlmkit("index", "-i", "./own", stdin=jsonl(*rows))
+    asked = [embedded("q", [0, 2, 1], model), embedded("r", [3, 0, 0], model)]
+    if model is None:
+        del asked[1]["model"]
+    ask = ("search", "-i", "./own", "--queries", "-", "-k", 2)
+    found = records(vlmkit(*ask, stdin=jsonl(*asked)).stdout)
+    assert [(r["query_id"], r["id"]) for r in found][:3] == [("q", "1"), ("q", "2"), ("r", "0")]
+    assert found[0]["score"] == pytest.approx(2 / 5**0.5, abs=1e-3)
+    packed = vlmkit("index", "-i", "./own", "--dump", "--format", "safetensors").stdout
+    assert [r["id"] for r in records(vlmkit(*ask[:-2], "-k", 1, stdin=packed).stdout)] == ["0", "1", "2"]
+    assert vlmkit(*ask, "--relative", stdin=jsonl(*asked), code=0 if model is None else 2)
+    for wrong in (embedded("q", [1, 0], model), embedded("q", [0, 0, 0], model)):
+        vlmkit(*ask, stdin=jsonl(wrong), code=2)
+
+
 RELATIVE = 3.3  # the threshold of the manual
 
 

@@ -54,7 +54,10 @@ def classify(
     logit_scale: float,
     k: int,
 ) -> Iterator[Record | Failed]:
-    """Each record with `label` and `labels`, the k best with their probabilities among all labels."""
+    """Each record with `label` and `labels`, the k best with their probabilities among all labels.
+
+    Where `label` is the data's own, which came without `labels`, it stays, and `predicted` is the best one.
+    """
     import numpy as np
 
     def to_record(found: "tuple[Record, np.ndarray]") -> Record:
@@ -64,6 +67,7 @@ def classify(
         probabilities = exponentials / exponentials.sum()
         order = np.argsort(-probabilities, kind="stable")[:k]
         best = [{"label": labels[i], "score": round(float(probabilities[i]), 6)} for i in order]
-        return record | {"label": best[0]["label"], "labels": best}
+        has_own = "label" in record and ("labels" not in record or "predicted" in record)
+        return record | {"predicted" if has_own else "label": best[0]["label"], "labels": best}
 
     return map(unless_failed(to_record), embedded)

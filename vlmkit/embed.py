@@ -153,6 +153,27 @@ def embed(
     return map(unless_failed(to_record), embedded)
 
 
+def own_vectors(
+    items: Iterator[Item | Failed],
+    fingerprint: str,
+    embedded: "Callable[[Iterable[Item | Failed]], Iterator[tuple[Record, np.ndarray] | Failed]]",
+) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
+    """The vectors that records bring, of the model with this fingerprint; from the first one without on, `embedded`.
+
+    So vectors from elsewhere need no model. A fingerprint of "" is that of records that name none.
+    """
+    for item in items:
+        if isinstance(item, Failed):
+            yield item
+        elif not is_reusable(item.record, fingerprint):
+            yield from embedded(chain([item], items))
+        else:
+            try:
+                yield item.record, decode_embedding(item.record["embedding"])
+            except ValueError as error:
+                yield Failed.of(item.record, error)
+
+
 def when_needed(
     items: Iterator[Item | Failed], embedded: Callable[[Iterable[Item | Failed]], Iterator[Record | Failed]]
 ) -> Iterator[Record | Failed]:

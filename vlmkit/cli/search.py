@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +25,7 @@ from vlmkit.cli.options import (
     valid_utf8,
 )
 from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.io.records import Failed, Record
+from vlmkit.io.records import Failed, Record, fingerprint_of
 from vlmkit.io.terminal import Failures, Output, print_table, stdin_is_terminal
 from vlmkit.render.contact_sheet import contact_sheet
 from vlmkit.render.preview import Terminal
@@ -154,10 +155,8 @@ def search(
         if wanted.duplicates:
             results: Iterable[Results] = islice(_groups(opened, wanted.threshold, among), chosen.k)
         else:
-            embedder = None
-            if wanted.queries is not None or parts.needs_model:
-                embedder = load_model(opened, model, lambda name: run.load(name, precision, quick_texts=True))
-            found = _results(run, opened, parts, wanted, chosen, embedder, among)
+            load = partial(load_model, opened, model, partial(run.load, precision=precision, quick_texts=True))
+            found = _results(run, opened, parts, wanted, chosen, cache(load), among)
             results = failures.filter_failures(found)
         out = files.enter_context(Output(shown.output))
         page = files.enter_context(Output(shown.html)) if shown.html is not None else None
@@ -174,10 +173,10 @@ def _results(
     query: "Query",
     wanted: QueryOptions,
     chosen: ResultOptions,
-    model: "Embedder | None",
+    load: "Callable[[], Embedder]",
     among: "np.ndarray | None",
 ) -> "Iterable[Results | Failed]":
-    """The result list of the query, or one for each of --queries."""
+    """The result list of the query, or one for each of --queries; `load` loads the model, if it is needed."""
     from vlmkit.search.query import query_vector, slots_of
     from vlmkit.search.reference import picture_vectors, text_vectors
     from vlmkit.search.search import SearchOptions, search_each, search_one
@@ -185,12 +184,13 @@ def _results(
     reference = None
     if chosen.relative:
         has_words = wanted.queries is not None or query.texts or query.minus
-        reference = text_vectors(model) if model is not None and has_words else picture_vectors(index)
+        reference = text_vectors(load()) if index.state.model and has_words else picture_vectors(index)
     without = frozenset(slots_of(index, query.like))
     options = SearchOptions(chosen.k or RESULTS, among, without, chosen.min_score, reference)
-    if wanted.queries is not None and model is not None:
-        vectors = _embed_queries(run, wanted.queries, model, wanted.allow_private)
+    if wanted.queries is not None:
+        vectors = _embed_queries(run, wanted.queries, index.state.model, load, wanted.allow_private)
         return search_each(index, vectors, options, run.batch(QUERY_BATCH))
+    model = load() if query.needs_model else None
     return [search_one(index, query_vector(query, index, model), str(query), options)]
 
 
@@ -213,16 +213,18 @@ def _check_files(*names: str | None) -> None:
             raise VlmkitError(f"{name} is named twice", "name another file to write")
 
 
-def _embed_queries(run: Run, name: str, model: "Embedder", allow_private: bool) -> "Iterator[Embedded | Failed]":
-    from vlmkit.embed import vectors
+def _embed_queries(
+    run: Run, name: str, made_by: str | None, load: "Callable[[], Embedder]", allow_private: bool
+) -> "Iterator[Embedded | Failed]":
+    """Records of --queries with their vectors: their own where they are by `made_by`, the model of the index."""
+    from vlmkit.embed import own_vectors, vectors
     from vlmkit.io.inputs import Reading, is_picture_name, read_inputs
 
     if name == "-" and stdin_is_terminal():
         raise VlmkitError("no queries", "pipe records or lines of text in")
     items = read_inputs([name], Reading(texts=not is_picture_name(name)))
-    return vectors(
-        items, model, reuse=True, batch_size=run.batch_size, workers=run.threads, allow_private=allow_private
-    )
+    how: dict[str, Any] = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": allow_private}
+    return own_vectors(items, fingerprint_of(made_by or ""), lambda some: vectors(some, load(), reuse=True, **how))
 
 
 def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "Iterator[Results]":
