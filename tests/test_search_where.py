@@ -4,6 +4,7 @@ import fnmatch
 import json
 import operator
 import sqlite3
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,6 @@ def test_among_the_matching_records_alone(vlmkit) -> None:
     assert found("tags=odd", "number>10") == ["11", "13", "15"]
     assert found("number>=47") == ["47", "48", "49"]
     assert found("camera.maker~[A-Q]*", "sharp=true") == ["t"]
-    assert found("no.such=field", code=1) == []
     assert found("tags!=even", "number<4") == ["1", "3"]
 
 
@@ -114,6 +114,71 @@ def test_objects_in_lists(vlmkit) -> None:
     assert sorted(found("labels.score>0.5")) == ["both", "cat"]
     assert sorted(found("labels.label~[!d]*")) == ["both", "cat", "one"]
     assert found("labels=cat") == ["texts"]
+
+
+def filtered(vlmkit, condition: str, code: int = 0) -> tuple[list[str], str]:
+    """The ids that meet a condition, and what is said."""
+    done = vlmkit("search", "--like", "none", "--where", condition, code=code)
+    assert done.stderr.count(b"\n") == (done.stderr != b"")
+    return sorted(r["id"] for r in records(done.stdout)), done.stderr.decode()
+
+
+def test_times_compare_with_dates(vlmkit) -> None:
+    """As far as the date goes, in local time; a number other than a year is seconds."""
+    days = {"old": "2019-12-31T23:59:59", "mid": "2023-05-04T10:00:00", "new": "2024-01-01T00:00:00"}
+    rows = [
+        embedded(name, [1, i], mtime=datetime.fromisoformat(day).timestamp(), taken=day)
+        for i, (name, day) in enumerate(days.items())
+    ]
+    vlmkit("index", stdin=jsonl(embedded("none", [0, 1]), *rows))
+    for field in ("mtime", "taken"):
+        for condition, expected in {
+            ">2019": ["mid", "new"],
+            ">=2019": ["mid", "new", "old"],
+            "<2020": ["old"],
+            "=2023": ["mid"],
+            "!=2023-05": ["new", "old"],
+            "=2023-05-04": ["mid"],
+            "<=2023-05-04": ["mid", "old"],
+            ">2023-05-04": ["new"],
+            ">2023-05-04T09:59": ["mid", "new"],
+            "<2023-05-04 10:00:00": ["old"],
+        }.items():
+            assert filtered(vlmkit, field + condition) == (expected, ""), (field, condition)
+    moment = datetime.fromisoformat(days["mid"]).astimezone()
+    assert filtered(vlmkit, f"mtime>={moment.astimezone(timezone(timedelta(hours=5))).isoformat()}")[0] == [
+        "mid",
+        "new",
+    ]
+    assert filtered(vlmkit, f"mtime<={moment.timestamp():.0f}") == (["mid", "old"], "")
+    for wrong in ("mtime>2023/05/04", "mtime>yesterday", "mtime=2023-13", "taken>4.5.2023", "taken<1700000000"):
+        assert "is a time" in filtered(vlmkit, wrong, code=1)[1]
+
+
+@pytest.mark.parametrize(
+    ("condition", "told", "code"),
+    [
+        ("width>tall", "tall", 1),
+        ("width!=tall", "tall", 0),
+        ("width=true", "true", 1),
+        ("width~4*", "no text", 1),
+        ("city>9", "as a text", 0),
+        ("boxes=cat", "holds objects", 1),
+        ("camera=X", "no record in the index has camera", 1),
+        ("ocr.x=1", "boxes, city, id", 2),
+        ("widht>3", "name width of", 2),
+        ("boxes.lable=cat", "no record has a field boxes.lable", 2),
+        ("width>41", "", 1),
+        ("city=Rome", "", 1),
+        ("tags=x", "", 1),
+    ],
+)
+def test_what_cannot_be_met_is_told(vlmkit, condition: str, told: str, code: int) -> None:
+    box = {"label": "cat", "box": [0, 0, 1, 1]}
+    rows = [embedded("none", [1, 0]), embedded("a", [1, 1], width=40, city="Bern", boxes=[box], tags=[])]
+    vlmkit("index", stdin=jsonl(*rows))
+    said = filtered(vlmkit, condition, code)[1]
+    assert told in said and bool(said) == bool(told)
 
 
 @pytest.mark.parametrize("wrong", ["", "field", "=x", 'a"b=1', "<3"])

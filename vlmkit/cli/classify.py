@@ -39,8 +39,8 @@ def classify(
     """Sort pictures by labels that you choose, without training.
 
     Each record gets `label`, the best one, and `labels`, all of them with probabilities: the softmax over the labels
-    of cosine times the model's own logit scale. A `label` that came without `labels` is the data's own: it stays, and the
-    best label becomes `predicted`. Records that bring an `embedding` of the same model are not opened.
+    of cosine times the model's own logit scale. A `label` that came without `labels` is the data's own: it stays, and
+    the best label becomes `predicted`. Records that bring an `embedding` of the same model are not opened.
     """
     from vlmkit.classify import DEFAULT_TEMPLATE, label_vectors, read_labels
     from vlmkit.classify import classify as classified

@@ -26,7 +26,7 @@ from vlmkit.cli.options import (
 )
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.records import Failed, Record, fingerprint_of
-from vlmkit.io.terminal import Failures, Output, print_table, stdin_is_terminal
+from vlmkit.io.terminal import Failures, Output, print_table, stdin_is_terminal, warn
 from vlmkit.render.contact_sheet import contact_sheet
 from vlmkit.render.preview import Terminal
 
@@ -139,19 +139,19 @@ def search(
 
     --where looks at any field, nested ones as a.b, and at each element of a list, as in labels.label=cat; repeated
     conditions must all hold.
-    Numbers compare as numbers; a record without the field does not match.
+    Numbers compare as numbers; a record without the field does not match. mtime, ctime and taken compare with a year, a
+    date, or a date and time, in local time and as far as it goes: mtime>2024 is after that year, taken=2025-07 in that
+    month.
     """
     from vlmkit.index import Index, index_folder
-    from vlmkit.index.where import parse_condition
     from vlmkit.search.query import Query, load_model
 
     parts = Query(query or [], wanted.image or [], wanted.minus or [], wanted.like or [], wanted.allow_private)
     _check_flags(parts, wanted, chosen)
     _check_files(wanted.queries, shown.output, errors, shown.html)
     form = Form.of(shown)
-    conditions = [parse_condition(text) for text in chosen.where or []]
     with Index(index_folder(index)) as opened, Failures(errors) as failures, ExitStack() as files:
-        among = opened.where(conditions) if conditions else None
+        among = _among(opened, chosen.where or [])
         if wanted.duplicates:
             results: Iterable[Results] = islice(_groups(opened, wanted.threshold, among), chosen.k)
         else:
@@ -165,6 +165,20 @@ def search(
         exit_code = failures.exit_code()
         no_queries = wanted.queries is not None and not failures.seen
     return exit_code or (Exit.OK if count or no_queries else Exit.NOTHING_FOUND)
+
+
+def _among(index: "Index", conditions: list[str]) -> "np.ndarray | None":
+    """The slots that meet `conditions`, None without any; what is wrong with those that nothing meets is told."""
+    from vlmkit.index.where import parse_condition
+
+    if not conditions:
+        return None
+    parsed = [parse_condition(text) for text in conditions]
+    among = index.where(parsed)
+    doubtful = parsed if not len(among) else [c for c in parsed if c.operator not in ("=", "~")]
+    for note in index.explain(doubtful) if doubtful else []:
+        warn(note)
+    return among
 
 
 def _results(

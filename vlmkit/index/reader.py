@@ -13,7 +13,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.index import store
 from vlmkit.index.ann import AnnIndex
 from vlmkit.index.types import choose, flat
-from vlmkit.index.where import Condition, matching
+from vlmkit.index.where import Condition, explain, matching
 from vlmkit.io.records import Record, batched
 
 FETCHED = 500  # records in one query of SQLite; one by one they take longer than the search
@@ -178,6 +178,11 @@ class Index:
     def dump(self) -> Iterator[Record]:
         """Every record with its `embedding` as it is stored (D float16), in the order of the slots."""
         return (record | {"embedding": self.vectors[slot]} for slot, record in self.records())
+
+    def explain(self, conditions: Sequence[Condition]) -> list[str]:
+        """Lines about conditions that no record can meet. Raises VlmkitError for an unknown field."""
+        with store.index_errors(self.folder):
+            return explain(self.db, conditions)
 
     def where(self, conditions: Sequence[Condition]) -> np.ndarray:
         """The slots of the records that meet all `conditions`, ascending, int64."""

@@ -4,11 +4,14 @@ In Python: SQLite's JSON functions cannot go into the objects of lists, compare 
 shell's globs, and parsing a record takes them longer than orjson.
 """
 
+import contextlib
+import difflib
 import fnmatch
 import operator
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +22,21 @@ from vlmkit.io.records import Record, dumps, loads
 
 FORM = re.compile(r"([^=!<>~]+)(!=|>=|<=|=|>|<|~)(.*)", re.DOTALL)
 LITERALS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
+TIMES = {"mtime", "ctime", "taken"}
+DATE = re.compile(r"\d{4}($|-\d\d($|-\d\d($|[T ]\d\d($|:\d\d))))")
+KINDS = {str: "text", int: "number", float: "number", dict: "object", list: "object"}  # else literal
+LISTED = 40  # fields that an error names
+# The fields of records, which a condition may name before any record has them.
+# fmt: off
+FIELDS = {
+    "id", "image", "images", "text", "captions", "question", "answers", "conversations", "conversations.from",
+    "conversations.value", "category", "mtime", "ctime", "bytes", "width", "height", "taken", "camera", "lat",
+    "lon", "hash", "page", "time", "ocr", "model", "embedding", "query", "rank", "score", "label", "labels",
+    "labels.label", "labels.score", "predicted", "caption", "caption_model", "answer", "answer_model", "finish",
+    "confidence", "ms", "tokens", "reasoning", "boxes", "boxes.label", "boxes.box", "boxes.score", "boxes.polygon",
+    "error",
+}
+# fmt: on
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "!=": operator.eq,  # of none of the elements
@@ -49,12 +67,13 @@ def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> np.ndar
     """The slots (ascending, int64) of the rows of table `records` that meet all `conditions`.
 
     A text compares as text, a number as a number, `true`, `false` and `null` equal themselves; `~` is a glob on texts,
-    as a shell's. Of a list, also one on the way to a nested field, any element may meet the condition; for `!=` none
-    may equal the value. A record without the field meets none.
+    as a shell's. A time (see TIMES) compares with a year, a date, or a date and time, in local time and as far as that
+    goes: `mtime=2025` is any time in that year, `mtime>2025` one after it. Of a list, also one on the way to a nested
+    field, any element may meet the condition; for `!=` none may equal the value. A record without the field meets none.
     """
     # Records hold names and texts as vlmkit writes them: looking for these bytes first is quicker.
     spelled = [dumps({name: 0})[1:-3] for condition in conditions for name in condition.field.split(".")]
-    texts = [c.value for c in conditions if c.operator == "=" and c.value not in LITERALS and _number(c.value) is None]
+    texts = [c.value for c in conditions if c.operator == "=" and _kind(c) == "text"]
     spelled += [dumps({"": text})[4:-2] for text in texts]
     quick = " AND ".join(["instr(record, ?)"] * len(spelled)) or "1"
     tests = [(c.field.split("."), c.operator == "!=", _test(c)) for c in conditions]
@@ -69,11 +88,18 @@ def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> np.ndar
 
 
 def _meets(record: Record, names: list[str], negated: bool, test: Callable[[Any], bool]) -> bool:
+    found, elements = _reach(record, names)
+    return found and any(map(test, elements)) != negated
+
+
+def _reach(record: Record, names: list[str]) -> tuple[bool, list[Any]]:
+    """Whether `record` has the field of these names, and its elements: those of a list, or the value itself."""
     elements: list[Any] = [record]
+    found: list[Any] = []
     for name in names:
         found = [element[name] for element in elements if isinstance(element, dict) and name in element]
         elements = [element for value in found for element in (value if isinstance(value, list) else (value,))]
-    return bool(found) and any(map(test, elements)) != negated
+    return bool(found), elements
 
 
 def _test(condition: Condition) -> Callable[[Any], bool]:
@@ -84,8 +110,11 @@ def _test(condition: Condition) -> Callable[[Any], bool]:
         return lambda element: isinstance(element, str) and glob.match(element) is not None
     compare = COMPARE[condition.operator]
     is_literal = value in LITERALS and compare is operator.eq
+    date = _date(value) if condition.field in TIMES else None
 
     def test(element: Any) -> bool:
+        if date is not None and (time := _local_time(element)) is not None:
+            return compare(time[: len(date)], date)
         if isinstance(element, str):
             return compare(element, value)
         if isinstance(element, bool) or element is None:
@@ -93,6 +122,94 @@ def _test(condition: Condition) -> Callable[[Any], bool]:
         return number is not None and isinstance(element, int | float) and compare(element, number)
 
     return test
+
+
+def _kind(condition: Condition) -> str:
+    """What the value of `condition` is: literal, date (only for times, see TIMES), number or text."""
+    if condition.value in LITERALS:
+        return "literal"
+    if condition.field in TIMES and _date(condition.value):
+        return "date"
+    return "text" if _number(condition.value) is None else "number"
+
+
+def _date(value: str) -> str | None:
+    """A year, date, or date and time (with a zone: in local time) in ISO 8601; None for what is none of them."""
+    if not DATE.match(value):
+        return None
+    with contextlib.suppress(ValueError):
+        if len(value) > len("0000-00-00T00:00:00"):
+            return datetime.fromisoformat(value).astimezone().replace(tzinfo=None).isoformat()
+        datetime.fromisoformat(value + "0000-01-01T00:00:00"[len(value) :])
+        return value.replace(" ", "T")
+    return None
+
+
+def _local_time(element: Any) -> str | None:
+    """The ISO 8601 form of a text or of seconds since 1970, in local time; None for what is neither."""
+    if isinstance(element, str):
+        return element
+    if isinstance(element, bool) or not isinstance(element, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(element).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def explain(db: sqlite3.Connection, conditions: Sequence[Condition]) -> list[str]:
+    """A line for each of `conditions` whose value cannot be compared with what the field holds: what to write instead.
+
+    Raises VlmkitError for a field that is neither a field of records nor in the index. Records are read until there is
+    one for each condition with which its value can be compared.
+    """
+    kinds: dict[Condition, set[str]] = {condition: set() for condition in conditions}
+    open_conditions, names = set(conditions), set()
+    for slot, line in db.execute("SELECT slot, record FROM records"):
+        record = parse_record(line, slot)
+        names |= record.keys()
+        for condition in tuple(open_conditions):
+            found, elements = _reach(record, condition.field.split("."))
+            if found:
+                kinds[condition] |= {KINDS.get(type(element), "literal") for element in elements} or {"nothing"}
+                if not _mismatch(condition, kinds[condition]):
+                    open_conditions.remove(condition)
+        if not open_conditions:
+            return []
+    return [
+        _describe(condition, kinds[condition], sorted(names))
+        for condition in conditions
+        if condition in open_conditions
+    ]
+
+
+def _describe(condition: Condition, kinds: set[str], names: list[str]) -> str:
+    what = f"--where {''.join(condition)}: "
+    if kinds:
+        return what + _mismatch(condition, kinds)
+    if condition.field in FIELDS:
+        return what + f"no record in the index has {condition.field}: leave the condition out, or add the field"
+    close = difflib.get_close_matches(condition.field, names, 1)
+    known = ", ".join([*names[:LISTED], *["…"] * (len(names) > LISTED)])
+    raise VlmkitError(
+        what + f"no record has a field {condition.field}", f"name {close[0] if close else 'one'} of: {known}"
+    )
+
+
+def _mismatch(condition: Condition, kinds: set[str]) -> str:
+    """Why the value of `condition` cannot be compared with elements of these kinds; empty where it can."""
+    field, kind, value = condition.field, _kind(condition), condition.value
+    if kinds <= {"object"}:
+        return f"{field} holds objects: name a field in them, as in labels.label"
+    if condition.operator == "~":
+        return "" if kinds & {"text", "nothing"} else f"{field} holds no text: write =, < or > in place of ~"
+    if field in TIMES and kind in ("text", "number") and (kind == "text" or "text" in kinds):
+        return f"{field} is a time, with which {value} cannot be compared: write a date such as 2025-12-31"
+    if kind in ("text", "literal") and kinds == {"number"}:
+        return f"{field} holds numbers, with which {value} cannot be compared: write a number"
+    if kind == "number" and kinds == {"text"} and condition.operator not in ("=", "!="):
+        return f"{field} holds texts, with which {value} is compared as a text: name a field of numbers"
+    return ""
 
 
 def _number(value: str) -> int | float | None:
