@@ -164,7 +164,8 @@ def explain(db: sqlite3.Connection, conditions: Sequence[Condition]) -> list[str
     one for each condition with which its value can be compared.
     """
     kinds: dict[Condition, set[str]] = {condition: set() for condition in conditions}
-    open_conditions, names = set(conditions), set()
+    open_conditions = set(conditions)
+    names: set[str] = set()
     for slot, line in db.execute("SELECT slot, record FROM records"):
         record = parse_record(line, slot)
         names |= record.keys()
