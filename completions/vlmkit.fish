@@ -307,6 +307,7 @@ complete -c vlmkit -n '__fish_seen_subcommand_from download' -l debug -d 'Show a
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -s V -l version -d 'Print the version.'
 complete -c vlmkit -n '__fish_seen_subcommand_from download' -s h -l help -d 'Print the help.'
 complete -c vlmkit -n __fish_use_subcommand -f -a demo -d 'Show what vlmkit does, on photographs that come with Python packages.'
+complete -c vlmkit -n '__fish_seen_subcommand_from demo' -l keep -r -d 'Leave the photographs in DIR/photos and the index in DIR: the examples of the manual run there.'
 complete -c vlmkit -n '__fish_seen_subcommand_from demo' -l device -x -a 'auto cpu cuda mps' -d 'Where models run; auto takes CUDA, then MPS, then the CPU. Default: auto.'
 complete -c vlmkit -n '__fish_seen_subcommand_from demo' -l batch-size -r -d 'Pictures or texts in one batch; auto or 0 for what suits the device. Default: 0.'
 complete -c vlmkit -n '__fish_seen_subcommand_from demo' -l workers -r -d 'Threads that decode; 0 for one a core. Default: 0.'

@@ -13,6 +13,9 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import pages
+from pages import roff
+
 from vlmkit import __version__
 from vlmkit.cli.app import command_line
 from vlmkit.cli.examples import Example, examples
@@ -112,34 +115,29 @@ def _flag(option) -> Flag:
     return Flag(option.opts, value, choices, option.help + default + variable)
 
 
-def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("…", "\\&...")
-    return re.sub(r"^\.", "\\&.", text, flags=re.MULTILINE)
-
-
 def _pairs(title: str, rows: list[tuple[str, str]]) -> Iterator[str]:
     yield f".SH {title}"
     for name, text in rows:
-        yield f".TP\n.B {_roff(name)}\n{_roff(text)}"
+        yield f".TP\n.B {roff(name)}\n{roff(text)}"
 
 
 def _man_page(command: Command) -> str:
     title = f"{PROGRAM}-{command.name}"
     lines = [
         f'.TH {title.upper()} 1 "" "vlmkit {__version__}" "vlmkit manual"',
-        f".SH NAME\n{_roff(title)} \\- {_roff(command.summary.rstrip('.'))}",
-        f".SH SYNOPSIS\n.B {_roff(command.usage)}",
-        f".SH DESCRIPTION\n{_roff(command.summary)}",
-        *(f".PP\n{_roff(paragraph)}" for paragraph in command.text),
+        f".SH NAME\n{roff(title)} \\- {roff(command.summary.rstrip('.'))}",
+        f".SH SYNOPSIS\n.B {roff(command.usage)}",
+        f".SH DESCRIPTION\n{roff(command.summary)}",
+        *(f".PP\n{roff(paragraph)}" for paragraph in command.text),
     ]
     if command.argument:
-        lines.append(f".PP\n.I {_roff(command.argument)}\n{_roff(command.argument_help)}")
+        lines.append(f".PP\n.I {roff(command.argument)}\n{roff(command.argument_help)}")
     flags = [(", ".join(flag.names) + (f" {flag.value}" if flag.value else ""), flag.help) for flag in command.flags]
     lines += _pairs("OPTIONS", flags)
     lines.append(".SH EXAMPLES")
     for example in command.examples:
-        printed = f"\n{_roff(example.prints)}" if example.prints else ""
-        lines.append(f".PP\n{_roff(example.what)}\n.PP\n.nf\n.RS 4\n{_roff(example.line)}{printed}\n.RE\n.fi")
+        printed = f"\n{roff(example.prints)}" if example.prints else ""
+        lines.append(f".PP\n{roff(example.what)}\n.PP\n.nf\n.RS 4\n{roff(example.line)}{printed}\n.RE\n.fi")
     lines += _pairs("EXIT STATUS", EXIT_CODES)
     lines += _pairs("ENVIRONMENT", ENVIRONMENT)
     lines.append(f".SH SEE ALSO\n.BR {PROGRAM} (1)")
@@ -149,7 +147,7 @@ def _man_page(command: Command) -> str:
 def _main_page(table: list[Command]) -> str:
     lines = [
         f'.TH {PROGRAM.upper()} 1 "" "vlmkit {__version__}" "vlmkit manual"',
-        f".SH NAME\n{PROGRAM} \\- {_roff(TAGLINE.rstrip('.').lower())}",
+        f".SH NAME\n{PROGRAM} \\- {roff(TAGLINE.rstrip('.').lower())}",
         f".SH SYNOPSIS\n.B {PROGRAM}\n.I COMMAND\n[OPTION]...",
         ".SH DESCRIPTION\nCommands read and write records, one JSON object a line, so they can be joined by pipes.",
         *_pairs("COMMANDS", [(f"{PROGRAM}-{command.name}(1)", command.summary) for command in table]),
@@ -157,38 +155,6 @@ def _main_page(table: list[Command]) -> str:
         *_pairs("ENVIRONMENT", ENVIRONMENT),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _guide(source: str) -> str:
-    """A page of section 7 from its Markdown: a title `# NAME(7): what it is`, headings, paragraphs, blocks of code."""
-    title, *blocks = re.split(r"\n{2,}(?=\S)", source.strip())
-    name, summary = re.fullmatch(r"# (.+)\(7\): (.+)", title).groups()  # type: ignore[union-attr]
-    lines = [
-        f'.TH {name.upper()} 7 "" "vlmkit {__version__}" "vlmkit manual"',
-        f".SH NAME\n{_roff(f'{name} - {summary}')}",
-    ]
-    lines.append(".SH DESCRIPTION")
-    for block in _blocks(blocks):
-        if block.startswith("## "):
-            lines.append(f".SH {_roff(block[3:].upper())}")
-        elif block.startswith("```"):
-            code = block.split("\n")[1:-1]
-            lines.append("\n".join([".PP\n.nf\n.RS 4", *map(_roff, code), ".RE\n.fi"]))
-        else:
-            lines.append(f".PP\n{re.sub(r'`([^`]+)`', BOLD, _roff(' '.join(block.split())))}")
-    return "\n".join(lines) + "\n"
-
-
-BOLD = r"\\fB\1\\fR"
-
-
-def _blocks(parts: list[str]) -> Iterator[str]:
-    """Paragraphs; a fenced block of code is one, also where blank lines stand in it."""
-    rest = iter(parts)
-    for part in rest:
-        while part.startswith("```") and not part.endswith("\n```"):
-            part += "\n\n" + next(rest)
-        yield part
 
 
 def _bash(table: list[Command]) -> str:
@@ -326,7 +292,9 @@ def documents(root: Path) -> dict[Path, str]:
     table = commands()
     readme = root / "README.md"
     texts = {root / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command) for command in table}
-    texts |= {page.with_suffix(".7"): _guide(page.read_text()) for page in (root / "man").glob("*.md")}
+    for source in (root / "man").glob("*.md"):
+        text = source.read_text()
+        texts[source.with_name(pages.file_name(text))] = pages.page(text)
     return texts | {
         root / "man" / f"{PROGRAM}.1": _main_page(table),
         root / "completions" / f"{PROGRAM}.bash": _bash(table),

@@ -48,21 +48,35 @@ def test_man_pages_have_no_mistakes() -> None:
     groff = shutil.which("groff")
     if groff is None:
         pytest.skip("groff is not installed")
-    for page in sorted((ROOT / "man").glob("*.[17]")):
-        done = subprocess.run([groff, "-man", "-Tutf8", "-ww", "-z", page], capture_output=True)
+    for page in sorted((ROOT / "man").glob("*.[157]")):
+        done = subprocess.run([groff, "-t", "-man", "-Tutf8", "-ww", "-z", page], capture_output=True)
         assert done.returncode == 0 and done.stderr == b"", f"{page.name}: {done.stderr.decode()}"
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "man").glob("*.md")))
+def _code(page: str, language: str) -> str:
+    """All blocks of that language of a page, in their order, as one program."""
+    text = (ROOT / "man" / page).read_text()
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.name for path in (ROOT / "man").glob("*.md") if "```python" in path.read_text())
+)
 def test_the_python_of_a_guide_runs(page: str, vlmkit, photos: Path, tmp_path: Path) -> None:
-    """All blocks of one page, in their order, as one program."""
     shutil.copytree(photos, tmp_path / "photos")
     vlmkit("index", "-i", "./photos.index", stdin=vlmkit("embed", "photos").stdout)
-    text = (ROOT / "man" / page).read_text()
-    program = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert program
+    program = _code(page, "python")
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_tutorial_runs(shell, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    done = shell("set -e\n" + _code("vlmkit-tutorial.md", "sh"))
+    assert done.returncode == 0, done.stderr.decode()
+    planned, answer, *scores = done.stdout.decode().splitlines()
+    assert json.loads(planned)["stage"] == "align" and answer
+    assert [json.loads(score)["metric"] for score in scores] == ["exact"]
 
 
 def test_import_vlmkit_is_light() -> None:
@@ -215,3 +229,15 @@ def test_demo_prints_each_line_and_finds_the_cup(environment: dict[str, str], tm
     assert text.count("\n$ vlmkit ") >= 5
     assert re.search(r'\$ vlmkit search [^\n]*"a cup of coffee"[^\n]*\n[^\n]*coffee\.png', text)
     assert list(tmp_path.iterdir()) == [] or [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_kept_demo_is_where_the_examples_run(shell, tmp_path: Path) -> None:
+    """A second time, too."""
+    for _ in range(2):
+        done = shell("vlmkit demo --keep here")
+        assert done.returncode == 0, done.stderr.decode()
+        assert "Now with your own" in done.stdout.decode()
+    done = shell(
+        "cd here && vlmkit search -i ./demo.index 'a cup of coffee' -k 1 -l && vlmkit classify photos/chelsea.png --labels cat,dog"
+    )
+    assert done.returncode == 0 and done.stdout.startswith(str(tmp_path / "here/photos/coffee.png").encode())

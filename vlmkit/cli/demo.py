@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
-from vlmkit.cli.options import Run
+from vlmkit.cli.options import Run, option
 from vlmkit.errors import Exit, VlmkitError
 
 PHOTOGRAPHS = {
@@ -45,26 +46,39 @@ def collect(folder: Path) -> int:
     return count
 
 
-def _show() -> None:
-    """Print each shell line, then run it. Raises VlmkitError if one fails."""
+def _show(folder: Path) -> None:
+    """Print each shell line, then run it in `folder`. Raises VlmkitError if one fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    with tempfile.TemporaryDirectory(prefix="vlmkit-demo-") as name:
-        folder = Path(name)
-        (folder / "photos").mkdir()
-        count = collect(folder / "photos")
-        print(f"# {count} photographs of scikit-image and scikit-learn are in photos/", flush=True)
-        for line in LINES:
-            print(f"\n$ {line}", flush=True)
-            code = subprocess.run(line, shell=True, cwd=folder, env=os.environ | {"PATH": path}).returncode
-            if code:
-                raise VlmkitError(f"a line of the demo ended with exit code {code}", f"run it yourself: {line}")
-        print('\n# Now yours: vlmkit embed PHOTOS/ | vlmkit index, then vlmkit search "what you look for"', flush=True)
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    count = collect(folder / "photos")
+    print(f"# {count} photographs of scikit-image and scikit-learn are in photos/", flush=True)
+    for line in LINES:
+        print(f"\n$ {line}", flush=True)
+        code = subprocess.run(line, shell=True, cwd=folder, env=os.environ | {"PATH": path}).returncode
+        if code:
+            raise VlmkitError(f"a line of the demo ended with exit code {code}", f"run it yourself: {line}")
+    print(
+        '\n# Now with your own: vlmkit embed PHOTOS/ | vlmkit index, then vlmkit search "what you look for"', flush=True
+    )
 
 
-def demo(run: Run) -> Exit:
+def demo(
+    run: Run,
+    keep: Annotated[
+        Path | None,
+        option(
+            "--keep DIR",
+            "Leave the photographs in DIR/photos and the index in DIR: the examples of the manual run there.",
+        ),
+    ] = None,
+) -> Exit:
     """Show what vlmkit does, on photographs that come with Python packages.
 
-    Prints each command line before it runs it, in a temporary folder. Needs the extra `demo`.
+    Prints each command line before it runs it, in a temporary folder unless --keep names one. Needs the extra `demo`.
     """
-    _show()
+    if keep is not None:
+        _show(keep)
+        return Exit.OK
+    with tempfile.TemporaryDirectory(prefix="vlmkit-demo-") as name:
+        _show(Path(name))
     return Exit.OK
