@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmkit.cli.options import AllowPrivate, Errors, Json, Run, option
+from vlmkit.cli.options import AllowPrivate, Errors, Ignore, Json, Run, option
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, print_table, progress, warn
 
@@ -104,6 +104,7 @@ def download(
     card: Card = None,
     verify: Verify = False,
     errors: Errors = None,
+    ignore: Ignore = None,
     json: Json = False,
 ) -> Exit:
     """Fetch data sets, models, and pictures by URL: complete or not at all, ready to use.
@@ -125,7 +126,7 @@ def download(
         return _print_card(card)
     if not names:
         raise VlmkitError("nothing to download", "name a data set or a model (vlmkit download --list)")
-    with Failures(errors) as failures:
+    with Failures(errors, ignore=ignore, summary=run.summary()) as failures:
         if any(map(_is_list, names)):
             return _fetch_list(run, names, fetching, url_list, failures)
         if url_list != UrlList():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmkit.cli.options import Errors, Format, IndexName, Json, OutputFile, Run, option
+from vlmkit.cli.options import Errors, Format, Ignore, IndexName, Json, OutputFile, Run, option
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
 
@@ -69,6 +69,7 @@ def index(
     files: Files = None,
     index: IndexName = "default",
     errors: Errors = None,
+    ignore: Ignore = None,
     json: Json = False,
 ) -> Exit:
     """Add embedded records to an index, or look after it.
@@ -102,7 +103,7 @@ def index(
     on_wait = silent if run.quiet else cache(warn)  # once
     summary = run.summary(target=f"in {folder}")
     with (
-        Failures(errors, summary=summary) as failures,
+        Failures(errors, ignore=ignore, summary=summary) as failures,
         Writer(folder, changes.type, on_wait) as writer,
         ExitStack() as others,
     ):

@@ -175,6 +175,7 @@ EXCLUDE_HELP = "Skip files and folders of that name in folders; with a slash, of
 IGNORE_HELP = "Failures listed in FILE, of --errors, are known and do not count, unless their file is newer than FILE."
 NO_DEFAULTS_HELP = "Do not skip hidden ones, @eaDir, #recycle, lost+found, node_modules and the like in folders."
 Errors = Annotated[str | None, option("--errors FILE", "Write failed records to FILE: id, image, error.")]
+Ignore = Annotated[str | None, option("--ignore FILE", IGNORE_HELP)]
 EmbedModelName = Annotated[
     str,
     option("-m, --model MODEL", "Model that embeds: a name or a folder.", envvar="VLMKIT_EMBED_MODEL"),
@@ -219,7 +220,7 @@ class Records:
     nul: Nul = False
     allow_private: AllowPrivate = False
     errors: Errors = None
-    ignore: Annotated[str | None, option("--ignore FILE", IGNORE_HELP)] = None
+    ignore: Ignore = None
     json: Json = False
     follow: Annotated[bool, option("--follow", "Follow links to folders in folders; each file is still read once.")] = (
         False

@@ -27,6 +27,7 @@ from vlmkit.cli.options import (
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.records import Failed, Record, fingerprint_of
 from vlmkit.io.terminal import Failures, Output, print_table, stdin_is_terminal, warn
+from vlmkit.io.walk import LeftOut
 from vlmkit.render.contact_sheet import contact_sheet
 from vlmkit.render.preview import Terminal
 
@@ -150,13 +151,15 @@ def search(
     _check_flags(parts, wanted, chosen)
     _check_files(wanted.queries, shown.output, errors, shown.html)
     form = Form.of(shown)
-    with Index(index_folder(index)) as opened, Failures(errors) as failures, ExitStack() as files:
+    left_out = LeftOut()
+    summary = run.summary(left_out, brief=True)
+    with Index(index_folder(index)) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
         among = _among(opened, chosen.where or [])
         if wanted.duplicates:
             results: Iterable[Results] = islice(_groups(opened, wanted.threshold, among), chosen.k)
         else:
             load = partial(load_model, opened, model, partial(run.load, precision=precision, quick_texts=True))
-            found = _results(run, opened, parts, wanted, chosen, cache(load), among)
+            found = _results(run, opened, parts, wanted, chosen, cache(load), among, left_out)
             results = failures.filter_failures(found)
         out = files.enter_context(Output(shown.output))
         page = files.enter_context(Output(shown.html)) if shown.html is not None else None
@@ -189,6 +192,7 @@ def _results(
     chosen: ResultOptions,
     load: "Callable[[], Embedder]",
     among: "np.ndarray | None",
+    left_out: LeftOut,
 ) -> "Iterable[Results | Failed]":
     """The result list of the query, or one for each of --queries; `load` loads the model, if it is needed."""
     from vlmkit.search.query import query_vector, slots_of
@@ -202,7 +206,7 @@ def _results(
     without = frozenset(slots_of(index, query.like))
     options = SearchOptions(chosen.k or RESULTS, among, without, chosen.min_score, reference)
     if wanted.queries is not None:
-        vectors = _embed_queries(run, wanted.queries, index.state.model, load, wanted.allow_private)
+        vectors = _embed_queries(run, wanted.queries, index.state.model, load, wanted.allow_private, left_out)
         return search_each(index, vectors, options, run.batch(QUERY_BATCH))
     model = load() if query.needs_model else None
     return [search_one(index, query_vector(query, index, model), str(query), options)]
@@ -228,7 +232,7 @@ def _check_files(*names: str | None) -> None:
 
 
 def _embed_queries(
-    run: Run, name: str, made_by: str | None, load: "Callable[[], Embedder]", allow_private: bool
+    run: Run, name: str, made_by: str | None, load: "Callable[[], Embedder]", allow_private: bool, left_out: LeftOut
 ) -> "Iterator[Embedded | Failed]":
     """Records of --queries with their vectors: their own where they are by `made_by`, the model of the index."""
     from vlmkit.embed import own_vectors, vectors
@@ -236,7 +240,7 @@ def _embed_queries(
 
     if name == "-" and stdin_is_terminal():
         raise VlmkitError("no queries", "pipe records or lines of text in")
-    items = read_inputs([name], Reading(texts=not is_picture_name(name)))
+    items = read_inputs([name], Reading(texts=not is_picture_name(name), left_out=left_out))
     how: dict[str, Any] = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": allow_private}
     return own_vectors(items, fingerprint_of(made_by or ""), lambda some: vectors(some, load(), reuse=True, **how))
 
