@@ -8,7 +8,7 @@ import pytest
 from helpers import jpeg, jsonl, picture, records, tar
 
 from vlmkit.io.records import is_blob
-from vlmkit.io.walk import LeftOut, Walk, WalkOptions
+from vlmkit.io.walk import LeftOut, Walk, WalkOptions, normalized_glob
 
 
 def images(done) -> list[str]:
@@ -75,7 +75,9 @@ def test_what_nobody_means_and_what_is_excluded(vlmkit, walk, tmp_path: Path) ->
     assert walk() == ["a.jpg", "b.PNG", "x/raw/y.jpg"] and walk.left_out.excluded == 3
     assert walk(default_excludes=False) == sorted(names)
     assert walk(exclude=("raw", "*.PNG")) == ["a.jpg"]
-    assert walk(exclude=("x/raw",)) == ["a.jpg", "b.PNG"] and walk(exclude=("raw/*",)) == walk()
+    for glob in ("raw", "raw/", "**/raw", "./x/raw", "x/raw/*", "/x"):
+        assert walk(exclude=(normalized_glob(glob),)) == ["a.jpg", "b.PNG"]
+    assert walk(exclude=(normalized_glob("/raw"),)) == walk(exclude=(normalized_glob("raw/*"),)) == walk()
     assert walk("in/@eaDir") == ["t.jpg"] and walk("in/.h", exclude=(".h",)) == ["w.jpg"]
     tar(tmp_path / "s.tar", {"@eaDir/a.jpg": jpeg(), "in/b.jpg": jpeg(), "in/c.jpg": jpeg()})
     assert images(vlmkit("embed", "s.tar", "--exclude", "c.*")) == ["b.jpg"]

@@ -236,9 +236,11 @@ class Records:
     def reading(self, *, texts: bool = False, piped_picture: bool = False) -> "Reading":
         """How INPUT is read; `texts`: lines are texts, whatever they begin with."""
         from vlmkit.io.inputs import Reading
-        from vlmkit.io.walk import WalkOptions
+        from vlmkit.io.walk import WalkOptions, normalized_glob
 
-        walk = WalkOptions(self.follow, tuple(self.exclude or ()), not self.no_default_excludes)
+        walk = WalkOptions(
+            self.follow, tuple(filter(None, map(normalized_glob, self.exclude or ()))), not self.no_default_excludes
+        )
         return Reading(texts, self.nul, self.images, piped_picture, records=not texts, walk=walk)
 
     def check(self, inputs: list[str] | None) -> list[str]:

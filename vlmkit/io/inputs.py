@@ -292,7 +292,7 @@ def _picture(path: str, source: Bytes | None = None, fields: Record | None = Non
     try:
         path.encode()
     except UnicodeEncodeError:
-        return _failed(path, "the file name is not UTF-8")
+        return _failed(path, "the file name is not UTF-8", "rename it")
     return Item({"id": path, "image": path} | (fields or {}) | {"image": path}, source)
 
 

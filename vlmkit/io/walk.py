@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from vlmkit.io.sources import is_picture_name, reader_of
+from vlmkit.io.tar import COMPRESSED_SUFFIXES
 
 # What file servers, systems and tools make for themselves, in lower case: thumbnails, what was thrown away, snapshots.
 MACHINE_FOLDERS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "#snapshot", "@recently-snapshot"}
@@ -16,18 +17,19 @@ MACHINE_FOLDERS |= {"lost+found", "system volume information", "__macosx", "node
 KINDS = {
     "RAW": "3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f",
     "video": "3g2 3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv qt vob webm wmv",
-    "": "jxl psd psb xcf kra ora clip ai eps ps svg svgz pdf djvu zip rar 7z tgz gz bz2 xz zst cbz cbr "
+    "": "jxl psd psb xcf kra ora clip ai eps ps svg svgz pdf djvu zip rar 7z cbz cbr "
     "tga ico icns dds exr hdr jxr wdp emf wmf pcx sgi xbm xpm fits fit dcm nii",
 }
 KIND_OF = {suffix: kind or suffix for kind, suffixes in KINDS.items() for suffix in suffixes.split()}
+KIND_OF |= {suffix[1:]: "compressed tar" for suffix in COMPRESSED_SUFFIXES}
 
 
 @dataclass(frozen=True, slots=True)
 class WalkOptions:
     """How folders are walked: whether links to folders are followed, and what is skipped.
 
-    `exclude` are globs for names, or with a slash for paths below the folder that was named. With `default_excludes`
-    hidden ones are skipped, and folders that only machines mean.
+    `exclude` are globs for names, or those that begin with a slash for paths below the folder that was named. With
+    `default_excludes` hidden ones are skipped, and folders that only machines mean.
     """
 
     follow: bool = False
@@ -39,12 +41,20 @@ class WalkOptions:
         name = path[path.rfind("/") + 1 :]
         if self.default_excludes and (name.startswith(".") or name.lower() in MACHINE_FOLDERS):
             return True
-        return any(fnmatchcase(path if "/" in glob else name, glob) for glob in self.exclude)
+        return any(fnmatchcase(f"/{path}" if glob[0] == "/" else name, glob) for glob in self.exclude)
 
     def skips_within(self, path: str) -> bool:
         """Whether a part of `path` is skipped, so that a walk does not come to its end."""
         parts = path.split("/")
         return any(self.skips("/".join(parts[: end + 1])) for end in range(len(parts)))
+
+
+def normalized_glob(glob: str) -> str:
+    """A glob of the user's as WalkOptions takes it: `x/`, `./x/y` and `**/x` are `x`, `/x/y` and `x`."""
+    glob = glob.rstrip("/").removeprefix("./")
+    while glob.startswith("**/"):
+        glob = glob[3:]
+    return f"/{glob.lstrip('/')}" if "/" in glob else glob
 
 
 class LeftOut:
@@ -82,7 +92,9 @@ class LeftOut:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1][1:].lower()
+    lower = name.lower()
+    tar = next(filter(lower.endswith, COMPRESSED_SUFFIXES), None)
+    return (tar or os.path.splitext(lower)[1])[1:]
 
 
 def looks_like_input(name: str) -> bool:
