@@ -129,6 +129,12 @@ def test_whole_tars_end_in_different_ways(tmp_path: Path, padding: int) -> None:
     assert read(path) == ([f"{name}.jpg" for name in NAMES], [])
 
 
+def test_records_for_tapes_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    path = packed(tmp_path, "--blocking-factor=512", "--label=b.jpg", "a.jpg")
+    assert path.stat().st_size == 512 * 512 and read(path) == (["a.jpg"], [])
+
+
 def test_tars_one_behind_the_other_are_whole(tmp_path: Path) -> None:
     shard(tmp_path / "1.tar", ["a", "b"])
     shard(tmp_path / "2.tar", ["c"])

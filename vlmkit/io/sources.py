@@ -142,7 +142,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
             if (member := _open_member(path)) is not None:
                 return member
         reason = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
             reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
         raise PictureError(reason) from None
 

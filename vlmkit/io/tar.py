@@ -16,8 +16,10 @@ COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"
 COMPRESSED_TAR = "a compressed tar, whose members cannot be opened one by one; unpack it to .tar first"
 MAX_DEPTH = 8  # tar files in tar files
 MAX_LINKS = 40  # one behind the other, as the kernel has it
-BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
-MAX_PADDING = RECORD + BLOCK  # at the end: two blocks of zeros or more, up to a multiple of RECORD
+BLOCK = tarfile.BLOCKSIZE
+RECORD = tarfile.RECORDSIZE  # a tar ends in two blocks of zeros or more, up to a multiple of that, or of one for tapes
+TAPE_RECORDS = [1 << bits for bits in range(17, 21)]
+NOT_FILES = (*tarfile.SUPPORTED_TYPES, b"V", b"D")  # GNU's labels and lists of folders; others are files, by POSIX
 ZEROS = bytes(1 << 20)
 CHECKSUM = re.compile(rb" *[0-7]+[ \0]*")
 EXTENDED = (b"x", b"g", b"X", b"L", b"K")  # headers whose data, such as long names, are read at once
@@ -114,21 +116,18 @@ class _Headers:
                     continue
                 found, has_zeros_only = self._next_header(at)
                 size, ended = found - at, found == self._end
-                is_end = (
-                    size <= MAX_PADDING if ended else 2 * BLOCK <= size <= MAX_PADDING and not (found - part) % RECORD
-                )
-                if has_zeros_only and is_end:
+                if has_zeros_only and _is_padding(size, found - part, is_last=ended):
                     part = found
                 else:
                     what = "zeros" if has_zeros_only else "bytes that are no member"
-                    self._add(f"{size} {what} from byte {at - self._start} on")
+                    self._add(f"{size} {what} at byte {at - self._start}")
                 at = found
             if not ended:
                 self._add("unexpected end of data: the blocks that mark the end are missing")
         except OSError as error:
             self._add(error.strerror or str(error))
         if self._places > 1:
-            self.damage += f", and {self._places - 1} more such places"
+            self.damage += f", and at {self._places - 1} more"
 
     def _add(self, damage: str) -> None:
         self.damage = self.damage or damage
@@ -173,8 +172,15 @@ def _is_header(block: bytes) -> bool:
         return False
 
 
+def _is_padding(zeros: int, size: int, *, is_last: bool) -> bool:
+    """Whether so many zeros are the end of a tar that has `size` bytes with them, not what was never written."""
+    if not is_last:
+        return 2 * BLOCK <= zeros <= RECORD + BLOCK and size % RECORD == 0
+    return zeros <= RECORD + BLOCK or any(size % record == 0 and zeros <= record + BLOCK for record in TAPE_RECORDS)
+
+
 def _is_file(member: tarfile.TarInfo) -> bool:
-    return member.isreg() or member.type not in tarfile.SUPPORTED_TYPES  # those count as regular, by POSIX
+    return member.isreg() or member.type not in NOT_FILES
 
 
 def _data_end(member: tarfile.TarInfo) -> int:
