@@ -197,6 +197,21 @@ def test_failed_queries(vlmkit, indexed: Path, tmp_path: Path) -> None:
     assert vlmkit("search", "--queries", "-", stdin=b"", code=0).stdout == b""
 
 
+def test_words_that_the_model_does_not_know_are_named(vlmkit, photos: Path, indexed: Path) -> None:
+    """Wherever a text goes to a model, in one line; punctuation is not a word."""
+    told = {
+        "σκύλος": vlmkit("search", "a cat and a σκύλος", "-k", 1),
+        "東京": vlmkit("search", "a cat", "--minus", "東京", "-k", 1),
+        "🚀": vlmkit("search", "--queries", "-", "-k", 1, stdin="a rocket\na 🚀\na 🚀\n".encode()),
+        "кошка": vlmkit("classify", photos / "chelsea.png", "--labels", "cat,кошка"),
+        "חתול": vlmkit("embed", "--text", stdin="a חתול\na cat\n".encode()),
+    }
+    for word, done in told.items():
+        assert done.stderr.count(b"\n") == 1 and f" {word}:" in done.stderr.decode() and done.stdout
+    for known in ("a cat", "“a café”… the cat’s — naïve 2", "qwfpgj"):
+        assert not vlmkit("search", known, "-k", 1).stderr
+
+
 @pytest.mark.parametrize("model", ["toy@0123456789ab", None])
 def test_own_vectors_need_no_model(vlmkit, model: str | None) -> None:
     axes = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]

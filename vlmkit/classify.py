@@ -42,7 +42,7 @@ def label_vectors(embedder: Embedder, labels: Sequence[str], templates: Sequence
         if "{}" not in template:
             raise VlmkitError(f"the template {template!r} has no {{}}", "write {} where the label goes")
     prompts = [template.replace("{}", label) for label in labels for template in templates]
-    vectors = np.concatenate([embedder.embed_texts(batch) for batch in batched(prompts, 256)])
+    vectors = np.concatenate([embedder.embed_user_texts(batch) for batch in batched(prompts, 256)])
     means = vectors.reshape(len(labels), len(templates), -1).mean(axis=1)
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 

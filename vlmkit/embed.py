@@ -81,7 +81,7 @@ class Encode(BatchStage):
         pictures = [entry.picture for entry in batch if entry.picture is not None]
         texts = [entry.text for entry in batch if entry.text is not None]
         of_pictures = iter(self.model().embed_images(np.stack(pictures)) if pictures else ())
-        of_texts = iter(self.model().embed_texts(texts) if texts else ())
+        of_texts = iter(self.model().embed_user_texts(texts) if texts else ())
         vectors: list[np.ndarray] = []
         for entry in batch:
             if entry.vector is not None:

@@ -34,12 +34,14 @@ from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import loads
+from vlmkit.io.terminal import warn
 from vlmkit.models.batching import BatchSize
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+NAMED_WORDS = 20  # that one line names
 ENDPOINT = "openai:"  # begins the name of a model that an endpoint serves
 
 
@@ -94,6 +96,23 @@ class Embedder(Model, ABC):
     @abstractmethod
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
         """N texts -> N x D float32, L2-normalised."""
+
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        """The words in `texts` that the model has no token for: to it they are all the same."""
+        return []
+
+    def embed_user_texts(self, texts: list[str]) -> "np.ndarray":
+        """`embed_texts` for what a user wrote: unknown words are named on standard error, each once."""
+        new = [word for word in dict.fromkeys(self.unknown_words(texts)) if word not in self._named_words]
+        if new and len(self._named_words) < NAMED_WORDS:
+            more = ", …" if len(new) > NAMED_WORDS else ""
+            warn(f"the model does not know {', '.join(new[:NAMED_WORDS])}{more}: use words of a language that it knows")
+        self._named_words.update(new)
+        return self.embed_texts(texts)
+
+    @cached_property
+    def _named_words(self) -> set[str]:
+        return set()
 
 
 @dataclass(frozen=True, slots=True)

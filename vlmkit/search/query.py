@@ -66,7 +66,7 @@ def query_vector(query: Query, index: Index, model: Embedder | None) -> np.ndarr
         files = [weighted_file(name) for name in query.images]
         weights += [weight for weight, _ in texts + files]
         if texts:
-            vectors.append(model.embed_texts([text for _, text in texts]))
+            vectors.append(model.embed_user_texts([text for _, text in texts]))
         if files:
             pictures = [_open(model, name, query.allow_private) for _, name in files]
             vectors.append(model.embed_images(np.stack(pictures)))

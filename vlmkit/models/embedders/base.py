@@ -4,10 +4,12 @@ import contextlib
 import time
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import CPU, CUDA_FIRST, CUDA_LARGEST, BatchSize
+from vlmkit.models.embedders.tokenizers import unknown_words
 from vlmkit.models.types import Embedder, Hardware
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ class TorchEmbedder(Embedder):
     def fast_tokenizer(self) -> FastTokenizer | None:
         """The same tokenizer without PyTorch, if there is one."""
         return None
+
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        fast = self._fast_tokenizer
+        return unknown_words(fast.tokenizer, texts) if fast else []
+
+    @cached_property
+    def _fast_tokenizer(self) -> FastTokenizer | None:
+        return self.fast_tokenizer()
 
     def picture_inputs(self, pictures: "torch.Tensor") -> "Inputs":
         """What `encode_images` takes, from a stack of what `preprocess` makes."""

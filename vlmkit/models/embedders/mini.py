@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.embedders.tokenizers import unknown_words
 from vlmkit.models.resolve import MINI_FOLDER, Checkpoint
 from vlmkit.models.types import Embedder, Hardware
 
@@ -60,6 +61,9 @@ class Mini(Embedder):
         tokenizer = open_tokenizer(self.folder / "tokenizer.json")
         tokenizer.enable_truncation(CONTEXT)
         return tokenizer
+
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        return unknown_words(self._tokenizer, texts)
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         return preprocess(image)

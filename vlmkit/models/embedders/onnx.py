@@ -56,6 +56,9 @@ class OnnxTextEncoder(Embedder):
             self._towers = self._export()
         return self._towers.embed_texts(texts)
 
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        return (self._towers or self._model).unknown_words(texts)
+
     def _export(self) -> OnnxTowers | TorchEmbedder:
         on_cpu = self._model if self._model.device == "cpu" else self._open_model(Hardware("cpu"))
         self._warn("writing the model's text tower into the cache, once: the next search is quicker")
@@ -103,3 +106,6 @@ class Int8Embedder(Embedder):
 
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
         return self._towers.embed_texts(texts)
+
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        return self._towers.unknown_words(texts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vlmkit.io.files import cache_folder
-from vlmkit.models.embedders.tokenizers import clean_text
+from vlmkit.models.embedders.tokenizers import clean_text, unknown_words
 from vlmkit.models.fingerprint import fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class OnnxTowers:
         return np.concatenate(
             [np.zeros((0, self.dim), np.float32), *(self.run("text", self.tokens(batch)) for batch in batches)]
         )
+
+    def unknown_words(self, texts: list[str]) -> list[str]:
+        return unknown_words(self._tokenizer, texts)
 
     def tokens(self, texts: Sequence[str]) -> "dict[str, np.ndarray]":
         """What the text tower takes, each N x T int64."""
