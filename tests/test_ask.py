@@ -267,6 +267,12 @@ def test_a_file_of_that_name_is_no_question(tmp_path: Path, monkeypatch: pytest.
     assert split(["what"]) == (["what"], None)
 
 
+def test_a_mark_on_the_command_line_needs_a_picture_too(vlmkit, folder: Path) -> None:
+    for arguments in (["<image> what is it?"], ["some/a.png", "from <image> to <image>"]):
+        assert b"picture of an <image> mark is missing" in vlmkit("ask", *arguments, code=2).stderr
+    assert b"end a question with ?" in vlmkit("ask", "some/a.png", "read letter.pdf", code=2).stderr
+
+
 def test_text_is_read_from_pictures_alone(vlmkit, folder: Path, model: str) -> None:
     """A folder that is missing, named without a slash, is not asked as a question."""
     assert b"pages: no picture" in vlmkit("ask", "pages", "--ocr", "-m", "openai:x", code=2).stderr
@@ -280,6 +286,7 @@ def test_text_is_read_from_pictures_alone(vlmkit, folder: Path, model: str) -> N
         ({"image": None, "picture": {"path": "a.png"}}, "picture"),
         ({"media": ["https://example.org/a.jpg?size=2"]}, "media"),
         ({"image_id": 4711}, "image_id"),
+        ({"film": "clips/a.mov"}, "film"),
         ({"image": "some/a.png", "image_2": "some/b.png"}, "image_2"),
         ({"image": "some/a.png", "images": ["some/b.png"]}, '"image" and "images"'),
         ({"image": "data:image/png;base64,AAAA"}, "holds a picture"),

@@ -38,10 +38,14 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(array).resize(size) for array, size in zip(noise(len(SIZES)), SIZES, strict=True)]
 
 
-def documented(folder: Path, shown: list[Image.Image], question: str) -> str:
-    """apply_chat_template, processor(text, images), generate, decode what is new."""
+def _text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+def documented(folder: Path, shown: list[Image.Image], question: str | list[dict[str, str]]) -> str:
+    """apply_chat_template, processor(text, images), generate, decode what is new; a list is all parts of the turn."""
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    content = [{"type": "image"} for _ in shown] + [{"type": "text", "text": question}]
+    content = question if isinstance(question, list) else [*[{"type": "image"}] * len(shown), _text(question)]
     said = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[prompt], images=shown or None, return_tensors="pt")
@@ -135,6 +139,28 @@ def test_boxes_come_in_pixels_of_the_original(place: Path, family: str, monkeypa
     assert answer.text == "a dog" and answer.finish == "stop"
     (box,) = answer.boxes
     assert box["label"] == "a dog" and box["box"] == pytest.approx([50, 60, 150, 120], abs=1)
+
+
+@pytest.mark.parametrize("family", [*REPLIES])
+def test_attention_maps_are_of_the_picture_in_its_place(place: Path, family: str) -> None:
+    """Each token of the answer is one more than the processor knew kinds of."""
+    model: Any = load_chat_model(str(made(place, family)))
+    for prompt in ("what color is it?", "is <image> red?"):
+        request = Request(prompt, [model.preprocess(pictures()[0])])
+        found = model.attention(request, "a red car")
+        assert len(found.words) > 0 and all(abs(attention.sum() - 1) < 1e-3 for _, attention in found.words)
+
+
+def test_pictures_stand_where_their_marks_are(place: Path) -> None:
+    """As in the documented call with parts in that order."""
+    folder = made(place, "qwen2_vl")
+    shown = pictures()[:2]
+    model = load_chat_model(str(folder))
+    (answer,) = model.answer([Request("from <image> to <image>, what?", shown)], Sampling(MOST))
+    here = {"type": "image"}
+    assert isinstance(answer, Answer)
+    assert answer.text == documented(folder, shown, [_text("from"), here, _text("to"), here, _text(", what?")])
+    assert answer.text != documented(folder, shown, "from to , what?")
 
 
 PREFIXES = ["answer en what color is the car?", "caption en", "ocr", "detect a car", "detect man ; boat"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
 from vlmkit.io.inputs import Item
+from vlmkit.io.pictures import picture_names
 from vlmkit.io.records import Failed, Record, decode_embedding, fingerprint_of, to_float16, unless_failed
 from vlmkit.io.sources import Memory, PictureError, content_hash, file_facts, is_url
 from vlmkit.models.load import load_embedder
@@ -58,7 +59,7 @@ class Decode(Stage):
         try:
             if is_reusable(item.record, self.reuse):
                 return Prepared(item.record, vector=decode_embedding(item.record.get("embedding")))
-            if self.texts or item.record.get("image") is None:
+            if self.texts or item.record.get("image") in (None, ""):
                 return Prepared(item.record, text=_text(item.record))
             return _picture(item, self.model())
         except (PictureError, ValueError) as error:
@@ -194,6 +195,7 @@ def is_reusable(record: Record, fingerprint: str | None) -> bool:
 def _text(record: Record) -> str:
     text = record.get("text")
     if not isinstance(text, str):
+        picture_names(record)  # raises ValueError that names a field with another picture
         raise ValueError("neither image nor text to embed" if text is None else "text is not a string")
     return text
 

@@ -13,16 +13,14 @@ from vlmkit.io.pictures import FOREIGN_MARK, MARK, RecordError, picture_names
 from vlmkit.io.records import Failed, Record, unless_failed
 from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
 from vlmkit.io.terminal import stdin_is_terminal
+from vlmkit.io.walk import looks_like_input
 from vlmkit.models.boxes import EVERYTHING
 
 # The questions of records without one, by task.
 DEFAULT_QUESTIONS = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
-# What the names of films, documents and records end in.
-SUFFIXES = re.compile(
-    r"\.(jsonl?|safetensors|parquet|[ct]sv|txt|md|rtf|html?|xml|pdf|ps|eps|djvu|epub|docx?|od[tsp]|xlsx?|pptx?|zip|7z|rar"
-    r"|t?gz|bz2|xz|zst|mp4|m4v|mov|mkv|webm|avi|wmv|flv|mpe?g|m2?ts|ogv|3gp|jxl|svg|psd|ico|tga|exr|dng|cr[23w]|nef|arw"
-    r"|raf|rw2|orf|raw)",
-    re.IGNORECASE,
+# What the names of documents and records end in.
+DOCUMENT = re.compile(
+    r"\.(jsonl?|safetensors|parquet|[ct]sv|txt|md|rtf|html?|xml|epub|docx?|od[tsp]|xlsx?|pptx?|tar)", re.I
 )
 PATH = re.compile(r"(~?/|\.\.?/|[a-z][a-z0-9+.-]*://)\S*|\S*/\S*\*\S*", re.IGNORECASE)  # one word, and no question
 SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply", "system": "system"}
@@ -64,13 +62,13 @@ def split(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def _is_input(argument: str) -> bool:
-    """Whether `argument` is there, or is the name of what may be missing; with other words a name is asked about."""
-    if argument == "-" or exists(argument):
+    """Whether something is at `argument`, or it looks like the name of what should be there."""
+    if argument == "-" or exists(argument) or argument.endswith("/") or PATH.fullmatch(argument):
         return True
     name = argument.partition("#")[0]  # of a page or a moment
-    if SUFFIXES.fullmatch(os.path.splitext(name)[1]) or is_picture_name(name) or reader_of(name) is not None:
+    if is_picture_name(name) or looks_like_input(name) or reader_of(name) is not None:
         return True
-    return argument.endswith("/") or PATH.fullmatch(argument) is not None
+    return DOCUMENT.fullmatch(os.path.splitext(name)[1]) is not None
 
 
 def to_ask(inputs: list[str], question: str | None, how: Reading, default: str | None = None) -> Conversation:
@@ -81,7 +79,7 @@ def to_ask(inputs: list[str], question: str | None, how: Reading, default: str |
     """
     parts = list(_parts(inputs, how))
     if not parts and question is not None and inputs in ([], ["-"]):
-        return Conversation([ChatSample({"id": question, "question": question})], single=True)
+        return Conversation(_with_question([ChatSample({"id": question})], question, None), single=True)
     if not parts and not inputs and stdin_is_terminal():
         raise VlmkitError("nothing to ask", 'name pictures and a question: vlmkit ask photo.jpg "what is this?"')
     named = [item for is_named, items in parts if is_named for item in items]
@@ -106,6 +104,8 @@ def to_caption(inputs: list[str], how: Reading) -> Conversation:
 def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
     """The items of each INPUT, and whether it is a single picture; an empty standard input is left out."""
     if inputs:
+        if " " in inputs[-1] and not exists(inputs[-1]):
+            raise VlmkitError(f"{inputs[-1]}: no such file or folder", "check the name, or end a question with ?")
         read_inputs(inputs, how)  # raises VlmkitError for a missing path, before anything is read
     for path in inputs or ([] if stdin_is_terminal() else ["-"]):
         items = read_inputs([path], how)
@@ -184,7 +184,7 @@ def _marked(earlier: list[tuple[str, str]], prompt: str, pictures: int) -> tuple
     texts = [*(text for text, _ in earlier), prompt]
     marks = sum(text.count(MARK) for text in texts)
     if marks > pictures or (not pictures and any(map(FOREIGN_MARK.search, texts))):
-        count = f" ({marks} marks, {pictures} pictures)" if pictures else ""
+        count = f" (marks: {marks}, pictures: {pictures})" if pictures else ""
         remedy = f'name it in "image", or remove the {MARK} mark'
         raise RecordError(f"the picture of an {MARK} mark is missing{count}", remedy)
     if 0 < marks < pictures:

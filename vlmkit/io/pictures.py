@@ -7,6 +7,7 @@ from typing import Any
 
 from vlmkit.io.records import Record
 from vlmkit.io.sources import is_picture_name, is_url
+from vlmkit.io.walk import KIND_OF
 
 MARK = "<image>"  # the place of a picture in a text, as in LLaVA's data
 # How other data sets and templates write that.
@@ -113,4 +114,5 @@ def _names_picture(key: str, value: Any) -> bool:
 def _is_reference(value: str) -> bool:
     if value[:11].lower() == "data:image/":
         return True
-    return is_picture_name(re.split("[?#]", value)[0] if is_url(value) else value)
+    name = re.split("[?#]", value)[0] if is_url(value) else value
+    return is_picture_name(name) or KIND_OF.get(os.path.splitext(name)[1][1:].lower()) in ("RAW", "video")
