@@ -15,6 +15,7 @@ import typer.core
 from vlmkit import __version__
 from vlmkit.cli.examples import examples
 from vlmkit.errors import Exit, VlmkitError, one_line
+from vlmkit.io.images import MAX_PIXELS_VARIABLE
 from vlmkit.io.terminal import Output, stderr_is_terminal, warn
 
 if TYPE_CHECKING:
@@ -93,6 +94,12 @@ def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
     return text
 
 
+def _hand_on_max_pixels(number: int | None) -> int | None:
+    if number is not None:
+        os.environ[MAX_PIXELS_VARIABLE] = str(number)
+    return number
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """The options that every command has."""
@@ -108,6 +115,16 @@ class Run:
     ] = AUTO
     workers: Annotated[int, option("--workers N", "Threads that decode; 0 for one a core.", min=0)] = 0
     seed: Annotated[int | None, option("--seed N", "Seed of everything random; 0 by default.", min=0)] = None
+    max_pixels: Annotated[
+        int | None,
+        option(
+            "--max-pixels N",
+            "Refuse pictures of more pixels; 500,000,000 by default.",
+            min=1,
+            envvar=MAX_PIXELS_VARIABLE,
+            callback=_hand_on_max_pixels,
+        ),
+    ] = None
     quiet: Annotated[bool, option("-q, --quiet", "No progress and no notes; errors are still printed.")] = False
     verbose: Annotated[bool, option("-v, --verbose", "Say which model, device and precision are used.")] = False
     debug: Annotated[bool, option("--debug", "Show a traceback when something fails.")] = False

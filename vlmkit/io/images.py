@@ -2,16 +2,18 @@
 
 Decoders run in threads that cannot be stopped inside C code, so what is known to make decoding very slow (too
 many pixels, too many scans) is refused first. Decoders of PNG, GIF, TIFF and WebP accept an incomplete
-file, so `check_integrity` looks for its end; those of other formats report an incomplete file.
+file, so `io.formats` looks for its end; those of other formats report an incomplete file.
 """
 
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vlmkit.io.formats import check_integrity, eight_bit, without_metadata
 from vlmkit.io.sources import Bytes, PictureError
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF"]  # EPS would run Ghostscript
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+HUGE = 178_956_970  # pixels from which on what cannot be decoded at a fraction of its size is reduced at once
+AVERAGED = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")  # modes whose pixels can be
 LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
 DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
 ORIENTATION = 0x0112  # the EXIF tag
@@ -33,10 +37,11 @@ TURNS = {
     8: "ROTATE_90",
 }
 SIDEWAYS = (5, 6, 7, 8)
-JPEG_END, GIF_END = b"\xff\xd9", b";"
-MAX_SCANS = 500  # of a progressive JPEG: encoders write about ten; each costs a pass over all pixels
-STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and lengths of strips, of tiles
+JPEG_END = b"\xff\xd9"
+MAX_PIXELS = 500_000_000  # by default, against files that claim to have more than any camera or scanner writes
+MAX_PIXELS_VARIABLE = "VLMKIT_MAX_PIXELS"  # in the environment, which processes of a data loader share
 
+_opening = threading.Lock()
 _large = threading.Lock()
 _libtiff = threading.local()
 
@@ -47,11 +52,11 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
     `width` and `height` are in pixels of the original. With `size`, a JPEG may be decoded at a fraction of its size,
     with no side under 1.6 times `size` (Pillow's `draft`, which scales in the DCT domain). Of an animation it is the
     first frame, of several pages the first. Embedded colour profiles are ignored, as the models' own
-    libraries do. Pictures of more than 178,956,970 pixels, Pillow's limit, are refused. Raises PictureError.
+    libraries do. Pictures of more than `max_pixels` are refused. Raises PictureError.
     """
     from PIL import Image
 
-    data = _read(source)
+    data = without_metadata(_read(source))
     with _picture_errors(data), _opened(data) as image:
         width, height = image.size
         check_integrity(image, data)
@@ -61,7 +66,7 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
         with _large if width * height > LARGE else nullcontext():
             _load(image)
             orientation = _orientation(image)
-            upright = _rgb(_eight_bit(image))
+            upright = _rgb(eight_bit(_reduced(image, size)))
             if orientation in TURNS:
                 upright = upright.transpose(Image.Transpose[TURNS[orientation]])
         return upright, *((height, width) if orientation in SIDEWAYS else (width, height))
@@ -73,7 +78,7 @@ def check_picture(source: Bytes) -> None:
     A JPEG that ends as it should and a PNG whose checksums are right are not decoded, which is ten times as fast;
     others are. Damage in the middle of a JPEG is found only when it is opened.
     """
-    data = _read(source)
+    data = without_metadata(_read(source))
     with _picture_errors(data), _opened(data) as image:
         check_integrity(image, data)
         if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(JPEG_END)):
@@ -97,8 +102,6 @@ def _picture_errors(data: bytes) -> Iterator[None]:
         yield
     except PictureError:
         raise
-    except Image.DecompressionBombError:
-        raise PictureError("too many pixels to be opened safely (the limit is 178,956,970)") from None
     except Image.UnidentifiedImageError:
         raise PictureError(_what_it_is(data)) from None
     except MemoryError:
@@ -112,7 +115,22 @@ def _opened(data: bytes) -> "Image":
 
     if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
         _register_heif()
-    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "HEIF" or name in Image.OPEN])
+    formats = [name for name in FORMATS if name != "HEIF" or name in Image.OPEN]
+    with _opening:  # Pillow has one limit for the whole process, which may not be ours
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if image.width * image.height > max_pixels():
+        size = f"{image.width:,} x {image.height:,}"
+        raise PictureError(f"too many pixels: {size}; the limit is {max_pixels():,}, --max-pixels N sets another")
+    return image
+
+
+def max_pixels() -> int:
+    """How many pixels a picture may have: `--max-pixels`, which is handed on in the environment."""
+    return int(os.environ.get(MAX_PIXELS_VARIABLE) or MAX_PIXELS)
 
 
 def _register_heif() -> None:
@@ -125,6 +143,8 @@ def _register_heif() -> None:
 
 def _what_it_is(data: bytes) -> str:
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return "a TIFF of a kind that is not supported (bits, colours, planes or compression): save it with 8 bits"
     if b"<svg" in head:
         return "an SVG drawing, not a picture of pixels"
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
@@ -141,17 +161,12 @@ def _orientation(image: "Image") -> int:
     return found if found in TURNS else 1
 
 
-def _eight_bit(image: "Image") -> "Image":
-    """16-bit and float grey scaled to 8 bits: Pillow's own conversion would clip it to white."""
-    import numpy as np
-    from PIL import Image
-
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+def _reduced(image: "Image", size: int | None) -> "Image":
+    """A huge picture at a fraction of its size, no side under 1.6 times `size`: further steps make copies of it."""
+    factor = int(min(image.size) / (DRAFT_MARGIN * size)) if size else 0
+    if image.width * image.height <= HUGE or factor < 2 or image.mode not in AVERAGED:
         return image
-    levels = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
-    highest = float(levels.max(initial=0))
-    top = max(highest, 1.0) if image.mode == "F" or highest > 65535 else 65535.0
-    return Image.fromarray((levels.clip(0, top) * (255 / top)).astype(np.uint8))
+    return image.reduce(factor)
 
 
 def _rgb(image: "Image") -> "Image":
@@ -165,6 +180,8 @@ def _rgb(image: "Image") -> "Image":
         if (converted := ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")) is None:
             raise PictureError("its LAB colours cannot be converted")
         return converted
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         page = Image.new("RGBA", layer.size, "white")
@@ -183,42 +200,6 @@ def middle(image: "Image", ratio: int = 16) -> "Image":
         return image
     across = image.width == long
     return image.crop((cut, 0, long - cut, short) if across else (0, cut, short, long - cut))
-
-
-def check_integrity(image: "Image", data: bytes) -> None:
-    """Raise PictureError unless `data`, which Pillow opened as `image`, is a complete file of its format."""
-    from PIL import Image
-
-    if image.format in ("PNG", "GIF", "TIFF"):
-        with Image.open(io.BytesIO(data), formats=[image.format]) as again:
-            {"PNG": _check_png, "GIF": _check_gif, "TIFF": _check_tiff}[image.format](again, data)
-    if image.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise PictureError(f"more than {MAX_SCANS} scans, which no camera or editor writes")
-    if image.format in ("WEBP", "AVIF", "HEIF") and not any(data[-max(1024, len(data) // 8) :]):
-        raise PictureError("the file ends in zeros, as an interrupted copy does")
-
-
-def _check_png(image: Any, _: bytes) -> None:
-    image.verify()  # the checksums of all chunks up to IEND
-
-
-def _check_gif(image: Any, data: bytes) -> None:
-    """Without the end that the format prescribes, all frames must decode."""
-    if not data.rstrip(b"\0").endswith(GIF_END):
-        for frame in range(image.n_frames):
-            image.seek(frame)
-            image.load()
-
-
-def _check_tiff(image: Any, data: bytes) -> None:
-    """Strips and tiles of all pages must lie inside the file."""
-    for page in range(image.n_frames):
-        image.seek(page)
-        for tags in STRIPS:
-            values = (image.tag_v2.get(tag, ()) for tag in tags)
-            offsets, lengths = (value if isinstance(value, tuple) else (value,) for value in values)
-            if max(map(sum, zip(offsets, lengths, strict=False)), default=0) > len(data):
-                raise PictureError("truncated: the TIFF ends before its picture does")
 
 
 def _load(image: "Image") -> None:
