@@ -199,3 +199,13 @@ def test_records_without_a_model(vlmkit) -> None:
     vlmkit("index", "-i", "./i", stdin=jsonl({"id": "a", "embedding": [1, 0]}))
     done = vlmkit("search", "-i", "./i", "a cat", code=2)
     assert done.stderr.count(b"\n") == 1 and b"does not say which model" in done.stderr
+
+
+def test_an_id_that_comes_again_with_another_picture_is_told(vlmkit) -> None:
+    """In one run, and in the next; the same picture again is an update."""
+    rows = [embedded(f"/{n}.png", [1, n]) | {"id": str(n % 2)} for n in range(3)]
+    said = vlmkit("index", "-i", "./i", stdin=jsonl(*rows)).stderr
+    assert b"1 records replaced others of the same id" in said and b"such as 0:" in said
+    assert vlmkit("index", "-i", "./i", stdin=jsonl(rows[2] | {"extra": 1})).stderr == b""
+    assert b"such as 0:" in vlmkit("index", "-i", "./i", stdin=jsonl(rows[0])).stderr
+    assert vlmkit("index", "-i", "./i", "-q", stdin=jsonl(rows[2])).stderr == b""

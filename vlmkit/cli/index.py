@@ -112,6 +112,7 @@ def index(
         if reads:
             _add(run, writer, files or [], failures)
         writer.commit()
+        _report_replaced(run, writer)
         if remove:
             code = _remove(writer, remove)
         if prune and exists(folder):
@@ -183,6 +184,13 @@ def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> No
         progress(decode_records(records_of(files)), quiet=run.quiet, unit="records")
     ):
         writer.add(record)
+
+
+def _report_replaced(run: Run, writer: "Writer") -> None:
+    if writer.replaced and not run.quiet:
+        count, first = len(writer.replaced), writer.replaced[0]
+        what = f"{count} records replaced others of the same id that are about another picture or text, such as {first}"
+        warn(f"{what}: give each one an id of its own, or none")
 
 
 def _remove(writer: "Writer", ids: list[str]) -> Exit:

@@ -38,6 +38,7 @@ class Writer:
         self.folder = folder
         self.wanted = wanted
         self.added = 0
+        self.replaced: list[str] = []  # ids under which another picture, or text, stood before
         self.state: store.State | None = None
         self._on_wait = on_wait
         self._waiting: Rows = {}
@@ -107,10 +108,16 @@ class Writer:
             raise VlmkitError(f"a vector has {dim} numbers, the index {state.dim}", "embed with the model of the index")
 
     def _take(self, key: str, line: bytes, vector: bytes) -> None:
+        if key in self._waiting:
+            self._note_replaced(key, self._waiting[key][0], line)
         self._waiting[key] = line, vector
         self.added += 1
         if len(self._waiting) >= COMMIT_RECORDS or time.monotonic() - self._since > COMMIT_SECONDS:
             self._hand_over()
+
+    def _note_replaced(self, key: str, before: bytes, after: bytes) -> None:
+        if before != after and _subject(before) != _subject(after):
+            self.replaced.append(key)
 
     def commit(self) -> None:
         """Write all that was added."""
@@ -224,8 +231,10 @@ class Writer:
         if state.count:
             for keys in batched(rows, STATEMENT_RECORDS):
                 values = ",".join("?" * len(keys))
-                replaced = db.execute(f"DELETE FROM records WHERE id IN ({values}) RETURNING slot", keys)
-                live[[slot for (slot,) in replaced]] = False
+                deleted = f"DELETE FROM records WHERE id IN ({values}) RETURNING slot, id, record"
+                for slot, key, line in db.execute(deleted, keys):
+                    live[slot] = False
+                    self._note_replaced(key, line, rows[key][0])
         for some in batched(zip(count(state.slots), rows, lines, strict=False), STATEMENT_RECORDS):
             values = ",".join(["(?,?,?)"] * len(some))
             db.execute(f"INSERT INTO records VALUES {values}", list(chain.from_iterable(some)))
@@ -262,6 +271,12 @@ def _append(path: Path, offset: int, data: bytes) -> None:
         os.fsync(file.fileno())
     if is_new:
         store.sync_folder(path.parent)
+
+
+def _subject(line: bytes) -> tuple[object, object]:
+    """What a stored record is about: its picture, else its text."""
+    record = store.parse_record(line, -1)
+    return record.get("image"), None if record.get("image") else record.get("text")
 
 
 def decode_records(results: Iterable[Record | Failed]) -> Iterator[Record | Failed]:

@@ -115,7 +115,7 @@ class _Shard:
         for name in sorted(sample, key=lambda name: os.path.splitext(name)[0] != own):
             owners = [] if is_picture_name(name) else _owners(name, pictures)
             if not owners and not is_picture_name(name) and picture == pictures[0]:
-                self.warn(name, "of which picture it is cannot be told from its name")
+                self.warn(name, "of which picture it is cannot be told", "left out, give it the name of its picture")
             if picture not in owners:
                 continue
             try:
@@ -127,7 +127,7 @@ class _Shard:
                 self.warn(name, str(error))
         if captions:
             known = fields.get("captions")
-            known = known if isinstance(known, list) else []
+            known = known if isinstance(known, list) else [known] if isinstance(known, str) else []
             fields["captions"] = known + [caption for caption in captions if caption not in known]
         return _without_keys(fields)
 

@@ -117,7 +117,7 @@ class Reader(Protocol):
     holds_files: bool
 
     def members(self, file: Source) -> Iterator[tuple[str, Bytes]]:
-        """Names and sources in order. Raises PictureError where the container is damaged."""
+        """Names and sources in order: all that can be read, then PictureError where the container is damaged."""
 
     def open(self, file: Source, member: str) -> Bytes:
         """One member by name. Raises MissingMember, or PictureError where the container is damaged."""
