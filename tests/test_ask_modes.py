@@ -44,7 +44,8 @@ def test_a_conversation_on_a_pipe(vlmkit, pictures: Path, model: str) -> None:
     assert first == vlmkit("ask", "a.png", "what color is it?").stdout.decode().strip()
     assert second == vlmkit("ask", "a.png", "b.png", "what changed?").stdout.decode().strip(), "both pictures count"
     reported = done.stderr.decode().splitlines()
-    assert reported[0] == "vlmkit: unknown command /what: /help lists what there is" and "none.png" in reported[1]
+    assert "answers single questions" in reported[0] and len(reported) == 3
+    assert reported[1] == "vlmkit: unknown command /what: /help lists what there is" and "none.png" in reported[2]
     (row,) = records((pictures / "talk.jsonl").read_bytes())
     assert row["images"] == [str(pictures / "a.png"), str(pictures / "b.png")]
     assert row["conversations"] == [
@@ -61,7 +62,7 @@ def test_pictures_as_terminals_paste_them_and_the_system_text(vlmkit, pictures: 
     shown = "/image 'my photo.png'\nwhat?\n/image my\\ photo.png\nand?\n"
     said = f"/system be brief\n{shown}/save talk.jsonl\n/save talk.jsonl\n"
     done = vlmkit("ask", "--chat", stdin=said.encode())
-    assert done.stderr == b"" and done.stdout.count(b"\n") == 2
+    assert done.stderr.count(b"\n") == 1 and done.stdout.count(b"\n") == 2
     (row,) = records((pictures / "talk.jsonl").read_bytes())
     assert row["images"] == [str(pictures / "my photo.png")] * 2
     assert row["conversations"][0] == {"from": "system", "value": "be brief"}

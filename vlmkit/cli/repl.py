@@ -11,7 +11,7 @@ from vlmkit.errors import Exit, Stopped, VlmkitError, catch
 from vlmkit.generate.pipeline import preprocessed
 from vlmkit.io.http import HttpClient
 from vlmkit.io.pictures import MARK
-from vlmkit.io.records import dumps
+from vlmkit.io.records import dumps, name_of
 from vlmkit.io.sources import PictureError, is_url
 from vlmkit.io.terminal import Output
 from vlmkit.models.types import Answer, ChatModel, Request, RequestError, Sampling, Turn
@@ -72,6 +72,8 @@ class Session:
     def ask(self, question: str) -> None:
         """Answer one question; an interrupted answer is kept as far as it came."""
         request = Request(question, self._next, self.system, number=len(self.turns), earlier=tuple(self.turns))
+        if len(self.turns) == 1 and not self.model.interleaved:
+            self.note(f"{name_of(self.model.identity)} answers single questions: it does not read earlier ones")
         said: list[str] = []
 
         def say(piece: str) -> None:
