@@ -67,7 +67,9 @@ def embed(
     reading = records.reading(texts=text)
     summary = run.summary(reading.left_out, skipped="unchanged")
     items = read_inputs(paths, reading)
-    items = summary.reading(items) if summary else items
+    if summary:
+        items = summary.reading(items)
+        summary.done = "would be embedded" if dry_run else summary.done
 
     def vectorised(items: "Iterable[Item | Failed]", model: "Embedder") -> "Iterator[Record | Failed]":
         how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private}

@@ -178,8 +178,8 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT",
         help=(
-            "Pictures, http(s) URLs, folders with all below them but what is hidden, .tar shards, .jsonl or .json "
-            "records, safetensors, - for standard input: records, or a list of names."
+            "Pictures, http(s) URLs, folders with all below but hidden ones and links to folders, .tar shards, .jsonl "
+            "or .json records, safetensors, - for standard input: records, or a list of names."
         ),
         show_default=False,
     ),

@@ -26,6 +26,7 @@ class Summary:
         self.left_out = left_out or LeftOut()
         self.counts: Counter[str] = Counter()  # by what was done, such as "pruned"
         self.whole, self._skipped, self._target = whole, skipped, target
+        self.done = "written"  # what is said of items that went well
         self._read: int | None = None
         self._start = time.monotonic()
 
@@ -48,9 +49,10 @@ class Summary:
         seconds = time.monotonic() - self._start
         rest = {"failed": failed, "known to fail": accepted, self._skipped: read - seen, **self.counts}
         rest["excluded"] = self.left_out.excluded
-        done = [f"{read} read", f"{seen - failed - accepted} written {self._target}".rstrip()]
+        done = [f"{read} read", f"{seen - failed - accepted} {self.done} {self._target}".rstrip()]
         done += [f"{count} {what}" for what, count in rest.items() if count]
-        return f"{', '.join(done)} in {seconds:.1f} s, {seen / max(seconds, 1e-3):.0f} a second"
+        rate = f", {seen / max(seconds, 1e-3):.0f} a second" if seen else ""
+        return f"{', '.join(done)} in {seconds:.1f} s{rate}"
 
 
 class Accepted:
