@@ -78,12 +78,14 @@ class QueryOptions:
     minus: Annotated[Several, option("--minus TEXT", MINUS_HELP)] = None
     like: Annotated[Several, option("--like ID", LIKE_HELP)] = None
     queries: Annotated[str | None, option("--queries FILE", QUERIES_HELP)] = None
-    duplicates: Annotated[
-        bool, option("--duplicates", "Groups of equal and nearly equal pictures, largest picture first.")
-    ] = False
+    duplicates: Annotated[bool, option("--duplicates", "Groups of copies and near copies, the one to keep first.")] = (
+        False
+    )
     threshold: Annotated[float, option("--threshold S", "duplicates: the lowest score in a group.", min=-1, max=1)] = (
         0.95
     )
+    prefer: Annotated[Several, option("--prefer DIR", "duplicates: keep those under DIR. May be repeated.")] = None
+    exact: Annotated[bool, option("--exact", "duplicates: compare all pairs, however many; as by default.")] = False
     allow_private: AllowPrivate = False
 
 
@@ -138,6 +140,13 @@ def search(
     --relative --min-score 3.3, nine of ten queries for what was not there found nothing, exit code 1; of those for what
     was there, six of ten found something, and fewer in an index of a few pictures.
 
+    --duplicates compares pictures where both files are there: 1 less the difference of brightness where it is largest.
+    At 0.95 a smaller, grey, turned, mirrored or newly saved copy is a copy; two letters are not, nor two photographs of
+    one scene. Lower thresholds such as 0.85 forgive small changes, 0.98 little but the size. Other records are compared
+    by their vectors, which say what is shown, not whether it is the same. The first of `images` is the one to keep:
+    under --prefer, with most pixels, most bytes, not named as a copy, oldest, in this order; `why` says which decided.
+    Names of one file (links, hard links) are never copies of each other; they stand in `same_file`.
+
     --where looks at any field, nested ones as a.b, and at each element of a list, as in labels.label=cat; repeated
     conditions must all hold.
     Numbers compare as numbers; a record without the field does not match. mtime, ctime and taken compare with a year, a
@@ -156,7 +165,7 @@ def search(
     with Index(index_folder(index)) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
         among = _among(opened, chosen.where or [])
         if wanted.duplicates:
-            results: Iterable[Results] = islice(_groups(opened, wanted.threshold, among), chosen.k)
+            results: Iterable[Results] = islice(_groups(run, opened, wanted, among), chosen.k)
         else:
             load = partial(load_model, opened, model, partial(run.load, precision=precision, quick_texts=True))
             found = _results(run, opened, parts, wanted, chosen, cache(load), among, left_out)
@@ -219,6 +228,8 @@ def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions) ->
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
     if wanted.duplicates and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--duplicates excludes --relative and --min-score", "use --threshold")
+    if not wanted.duplicates and (wanted.prefer or wanted.exact):
+        raise VlmkitError("--prefer and --exact require --duplicates", "leave them out")
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
 
@@ -245,11 +256,12 @@ def _embed_queries(
     return own_vectors(items, fingerprint_of(made_by or ""), lambda some: vectors(some, load(), reuse=True, **how))
 
 
-def _groups(index: "Index", threshold: float, among: "np.ndarray | None") -> "Iterator[Results]":
+def _groups(run: Run, index: "Index", wanted: QueryOptions, among: "np.ndarray | None") -> "Iterator[Results]":
     from vlmkit.search.duplicates import duplicates
     from vlmkit.search.search import Results
 
-    for group in duplicates(index, threshold, among):
+    groups = duplicates(index, wanted.threshold, among, prefer=wanted.prefer or [], workers=run.threads)
+    for group in groups:
         pictures = [{"id": name, "image": name} for name in group["images"]] or [{"id": key} for key in group["ids"]]
         yield Results(f"{len(pictures)} alike, {group['score']:.3f}", [group], pictures)
 
