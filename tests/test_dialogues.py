@@ -72,6 +72,14 @@ def test_captions_are_one_dialogue_each(tmp_path: Path) -> None:
         ({"answers": ["red"], "answer": "green"}, "red"),
         ({"answers": [], "answer": "green"}, "green"),
         ({"answers": ["red"], "captions": ["A ball."]}, "red"),
+        ({"answer": 7}, "7"),
+        ({"answers": [2, 3.0, 3]}, "3"),
+        ({"answer": True}, "true"),
+        ({"answers": "red"}, "red"),
+        ({"answer": {"answer": "red"}}, "red"),
+        ({"answer": [1, 2]}, "[1, 2]"),
+        ({"answer": ["blue", "red", "red"]}, "red"),
+        ({"answers": [{"answer": "red", "answer_id": 1}, {"answer": 9}, {"answer": 9}]}, "9"),
     ],
 )
 def test_a_question_has_its_most_frequent_answer(tmp_path: Path, fields: dict, reply: str) -> None:
@@ -195,7 +203,7 @@ SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
         (GOOD | {"images": ["a.png", "gone.png"]}, "missing picture"),
         (GOOD | {"answers": [" "]}, "empty reply"),
         (GOOD | {"answers": []}, "empty reply"),
-        (GOOD | {"answers": "dog"}, "malformed row"),
+        (GOOD | {"answers": {"x": ["dog"]}}, "malformed row"),
         (GOOD | {"question": ""}, "empty question"),
         (GOOD | {"question": "<image> <image>?"}, "more <image> placeholders than pictures"),
         (GOOD | {"images": ["a.png"] * 3, "question": "<image> <image>?"}, "fewer <image> placeholders than pictures"),

@@ -68,7 +68,20 @@ def test_samples_that_do_not_fit_are_named_and_left_out(data: Path, start: Start
     assert count in done.stderr.decode() and len(lost) < 26
     (tmp_path / "short.toml").write_text("max-length = 8\n")
     done = start(tmp_path, *line(data, "align", "captions", "none", "--config", tmp_path / "short.toml")).done(2)
-    assert done.stderr.decode().splitlines()[-1] == "vlmkit: no sample fits into max-length: raise it in --config"
+    reason = "pictures or reply do not fit into max-length"
+    remedy = "raise --max-length, or change the data"
+    assert done.stderr.decode().splitlines()[-1] == f"vlmkit: no sample can be trained on: {reason}: {remedy}"
+
+
+def test_replies_that_are_cut_are_counted(data: Path, start: Start, tmp_path: Path) -> None:
+    words = line(data, "align", "captions", "out", "--dry-run")
+    assert start(tmp_path, *words).done().stderr == b""
+    done = start(tmp_path, *words, "--max-length", "28").done(3)  # 16 of the picture, one a letter and the end
+    cut = sum(
+        len(caption) > 11 for row in records((data / "captions.jsonl").read_bytes()) for caption in row["captions"]
+    )
+    said = f"vlmkit: {cut} of 48 samples are longer than 28 tokens and were cut: raise --max-length\n"
+    assert 0 < cut < 48 and done.stderr.decode() == said
 
 
 def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, start: Start, tmp_path: Path) -> None:

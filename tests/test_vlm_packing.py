@@ -11,16 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as some
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
-from transformers import LlavaForConditionalGeneration
-from vlm_data import COLORS, LLAMA_2, clip, llama, qwen2, siglip
+from transformers import (
+    GPT2Config,
+    GPT2Model,
+    LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralModel,
+    Phi3Config,
+    Phi3Model,
+)
+from vlm_data import CHATML, COLORS, LLAMA_2, SIZES, clip, llama, qwen2, siglip
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.chat.template import TemplateRefusal
 from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.model import Vlm, build
 from vlmkit.models.registry import CONNECTORS
 from vlmkit.train.data.samples import Dialogue, Turn
 from vlmkit.train.vlm.collator import Group, collate
 from vlmkit.train.vlm.dpo import pairs
+from vlmkit.train.vlm.lora import adapted_layers
 from vlmkit.train.vlm.loss import PackedLossModel, packed_attention_mask
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.tokenize import Chat, Plain, TokenizedSample
@@ -73,7 +83,7 @@ def pixels(vlm: Vlm, numbers: tuple[Any, ...]) -> list[torch.Tensor]:
 
 def groups_of(vlm: Vlm) -> list[Group]:
     encode = Chat(vlm)
-    return [Group(about[0].id, about[0].pictures, [encode(d) for d in about], False) for about in DIALOGUES]
+    return [Group(about[0].id, about[0].pictures, [encode(d)[0] for d in about], False) for about in DIALOGUES]
 
 
 # transformers 5.24 calls it cache
@@ -182,7 +192,7 @@ def test_replies_and_their_end_are_learned_and_nothing_else(
 ) -> None:
     vlm = make(towers, llm=llm)
     turns = Turn("<image>what?", "a cat"), Turn("why?", "so")
-    sequence = Chat(vlm)(Dialogue("x", (0,), turns, "be brief" if llm == "llama" else ""))
+    (sequence,) = Chat(vlm)(Dialogue("x", (0,), turns, "be brief" if llm == "llama" else ""))
     expected = [(token, learned) for text, learned in parts for token in spelled(vlm, text)]
     assert list(zip(sequence.input_ids.tolist(), sequence.loss_mask.tolist(), strict=True)) == expected
 
@@ -192,7 +202,7 @@ def test_a_template_without_an_end_gets_one(towers: Path) -> None:
     vlm.processor.tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     )
-    sequence = Chat(vlm)(Dialogue("x", (), (Turn("hi", "hello"),)))
+    (sequence,) = Chat(vlm)(Dialogue("x", (), (Turn("hi", "hello"),)))
     assert sequence.input_ids[sequence.loss_mask].tolist() == [
         *spelled(vlm, "assistant: hello"),
         vlm.model.config.eos_token_id,
@@ -202,41 +212,116 @@ def test_a_template_without_an_end_gets_one(towers: Path) -> None:
 def test_captions_follow_their_picture(towers: Path) -> None:
     vlm = make(towers)
     caption = Dialogue("x", (0,), (Turn("<image>", "a cat"),))
-    sequence = Plain(vlm)(caption)
+    (sequence,) = Plain(vlm)(caption)
     assert sequence.input_ids.tolist() == spelled(vlm, "<image>a cat<|im_end|>")
     assert sequence.loss_mask.tolist() == [False, *[True] * 6]
     tokenizer = vlm.processor.tokenizer
     begins = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
     tokenizer.backend_tokenizer.post_processor = begins  # as that of Llama 2 does
-    assert Plain(vlm)(caption).input_ids.tolist() == spelled(vlm, "<s><image>a cat<|im_end|>")
+    assert Plain(vlm)(caption)[0].input_ids.tolist() == spelled(vlm, "<s><image>a cat<|im_end|>")
 
 
-def test_a_template_that_rewrites_or_lacks_is_refused(towers: Path) -> None:
+TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+USER = "{{ '<|im_start|>user\n' + m['content'] + '<|im_end|>\n' }}"
+EMPTY_THOUGHT = "{{ '<think>\n\n</think>\n\n' if loop.last and m['role'] == 'assistant' }}"
+START = "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+# Templates that add an empty thought, end a conversation with one more mark, or begin each reply with a thought.
+THINKS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + EMPTY_THOUGHT + "{{ m['content'] }}<|im_end|>\n"
+THINKS += "{% endfor %}" + START
+CLOSES = (
+    "{% for m in messages %}"
+    + TURN
+    + "{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt else '</s>' }}"
+)
+OPENS = (
+    "{% for m in messages %}" + TURN + "{% endfor %}{{ '<|im_start|>assistant\n<think>\n' if add_generation_prompt }}"
+)
+CLOSED = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "samples", "prompt"),
+    [
+        (THINKS, 1, "<|im_start|>assistant\n"),
+        (CLOSES, 1, "<|im_start|>assistant\n"),
+        (OPENS, 2, CLOSED),
+    ],
+)
+def test_replies_follow_the_prompt_of_run_time(towers: Path, template: str, samples: int, prompt: str) -> None:
+    vlm = make(towers)
+    words = vlm.processor.tokenizer
+    words.chat_template = template
+    found = Chat(vlm)(Dialogue("x", (0,), (Turn("<image>what?", "a cat"), Turn("why?", "so"))))
+    assert len(found) == samples
+    learned = [words.decode(sample.input_ids[sample.loss_mask]) for sample in found]
+    assert "".join(learned).replace(" ", "") == "acat<|im_end|>so<|im_end|>"
+    first = spelled(vlm, f"<|im_start|>user\n<image>what?<|im_end|>\n{prompt}a cat<|im_end|>")
+    assert found[0].input_ids[: len(first)].tolist() == first
+    packer = packer_of(vlm, 200)
+    batch = packer.pack([(found, [7])])
+    assert batch.pictures in ([7], [7, 7]) and len(batch.labels) == sum(sample.loss_mask.sum() for sample in found)
+
+
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+DROPS = "{% for m in messages if m['role'] != 'system' %}" + TURN + "{% endfor %}" + START
+
+
+@pytest.mark.parametrize("template", [REFUSES + CHATML, DROPS])
+def test_a_system_text_that_a_template_does_not_take_begins_the_question(towers: Path, template: str) -> None:
+    vlm = make(towers)
+    vlm.processor.tokenizer.chat_template = template
+    (sample,) = Chat(vlm)(Dialogue("x", (0,), (Turn("<image>what?", "a cat"),), "be brief"))
+    expected = "<|im_start|>user\nbe brief\n\n<image>what?<|im_end|>\n<|im_start|>assistant\na cat<|im_end|>\n"
+    assert sample.input_ids.tolist() == spelled(vlm, expected)
+
+
+def test_templates_that_refuse_or_lack(towers: Path) -> None:
     with pytest.raises(VlmkitError, match="no chat template: name a chat"):
         Chat(make(towers, llm="mute"))
     vlm = make(towers)
-    vlm.processor.tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
-    with pytest.raises(VlmkitError, match="rewrites earlier turns"):
-        Chat(vlm)(Dialogue("x", (), (Turn("a", "b"), Turn("c", "d"))))
+    for template, reason in (
+        ("{{ raise_exception('one turn alone') if messages | length > 2 }}" + CHATML, "one turn alone"),
+        ("{{ messages[0]['content'] }}", "it writes no replies"),
+    ):
+        vlm.processor.tokenizer.chat_template = template
+        with pytest.raises(TemplateRefusal, match=reason):
+            Chat(vlm)(Dialogue("x", (), (Turn("a", "b"), Turn("c", "d"))))
+
+
+def test_adapters_on_all_linear_layers_of_the_language_model() -> None:
+    sizes: Any = SIZES | {"num_hidden_layers": 1, "vocab_size": 64, "pad_token_id": 0}
+    for config, model_class, layers, others in (
+        (Phi3Config(**sizes), Phi3Model, {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}, 0),
+        (GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64), GPT2Model, {"c_attn", "c_proj", "c_fc"}, 0),
+        (MixtralConfig(**sizes, num_local_experts=2), MixtralModel, {"q_proj", "k_proj", "v_proj", "o_proj"}, 2),
+    ):
+        holder: Any = torch.nn.Module()
+        holder.model = torch.nn.Module()
+        with torch.device("meta"):
+            holder.model.language_model = model_class(config)
+            holder.model.vision_tower = torch.nn.Linear(2, 2)
+        found, left_out = adapted_layers(holder)
+        assert {name.rpartition(".")[2] for name in found} >= layers and "model.vision_tower" not in found
+        assert all("experts" in name or "gate" in name for name in left_out) and len(left_out) >= others
 
 
 def test_what_is_cut(towers: Path) -> None:
     vlm = make(towers)
     packer = packer_of(vlm, 100)
-    sequence = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))  # 16 + 6 tokens
+    (sequence,) = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))  # 16 + 6 tokens
     assert packer.size(sequence) == 22 == len(packer.expand_image_tokens(sequence).input_ids)
     assert packer.truncate(sequence, 22) is sequence
     shorter = packer.truncate(sequence, 18)
     assert shorter and packer.size(shorter) == 18 and shorter.loss_mask.sum() == 2
     assert packer.truncate(sequence, 16) is None, "nothing would be learned"
-    late = Chat(vlm)(Dialogue("x", (0,), (Turn("hi", "hello"), Turn("<image>?", "a cat"))))
+    (late,) = Chat(vlm)(Dialogue("x", (0,), (Turn("hi", "hello"), Turn("<image>?", "a cat"))))
     assert packer.truncate(late, packer.size(late) // 2) is None, "its image tokens would be cut"
 
 
 def test_connectors_that_read_learn_from_captions_without_a_prompt(towers: Path) -> None:
     vlm = make(towers, llm="qwen2", connector="adaptive")
     vlm.processor.tokenizer.bos_token = None  # as Qwen's: then nothing but the picture stands before the caption
-    sequence = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))
+    (sequence,) = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))
     packer = packer_of(vlm, 100)
     batch = collate(packer, [(Group("x", (0,), [sequence], False), pixels(vlm, (0,)))])
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}

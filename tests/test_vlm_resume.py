@@ -101,10 +101,26 @@ def test_full_disk_keeps_the_last_checkpoint(data: Path, start: Start, tmp_path:
     assert said.startswith("vlmkit: the checkpoint of step ") and said.endswith(": free some space, then use --resume")
     names = sorted(path.name for path in (tmp_path / "full/out/checkpoints").iterdir())
     kept = [name for name in names if name.startswith("checkpoint-")]
-    assert kept and f"{kept[-1]} is complete" in said and names == [*kept, "train.toml"]
+    assert kept and f"{kept[-1]} is complete" in said and names == [*kept, "data.json", "train.toml"]
     start(tmp_path / "full", *line, "--resume").done()
     start(tmp_path / "whole", *line).done()
     assert made(tmp_path / "full/out") == made(tmp_path / "whole/out")
+
+
+def test_other_data_are_refused(data: Path, start: Start, tmp_path: Path) -> None:
+    rows = (data / "captions.jsonl").read_bytes().splitlines(keepends=True)
+    own = data / "own.jsonl"
+    own.write_bytes(b"".join(rows))
+    line = [own if word == str(data / "captions.jsonl") else word for word in command(data, "align", [])]
+    running = start(tmp_path, *line)
+    running.wait_until((tmp_path / "out/checkpoints/checkpoint-3").is_dir)
+    running.kill()
+    for changed in (rows[:-1], [rows[0].replace(b"red", b"rose"), *rows[1:]], rows[::-1]):
+        own.write_bytes(b"".join(changed))
+        done = start(tmp_path, *line, "--resume").done(2)
+        assert done.stderr.decode().startswith(f"vlmkit: {own} changed since the run in out began: ")
+    own.write_bytes(b"".join(rows))
+    assert start(tmp_path, *line, "--resume").done().stderr == b""
 
 
 def test_a_loss_that_is_no_number_stops_it(data: Path, start: Start, tmp_path: Path) -> None:

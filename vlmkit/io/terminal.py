@@ -144,6 +144,7 @@ class Failures:
         self.seen = 0
         self.count = 0
         self.accepted = 0
+        self.incomplete = False  # whether a part of something was lost, which was told
 
     def __enter__(self) -> "Failures":
         return self
@@ -171,7 +172,7 @@ class Failures:
         """The exit code. Raises AlreadyReported where the only input failed, so that no file is changed."""
         if self._single_input and self.seen == self.count == 1:
             raise AlreadyReported
-        return Exit.SOME_FAILED if self.count else Exit.OK
+        return Exit.SOME_FAILED if self.count or self.incomplete else Exit.OK
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         is_done = kind is None or kind is AlreadyReported

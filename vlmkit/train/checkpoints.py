@@ -1,6 +1,7 @@
 """The output folder of a run: checkpoints that are complete or absent, the settings, and the finished model."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ PARTIAL = ".partial"  # in which a checkpoint is written
 WEIGHTS = "model.safetensors"
 MARKERS = WEIGHTS, "model.safetensors.index.json"  # a folder with one of them is finished
 SETTINGS = "train.toml"
+DATA = "data.json"  # fingerprints of the rows
 FINISHING = ".finish-"  # in which the finished model is written
 FULL_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 MAX_NAMED = 4  # settings that differ
@@ -162,13 +164,24 @@ def _differing(before: str, now: str) -> list[str]:
     return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
 
 
-def open_run(config: Any) -> Path:
-    """Make the folder for checkpoints, with the settings in it, and remove what a killed run left half written."""
+def open_run(config: Any, data: list[tuple[str, str]], resumed: bool) -> Path:
+    """Make the folder for checkpoints, with the settings in it, and remove what a killed run left half written.
+
+    `data` are the names of all DATA with fingerprints of their rows. Raises VlmkitError where a resumed run began with
+    other rows.
+    """
     folder = checkpoint_folder(config)
+    before = folder / DATA
+    if resumed and before.is_file():
+        begun = {(name, fingerprint) for name, fingerprint in json.loads(before.read_text())}
+        if changed := [name for name, fingerprint in data if (name, fingerprint) not in begun]:
+            what = f"{', '.join(changed)} changed since the run in {config.out} began"
+            raise VlmkitError(what, "restore the data, or name a new folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
     for torn in (folder / PARTIAL, *config.out.glob(f"{FINISHING}*")):
         shutil.rmtree(torn, ignore_errors=True)
     (folder / SETTINGS).write_text(as_toml(config))
+    before.write_text(json.dumps(data))
     return folder
 
 
@@ -182,7 +195,8 @@ def removed_unless_begun(config: Any) -> Iterator[None]:
         if rank() == 0 and not checkpoints(folder):
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
             with suppress(OSError):  # other files are there: features of the vision tower
-                (folder / SETTINGS).unlink(missing_ok=True)
+                for name in (SETTINGS, DATA):
+                    (folder / name).unlink(missing_ok=True)
                 folder.rmdir()
                 if not there:
                     config.out.rmdir()

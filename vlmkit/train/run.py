@@ -23,6 +23,10 @@ class Stage(Protocol):
     @property
     def steps(self) -> int: ...
 
+    @property
+    def data(self) -> list[tuple[str, str]]:
+        """The name of each DATA, and a fingerprint of its rows."""
+
     def trainer(self, folder: Path, emit: Log) -> CheckpointedTrainer:
         """The trainer, with checkpoints in `folder`."""
 
@@ -61,7 +65,7 @@ def run_stage(
             join_processes(config.device)
             stack.enter_context(removed_unless_begun(config))
             stage: Stage = stack.enter_context(prepare(config, failures, quiet))
-            folder = open_run(config)
+            folder = open_run(config, stage.data, start.checkpoint is not None)
             report = reporter(config.report_to if rank() == 0 else None, config.out / CURVES)
 
             def log(record: dict[str, Any]) -> None:
@@ -89,6 +93,14 @@ def show_data(training: Mixture[Any], validation: Mixture[Any] | None, held_out:
         show(validation.table)
     elif validation:
         warn(f"{len(validation.rows)} of these samples held out for validation, {len(training.rows)} to train on")
+
+
+def fingerprints(training: Mixture[Any], validation: Mixture[Any] | None) -> list[tuple[str, str]]:
+    """The name of each DATA, and a fingerprint of its rows."""
+    table = training.table
+    if validation is not None and validation.table is not table:
+        table = [*table, *validation.table]
+    return [(counts.name, counts.fingerprint) for counts in table]
 
 
 def split_data(

@@ -18,6 +18,7 @@ from vlmkit.io.pictures import at_marks
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.boxes import FORMATS, Found, find_boxes
 from vlmkit.models.chat.attention import AttentionMaps, attention_maps
+from vlmkit.models.chat.template import TemplateRefusal, render, without_thought
 from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.embedders.mini import SIZE, preprocess
 from vlmkit.models.resolve import Checkpoint, read_json
@@ -301,7 +302,12 @@ class ImageTextToText(TransformersChatModel):
             turns.append({"role": "user", "content": self._content(turn.prompt, len(turn.pictures))})
             turns.append({"role": "assistant", "content": self._content(turn.answer, 0)})
         turns.append({"role": "user", "content": self._content(request.prompt, len(request.pictures))})
-        return self._processor.apply_chat_template(turns, add_generation_prompt=True)
+        try:
+            prompt = render(partial(self._processor.apply_chat_template, add_generation_prompt=True), turns)
+        except TemplateRefusal as error:
+            what = f"the model's chat template refuses the conversation ({error})"
+            raise RequestError(what, "leave out what it names, or name another model") from None
+        return without_thought(prompt) if self._stage else prompt
 
     def _content(self, text: str, pictures: int) -> Any:
         """A turn in the form of the template: parts, or a text with image tokens, at the marks or before the text."""

@@ -26,7 +26,7 @@ from vlmkit.train.contrastive.sampler import Batch, BatchStream, Pictures, batch
 from vlmkit.train.contrastive.two_towers import LockedImageTuning
 from vlmkit.train.distributed import broadcast_object, rank, world
 from vlmkit.train.model_card import contrastive_card
-from vlmkit.train.run import run_stage, show_data, split_data
+from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
 from vlmkit.train.tiny_models import joined_towers, new_model
 from vlmkit.train.trainer import CheckpointedTrainer, Log, parameter_groups, training_arguments
 
@@ -200,6 +200,10 @@ class ContrastiveStage:
     model: ContrastiveModel
     steps: int
     note: Note
+
+    @property
+    def data(self) -> list[tuple[str, str]]:
+        return fingerprints(self.plan.training, self.plan.validation)
 
     def trainer(self, folder: Path, emit: Log) -> ContrastiveTrainer:
         validates = self.plan.validation is not None

@@ -1,8 +1,9 @@
 """DATA for `vlmkit train`: every row read and checked before the first step."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from vlmkit.io.terminal import Failures, progress
 from vlmkit.train.data.mixture import Mixture, Row, parse_weight
 from vlmkit.train.data.report import Counts
 from vlmkit.train.data.samples import (
+    Captioned,
     Unusable,
     coco_records,
     is_coco,
@@ -64,9 +66,12 @@ def read_data(
         rows = enumerate(islice(chain.from_iterable(map(_expand, items)), limit), 1)
         results = chain.from_iterable(ahead(batched(rows, AT_ONCE), reader.read, workers, 4 * workers))
         counted = _count(results, counts, seen)
+        digest = hashlib.sha256()
         for found in failures.filter_failures(progress(counted, quiet=quiet, unit="rows")):
             made.rows.extend(found)
             made.sources.extend([number] * len(found))
+            digest.update(_content(found))
+        counts.fingerprint = digest.hexdigest()[:12]
     if not made.rows:
         raise _nothing_left(made.table, FORMS[parse])
     return made
@@ -154,6 +159,13 @@ def _count(results: Iterator[list[Row] | _Dropped], counts: Counts, seen: set[in
             result = _Dropped(repeats, Failed(result[0].id, None, repeats))
         counts.reasons[result.reason] += 1
         yield result.failed
+
+
+def _content(rows: list[Any]) -> bytes:
+    """The texts of rows, and the names and sizes of their pictures, wherever they are."""
+    pictures = [(os.path.basename(str(picture)), picture.size) for picture in rows[0].pictures]
+    texts = [replace(row, **{"picture" if isinstance(row, Captioned) else "pictures": None}) for row in rows]
+    return repr((pictures, texts)).encode(errors="surrogatepass")
 
 
 def _nothing_left(table: list[Counts], form: str) -> VlmkitError:

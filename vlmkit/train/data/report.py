@@ -16,6 +16,8 @@ class Counts:
     samples: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)  # samples of rows that were kept
+    cut: int = 0  # samples whose end is left out
+    fingerprint: str = ""  # of the rows that are kept
 
     @property
     def dropped(self) -> int:

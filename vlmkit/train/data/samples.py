@@ -10,6 +10,7 @@ from vlmkit.io import pictures
 from vlmkit.io.pictures import MARK
 from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import Bytes
+from vlmkit.io.values import text_of
 
 EMPTY: tuple[Any, ...] = (None, "", [])
 FORM_FIELDS = ("conversations", "question", "captions", "caption")
@@ -139,10 +140,16 @@ def _caption_texts(record: Record, pictures: tuple[Bytes, ...], lacking: str) ->
 
 
 def _answer(record: Record) -> str:
-    """The most frequent reference answer, of several the first; without references a model's answer."""
-    if record.get("answers"):
-        return Counter(_texts(record["answers"], "answers")).most_common(1)[0][0]
-    return _text("" if record.get("answer") is None else record["answer"], "answer")
+    """The most frequent reference answer, of several the first; without references a model's answer.
+
+    An `answer` that is a list of texts holds references, too; one of numbers is one answer.
+    """
+    answers, answer = record.get("answers"), record.get("answer")
+    if not answers and isinstance(answer, list) and all(isinstance(one, str | dict) for one in answer):
+        answers = answer
+    if answers:
+        return Counter(_texts(answers, "answers")).most_common(1)[0][0]
+    return _text("" if answer is None else answer, "answer")
 
 
 def _conversation(value: Any) -> tuple[str, list[Turn]]:
@@ -180,15 +187,19 @@ def _marked(turns: list[Turn], pictures: int) -> tuple[Turn, ...]:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
+    """`value` as text, also a number, a truth value or VQA's `{"answer": …}`."""
+    text = text_of(value)
+    if text is None:
         raise Unusable("malformed row", f"{name} is not a text")
-    return value.strip()
+    return text.strip()
 
 
 def _texts(value: Any, name: str) -> list[str]:
-    if not isinstance(value, list) or not value:
+    """The texts of a list, or the only one."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
         raise Unusable("malformed row", f"{name} is not a list of texts")
-    return [_text(item, name) for item in value]
+    return [_text(item, name) for item in values]
 
 
 def is_coco(record: Record) -> bool:

@@ -4,13 +4,16 @@ import re
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.terminal import warn
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.config import VlmConfig
 
-# The language model's layers by their full names: the endings alone would match the vision tower's too.
-LAYERS = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+LANGUAGE_MODEL = "model.language_model."
+ADAPTABLE = (nn.Linear, Conv1D)  # what peft has adapters for
 PROJECTOR = "multi_modal_projector"
 
 
@@ -33,17 +36,46 @@ def freeze(vlm: Vlm, config: VlmConfig) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
+def adapted_layers(model: Any) -> tuple[list[str], list[str]]:
+    """(full names of the language model's linear layers, names of its other matrices, which stay as they are).
+
+    Embeddings are neither. Layers of experts may hold all their matrices in one tensor, without a layer for each.
+    """
+    modules = dict(model.named_modules())
+    inside = {name: module for name, module in modules.items() if name.startswith(LANGUAGE_MODEL)}
+    layers = [name for name, module in inside.items() if isinstance(module, ADAPTABLE)]
+    others = [
+        f"{name}.{parameter}"
+        for name, module in inside.items()
+        if not isinstance(module, (*ADAPTABLE, nn.Embedding))
+        for parameter, value in module.named_parameters(recurse=False)
+        if value.ndim > 1
+    ]
+    return layers, others
+
+
+def warn_of_unadapted(model: Any) -> None:
+    """Name the matrices of the language model that get no adapters."""
+    _, others = adapted_layers(model)
+    if others:
+        kinds = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in others))
+        warn(f"--lora leaves out {kinds}: train without --lora to train all")
+
+
 def lora_config(model: Any, rank: int, dropout: float) -> Any:
-    """peft's configuration: adapters of `rank` (Hu and others, 2021), and the projector trained in full.
+    """peft's configuration: adapters of `rank` (Hu and others, 2021) on the language model's linear layers, and the
+    projector trained in full.
 
     Raises VlmkitError where the language model has no such layers.
     """
     from peft import LoraConfig
 
-    if not any(re.fullmatch(LAYERS, name) for name, _ in model.named_modules()):
+    layers, _ = adapted_layers(model)
+    if not layers:
         raise VlmkitError("this language model has no layers that LoRA knows", "leave --lora out")
+    # By full names: the endings alone would match the vision tower's layers too.
     return LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=LAYERS, modules_to_save=[PROJECTOR]
+        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=layers, modules_to_save=[PROJECTOR]
     )
 
 

@@ -108,13 +108,14 @@ class Packer:
         shared = int((samples[0].input_ids[:prefix] == self.image).sum())
         parts = [self.expand_image_tokens(part) for part in (samples[0][:prefix], *(s[prefix:] for s in samples))]
         starts = [0, *[len(parts[0])] * len(samples)]
+        counts = [int((sample.input_ids == self.image).sum()) for sample in samples]  # first turns may have fewer
         return Segment(
             np.concatenate([part.input_ids for part in parts]),
             np.concatenate([part.loss_mask for part in parts]),
             np.concatenate([_run_lengths(part.loss_mask) for part in parts]),
             np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, parts))),
             np.concatenate([np.arange(at, at + len(part)) for at, part in zip(starts, parts, strict=True)]),
-            pictures[:shared] + pictures[shared:] * len(samples),
+            pictures[:shared] + [picture for count in counts for picture in pictures[shared:count]],
         )
 
     def _batch(self, rows: list[list[Segment]]) -> PackedBatch:

@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed
-from vlmkit.io.terminal import Failures
+from vlmkit.io.terminal import Failures, warn
+from vlmkit.models.chat.template import TemplateRefusal
 from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.import_mini import trainable
 from vlmkit.models.llava.model import Vlm, build, open_vlm, pad_to_square, save
@@ -25,16 +26,17 @@ from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.samples import Dialogue, Preference, Turn, parse_dialogues, parse_preferences
 from vlmkit.train.distributed import world
 from vlmkit.train.model_card import vlm_card
-from vlmkit.train.run import run_stage, show_data, split_data
+from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
 from vlmkit.train.tiny_models import tiny_towers
 from vlmkit.train.trainer import CheckpointedTrainer, Log, training_arguments
 from vlmkit.train.vlm.collator import CachedFeatures, Group, GroupDataset, SampleRef, collate, pixel_reader
-from vlmkit.train.vlm.lora import add_adapters, freeze
+from vlmkit.train.vlm.lora import add_adapters, freeze, warn_of_unadapted
 from vlmkit.train.vlm.loss import PackedLossModel
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.sft import SftTrainer, VlmTrainer
 from vlmkit.train.vlm.tokenize import Chat, Encode, Plain, TokenizedSample
 
+REFUSED = "chat template refuses them"
 TOO_LONG = "pictures or reply do not fit into max-length"
 Rows = Mixture[Any]
 
@@ -51,6 +53,7 @@ class VlmStage:
     steps: int
     packer: Packer
     reopen: Callable[[VlmConfig], Vlm]
+    data: list[tuple[str, str]]
 
     def trainer(self, folder: Path, emit: Log) -> VlmTrainer:
         config, model = self.config, self.vlm.model
@@ -122,6 +125,8 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
     training, validation = split_data(read, config.data, config.val)
     reopen = partial(open_model, rows=training.rows)
     vlm = reopen(config)
+    if config.lora:
+        warn_of_unadapted(vlm.model)
     encode: Encode = Plain(vlm) if config.stage == "align" else Chat(vlm)
     packer = Packer(
         image=vlm.model.config.image_token_index,
@@ -136,7 +141,8 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
     if not quiet:
         show_data(training, validation, isinstance(config.val, float))
     refs, steps = _refs(config, lambda epoch: _epoch(training, places, config, epoch))
-    yield VlmStage(config, vlm, groups, held_out, refs, steps, packer, reopen)
+    data = fingerprints(training, validation)
+    yield VlmStage(config, vlm, groups, held_out, refs, steps, packer, reopen, data)
 
 
 def open_model(config: VlmConfig, rows: list[Any]) -> Vlm:
@@ -191,12 +197,17 @@ def tokenized_groups(
     numbers = [[number] for number in range(len(reading.rows))] if alone else reading.groups
     found: list[Group] = []
     places: list[int | None] = []
+    before = sum(counts.cut for counts in reading.table)
     for group in failures.filter_failures(_tokenized(encode, packer, length, reading, numbers)):
         places.append(len(found) if group.samples else None)
         if group.samples:
             found.append(group)
     if not found:
-        raise VlmkitError("no sample fits into max-length", "raise it in --config")
+        why = ", ".join(dict.fromkeys(reason for counts in reading.table for reason in counts.lost))
+        raise VlmkitError(f"no sample can be trained on: {why}", "raise --max-length, or change the data")
+    if cut := sum(counts.cut for counts in reading.table) - before:
+        failures.incomplete = True
+        warn(f"{cut} of {len(reading.rows)} samples are longer than {length} tokens and were cut: raise --max-length")
     return found, places
 
 
@@ -207,12 +218,23 @@ def _tokenized(
         samples: list[TokenizedSample] = []
         rows = [reading.rows[number] for number in some]
         for row, number in zip(rows, some, strict=True):
-            fitting = [packer.truncate(encode(dialogue), length) for dialogue in _dialogues(row)]
-            if None in fitting:
-                reading.table[reading.sources[number]].drop_sample(TOO_LONG)
+            counts = reading.table[reading.sources[number]]
+            try:
+                whole = [encode(dialogue) for dialogue in _dialogues(row)]
+            except TemplateRefusal as error:
+                counts.drop_sample(REFUSED)
+                yield Failed(row.id, None, f"the model's {REFUSED} ({error})")
+                continue
+            fitting = [[packer.truncate(turns, length) for turns in dialogue] for dialogue in whole]
+            # Of a dialogue the first turns are enough; of a preference both sides are needed.
+            kept = [[turns for turns in dialogue if turns is not None] for dialogue in fitting]
+            if not all(kept):
+                counts.drop_sample(TOO_LONG)
                 yield Failed(row.id, None, f"its {TOO_LONG}")
-            else:
-                samples += [sample for sample in fitting if sample is not None]
+                continue
+            pairs = zip(chain.from_iterable(whole), chain.from_iterable(fitting), strict=True)
+            counts.cut += any(before is not after for before, after in pairs)
+            samples += chain.from_iterable(kept)
         mirror = all(getattr(row, "mirror", False) for row in rows)
         yield Group(rows[0].id, rows[0].pictures, samples, mirror)
 
