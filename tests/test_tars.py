@@ -162,6 +162,17 @@ def test_a_nightly_job_over_a_damaged_tar(vlmkit, tmp_path: Path) -> None:
     assert [Path(row["id"]).name for row in left] == ["p.png", "a.jpg", "b.jpg", "c.jpg"]
 
 
+def test_a_copy_in_another_tar_has_no_captions_of_the_first(vlmkit, tmp_path: Path) -> None:
+    tar(tmp_path / "1.tar", {"a.jpg": jpeg(), "a.txt": b"a"})
+    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "1.tar").stdout)
+    tar(tmp_path / "2.tar", {"b.jpg": jpeg()})
+    (copy,) = records(vlmkit("embed", "--changed", "./i", "2.tar").stdout)
+    assert copy["id"] == f"{tmp_path}/2.tar/b.jpg" and copy["width"] and "captions" not in copy
+    (tmp_path / "1.tar").unlink()
+    (moved,) = records(vlmkit("embed", "--changed", "./i", "2.tar").stdout)
+    assert moved["captions"] == ["a"]
+
+
 def test_each_tar_is_listed_once(tmp_path: Path) -> None:
     """However many there are, and in whatever order their members are opened."""
     paths = [tmp_path / f"{number}.tar" for number in range(40)]

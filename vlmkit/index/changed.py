@@ -1,5 +1,7 @@
 """Which items an index holds already: unchanged, or the same content under another path or with another time."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +11,10 @@ import numpy as np
 from vlmkit.index.reader import Index, NoIndex
 from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.io.sources import PictureError, content_hash, file_facts, is_url
+from vlmkit.io.sources import PictureError, UnreadContainer, content_hash, file_facts, is_gone, is_url
 
 FACTS = {"image": str, "hash": str, "bytes": int}  # of a record of a file
+FACTS_OF_CONTENT = ("width", "height", "taken", "camera", "lat", "lon")
 LOOKED_UP = 256  # items at a time: the index is open for that long only, so that a writer beside is not held up
 
 
@@ -21,9 +24,9 @@ def changed(
     """Those of `items` that the index at `folder` does not hold as they are; failures too. With no index all are new.
 
     A file is looked at where its path is new or its `mtime`, `bytes` or `ctime` differ. If then the index knows its
-    content by `hash`, the item has that record's fields, model and embedding; at the end `on_kept` gets the number
-    of those. Content that is the same under the same path and `mtime` counts as unchanged. A URL in the index is not
-    fetched. A text counts as changed where the `text` of its record differs.
+    content by `hash`, the item has that record's fields, but for another sample's, its model and embedding; at the end
+    `on_kept` gets the number of those. Content that is the same under the same path and `mtime` counts as unchanged. A
+    URL in the index is not fetched. A text counts as changed where the `text` of its record differs.
     """
     known, kept = _Contents(), 0
     for batch in batched(items, LOOKED_UP):
@@ -68,7 +71,19 @@ def _look(item: Item, index: Index, known: "_Contents") -> Item | None:
     if slot is None:
         return item
     vector = {"model": index.state.model, "embedding": np.array(index.vectors[slot])}
-    return _Kept(index.record(slot) | item.record | facts | vector, source)
+    return _Kept(_fields(index.record(slot), image) | item.record | facts | vector, source)
+
+
+def _fields(record: Record, image: str) -> Record:
+    """What `record` says about the same content at `image`: all; of a member of a tar that is still there the facts.
+
+    Its other fields are of its own sample; this one has its captions in its own tar, or none.
+    """
+    before = record["image"]
+    with contextlib.suppress(UnreadContainer):
+        if before == image or os.path.isfile(before) or is_gone(before):
+            return record
+    return {name: record[name] for name in FACTS_OF_CONTENT if name in record}
 
 
 def _same(record: Record, facts: Record, *names: str) -> bool:
