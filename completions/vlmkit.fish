@@ -31,7 +31,7 @@ complete -c vlmkit -n __fish_use_subcommand -f -a index -d 'Add embedded records
 complete -c vlmkit -n '__fish_seen_subcommand_from index' -l type -r -d 'auto, flat (exact), hnsw, ivf, ivfpq, or a FAISS factory string.'
 complete -c vlmkit -n '__fish_seen_subcommand_from index' -l remove -r -d 'Drop the record with this id; may be repeated.'
 complete -c vlmkit -n '__fish_seen_subcommand_from index' -l prune -r -d 'Drop records under DIR whose file is gone; may be repeated.'
-complete -c vlmkit -n '__fish_seen_subcommand_from index' -l force -d 'Prune also where a drive may not be mounted, or most records under DIR would go.'
+complete -c vlmkit -n '__fish_seen_subcommand_from index' -l force -d 'Prune also where a drive may not be mounted, a tar is damaged, or most records under DIR would go.'
 complete -c vlmkit -n '__fish_seen_subcommand_from index' -l dry-run -d 'prune: write the records that would go, and change nothing.'
 complete -c vlmkit -n '__fish_seen_subcommand_from index' -l merge -r -a '(ls (set -q XDG_DATA_HOME; and echo $XDG_DATA_HOME; or echo ~/.local/share)/vlmkit 2>/dev/null)' -d 'Add all records of another index; may be repeated.'
 complete -c vlmkit -n '__fish_seen_subcommand_from index' -l info -d 'Print what the index holds, as one JSON object.'

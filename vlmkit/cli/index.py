@@ -43,7 +43,11 @@ class Changes:
     remove: Annotated[Several, _several("--remove ID", "Drop the record with this id")] = None
     prune: Annotated[Several, _several("--prune DIR", "Drop records under DIR whose file is gone")] = None
     force: Annotated[
-        bool, option("--force", "Prune also where a drive may not be mounted, or most records under DIR would go.")
+        bool,
+        option(
+            "--force",
+            "Prune also where a drive may not be mounted, a tar is damaged, or most records under DIR would go.",
+        ),
     ] = False
     dry_run: Annotated[bool, option("--dry-run", "prune: write the records that would go, and change nothing.")] = False
     merge: Annotated[Several, _several("--merge INDEX", "Add all records of another index")] = None

@@ -83,7 +83,7 @@ def _fields(record: Record, image: str) -> Record:
     with contextlib.suppress(UnreadContainer):
         if before == image or os.path.isfile(before) or is_gone(before):
             return record
-    return {name: record[name] for name in FACTS_OF_CONTENT if name in record}
+    return {name: record[name] for name in ("id", "image", *FACTS_OF_CONTENT) if name in record}
 
 
 def _same(record: Record, facts: Record, *names: str) -> bool:
