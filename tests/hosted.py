@@ -117,6 +117,26 @@ class _Handler(BaseHTTPRequestHandler):
         error = {"message": message, "type": "some_error", "param": param, "code": None}
         self.send(json.dumps({"error": error}).encode(), code, **headers)
 
+    def on_reply(self) -> None:
+        """reply STATUS BODY: that; a BODY that begins with `data:` as a stream."""
+        _, status, body = self.text.split(" ", 2)
+        kind = "text/event-stream" if body.startswith("data:") else "application/json"
+        self.send(f"{body}\n\n".encode(), int(status), kind)
+
+    def on_limited(self) -> None:
+        """The first two tries are refused, with a wait in the body."""
+        if self.tries < 3:
+            return self.send(b'{"error": {"message": "slow down", "details": [{"retryDelay": "0.3s"}]}}', 429)
+        self.good()
+
+    def on_newer(self) -> None:
+        """A model that takes neither `max_tokens` nor a schema."""
+        if "max_tokens" in self.body:
+            return self.fail(400, "'max_tokens' is not supported: use max_completion_tokens")
+        if "response_format" in self.body:
+            return self.fail(422, "json_schema is not available")
+        self.say('{"age": 7}')
+
     def on_Locate(self) -> None:
         """Asked for numbers, it finds boxes with these."""
         numbers = list(map(int, re.findall(r"-?\d+", self.text.partition(".")[0])))

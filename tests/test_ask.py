@@ -98,8 +98,8 @@ def test_records_bring_their_questions(vlmkit, folder: Path, tmp_path: Path) -> 
     assert found[1]["answer"] == plain
     piped = records(vlmkit("ask", stdin=jsonl(*rows)).stdout)
     assert piped == found
-    replaced = records(vlmkit("ask", "questions.jsonl", "is it red").stdout)
-    assert {row["question"] for row in replaced} == {"is it red"}
+    replaced = records(vlmkit("ask", "questions.jsonl", "what is love?").stdout)
+    assert {row["question"] for row in replaced} == {"what is love?"}
 
 
 def test_what_search_finds_can_be_asked_about(shell, folder: Path) -> None:
@@ -192,7 +192,7 @@ def test_settings_of_chance(vlmkit, folder: Path) -> None:
     chance = [vlmkit(*ask, "--temperature", 1, "--seed", seed).stdout for seed in (1, 2, 1)]
     assert chance[0] == chance[2] != chance[1]
     assert vlmkit(*ask, "--temperature", 1, "--top-p", 0).stdout == greedy
-    assert len(vlmkit(*ask, "--max-tokens", 1).stdout) < len(greedy)
+    assert len(vlmkit(*ask, "--max-tokens", 8).stdout) < len(greedy)
     assert vlmkit(*ask, "--system", "be kind").stdout != greedy
     assert b"--top-p" in vlmkit(*ask, "--top-p", 0.5, code=2).stderr
     for wrong in (

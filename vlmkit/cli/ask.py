@@ -61,13 +61,12 @@ class AnswerOptions:
     ] = None
     constitution: Annotated[Text, option("--constitution FILE", CONSTITUTION_HELP)] = None
     pairs: Annotated[Text, option("--pairs FILE", PAIRS_HELP)] = None
-    stats: Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")] = False
 
     @property
     def task(self) -> str:
         return "ocr" if self.ocr else "boxes" if self.boxes else "answer"
 
-    def generate_options(self) -> "GenerateOptions":
+    def generate_options(self, stats: bool) -> "GenerateOptions":
         from vlmkit.generate.constitution import read_constitution
         from vlmkit.generate.pipeline import GenerateOptions
         from vlmkit.generate.schema import read_schema
@@ -77,7 +76,7 @@ class AnswerOptions:
             self.task,
             schema=None if self.schema is None else read_schema(self.schema),
             constitution=None if self.constitution is None else read_constitution(self.constitution),
-            stats=self.stats,
+            stats=stats,
             on_attention=partial(_save_attention, self.attention) if self.attention else None,
         )
 
@@ -108,11 +107,11 @@ def ask(
     named, question = split(arguments or [])
     valid_utf8(question)
     check_files(named, records, resume)
-    _check(chat, answer, records, resume)
+    _check(chat, answer, records, resume, chat_model.stats)
     sampling = chat_model.sampling(run, ANSWER_TOKENS if answer.task == "answer" else PAGE_TOKENS)
-    options = answer.generate_options()
+    options = answer.generate_options(chat_model.stats)
     if chat:
-        model = run.load_chat_model(chat_model.model, chat_model.base_url, chat_model.option)
+        model = run.load_chat_model(chat_model.model, chat_model.base_url, chat_model.option, chat_model.rpm)
         return _chat(model, named, question, sampling, answer.system, records.allow_private)
     reading = records.reading(piped_picture=True)
     conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
@@ -121,7 +120,7 @@ def ask(
             f"{'--draw' if answer.drawing else '--attention'} requires a single picture", "name only that one"
         )
     model = chat_model.load(run, "attention" if answer.attention else answer.task)
-    plain = conversation.single and not (records.as_records or answer.boxes or answer.stats or resume)
+    plain = conversation.single and not (records.as_records or answer.boxes or chat_model.stats or resume)
     on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
     streams = (on_terminal if answer.stream is None else answer.stream) and plain
     streams = streams and not (answer.schema or answer.constitution or answer.attention)
@@ -144,12 +143,14 @@ def ask(
             reading,
             count,
             resume,
+            model=model,
+            max_tokens=sampling.max_tokens,
             plain=plain,
             single_input=single_input,
         )
 
 
-def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | None) -> None:
+def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | None, stats: bool) -> None:
     """Raise VlmkitError for flags that exclude each other, and for a drawing that cannot be saved."""
     from vlmkit.render.draw import check_drawing
 
@@ -161,7 +162,7 @@ def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | No
     for path in filter(None, (answer.drawing, answer.attention)):
         check_drawing(path)
     files = {"-o": records.output, "--resume": resume, "--errors": records.errors, "--json": records.json}
-    unused = next((flag for flag, value in (files | {"--stats": answer.stats}).items() if value), None)
+    unused = next((flag for flag, value in (files | {"--stats": stats}).items() if value), None)
     if chat and unused:
         raise VlmkitError(f"{unused} cannot be combined with --chat", "leave it out; /save FILE saves the conversation")
     if answer.drawing is not None and not answer.boxes:
@@ -196,13 +197,13 @@ def _save_attention(file: str, maps: Any) -> None:
     save(overlay(*maps), file)
 
 
-def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Failed]":
+def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Record | Failed]":
     """Each answer was shown as it came, and needs only the end of its line."""
     for result in results:
-        if isinstance(result, Failed):
-            yield result
-        else:
+        if not isinstance(result, Failed):
             out.write(b"\n")
+            result.pop("answer")
+        yield result
 
 
 def _chat(

@@ -43,7 +43,7 @@ def caption(
     """Say what is on pictures.
 
     One sentence fit for alt text, printed alone for one picture; for several, folders, shards and records, each record
-    with its `caption` and `caption_model`. A picture may also come as bytes on standard input.
+    with its `caption`, `caption_model` and `finish`. A picture may also come as bytes on standard input.
     """
     from vlmkit.generate.pipeline import caption as captioned
     from vlmkit.generate.pipeline import caption_sampling
@@ -64,6 +64,7 @@ def caption(
         "length": length.value,
         "start": prompt,
         "boxes": chat.sampling(run, PAGE_TOKENS) if boxes else None,
+        "stats": chat.stats,
     }
     how |= {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
 
@@ -72,8 +73,19 @@ def caption(
         return write_sidecars(found, force=force) if sidecar else found
 
     count = partial(count_inputs, named, reading)
-    plain = conversation.single and not (records.as_records or boxes or resume)
+    plain = conversation.single and not (records.as_records or boxes or chat.stats or resume)
     single_input = conversation.single or not (resume or sidecar)
     return deliver(
-        run, records, conversation, results, "caption", reading, count, resume, plain=plain, single_input=single_input
+        run,
+        records,
+        conversation,
+        results,
+        "caption",
+        reading,
+        count,
+        resume,
+        model=model,
+        max_tokens=sampling.max_tokens,
+        plain=plain,
+        single_input=single_input,
     )

@@ -61,6 +61,10 @@ EndpointSettings = Annotated[
         callback=valid_utf8,
     ),
 ]
+Rpm = Annotated[
+    int | None, option("--rpm N", "Send an endpoint at most N requests a minute; it may ask for fewer.", min=1)
+]
+Stats = Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,12 @@ class ChatOptions:
     top_p: TopP = None
     base_url: BaseUrl = None
     option: EndpointSettings = None
+    rpm: Rpm = None
+    stats: Stats = False
 
     def load(self, run: Run, task: str = "answer") -> "ChatModel":
         """The model. Raises VlmkitError where it cannot do the `task`."""
-        model = run.load_chat_model(self.model, self.base_url, self.option)
+        model = run.load_chat_model(self.model, self.base_url, self.option, self.rpm)
         if task not in model.tasks:
             lacks = {
                 "ocr": "cannot read text in pictures",
@@ -116,10 +122,16 @@ def deliver(
     count: Callable[[], int | None],
     resume: str | None,
     *,
+    model: "ChatModel",
+    max_tokens: int,
     plain: bool,
     single_input: bool,
 ) -> Exit:
-    """Write the answers as records, or with `plain` their `field` alone. A failed `single_input` is fatal."""
+    """Write the answers as records, or with `plain` their `field` alone, unless it was shown and left out.
+
+    Those that were cut off at `max_tokens`, and those that do not match their schema, are counted on standard error. A
+    failed `single_input` is fatal.
+    """
     from vlmkit.generate.resume import AppendOutput
 
     with ExitStack() as files:
@@ -127,16 +139,48 @@ def deliver(
         failures = files.enter_context(
             Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary)
         )
-        out = files.enter_context(Output(records.output) if resume is None else AppendOutput(resume))
+        out = files.enter_context(Output(records.output) if resume is None else AppendOutput(resume, max_tokens))
         items = summary.reading(conversation.items) if summary else conversation.items
         items = out.missing(items) if isinstance(out, AppendOutput) else items
         made = progress(results(items, out), quiet=run.quiet or conversation.single, unit="records", count=count)
-        shown = failures.filter_failures(made)
-        if not plain:
+        defects = Defects(max_tokens)
+        shown = defects.counted(failures.filter_failures(made))
+        if plain:
+            for record in shown:
+                if field in record:
+                    out.write(printable(f"{record[field]}\n"))
+        else:
             out.write_records(shown)
-            return failures.exit_code()
-        for record in shown:
-            out.write(printable(f"{record[field]}\n"))
-            if record.get("valid") is False:
-                warn("the answer does not match the schema")
+        defects.tell()
+        if summary:
+            summary.counts.update(model.usage())
         return failures.exit_code()
+
+
+class Defects:
+    """Counts what is written although it is not all that was asked for."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens, self._seen, self._cut, self._invalid = max_tokens, 0, 0, 0
+
+    def counted(self, results: "Iterable[Record]") -> "Iterator[Record]":
+        from vlmkit.generate.replies import is_cut
+
+        for record in results:
+            self._seen += 1
+            self._cut += is_cut(record)
+            self._invalid += record.get("valid") is False
+            yield record
+
+    def tell(self) -> None:
+        """One line each on standard error."""
+        if self._cut:
+            one = "was" if self._cut == 1 else "were"
+            limit = f"raise --max-tokens, which is {self._max_tokens}"
+            warn(f"{self._named(self._cut)} {one} cut off by the limit of tokens: {limit}")
+        if self._invalid:
+            one = "does" if self._invalid == 1 else "do"
+            warn(f"{self._named(self._invalid)} {one} not match the schema: simplify it, or name a better model")
+
+    def _named(self, count: int) -> str:
+        return "the answer" if self._seen == 1 else f"{count} of {self._seen} answers"

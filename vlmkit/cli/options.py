@@ -162,12 +162,16 @@ class Run:
         note(f"model {model.identity}, device {model.device}, precision {used}")
         return model
 
-    def load_chat_model(self, name: str, base_url: str | None = None, options: list[str] | None = None) -> "ChatModel":
-        """The chat model called `name`, on this device, or at `base_url` with `options`."""
+    def load_chat_model(
+        self, name: str, base_url: str | None = None, options: list[str] | None = None, rpm: int | None = None
+    ) -> "ChatModel":
+        """The chat model called `name`, on this device, or at `base_url` with `options`, `rpm` requests a minute."""
         from vlmkit.models.load import load_chat_model
         from vlmkit.models.types import EndpointOptions, Hardware
 
-        model = load_chat_model(name, Hardware(self.device.value), EndpointOptions.of(base_url, options or []))
+        model = load_chat_model(
+            name, Hardware(self.device.value), EndpointOptions.of(base_url, options or [], rpm or 0)
+        )
         if self.verbose and not self.quiet:
             warn(f"model {model.identity}, device {model.device}")
         return model

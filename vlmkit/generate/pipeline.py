@@ -2,16 +2,18 @@
 
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from vlmkit.errors import first_line
 from vlmkit.generate.alt_text import alt_text
 from vlmkit.generate.constitution import Constitution, answer_by_constitution
 from vlmkit.generate.questions import ChatSample
+from vlmkit.generate.remote import Completed, complete_in_order
+from vlmkit.generate.replies import with_reply
 from vlmkit.generate.schema import answer_by_schema
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from vlmkit.models.chat.attention import AttentionMaps
 
 LEADING_MARKS = re.compile(rf"\A(?:\s*{MARK})+")
-HELD = 4  # answers of a remote model that may wait for an earlier one, for each request under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,8 @@ class Respond(BatchStage):
         requests = [self.options.request(sample, self.model().interleaved) for sample in samples]
         replies = ANSWERERS[self.options.mode()](self.model(), requests, self.sampling, self.options)
         ms = 1000 * (time.perf_counter() - start) / max(len(samples), 1)
-        return [_result(sample, reply, ms) for sample, reply in zip(samples, replies, strict=True)]
+        task = self.options.task
+        return [_result(sample, reply, ms, task) for sample, reply in zip(samples, replies, strict=True)]
 
 
 def ask(
@@ -210,7 +212,10 @@ def ask(
     workers: int,
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each record with `answer` to its `question`, `answer_model`, `finish` and what `options` add, in input order."""
+    """Each record with `answer` to its `question`, `answer_model`, `finish` and what `options` add, in input order.
+
+    What the model thought aloud goes into `reasoning`. A reply in which nothing can be read fails its record.
+    """
 
     def to_record(found: tuple[Record, Reply]) -> Record:
         record, reply = found
@@ -219,9 +224,8 @@ def ask(
             options.on_pair(keys | {"chosen": reply.chosen, "rejected": reply.rejected})
         keeps_lines = options.schema or options.task == "ocr"
         text = reply.answer.text if keeps_lines else " ".join(reply.answer.text.split())
-        made = {"answer": text, "answer_model": model.identity, "finish": reply.answer.finish}
-        stats = {"ms": round(reply.ms, 1), "tokens": reply.answer.tokens} if options.stats else {}
-        return record | made | reply.fields | stats
+        made = {"answer": text, "answer_model": model.identity}
+        return with_reply(record, made, reply, sampling.max_tokens, options.stats)
 
     if options.task == "boxes":
         items = map(unless_failed(_one_picture), items)
@@ -239,13 +243,14 @@ def caption(
     length: str = "normal",
     start: str = "",
     boxes: Sampling | None = None,
+    stats: bool = False,
     batch_size: int,
     workers: int,
     allow_private: bool = False,
 ) -> Iterator[Record | Failed]:
-    """Each record with `caption`, which begins with `start`, and `caption_model`, in input order.
+    """Each record with `caption`, which begins with `start`, `caption_model` and `finish`, in input order.
 
-    With `boxes`, by which they are sought, also the `boxes` of every object.
+    With `boxes`, by which they are sought, also the `boxes` of every object; with `stats` `ms` and `tokens`.
     """
     options = GenerateOptions(prompt=model.captions[length].prompt, start=start, boxes=boxes)
 
@@ -253,9 +258,11 @@ def caption(
         record, reply = found
         sentences, cut = None if length == "long" else 1, reply.answer.finish == "length"
         text = alt_text(reply.answer.text, sentences=sentences, cut=cut, guided=bool(start))
-        if not text:
-            return Failed.of(record, "the model said nothing", "name another model, or raise --max-tokens")
-        return record | {"caption": text, "caption_model": model.identity} | reply.fields
+        failure = replace(reply.answer, text=text).failure()
+        if failure is not None:
+            return Failed.of(record, failure, failure.remedy)
+        made = {"caption": text, "caption_model": model.identity}
+        return with_reply(record, made, reply, sampling.max_tokens, stats)
 
     pictures = map(unless_failed(_one_picture), items)
     replies = replies_in_order(pictures, model, sampling, options, batch_size, workers, allow_private)
@@ -288,7 +295,14 @@ def replies_in_order(
     pipeline = stages(model, sampling, options, batch_size, workers, allow_private)
     if options.mode() == "plain" and isinstance(model, RemoteModel):
         samples = map_ordered(pipeline[:-1], items)
-        return complete_in_order(samples, model, options, sampling, batch_size or model.batch.size)
+
+        def submit(sample: ChatSample) -> Future[Answer | RequestError]:
+            return model.submit(options.request(sample, model.interleaved), sampling)
+
+        def to_result(done: Completed) -> tuple[Record, Reply] | Failed:
+            return _result(done.sample, _reply(done.answer), done.ms, options.task)
+
+        return map(unless_failed(to_result), complete_in_order(samples, submit, batch_size or model.batch.size))
     return map_ordered(pipeline, items)
 
 
@@ -306,61 +320,18 @@ def stages(
     return [Fetch(allow_private), Decode(lazy, workers, depth), Respond(lazy, sampling, options, batch_size)]
 
 
-class PendingRequest(NamedTuple):
-    """A record whose request is under way since `start`."""
-
-    sample: ChatSample
-    future: Future[Answer | RequestError]
-    start: float
-
-
-def complete_in_order(
-    samples: Iterable[ChatSample | Failed],
-    model: RemoteModel,
-    options: GenerateOptions,
-    sampling: Sampling,
-    at_once: int,
-) -> Iterator[tuple[Record, Reply] | Failed]:
-    """Each record and its reply, in input order, with `at_once` requests under way as long as there are so many."""
-    waiting: deque[PendingRequest | Failed] = deque()
-    under_way: set[Future[Answer | RequestError]] = set()
-    try:
-        for sample in samples:
-            if isinstance(sample, Failed):
-                waiting.append(sample)
-            else:
-                future = model.submit(options.request(sample, model.interleaved), sampling)
-                waiting.append(PendingRequest(sample, future, time.perf_counter()))
-                under_way.add(future)
-            if len(under_way) >= at_once:
-                under_way = wait(under_way, return_when=FIRST_COMPLETED).not_done
-            while waiting and (
-                isinstance(first := waiting[0], Failed) or first.future.done() or len(waiting) >= HELD * at_once
-            ):
-                yield _outcome(waiting.popleft())
-        while waiting:
-            yield _outcome(waiting.popleft())
-    finally:
-        for future in under_way:
-            future.cancel()
-
-
-def _outcome(entry: PendingRequest | Failed) -> tuple[Record, Reply] | Failed:
-    if isinstance(entry, Failed):
-        return entry
-    reply = _reply(entry.future.result())
-    return _result(entry.sample, reply, 1000 * (time.perf_counter() - entry.start))
-
-
 def _reply(answer: Answer | RequestError) -> Reply | RequestError:
     if isinstance(answer, RequestError):
         return answer
     return Reply(answer, {} if answer.boxes is None else {"boxes": answer.boxes})
 
 
-def _result(sample: ChatSample, reply: Reply | RequestError, ms: float) -> tuple[Record, Reply] | Failed:
+def _result(sample: ChatSample, reply: Reply | RequestError, ms: float, task: str) -> tuple[Record, Reply] | Failed:
     if isinstance(reply, RequestError):
         return Failed.of(sample.record, reply, reply.remedy)
+    failure = reply.answer.failure() if task == "answer" else None  # there may be no text in it, or nothing of a kind
+    if failure is not None:
+        return Failed.of(sample.record, failure, failure.remedy)
     if "boxes" in reply.fields:
         boxes = [_scaled(box, sample.scale) for box in reply.fields["boxes"]]
         reply = replace(reply, fields=reply.fields | {"boxes": boxes})
@@ -420,3 +391,5 @@ def preprocessed(picture: str | Bytes, model: ChatModel, web: Fetcher | None = N
         return model.preprocess(image), (width / image.width, height / image.height)
     except MemoryError:
         raise PictureError("not enough memory to scale it") from None
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise PictureError(f"the model's processor refuses it ({first_line(error)})") from None

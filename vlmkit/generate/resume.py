@@ -1,4 +1,7 @@
-"""--resume FILE: results are appended record by record, and those in FILE already are not computed again."""
+"""--resume FILE: results are appended record by record, and those in FILE already are not computed again.
+
+What was cut off at --max-tokens is computed again under a larger number, and the cut record then goes.
+"""
 
 import hashlib
 import os
@@ -8,20 +11,28 @@ from typing import IO
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.questions import ChatSample
-from vlmkit.io.files import append_lines
+from vlmkit.generate.replies import is_cut
+from vlmkit.io.files import append_lines, atomic_write
 from vlmkit.io.pictures import FIELDS
-from vlmkit.io.records import Failed, Record, loads
+from vlmkit.io.records import Failed, Record, dumps, loads
 from vlmkit.io.terminal import Output, form_of
 
 
 class AppendOutput(Output):
     """FILE, opened to append records. An incomplete last line, left by a killed run, is removed.
 
-    Raises VlmkitError where FILE holds anything but records, or another run is writing it.
+    `max_tokens` is the limit of this run. Raises VlmkitError where FILE holds anything but records, or another run is
+    writing it.
     """
 
-    def _opened(self, path: str | None) -> IO[bytes]:
+    def __init__(self, path: str, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self._made: Counter[bytes] = Counter()
+        self._cut: Counter[bytes] = Counter()  # under a smaller limit
+        self._replaced: Counter[bytes] = Counter()  # of these, those that a later record of the same key follows
+        super().__init__(path)
+
+    def _opened(self, path: str | None) -> IO[bytes]:
         if os.path.exists(self.name) and not os.path.isfile(self.name):
             raise VlmkitError(f"{self.name} is not a regular file", "name a file that can be read again")
         try:
@@ -41,7 +52,32 @@ class AppendOutput(Output):
             record = None
         if not isinstance(record, dict):
             raise ValueError("is not a record")
-        self._made[_key(record)] += 1
+        key, limit = _key(record), record.get("max_tokens")
+        self._replace(key)
+        stale = is_cut(record) and not (isinstance(limit, int) and limit >= self._max_tokens)
+        (self._cut if stale else self._made)[key] += 1
+
+    def _replace(self, key: bytes) -> None:
+        if self._cut[key]:
+            self._cut[key] -= 1
+            self._replaced[key] += 1
+
+    def write_records(self, records: Iterable[Record], form: str | None = None) -> None:
+        for record in records:
+            self.write(dumps(record))
+            self._replace(_key(record))
+        if self._replaced:
+            self._drop_replaced()
+
+    def _drop_replaced(self) -> None:
+        """Write FILE again without the cut records that were replaced."""
+        with open(self.name, "rb") as lines, atomic_write(self.name) as file:
+            for line in lines:
+                record = loads(line)
+                if is_cut(record) and self._replaced[_key(record)]:
+                    self._replaced[_key(record)] -= 1
+                else:
+                    file.write(line)
 
     def missing(self, items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
         """What FILE does not hold yet, by `id`, pictures and `question` together; of equal ones as many as it lacks."""

@@ -207,6 +207,8 @@ class Answer:
     """A reply without its end token; `finish` is stop, or length where --max-tokens cut it; `tokens` were generated.
 
     `boxes` is None unless the request was for boxes; `note` is what the user should know about them.
+    `reasoning` is what the model thought aloud, which is not part of `text`; `confidence` (0 to 1) is None where the
+    model gives none.
     """
 
     text: str
@@ -214,6 +216,17 @@ class Answer:
     tokens: int
     boxes: list[Box] | None = None
     note: str = ""
+    reasoning: str = ""
+    confidence: float | None = None
+
+    def failure(self) -> "RequestError | None":
+        """Why this is no answer, if nothing can be read in it."""
+        if any(c.isprintable() and not c.isspace() for c in self.text):
+            return None
+        if self.finish == "length":
+            return RequestError("cut off before the answer began", "raise --max-tokens, as the model may think first")
+        what = "the model thought, but gave no answer" if self.reasoning else "the model said nothing"
+        return RequestError(what, "ask again, name another model, or raise --max-tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +274,10 @@ class ChatModel(Model, ABC):
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         """One answer for each request, in order."""
 
+    def usage(self) -> dict[str, int]:
+        """What its answers took, for the end of a run: numbers by what they count."""
+        return {}
+
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         """The same for one request, without beams; `say` is called with each piece of text as it is generated."""
         (answer,) = self.answer([request], sampling)
@@ -281,13 +298,16 @@ class RemoteModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """The URL of an endpoint, None for the default one, and the options of each request."""
+    """The URL of an endpoint, None for the default one, the options of each request, and how many are sent a minute at
+    most, 0 for as many as can be.
+    """
 
     base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    rpm: float = 0.0
 
     @classmethod
-    def of(cls, base_url: str | None, options: Sequence[str]) -> "EndpointOptions":
+    def of(cls, base_url: str | None, options: Sequence[str], rpm: float = 0.0) -> "EndpointOptions":
         """`options` are KEY=VALUE each, VALUE JSON or else a string. Raises VlmkitError."""
         given: dict[str, Any] = {}
         for option in options:
@@ -298,4 +318,4 @@ class EndpointOptions:
                 given[key] = loads(value.encode())
             except ValueError:
                 given[key] = value
-        return cls(base_url, given)
+        return cls(base_url, given, rpm)

@@ -5,24 +5,28 @@ anywhere but to the base URL: redirects are not followed.
 """
 
 import asyncio
-import base64
 import hashlib
-import io
 import os
+import re
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.pictures import at_marks
 from vlmkit.io.records import loads
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.boxes import find_hosted_boxes, hosted_format
+from vlmkit.models.chat.endpoint_errors import LATER, SCHEMA, Failure, Refusal, Scope, reason_of, status_in
+from vlmkit.models.chat.endpoint_pictures import Picture, encode_picture
+from vlmkit.models.chat.endpoint_reply import StreamedMessage, Usage, read_answer
+from vlmkit.models.chat.pacing import OutageDetector, Pace, backoff
+from vlmkit.models.chat.reasoning import AnswerStream
 from vlmkit.models.types import ENDPOINT, Answer, ChatModel, EndpointOptions, Hardware, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
@@ -33,23 +37,12 @@ CONCURRENT_REQUESTS = 8
 TIMEOUT = 300.0  # seconds without a byte, after which a try has failed
 CONNECT_TIMEOUT = 10.0
 RETRIES = 4
-LONGEST_WAIT = 120.0  # seconds that the package waits for a Retry-After
+LONGEST_WAIT = 120.0  # seconds between two tries that a server may ask for
 MAX_SIDE = 1536  # pixels; hosted models look at no more, or bill more for it
-FEW_COLORS = 4096  # drawings, screens and small pictures; these go as PNG, which keeps letters sharp
-JPEG_QUALITY = 90
 PIXEL_UNIT = 28  # pixels: the sides of pictures are multiples of it in Qwen2.5-VL
 RESERVED = ("model", "messages", "stream")  # what no option may change
 LONGEST_REASON = 300  # characters
-FILTERED = "blocked by the endpoint's content filter"
-LATER = "ask again later"
-
-
-class Picture(NamedTuple):
-    """A picture as a data URI, the size of the original, and the size that was sent."""
-
-    url: str
-    size: tuple[int, int]
-    sent: tuple[int, int]
+T = TypeVar("T")
 
 
 class Endpoint(ChatModel):
@@ -75,13 +68,16 @@ class Endpoint(ChatModel):
             raise VlmkitError(f"--option {reserved} cannot be set", "leave it out")
         self._timeout = float(_number(options, "timeout", TIMEOUT, 0.001))
         self._tries = 1 + int(_number(options, "retries", RETRIES, 0))
+        self._pace, self._outage = Pace(endpoint.rpm), OutageDetector()
+        self._renamed: dict[str, str] = {}  # settings that the endpoint takes by another name
+        self._dropped: set[str] = set()  # settings that it does not take, and that are not needed
+        self._usage = Usage()
         self.size = int(_number(options, "max_side", MAX_SIDE, 1))
         self._boxes = hosted_format(self._name)
         detail = options.pop("detail", None)
         self._detail = {} if detail is None else {"detail": detail}
         self._options = options
         self._key = _api_key()
-        self._answered = False  # then the URL and the key are right
         client = self._client(endpoint.base_url)
         self._completions = client.chat.completions
         self.device = str(client.base_url.copy_with(userinfo=b""))
@@ -102,7 +98,7 @@ class Endpoint(ChatModel):
             client = openai.AsyncOpenAI(
                 api_key=self._key or "none",  # a server at home asks for none
                 base_url=base_url,
-                max_retries=self._tries - 1,
+                max_retries=0,  # `_send` does it
                 timeout=timeout,
                 http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
             )
@@ -116,21 +112,8 @@ class Endpoint(ChatModel):
 
     def preprocess(self, image: "Image") -> Picture:
         """The picture with no side above `size` pixels and without metadata."""
-        from PIL import Image
-
-        scale = min(1.0, self.size / max(image.size))
         # What answers in pixels of what it saw gets the size that its processor would make.
-        unit = PIXEL_UNIT if self._boxes.scale is None else 1
-        most = max(1, self.size // unit)
-        width, height = (unit * min(max(1, round(side * scale / unit)), most) for side in image.size)
-        same = (width, height) == image.size
-        sent = image.copy() if same else image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        sent.info = {}
-        form = "JPEG" if sent.getcolors(FEW_COLORS) is None else "PNG"
-        data = io.BytesIO()
-        sent.save(data, form, quality=JPEG_QUALITY)
-        url = f"data:image/{form.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
-        return Picture(url, image.size, sent.size)
+        return encode_picture(image, self.size, PIXEL_UNIT if self._boxes.scale is None else 1)
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
         return [future.result() for future in [self.submit(request, sampling) for request in requests]]
@@ -142,29 +125,33 @@ class Endpoint(ChatModel):
         queue: SimpleQueue[str | None] = SimpleQueue()
         finish = asyncio.run_coroutine_threadsafe(self._stream(request, sampling, queue.put), self._loop)
         finish.add_done_callback(lambda _: queue.put(None))
-        pieces = []
+        shown = AnswerStream(say)
         try:
             while (piece := queue.get()) is not None:
-                pieces.append(piece)
-                say(piece)
-            return Answer("".join(pieces).strip(), finish.result(), len(pieces))
-        except RequestError as error:
-            return error
+                shown.put(piece)
+            shown.end()
+            answer = finish.result()
         finally:
             finish.cancel()
+        if shown.lost and isinstance(answer, Answer):
+            what = "the reply began with what the model thought, which was shown before it could be known"
+            return RequestError(what, "leave --stream out, or have the server tell reasoning apart")
+        return answer
+
+    def usage(self) -> dict[str, int]:
+        return {"tokens sent": self._usage.prompt, "tokens received": self._usage.completion}
 
     async def _reply(self, request: Request, sampling: Sampling) -> Answer | RequestError:
-        body = self._body(request, sampling)
-        limit = self._tries * (self._timeout + LONGEST_WAIT) - LONGEST_WAIT
-        try:
-            async with self._errors(body["extra_body"]), asyncio.timeout(limit):
-                reply = await self._completions.with_raw_response.create(**body)
-        except RequestError as error:
-            return error
-        try:
-            answer = _answer(loads(reply.content), request.start)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return RequestError(f"the response contains no answer: {self._short(reply.text)}", LATER)
+        async def send(body: dict[str, Any]) -> Answer | RequestError:
+            async with asyncio.timeout(2 * self._timeout):
+                response = await self._completions.with_raw_response.create(**body)
+            return self._read(response.content, response.headers, body, request)
+
+        with self._outage.request():
+            try:
+                answer = await self._send(request, sampling, send)
+            except Failure as failure:
+                return await self._failed(failure)
         if request.task != "boxes" or isinstance(answer, RequestError):
             return answer
         picture = request.pictures[0]
@@ -176,27 +163,110 @@ class Endpoint(ChatModel):
         text = answer.text if words else ", ".join(box["label"] for box in boxes)
         return replace(answer, text=text, boxes=boxes, note=note)
 
-    async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> str:
-        """Pass the text to `put` as it comes; returns the finish reason. Raises RequestError."""
+    async def _stream(self, request: Request, sampling: Sampling, put: Callable[[str], None]) -> Answer | RequestError:
+        """Pass the text to `put` as it comes; returns the whole answer."""
         import openai
 
-        body = self._body(request, sampling)
-        finish = None
-        async with self._errors(body["extra_body"]):
-            chunks = await self._completions.create(**body, stream=True)
+        async def send(body: dict[str, Any]) -> Any:
+            return body, await self._completions.create(**body, stream=True)
+
+        reply = StreamedMessage()
+        with self._outage.request():
+            try:
+                body, chunks = await self._send(request, sampling, send)
+                async with chunks:
+                    if "json" in chunks.response.headers.get("content-type", ""):  # an error, or not a stream
+                        data = await chunks.response.aread()
+                        answer = self._read(data, chunks.response.headers, body, request)
+                        put(answer.text if isinstance(answer, Answer) else "")
+                        return answer
+                    async for chunk in chunks:
+                        put(reply.add(chunk))
+                if reply.finish is None and not reply.error:
+                    raise Failure("the response broke off", LATER)
+                return self._answer(reply.whole(), request)
+            except Failure as failure:
+                return await self._failed(failure)
+            except openai.APIError as error:
+                return RequestError(f"the answer broke off: {self._short(reason_of(error.body) or str(error))}", LATER)
+            except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+                return RequestError(f"the response broke off ({self._short(str(error))})", LATER)
+
+    async def _send(self, request: Request, sampling: Sampling, send: Callable[[dict[str, Any]], Awaitable[T]]) -> T:
+        """What `send` returns for the request's body, after as many tries as it takes. Raises Failure."""
+        tries, reason = 0, ""
+        while True:
+            body = self._body(request, sampling)
+            await self._pace.turn()
+            tries += 1
+            try:
+                async with self._errors(body, request):
+                    result = await send(body)
+                self._pace.ease()
+                self._outage.answer()
+                return result
+            except Failure as failure:
+                if self._adapt(failure, body["extra_body"]):
+                    continue
+                again = failure.stays() and failure.reason == reason
+                if failure.wait is None or again or tries >= self._tries:
+                    raise
+                if failure.wait > LONGEST_WAIT:
+                    what = f"{failure.what}, and asks to wait {failure.wait:.0f} s"
+                    raise Failure(what, "run the command again then, with --resume", Scope.ALL) from None
+                reason = failure.reason
+                wait = failure.wait or backoff(tries)
+                if failure.status == 429:
+                    self._pace.hold(wait)
+                else:
+                    await asyncio.sleep(wait)
+
+    def _read(self, data: bytes, headers: Mapping[str, str], body: dict[str, Any], request: Request) -> Any:
+        """The answer in a response of status 200. Raises Failure."""
+        text = data.decode(errors="replace")
         try:
-            async with chunks:
-                async for chunk in chunks:
-                    for choice in (chunk.choices or [])[:1]:
-                        finish = choice.finish_reason or finish
-                        put(choice.delta.content or choice.delta.refusal or "")
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise RequestError(f"the response broke off ({self._short(str(error))})", LATER) from None
-        if finish is None:
-            raise RequestError("the response broke off", LATER)
-        if finish == "content_filter":
-            raise RequestError(FILTERED)
-        return "length" if finish == "length" else "stop"
+            reply = loads(data)
+        except ValueError:
+            reply = None
+        if reply is None and text.lstrip()[:1] == "<":
+            remedy = f"check the model's name, {self._name}, and --base-url, which usually ends in /v1"
+            raise Failure(f"the response contains no answer: {self._short(text)}", remedy)
+        try:
+            return self._answer(reply, request)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            pass
+        found = reply[0] if isinstance(reply, list) and reply else reply
+        named = isinstance(found, dict) and not found.keys().isdisjoint(("error", "errors", "detail", "message"))
+        if not named or not (reason := reason_of(reply)):
+            raise Failure(f"the response contains no answer: {self._short(text)}", LATER)
+        refusal = self._refusal(status_in(reply) or 200, reply, reason, headers, body, request)
+        raise refusal.failure(self.device, self._name, bool(self._key))
+
+    def _answer(self, reply: Any, request: Request) -> Answer | RequestError:
+        answer = read_answer(reply, request.start)
+        self._usage.add(reply)
+        return answer
+
+    def _adapt(self, failure: Failure, settings: Mapping[str, Any]) -> bool:
+        """Whether another request can do without the setting that the endpoint refuses, to the same effect."""
+        if failure.status not in (400, 404, 415, 422, 500, 501):
+            return False
+        large = re.search(r"context|large|exceed", failure.reason)
+        if "max_tokens" in settings and "max_completion_tokens" in failure.reason and not large:
+            self._renamed["max_tokens"] = "max_completion_tokens"
+            return True
+        if "response_format" in settings and SCHEMA.search(failure.reason) and "response_format" not in self._options:
+            self._dropped.add("response_format")  # the question asks for the schema, and the answer is checked
+            return True
+        return False
+
+    async def _failed(self, failure: Failure) -> RequestError:
+        """The failure of a request. Raises VlmkitError where every one would meet it."""
+        if failure.scope is Scope.ONE:
+            return RequestError(failure.what, failure.remedy)
+        if failure.scope is Scope.ALL or await self._outage.concerns_all(failure.what):
+            raise VlmkitError(failure.what, failure.remedy) from None
+        return RequestError(failure.what, failure.remedy)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """The arguments of `chat.completions.create`."""
@@ -209,7 +279,11 @@ class Endpoint(ChatModel):
             form = {"name": "answer", "strict": True, "schema": request.schema}
             settings["response_format"] = {"type": "json_schema", "json_schema": form}
         settings |= self._options
-        settings = {key: value for key, value in settings.items() if value is not None}
+        settings = {
+            self._renamed.get(key, key): value
+            for key, value in settings.items()
+            if value is not None and key not in self._dropped
+        }
         return {"model": self._name, "messages": self._messages(request), "extra_body": settings}
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
@@ -233,47 +307,50 @@ class Endpoint(ChatModel):
         return {"type": "image_url", "image_url": {"url": part.url, **self._detail}}
 
     @asynccontextmanager
-    async def _errors(self, settings: Mapping[str, Any]) -> AsyncIterator[None]:
-        """Turn errors of a request with `settings` into RequestError, or VlmkitError if all would have them."""
+    async def _errors(self, body: dict[str, Any], request: Request) -> AsyncIterator[None]:
+        """Turn errors of a request into Failure."""
         import openai
 
         try:
             yield
         except openai.APIStatusError as error:
-            raise self._refused(error, settings) from None
+            raise self._refused(error, body, request) from None
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from None
         except TimeoutError:
-            raise RequestError("the response did not finish in time", LATER) from None
-        self._answered = True
+            raise Failure("the response did not finish in time", LATER) from None
 
-    def _unreachable(self, error: "APIConnectionError") -> Exception:
+    def _unreachable(self, error: "APIConnectionError") -> Failure:
         import httpx2
 
         cause = error.__cause__
         silent = isinstance(cause, httpx2.TimeoutException)
         reason = f"silent for {self._timeout:g} s" if silent else self._short(str(cause)) or type(cause).__name__
         what = f"{reason} ({self._tries} tries)"
-        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answered:
-            return VlmkitError(f"{self.device} cannot be reached, {what}", "start the server, or check --base-url")
-        return RequestError(f"the endpoint fails: {what}", LATER)
+        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._outage.answered:
+            what, remedy = f"{self.device} cannot be reached, {what}", "start the server, or check --base-url"
+            return Failure(what, remedy, Scope.ALL, 0.0)
+        return Failure(f"the endpoint fails: {what}", LATER, Scope.UNKNOWN, 0.0)
 
-    def _refused(self, error: "APIStatusError", settings: Mapping[str, Any]) -> Exception:
-        status, reason = error.status_code, self._short(_message(error))
-        what = f"{self.device} answers {status}, {reason}"
-        if status == 401 or (status == 403 and not self._answered):
-            return VlmkitError(what, "check the key, OPENAI_API_KEY" if self._key else "set OPENAI_API_KEY to your key")
-        if status == 402 or error.code == "insufficient_quota":
-            return VlmkitError(what, "check the balance of that key's account")
-        if status in (404, 405):
-            return VlmkitError(what, f"check the model's name, {self._name}, and --base-url, which usually ends in /v1")
-        if status < 400:
-            place = self._short(error.response.headers.get("Location", "nowhere"))
-            return VlmkitError(f"{self.device} redirects to {place}", "name that with --base-url if you trust it")
-        if status in (400, 422) and str(error.param) in settings:
-            return VlmkitError(what, f"change it, or leave it out with --option {error.param}=null")
-        remedy = LATER if status == 429 or status >= 500 else "change the question or the picture"
-        return RequestError(f"the endpoint answers {status}, {reason}", remedy)
+    def _refused(self, error: "APIStatusError", body: dict[str, Any], request: Request) -> Failure:
+        response = error.response
+        if error.status_code < 400:
+            place = self._short(response.headers.get("Location", "nowhere"))
+            what = f"{self.device} redirects to {place}"
+            return Failure(what, "name that with --base-url if you trust it", Scope.ALL)
+        try:
+            said = loads(response.content)
+        except ValueError:
+            said = response.text
+        reason = reason_of(said) or response.reason_phrase
+        refusal = self._refusal(error.status_code, said, reason, response.headers, body, request)
+        return refusal.failure(self.device, self._name, bool(self._key))
+
+    def _refusal(
+        self, status: int, said: Any, reason: str, headers: Mapping[str, str], body: dict[str, Any], request: Request
+    ) -> Refusal:
+        pictures = bool(request.all_pictures())
+        return Refusal(status, said, self._short(reason), headers, body["extra_body"], pictures)
 
     def _short(self, text: str) -> str:
         """One line of the endpoint's message, without the key, which it may repeat."""
@@ -304,32 +381,3 @@ def _api_key() -> str:
     if not key.isascii() or not key.isprintable():
         raise VlmkitError("OPENAI_API_KEY contains invalid characters", "remove quotes and line breaks")
     return key
-
-
-def _answer(reply: Any, start: str) -> Answer | RequestError:
-    """The first choice of a chat completion. Raises ValueError, LookupError, TypeError or AttributeError for others."""
-    choice = reply["choices"][0]
-    message, finish = choice["message"], choice.get("finish_reason")
-    if message.get("refusal"):
-        return RequestError(f"the model refuses: {message['refusal']}")
-    if finish == "content_filter":
-        return RequestError(FILTERED)
-    content = message["content"]
-    if isinstance(content, list):  # of parts, as some servers answer
-        content = "".join(part["text"] for part in content if part.get("type") == "text")
-    text = content.strip()
-    if not text and finish == "length":
-        return RequestError("cut off before the answer began", "raise --max-tokens, as the model may think first")
-    if start := start.strip():
-        begun = text[: len(start)].lower() == start.lower()
-        text = start + (text[len(start) :] if begun else f" {text}")
-    tokens = (reply.get("usage") or {}).get("completion_tokens")
-    return Answer(text, "length" if finish == "length" else "stop", tokens if isinstance(tokens, int) else 0)
-
-
-def _message(error: "APIStatusError") -> str:
-    """The message in an error response, in OpenAI's or FastAPI's form or as plain text; not of web pages."""
-    body = error.body
-    found = body.get("message") or body.get("detail") if isinstance(body, dict) else body
-    text = str(found or "").strip()
-    return error.response.reason_phrase if not text or text.startswith("<") else text

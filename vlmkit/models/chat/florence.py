@@ -91,7 +91,7 @@ class Florence(SingleImageModel):
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
         return inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
 
-    def _answer(self, tokens: list[int], request: Request) -> Answer:
+    def _answer(self, tokens: list[int], request: Request, thought: str = "") -> Answer:
         task, text = self._task(request)
         if self._forms[task] == "pure_text":
             return super()._answer(tokens, request)

@@ -55,7 +55,7 @@ class PaliGemma(SingleImageModel):
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
         return inputs["input_ids"].shape[1]
 
-    def _answer(self, tokens: list[int], request: Request) -> Answer:
+    def _answer(self, tokens: list[int], request: Request, thought: str = "") -> Answer:
         if not self._prefix(request).startswith("detect "):
             return super()._answer(tokens, request)
         return self._answer_boxes(tokens, partial(find_boxes, form=BOXES, original=request.pictures[0].size))

@@ -78,8 +78,7 @@ class SingleImageModel(TransformersChatModel):
     def _inputs(self, requests: list[Request]) -> Mapping[str, Any]:
         texts = [self._prompt(request) for request in requests]
         pixels = [request.pictures[0].pixels for request in requests]
-        made = self._processor(images=pixels, text=texts if texts[0] else None, padding=True, return_tensors="pt")
-        return made.to(self.device, self._model.dtype)
+        return self._processed(images=pixels, text=texts if texts[0] else None, padding=True)
 
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
         """The number of tokens that `generate` returns before the reply; 1 is the start token of a separate decoder."""

@@ -1,6 +1,5 @@
 """Chat models of transformers: the base class of all, and the one for models with a chat template, such as LLaVA."""
 
-import contextlib
 import importlib
 import inspect
 import tomllib
@@ -13,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.pictures import at_marks
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.boxes import FORMATS, Found, find_boxes
 from vlmkit.models.chat.attention import AttentionMaps, attention_maps
+from vlmkit.models.chat.reasoning import AnswerStream, is_mark, split_reasoning, thinks_already
 from vlmkit.models.chat.template import TemplateRefusal, render, without_thought
 from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.embedders.mini import SIZE, preprocess
@@ -64,6 +64,7 @@ class TransformersChatModel(ChatModel):
         self._arguments = {"pad_token_id": tokenizer.pad_token_id}  # of `generate`, each time
         added = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = {*tokenizer.all_special_tokens, *added}
+        self._skips_special = not any(map(is_mark, self._special))
         self._ends = token_ids(model.generation_config.eos_token_id)
 
     def _from_pretrained(self, folder: Path, kind: str) -> tuple[Any, Any, list[str]]:
@@ -93,14 +94,18 @@ class TransformersChatModel(ChatModel):
         return [answers[i] for i in range(len(requests))]
 
     def _answer_batch(self, requests: list[Request], sampling: Sampling) -> Sequence[Answer | RequestError]:
-        """A batch that does not fit into memory is halved."""
-        with contextlib.suppress(self._torch.OutOfMemoryError):
+        """A batch that does not fit into memory, or one of whose requests the processor refuses, is halved."""
+        try:
             return self._generate(requests, sampling)
-        if self.device == "cuda":
-            self._torch.cuda.empty_cache()
-        if len(requests) == 1:
-            return [self._out_of_memory()]
-        self.batch.too_large(len(requests))
+        except RequestError as error:  # of the processor, about one of them
+            if len(requests) == 1:
+                return [error]
+        except self._torch.OutOfMemoryError:
+            if self.device == "cuda":
+                self._torch.cuda.empty_cache()
+            if len(requests) == 1:
+                return [self._out_of_memory()]
+            self.batch.too_large(len(requests))
         half = len(requests) // 2
         return [*self._answer_batch(requests[:half], sampling), *self._answer_batch(requests[half:], sampling)]
 
@@ -120,6 +125,15 @@ class TransformersChatModel(ChatModel):
     def _generate(self, requests: list[Request], sampling: Sampling) -> list[Answer]:
         """The answers to one batch."""
 
+    def _processed(self, **inputs: Any) -> Any:
+        """What the processor makes of `inputs`. Raises RequestError where it refuses them."""
+        try:
+            made = self._processor(**inputs, return_tensors="pt")
+        except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+            what = f"the model's processor refuses it ({first_line(error)})"
+            raise RequestError(what, "change the picture or the question") from None
+        return made.to(self.device, self._model.dtype)
+
     def _tokens(
         self, inputs: Mapping[str, Any], requests: list[Request], sampling: Sampling, streamer: Any = None
     ) -> list[list[int]]:
@@ -138,12 +152,19 @@ class TransformersChatModel(ChatModel):
             text = text.replace(token, " ")
         return text
 
-    def _answer(self, tokens: list[int], request: Request) -> Answer:
-        """The generated `tokens` as text: a space after `start`, or none, is the tokenizer's choice."""
+    def _answer(self, tokens: list[int], request: Request, thought: str = "") -> Answer:
+        """The generated `tokens` as text: a space after `start`, or none, is the tokenizer's choice.
+
+        `thought` is the mark with which the prompt began what the model thinks aloud.
+        """
         tokens, finish, count = self._cut(tokens)
         before = self._tokenizer(request.start, add_special_tokens=False).input_ids if request.start else []
-        known, text = (self._tokenizer.decode(ids, skip_special_tokens=True) for ids in (before, before + tokens))
-        return Answer((request.start + text.removeprefix(known)).strip(), finish, count)
+        skips = self._skips_special
+        known, text = (self._tokenizer.decode(ids, skip_special_tokens=skips) for ids in (before, before + tokens))
+        reasoning, answer = split_reasoning(thought + request.start + text.removeprefix(known))
+        if not skips:
+            reasoning, answer = self._plain(reasoning), self._plain(answer)
+        return Answer(answer, finish, count, reasoning=reasoning)
 
     def _answer_boxes(self, tokens: list[int], find: Callable[[str], Found], start: str = "") -> Answer:
         """The boxes that `find` finds in the text, in which special tokens may be a part of them."""
@@ -210,17 +231,28 @@ class ImageTextToText(TransformersChatModel):
     def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
         from transformers import TextStreamer
 
+        def said(text: str) -> None:
+            for token in () if self._skips_special else self._special:
+                text = text.replace(token, "")
+            say(text)
+
         class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 if text:
-                    say(text)
+                    shown.put(text)
 
-        if request.start:
-            say(request.start)
-        streamer = Streamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
-        with contextlib.suppress(self._torch.OutOfMemoryError):
+        streamer = Streamer(self._tokenizer, skip_prompt=True, skip_special_tokens=self._skips_special)
+        shown = AnswerStream(said)
+        try:
+            shown.text = self._thought(request)
+            shown.put(request.start)
             return self._generate([request], replace(sampling, beams=1), streamer)[0]
-        return self._out_of_memory()
+        except RequestError as error:
+            return error
+        except self._torch.OutOfMemoryError:
+            return self._out_of_memory()
+        finally:
+            shown.end()
 
     def _batch_key(self, request: Request) -> Hashable:
         return len(request.all_pictures())  # processors take one number at a time
@@ -233,23 +265,35 @@ class ImageTextToText(TransformersChatModel):
         rows = self._tokens(self._encode_once(inputs, requests), requests, sampling, streamer)
         generated = [row[inputs["input_ids"].shape[1] :] for row in rows]
         if form is None:
-            return [self._answer(tokens, request) for tokens, request in zip(generated, requests, strict=True)]
+            return [
+                self._answer(tokens, request, self._thought(request))
+                for tokens, request in zip(generated, requests, strict=True)
+            ]
         return [
             self._answer_boxes(tokens, partial(find_boxes, form=form, original=request.pictures[0].size, scaled=size))
             for tokens, request, size in zip(generated, requests, self._scaled_sizes(inputs), strict=True)
         ]
 
     def _inputs(self, requests: list[Request]) -> Any:
-        texts = [self._prompt(request) + request.start for request in requests]
+        texts = [self._begun(request) for request in requests]
         bos = self._tokenizer.bos_token
         complete = self._stage is not None or (bos is not None and texts[0].startswith(bos))
-        return self._processor(
+        return self._processed(
             text=texts,
             images=[request.all_pictures() for request in requests] if requests[0].all_pictures() else None,
             padding=True,
             add_special_tokens=not complete,
-            return_tensors="pt",
-        ).to(self.device, self._model.dtype)
+        )
+
+    def _begun(self, request: Request) -> str:
+        """The prompt and how the reply begins, which is not within a thought."""
+        prompt = self._prompt(request)
+        thought = thinks_already(prompt) if request.start else ""
+        return prompt + (f"\n{thought[0]}/{thought[1:]}\n\n" if thought else "") + request.start
+
+    def _thought(self, request: Request) -> str:
+        """The mark of a thought that the prompt has begun."""
+        return "" if request.start else thinks_already(self._prompt(request))
 
     def _encode_once(self, inputs: Any, requests: list[Request]) -> Any:
         """`inputs` of `generate` with features in place of pixels, where at least half of the pictures are repetitions.

@@ -1,0 +1,22 @@
+"""What records tell of the reply that they got."""
+
+from vlmkit.io.records import Record
+from vlmkit.models.types import Reply
+
+
+def is_cut(record: Record) -> bool:
+    """Whether the reply in a record was cut off at --max-tokens."""
+    return record.get("finish") == "length"
+
+
+def with_reply(record: Record, made: Record, reply: Reply, max_tokens: int, stats: bool) -> Record:
+    """`record` with what was `made` of a reply, how it ended, and what the model said beside it."""
+    answer = reply.answer
+    if not record.keys().isdisjoint(("answer_model", "caption_model")):  # these were about an earlier reply
+        earlier = ("confidence", "reasoning", "max_tokens")
+        record = {key: value for key, value in record.items() if key not in earlier}
+    limit = max_tokens if answer.finish == "length" else None
+    beside = {"max_tokens": limit, "confidence": answer.confidence, "reasoning": answer.reasoning or None}
+    beside = {key: value for key, value in beside.items() if value is not None}
+    numbers = {"ms": round(reply.ms, 1), "tokens": answer.tokens} if stats else {}
+    return record | made | {"finish": answer.finish} | beside | reply.fields | numbers
