@@ -26,6 +26,7 @@ VARYING = [
     (r'(\\?"version\\?":\\?")[\d.]+', r"\1VERSION"),
     (r"\b(vlmkit|torch|transformers|open_clip|timm|trl|peft)(:|==| )v?\d+\.\d+(\.\d+)?\b", r"\1\2VERSION"),
     (r"\b20[2-9]\d-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?", "DATE"),
+    (r'("ctime":)[\d.]+', r"\1N"),
     (r'("transformers_version": )"[^"]*"', r'\1"VERSION"'),
 ]
 COARSE = [
