@@ -247,3 +247,17 @@ def test_a_dry_run_writes_no_file(vlmkit, tmp_path: Path) -> None:
     done = vlmkit("embed", "in", "--dry-run", "-m", "nobody", "-o", "rows.jsonl")
     assert images(done) == ["a.png"] and b"1 video (mov)" in done.stderr
     assert (tmp_path / "rows.jsonl").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0", "a film"),
+        (b"PK\3\4" + bytes(30), "a ZIP archive"),
+        (b"\xff\x0a" + bytes(30), "a JPEG XL picture"),
+    ],
+)
+def test_what_is_named_and_not_read_is_called_what_it_is(vlmkit, tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "a.bin").write_bytes(data)
+    assert f"a.bin: {kind}, not a picture" in vlmkit("embed", "a.bin", code=2).stderr.decode()

@@ -23,6 +23,16 @@ FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 HUGE = 178_956_970  # pixels from which on what cannot be decoded at a fraction of its size is reduced at once
 AVERAGED = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")  # modes whose pixels can be
+# What is often taken for a picture, by how it begins.
+OTHER_FILES = {
+    b"%PDF": "a PDF document",
+    b"8BPS": "a Photoshop drawing",
+    b"gimp xcf": "a GIMP drawing",
+    b"\x1aE\xdf\xa3": "a film",
+    b"PK\3\4": "a ZIP archive",
+    b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cJXL ": "a JPEG XL picture",
+}
 LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
 DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
 ORIENTATION = 0x0112  # the EXIF tag
@@ -149,6 +159,11 @@ def _what_it_is(data: bytes) -> str:
         return "an SVG drawing, not a picture of pixels"
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "not a picture but a web page"
+    if data[4:8] == b"ftyp" and data[8:12] not in (*HEIC_BRANDS, b"avif", b"avis", b"crx "):
+        return "a film, not a picture"
+    for start, kind in OTHER_FILES.items():
+        if data.startswith(start):
+            return f"{kind}, not a picture that can be read"
     return "not a picture that can be read"
 
 
