@@ -74,8 +74,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self, path: str, fault: str) -> None:
         data = self.server.files.get(path)
-        if fault in ("429", "500", "503"):
-            return self._answer(int(fault), b"", {"Retry-After": "1"} if fault == "429" else {})
+        if fault in ("429", "500", "503", "403"):
+            return self._answer(int(fault), b"", {"Retry-After": "1"} if fault in ("429", "403") else {})
+        if fault == "busy for long":
+            return self._answer(429, b"", {"Retry-After": "3600"})
         if fault == "loop":
             return self._answer(302, b"", {"Location": path})
         if data is None:

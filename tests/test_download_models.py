@@ -38,6 +38,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
+        if refusal := getattr(self.server, "refusal", None):
+            return self.send(*refusal)
         if path.rstrip("/") == "/api/models":
             asked = parse_qs(urlsplit(self.path).query)
             self.server.asked.append(asked)  # type: ignore[attr-defined]
@@ -112,6 +114,19 @@ def test_a_pickle_needs_to_be_allowed(vlmkit, tmp_path: Path, hub) -> None:
     assert (tmp_path / "mine/pytorch_model.bin").read_bytes() == b"pickle" * 1000
     unknown = vlmkit("download", "no/such", code=2).stderr
     assert b"model no/such does not exist" in unknown and unknown.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(401, b"hf auth login, or unset HF_TOKEN"), (403, b"check the rights of your token"), (400, b"try again later")],
+)
+@pytest.mark.parametrize("command", [["download", "openai/clip-vit-base-patch32"], ["embed", "--text", "-m", "a/b"]])
+def test_what_the_hub_refuses_is_said_as_it_is(vlmkit, hub, command: list[str], code: int, remedy: bytes) -> None:
+    reason = "Invalid credentials in the header. " + "The first of many sentences, each of which is whole. " * 9
+    hub.refusal = {"error": reason}, code, {"X-Error-Message": reason}
+    (line,) = vlmkit(*command, code=2, stdin=b"a cat").stderr.splitlines()
+    assert b"HTTP %d: Invalid credentials in the header." % code in line and line.endswith(remedy)
+    assert b"cannot be reached" not in line and b"each of which is whole):" in line
 
 
 def test_search_and_card(vlmkit, hub) -> None:

@@ -303,6 +303,15 @@ def test_lists_that_are_none(vlmkit, tmp_path: Path) -> None:
     assert b"more cells" in done.stderr and b"not UTF-8" in done.stderr and b"unexpected end" in done.stderr
 
 
+def test_the_pace_of_a_server_is_kept(vlmkit, tmp_path: Path, server: Faulty) -> None:
+    """More pauses than tries, also where a server says 403; one that is too long fails alone and is told."""
+    server.faults |= {"/red.jpg": ("429", 4), "/green.jpg": ("403", 2), "/blue.jpg": ("busy for long", 9)}
+    stdin = jsonl(*rows(server, ["red", "green", "blue", "yellow"]))
+    done = vlmkit("download", "-", "-o", "out", "--allow-private", code=3, stdin=stdin)
+    assert [row["id"] for row in read(tmp_path / "out/records.jsonl")] == ["red", "green", "yellow"]
+    assert b"asks to wait 3600 seconds" in done.stderr and server.hits["/blue.jpg"] == 1
+
+
 def test_a_host_is_asked_for_four_at_a_time(vlmkit, tmp_path: Path, server: Faulty) -> None:
     server.slow = 0.2
     urls = jsonl(*({"id": str(i), "url": f"{server.base}/red.jpg?{i}"} for i in range(12)))

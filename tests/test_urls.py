@@ -300,6 +300,35 @@ def test_a_pause_may_be_asked_for_by_a_date(site: str, server) -> None:
     assert 1 <= second - first < 4  # dates have no fractions of a second
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": " 1.5 "}, 1.5),
+        ({"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT", "Date": "Fri, 31 Dec 1999 23:59:29 GMT"}, 30),
+        ({"Retry-After": "Friday, 31-Dec-99 23:59:59 GMT", "Date": "Fri, 31 Dec 1999 23:59:29 GMT"}, 30),
+        ({"Retry-After": "Fri Dec 31 23:59:59 1999", "Date": "Fri, 31 Dec 1999 23:59:29 GMT"}, 30),
+        ({"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "-3"}, 0),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"RateLimit": '"api";r=0;t=58', "RateLimit-Policy": '"api";q=500;w=300'}, 58),
+        ({"RateLimit": '"api";r=3;t=58'}, 0),
+        ({"RateLimit-Reset": "12"}, 12),
+        ({"X-RateLimit-Reset": "1700000030", "Date": "Tue, 14 Nov 2023 22:13:20 GMT"}, 30),
+        ({"X-RateLimit-Reset": "1700000030000", "Date": "Tue, 14 Nov 2023 22:13:20 GMT"}, 30),
+        ({"Retry-After": "3", "X-RateLimit-Reset": "90"}, 3),
+        ({}, 0),
+    ],
+)
+def test_the_pause_that_a_server_asks_for(headers: dict[str, str], seconds: float) -> None:
+    from httpx2 import Headers
+
+    from vlmkit.io.http import pause_asked
+
+    assert pause_asked(Headers(headers)) == pytest.approx(seconds, abs=0.01)
+
+
 def test_no_cookies_are_kept(vlmkit, site: str) -> None:
     urls = "".join(f"{site}/parrot.jpg?{i}\n" for i in range(40)).encode()
     assert len(records(vlmkit("embed", "--allow-private", stdin=urls).stdout)) == 40

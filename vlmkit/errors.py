@@ -4,6 +4,7 @@ SIGINT, SIGTERM and SIGHUP become an exception with the exit code, but never in 
 """
 
 import signal
+import textwrap
 from collections.abc import Callable
 from concurrent.futures import Future
 from enum import IntEnum
@@ -50,6 +51,16 @@ class Stopped(BaseException):
 def first_line(error: Exception) -> str:
     """The first line of a library's error without its full stop, for use inside a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def reason_of(error: object, limit: int = 300) -> str:
+    """A library's error as one line without its full stop, for use inside a message; a longer one ends with a whole
+    sentence, or with a whole word and three dots."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > limit:
+        sentences = text[:limit].rpartition(". ")[0]
+        text = sentences or textwrap.shorten(text, limit, placeholder=" …")
+    return text.rstrip(".")
 
 
 def one_line(text: str) -> str:

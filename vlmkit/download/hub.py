@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.datasets.base import File
 from vlmkit.download.progress import Bars
 from vlmkit.download.store import Store
-from vlmkit.errors import VlmkitError, first_line
+from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.io.files import atomic_folder
 from vlmkit.io.records import Record
 from vlmkit.io.terminal import stderr_is_terminal
-from vlmkit.models.resolve import ANSWER_WITHIN, NAME, PICKLES, cached, full_name
+from vlmkit.models.resolve import ANSWER_WITHIN, NAME, PICKLES, cached, full_name, refusal_of_hub
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -70,7 +70,9 @@ def asking(what: str) -> Iterator[None]:
             f"model {what} does not exist on the Hub, or needs a token", "check the name, or hf auth login"
         ) from None
     except (OSError, HfHubHTTPError, HFValidationError, HTTPError, ValueError) as error:
-        reason = first_line(error)[:120]
+        if refused := refusal_of_hub(error, what):
+            raise refused from None
+        reason = reason_of(error)
         raise Unreachable(f"the Hub cannot be reached for {what} ({reason})", "check the network") from None
 
 

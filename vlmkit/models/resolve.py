@@ -1,6 +1,7 @@
 """Resolves a model's name to files on this machine, downloaded where missing, and the class that opens them."""
 
 import difflib
+import errno
 import importlib.metadata
 import importlib.util
 import logging
@@ -13,7 +14,8 @@ from typing import Any, Literal, NoReturn
 
 import orjson
 
-from vlmkit.errors import VlmkitError, first_line
+from vlmkit.errors import VlmkitError, reason_of
+from vlmkit.io.http import pause_asked
 from vlmkit.models import fingerprint
 from vlmkit.models.registry import CHAT_MODELS, EMBEDDERS
 from vlmkit.models.types import ENDPOINT
@@ -43,6 +45,7 @@ PROCESSING = {  # the files that decide what a model of transformers gives, besi
         *(f"{QFORMER}/{file}" for file in TOKENIZER_FILES),
     ),
 }
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ANSWER_WITHIN = 5.0  # seconds, the Hub
 REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -265,10 +268,39 @@ def snapshot(repo: str, needed: Sequence[str], optional: Sequence[str] = (), *, 
             f"model {repo} does not exist on the Hub, or needs a token", "check the name, or hf auth login"
         ) from None
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        what = f"{repo} is not in the cache of the Hub, and the Hub cannot be reached ({first_line(error)[:120]})"
+        if refused := refusal_of_hub(error, repo):
+            raise refused from None
+        what = f"{repo} is not in the cache of the Hub, and the Hub cannot be reached ({reason_of(error)})"
         remedy = f"on a machine with a network: hf download {repo} --local-dir DIR, then name DIR"
         raise VlmkitError(what, remedy) from None
     return Path(got)
+
+
+def refusal_of_hub(error: BaseException, what: str) -> VlmkitError | None:
+    """What the Hub, or the disk, says against fetching `what`; None where the Hub could not be reached."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, HfHubHTTPError) and cause.response is not None):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            where = error.filename or "the cache of the Hub"
+            return VlmkitError(
+                f"{what} cannot be saved: {where}: {error.strerror}", "free some space, or name a folder"
+            )
+        return None
+    response = cause.response
+    status = response.status_code
+    if status >= 500:
+        return None
+    said = reason_of(getattr(cause, "server_message", None) or response.reason_phrase)
+    if status == 429:
+        seconds = pause_asked(response.headers)
+        remedy = f"wait {seconds:.0f} seconds" if seconds else "try again later"
+        return VlmkitError(f"the Hub has had too many requests, so {what} was not fetched ({said})", remedy)
+    remedies = {401: "hf auth login, or unset HF_TOKEN", 403: "check the rights of your token"}
+    return VlmkitError(f"the Hub refuses {what} (HTTP {status}: {said})", remedies.get(status, "try again later"))
 
 
 def cached(repo: str) -> Path | None:

@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG
 from vlmkit.train.config import TINY
 from vlmkit.train.contrastive.two_towers import build
@@ -69,7 +69,7 @@ def new_model(start: str, samples: Sequence[Captioned]) -> Iterator[str]:
                 (made / OPEN_CLIP_CONFIG).write_text(json.dumps(settings))
                 _add_weights(made)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:  # of the libraries
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise VlmkitError(f"no model can be made of {start} ({reason})", "check its configuration") from None
         yield name
 

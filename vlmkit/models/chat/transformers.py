@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.errors import VlmkitError, first_line
+from vlmkit.errors import VlmkitError, first_line, reason_of
 from vlmkit.io.pictures import at_marks
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.boxes import FORMATS, Found, find_boxes
@@ -77,7 +77,7 @@ class TransformersChatModel(ChatModel):
             model, report = getattr(transformers, kind).from_pretrained(folder, **how)
             processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # on damaged files the libraries raise anything
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise VlmkitError(f"{self.name} cannot be opened ({reason})", "download the model again") from None
         return model, processor, sorted(report["missing_keys"])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.io.files import atomic_folder
 from vlmkit.models.embedders.base import TorchEmbedder
 from vlmkit.models.embedders.onnx_towers import (
@@ -167,7 +167,7 @@ def _export(embedder: TorchEmbedder, encode: "Callable[[Inputs], torch.Tensor]",
                 verbose=False,
             )
     except Exception as error:  # the exporter's errors have no common base
-        raise ExportError(f"it cannot be exported ({' '.join(str(error).split())[:160]})") from None
+        raise ExportError(f"it cannot be exported ({reason_of(error)})") from None
 
 
 def _quantize(folder: Path, side: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.io.images import middle
 from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, silence_libraries
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint
@@ -38,7 +38,7 @@ class OpenClip(TorchEmbedder):
             open_clip.load_checkpoint(model, str(checkpoint.weights[0]))
             self._tokenizer = self._open_tokenizer()
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            what = f"{checkpoint.name} cannot be opened ({' '.join(str(error).split())[:200]})"
+            what = f"{checkpoint.name} cannot be opened ({reason_of(error)})"
             raise VlmkitError(what, "check the model's files, or download them again") from None
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
         self._transform = image_transform_v2(preprocess, is_train=False)

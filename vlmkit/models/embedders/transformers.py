@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.io.images import middle
 from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, silence_libraries
 from vlmkit.models.resolve import Checkpoint
@@ -32,7 +32,7 @@ class Transformers(TorchEmbedder):
             model = AutoModel.from_pretrained(checkpoint.folder, dtype=self._torch.float32, use_safetensors=True)
             self._processor = AutoProcessor.from_pretrained(checkpoint.folder)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise VlmkitError(f"{checkpoint.name} cannot be opened ({reason})", "download the model again") from None
         config: Any = model.config
         self.model: Any = self.place(model)
