@@ -202,6 +202,7 @@ def test_a_template_without_an_end_gets_one(towers: Path) -> None:
     vlm.processor.tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     )
+    assert Chat(vlm).stop_token() is None
     (sequence,) = Chat(vlm)(Dialogue("x", (), (Turn("hi", "hello"),)))
     assert sequence.input_ids[sequence.loss_mask].tolist() == [
         *spelled(vlm, "assistant: hello"),
@@ -253,6 +254,7 @@ def test_replies_follow_the_prompt_of_run_time(towers: Path, template: str, samp
     words.chat_template = template
     found = Chat(vlm)(Dialogue("x", (0,), (Turn("<image>what?", "a cat"), Turn("why?", "so"))))
     assert len(found) == samples
+    assert Chat(vlm).stop_token() == words.convert_tokens_to_ids("<|im_end|>")
     learned = [words.decode(sample.input_ids[sample.loss_mask]) for sample in found]
     assert "".join(learned).replace(" ", "") == "acat<|im_end|>so<|im_end|>"
     first = spelled(vlm, f"<|im_start|>user\n<image>what?<|im_end|>\n{prompt}a cat<|im_end|>")

@@ -167,7 +167,22 @@ def open_model(config: VlmConfig, rows: list[Any]) -> Vlm:
             raise VlmkitError(what, "leave --connector out, or begin anew without --from")
     if config.image_aspect == "pad":
         pad_to_square(vlm)
+    if config.stage != "align":
+        _stop_where_replies_end(vlm)
     return vlm
+
+
+def _stop_where_replies_end(vlm: Vlm) -> None:
+    """Have generation stop at the token that ends the replies that are learned, which base models do not know of."""
+    generation: Any = vlm.model.generation_config
+    known = generation.eos_token_id
+    ends = known if isinstance(known, list) else [known] * (known is not None)
+    try:
+        token = Chat(vlm).stop_token()
+    except TemplateRefusal:
+        return
+    if token is not None and token not in ends:
+        generation.eos_token_id = [*ends, token]
 
 
 def _refs(config: VlmConfig, epoch: Callable[[int], list[SampleRef]]) -> tuple[list[SampleRef], int]:

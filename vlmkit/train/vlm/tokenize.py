@@ -106,6 +106,15 @@ class Chat(_Encoder):
             messages.append({"role": "assistant", "content": turn.reply})
         return [*samples, TokenizedSample.joined(parts)]
 
+    def stop_token(self) -> int | None:
+        """The special token that ends a reply; None where the template writes none."""
+        question = [{"role": "user", "content": "?"}]
+        end, _ = self._end(
+            around_reply(self._apply, question, render(partial(self._apply, generation=True), question))[1]
+        )
+        last = self.tokens(end)[-1:]
+        return last[0] if last and end.endswith(tuple(self.special)) else None
+
     def _apply(self, messages: list[dict[str, Any]], generation: bool = False) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
 
