@@ -227,6 +227,7 @@ def test_own_vectors_need_no_model(vlmkit, model: str | None) -> None:
     packed = vlmkit("index", "-i", "./own", "--dump", "--format", "safetensors").stdout
     assert [r["id"] for r in records(vlmkit(*ask[:-2], "-k", 1, stdin=packed).stdout)] == ["0", "1", "2"]
     assert vlmkit(*ask, "--relative", stdin=jsonl(*asked), code=0 if model is None else 2)
+    assert b"by an unnamed model" in vlmkit("embed", stdin=jsonl({"id": "q", "embedding": [1, 0, 0]}), code=2).stderr
     for wrong in (embedded("q", [1, 0], model), embedded("q", [0, 0, 0], model)):
         vlmkit(*ask, stdin=jsonl(wrong), code=2)
 

@@ -196,6 +196,9 @@ def _text(record: Record) -> str:
     text = record.get("text")
     if not isinstance(text, str):
         picture_names(record)  # raises ValueError that names a field with another picture
+        if text is None and record.get("embedding") is not None:
+            made_by = record.get("model") or "an unnamed model"
+            raise ValueError(f"its embedding is by {made_by}, and there is neither image nor text to embed")
         raise ValueError("neither image nor text to embed" if text is None else "text is not a string")
     return text
 
