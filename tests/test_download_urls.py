@@ -273,7 +273,8 @@ def test_the_column_of_the_urls_may_be_named(vlmkit, tmp_path: Path, server: Fau
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         vlmkit("download", name, "-o", f"{name}.d", "--allow-private", "--url-column", "Link")
-        assert [found["url"] for found in read(tmp_path / f"{name}.d/records.jsonl")] == [row["link"]]
+        (found,) = read(tmp_path / f"{name}.d/records.jsonl")
+        assert (found["url"], found["list_url"]) == (row["link"], row["url"])
 
 
 def test_lists_that_are_none(vlmkit, tmp_path: Path) -> None:
