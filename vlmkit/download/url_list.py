@@ -47,12 +47,11 @@ def _row(record: Record | Failed, columns: tuple[str, ...]) -> Row | Failed:
         return record
     values = [value for name in columns if isinstance(value := _field(record, name), str) and value.strip()]
     if url := next((value.strip() for value in values if is_url(value.strip())), None):
-        fields = {name: value for name, value in record.items() if name not in ("id", "url")}
-        if (own := record.get("url", url)) != url and str(
-            own
-        ).strip() != url:  # of a page, where another column is asked
+        fields = {name: url if name == "url" else value for name, value in record.items() if name != "id"}
+        own = record.get("url", url)  # of a page, where another column names the pictures
+        if str(own).strip() != url:
             fields["list_url"] = own
-        return Row(str(record.get("id", url)), url, fields | {"url": url})
+        return Row(str(record.get("id", url)), url, fields)
     return Failed.of(record, f"no url: {values[0]!r} does not begin with http" if values else "no url")
 
 
