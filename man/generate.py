@@ -279,11 +279,6 @@ def _fish(table: list[Command]) -> str:
 def _readme_block(table: list[Command]) -> str:
     lines = ["| command | what it does |", "|---|---|"]
     lines += [f"| `{command.usage}` | {command.summary} |" for command in table]
-    for command in table:
-        lines += ["", f"**{PROGRAM} {command.name}**", "", "```sh"]
-        for example in command.examples:
-            lines += [f"# {example.what}", example.line]
-        lines.append("```")
     return "\n".join(lines) + "\n"
 
 
