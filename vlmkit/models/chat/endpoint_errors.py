@@ -152,7 +152,7 @@ def reason_of(body: Any) -> str:
     for text in map(str.strip, _texts(body)):
         if text and not text.startswith("<") and not any(text in other for other in found):
             found.append(text)
-    return ": ".join(found)
+    return ": ".join(found).rstrip(".")
 
 
 def _texts(body: Any) -> Iterator[str]:

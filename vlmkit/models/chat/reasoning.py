@@ -59,7 +59,12 @@ def _split(text: str) -> tuple[str, str]:
         thoughts.append(next(group for group in match.groups() if group is not None))
         return ""
 
-    answer = BLOCK.sub(cut, text)
+    thought_end = max((match.end() for match in BLOCK.finditer(text)), default=0)
+    before, answer = BLOCK.sub(cut, text[:thought_end]), text[thought_end:]
+    if MARKS.sub("", answer).strip():
+        thoughts.append(before)  # such as "Let me see."
+    else:
+        answer = before
     if ends := list(ORPHAN.finditer(answer)):
         thoughts.append(ORPHAN.sub("\n", answer[: ends[-1].start()]))
         answer = answer[ends[-1].end() :]

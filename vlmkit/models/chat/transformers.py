@@ -288,8 +288,7 @@ class ImageTextToText(TransformersChatModel):
     def _begun(self, request: Request) -> str:
         """The prompt and how the reply begins, which is not within a thought."""
         prompt = self._prompt(request)
-        thought = thinks_already(prompt) if request.start else ""
-        return prompt + (f"\n{thought[0]}/{thought[1:]}\n\n" if thought else "") + request.start
+        return without_thought(prompt) + request.start if request.start else prompt
 
     def _thought(self, request: Request) -> str:
         """The mark of a thought that the prompt has begun."""
