@@ -91,6 +91,8 @@ class Session:
             self.note(f"{answer}: {answer.remedy}")
             return
         self.say("\n")
+        if answer.finish == "length":
+            self.note(f"the answer was cut off: raise --max-tokens, which is {self.sampling.max_tokens}")
         self.turns.append(Turn(question, self._next, answer.text))
         self._next = []
 
