@@ -30,7 +30,7 @@ def test_nothing_has_drifted() -> None:
 
 def test_drift_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(examples(), "embed", examples()["embed"][:1])
-    assert {"README.md", "vlmkit-embed.1"} <= {path.name for path in drifted(ROOT)}
+    assert [path.name for path in drifted(ROOT)] == ["vlmkit-embed.1"]
 
 
 @pytest.mark.parametrize("command", TABLE, ids=lambda command: command.name)
@@ -110,7 +110,7 @@ def test_bash_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert complete("search", "cat", "--index", "hol") == ["holidays"]
     assert complete("embed", "-m", "m") == ["mini"]
     assert complete("train", "c") == ["contrastive"]
-    assert complete("eval", "ch") == ["chartqa"]
+    assert complete("eval", "ch") == ["choice", "chartqa"]
     assert complete("train", "contrastive", "c") == []
 
 

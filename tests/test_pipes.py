@@ -16,16 +16,16 @@ MAKERS = {
     "dump": ["index", "-i", "./few.index", "--dump"],
     "search": ["search", "-i", "./few.index", "an animal", "-k", "3"],
     "classify": ["classify", "few", "--labels", "cat,cup,rocket"],
-    "caption": ["caption", "few", "--max-tokens", "4"],
-    "ask": ["ask", "few", "what is it?", "--max-tokens", "4"],
+    "caption": ["caption", "few", "--max-tokens", "30"],
+    "ask": ["ask", "few", "what is it?", "--max-tokens", "30"],
 }
 TAKERS = {
     "embed": ["embed"],
     "index": ["index", "-i", "./of-pipe.index"],
     "search": ["search", "-i", "./few.index", "--queries", "-", "-k", "1"],
     "classify": ["classify", "--labels", "cat,cup,rocket"],
-    "caption": ["caption", "--max-tokens", "4"],
-    "ask": ["ask", "what is it?", "--max-tokens", "4"],
+    "caption": ["caption", "--max-tokens", "30"],
+    "ask": ["ask", "what is it?", "--max-tokens", "30"],
 }
 
 # Fields that a command writes anew, and that a vector leaves behind.

@@ -1,7 +1,6 @@
 """Walks folders: the files of a folder that are INPUT, in the order of their paths, and counts of those left out."""
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,12 +173,12 @@ class Walk:
     def _is_new(self, path: str) -> bool:
         """False for a further name of a file of this walk."""
         try:
-            found = os.lstat(path)
-            if is_link := stat.S_ISLNK(found.st_mode):
+            is_link = os.path.islink(path)
+            found = os.stat(path)
+            if is_link:
                 real = os.path.realpath(path)
                 if (is_input_name(real) or looks_like_input(real)) and self._meets(real):
                     return False
-                found = os.stat(path)
         except OSError:
             return True  # what opens it says what is wrong
         if is_link or found.st_nlink > 1:
