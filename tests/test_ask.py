@@ -298,9 +298,10 @@ def test_text_is_read_from_pictures_alone(vlmkit, folder: Path, model: str) -> N
 )
 def test_nothing_is_asked_without_its_picture(vlmkit, folder: Path, row: dict, reported: str) -> None:
     rows = jsonl({"id": "bad", "question": "what is it?"} | row, {"id": "text", "question": "a dog"})
-    done = vlmkit("ask", "--max-tokens", 2, stdin=rows, code=3)
+    done = vlmkit("ask", "--max-tokens", 12, stdin=rows, code=3)
     assert [one["id"] for one in records(done.stdout)] == ["text"]
-    assert reported in done.stderr.decode() and done.stderr.count(b"\n") == 1
+    (line,) = [line for line in done.stderr.decode().splitlines() if "--max-tokens" not in line]
+    assert reported in line
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_what_a_model_of_single_pictures_does_not_do_is_told(vlmkit, folder: Pat
     said = [{"from": "human", "value": "<image>a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
     row = {"id": "1", "images": ["some/a.png", "some/b.png"], "question": "before <image> after <image>"}
     rows = jsonl(row, {"id": "2", "image": "some/a.png", "conversations": said})
-    done = vlmkit("ask", "--max-tokens", 2, stdin=rows)
+    done = vlmkit("ask", "--max-tokens", 12, stdin=rows)
     assert [one["question"] for one in records(done.stdout)] == [row["question"], "c"]
     told = done.stderr.decode()
     assert all(words in told for words in ("single pictures", "before the question", "earlier turns")), told
