@@ -118,7 +118,7 @@ def test_prune_refuses_what_may_not_be_mounted(vlmkit, tmp_path: Path) -> None:
         assert refused.count(b"\n") == 1 and f"{folder}/{name}".encode() in refused
         assert vlmkit("index", "-i", "./i", "--prune", "pool", "--dry-run", code=2).stderr == refused
         assert len(ids(vlmkit)) == 6
-        assert b" 1 records" in vlmkit("index", "-i", "./i", "--prune", "pool", "--force").stderr
+        assert b" 1 record " in vlmkit("index", "-i", "./i", "--prune", "pool", "--force").stderr
         assert len(ids(vlmkit)) == 5
 
 
@@ -154,7 +154,7 @@ def test_prune_without_records(photos: Path, shell, stdin: str) -> None:
     (photos / "b.png").unlink()
     done = shell(f"vlmkit index -i ./i --prune photos {stdin} && vlmkit index -i ./i --dump | grep -c png")
     assert (done.returncode, done.stdout) == (0, b"5\n")
-    assert done.stderr == b"vlmkit: 1 records pruned: their files are gone\n"
+    assert done.stderr == b"vlmkit: 1 record pruned: their files are gone\n"
 
 
 @pytest.mark.parametrize("flags", [["--dump"], ["--merge", "./j"], ["--remove", "a"], ["--info", "--verify"]])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Resume, check_files, deliver
+from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
 from vlmkit.cli.options import Records, Run, option, valid_utf8
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import Failed
@@ -101,7 +101,6 @@ def ask(
     otherwise.
     """
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
-    from vlmkit.io.inputs import count_inputs
     from vlmkit.io.records import dumps
 
     named, question = split(arguments or [])
@@ -120,7 +119,8 @@ def ask(
             f"{'--draw' if answer.drawing else '--attention'} requires a single picture", "name only that one"
         )
     model = chat_model.load(run, "attention" if answer.attention else answer.task)
-    plain = conversation.single and not (records.as_records or answer.boxes or chat_model.stats or resume)
+    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume)
+    plain = delivery.is_plain(answer.boxes or chat_model.stats)
     on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
     streams = (on_terminal if answer.stream is None else answer.stream) and plain
     streams = streams and not (answer.schema or answer.constitution or answer.attention)
@@ -133,21 +133,7 @@ def ask(
         if paired:
             options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
         single_input = conversation.single or resume is None
-        count = partial(count_inputs, named, reading)
-        return deliver(
-            run,
-            records,
-            conversation,
-            results,
-            "answer",
-            reading,
-            count,
-            resume,
-            model=model,
-            max_tokens=sampling.max_tokens,
-            plain=plain,
-            single_input=single_input,
-        )
+        return delivery.write("answer", results, plain=plain, single_input=single_input)
 
 
 def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | None, stats: bool) -> None:

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vlmkit.cli.generate import PAGE_TOKENS, ChatOptions, Resume, check_files, deliver
+from vlmkit.cli.generate import PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
 from vlmkit.cli.options import Inputs, Records, Run, option, valid_utf8
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Output
@@ -49,7 +48,6 @@ def caption(
     from vlmkit.generate.pipeline import caption_sampling
     from vlmkit.generate.questions import to_caption
     from vlmkit.generate.sidecar import without_sidecar, write_sidecars
-    from vlmkit.io.inputs import count_inputs
 
     named = inputs or []
     if force and not sidecar:
@@ -72,20 +70,7 @@ def caption(
         found = captioned(without_sidecar(items) if sidecar and not force else items, model, sampling, **how)
         return write_sidecars(found, force=force) if sidecar else found
 
-    count = partial(count_inputs, named, reading)
-    plain = conversation.single and not (records.as_records or boxes or chat.stats or resume)
+    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume)
+    plain = delivery.is_plain(boxes or chat.stats)
     single_input = conversation.single or not (resume or sidecar)
-    return deliver(
-        run,
-        records,
-        conversation,
-        results,
-        "caption",
-        reading,
-        count,
-        resume,
-        model=model,
-        max_tokens=sampling.max_tokens,
-        plain=plain,
-        single_input=single_input,
-    )
+    return delivery.write("caption", results, plain=plain, single_input=single_input)

@@ -44,9 +44,8 @@ def embed(
     """Turn pictures and texts into vectors.
 
     Reads pictures, folders, webdataset shards, URLs and records, and writes one record each with its vector in
-    `embedding`. Pictures are rotated as their EXIF orientation says, transparent parts become white, and of an
-    animation it is the first frame. One that cannot be read, or is incomplete, is named, left out, and makes the exit
-    code 3. A record that brings a vector of the same model keeps it.
+    `embedding`. Pictures are rotated by EXIF, transparent parts become white, and of an animation it is the first
+    frame. One that cannot be read is named, left out, and makes the exit code 3. A vector of the same model is kept.
 
     --changed looks at the content of files whose path, time, size or change time the index does not know. A file that
     was moved, copied or touched gets a record with the fields and the vector of the same content in the index. A URL
@@ -68,8 +67,7 @@ def embed(
     summary = run.summary(reading.left_out, skipped="unchanged")
     items = read_inputs(paths, reading)
     if summary:
-        items = summary.reading(items)
-        summary.done = "would be embedded" if dry_run else summary.done
+        items, summary.done = summary.reading(items), "would be embedded" if dry_run else summary.done
 
     def vectorised(items: "Iterable[Item | Failed]", model: "Embedder") -> "Iterator[Record | Failed]":
         how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from vlmkit.cli.options import ChatModelName, Records, Run, option, valid_utf8
@@ -112,49 +113,64 @@ def check_files(inputs: list[str], records: Records, resume: str | None) -> None
         check_resume(resume, inputs, records.output, records.errors)
 
 
-def deliver(
-    run: Run,
-    records: Records,
-    conversation: "Conversation",
-    results: "Callable[[Iterable[ChatSample | Failed], Output], Iterator[Record | Failed]]",
-    field: str,
-    reading: "Reading",
-    count: Callable[[], int | None],
-    resume: str | None,
-    *,
-    model: "ChatModel",
-    max_tokens: int,
-    plain: bool,
-    single_input: bool,
-) -> Exit:
-    """Write the answers as records, or with `plain` their `field` alone, unless it was shown and left out.
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How what a model says of the inputs `named` is written: as it comes, to the output or to the file of --resume."""
 
-    Those that were cut off at `max_tokens`, and those that do not match their schema, are counted on standard error. A
-    failed `single_input` is fatal.
-    """
-    from vlmkit.generate.resume import AppendOutput
+    run: Run
+    records: Records
+    named: list[str]
+    reading: "Reading"
+    conversation: "Conversation"
+    model: "ChatModel"
+    max_tokens: int
+    resume: str | None
 
-    with ExitStack() as files:
-        summary = run.summary(reading.left_out, brief=conversation.single, skipped="done before")
-        failures = files.enter_context(
-            Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary)
-        )
-        out = files.enter_context(Output(records.output) if resume is None else AppendOutput(resume, max_tokens))
-        items = summary.reading(conversation.items) if summary else conversation.items
-        items = out.missing(items) if isinstance(out, AppendOutput) else items
-        made = progress(results(items, out), quiet=run.quiet or conversation.single, unit="records", count=count)
-        defects = Defects(max_tokens)
-        shown = defects.counted(failures.filter_failures(made))
-        if plain:
-            for record in shown:
-                if field in record:
-                    out.write(printable(f"{record[field]}\n"))
-        else:
-            out.write_records(shown)
-        defects.tell()
-        if summary:
-            summary.counts.update(model.usage())
-        return failures.exit_code()
+    def is_plain(self, as_records: bool) -> bool:
+        """Whether the text is written alone: of a single input, unless a setting asks for records."""
+        return self.conversation.single and not (as_records or self.records.as_records or self.resume)
+
+    def write(
+        self,
+        field: str,
+        results: "Callable[[Iterable[ChatSample | Failed], Output], Iterator[Record | Failed]]",
+        *,
+        plain: bool,
+        single_input: bool,
+    ) -> Exit:
+        """Write the results as records, or with `plain` their `field` alone, unless it was shown and left out.
+
+        Those that were cut off at `max_tokens`, and those that do not match their schema, are counted on standard
+        error. A failed `single_input` is fatal.
+        """
+        from vlmkit.generate.resume import AppendOutput
+        from vlmkit.io.inputs import count_inputs
+
+        run, records, single = self.run, self.records, self.conversation.single
+        count = partial(count_inputs, self.named, self.reading)
+        with ExitStack() as files:
+            summary = run.summary(self.reading.left_out, brief=single, skipped="done before")
+            failures = files.enter_context(
+                Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary)
+            )
+            out = files.enter_context(
+                AppendOutput(self.resume, self.max_tokens) if self.resume is not None else Output(records.output)
+            )
+            items = summary.reading(self.conversation.items) if summary else self.conversation.items
+            items = out.missing(items) if isinstance(out, AppendOutput) else items
+            made = progress(results(items, out), quiet=run.quiet or single, unit="records", count=count)
+            defects = Defects(self.max_tokens)
+            shown = defects.counted(failures.filter_failures(made))
+            if plain:
+                for record in shown:
+                    if field in record:
+                        out.write(printable(f"{record[field]}\n"))
+            else:
+                out.write_records(shown)
+            defects.tell()
+            if summary:
+                summary.counts.update(self.model.usage())
+            return failures.exit_code()
 
 
 class Defects:

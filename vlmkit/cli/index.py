@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from vlmkit.index import Writer
     from vlmkit.index.prune import Lost
+    from vlmkit.io.summary import Summary
 
 COLLECTED = 50_000  # records hold no cycles; looking for some took a tenth of the time
 
@@ -52,6 +53,11 @@ class Changes:
     dry_run: Annotated[bool, option("--dry-run", "prune: write the records that would go, and change nothing.")] = False
     merge: Annotated[Several, _several("--merge INDEX", "Add all records of another index")] = None
 
+    def read_standard_input(self) -> bool:
+        """Whether records may come beside this, where no file is named."""
+        alone = (self.prune or self.type) and stdin_is_terminal()
+        return not (self.remove or self.merge or alone)
+
 
 @dataclass(frozen=True, slots=True)
 class Reports:
@@ -78,10 +84,9 @@ def index(
 ) -> Exit:
     """Add embedded records to an index, or look after it.
 
-    A record replaces the one with the same `id`. An index holds the vectors of one model and refuses others. It is
-    saved every 10,000 records or 10 seconds and at the end; each save is complete or absent. Up to 256 MB of vectors
-    are searched exactly; above that, or with --type, an approximate index is built at the end, from whose candidates
-    the exact cosines are taken. The exit code of --remove is 1 if it found none of the ids, 3 if not all.
+    A record replaces the one with the same `id`; vectors of another model are refused. Saved every 10,000 records or 10
+    seconds, each save complete or absent. Up to 256 MB are searched exactly; above that, or with --type, an approximate
+    index gives the candidates for exact cosines. --remove ends with 1 if it found none of the ids, 3 if not all.
     """
     from vlmkit.index import Index, Writer, index_folder
     from vlmkit.index.maintenance import change_type, maintain
@@ -94,13 +99,12 @@ def index(
     folder = index_folder(index)
     if reports.dump or reports.info or reports.verify:
         return _report(folder, reports)
-    remove, prune, merge = changes.remove, changes.prune, changes.merge
-    if prune and not changes.force:
-        check_folders(prune)
+    if changes.prune and not changes.force:
+        check_folders(changes.prune)
     if changes.dry_run:
-        return _report_lost(folder, prune or [], changes, reports)
-    reads = bool(files) or not (remove or merge or ((prune or changes.type) and stdin_is_terminal()))
-    if not reads and not merge:
+        return _report_lost(folder, changes.prune or [], changes, reports)
+    reads = bool(files) or changes.read_standard_input()
+    if not reads and not changes.merge:
         with Index(folder):  # there must be one
             pass
     code = Exit.OK
@@ -112,20 +116,17 @@ def index(
         ExitStack() as others,
     ):
         before = writer.state.type if writer.state else "auto"
-        writer.merge([others.enter_context(Index(index_folder(name))) for name in merge or []])
+        writer.merge([others.enter_context(Index(index_folder(name))) for name in changes.merge or []])
         if reads:
             _add(run, writer, files or [], failures)
         writer.commit()
         _report_replaced(run, writer)
-        if remove:
-            code = _remove(writer, remove)
-        if prune and exists(folder):
-            pruned, of_prune = _prune(writer, prune, force=changes.force)
+        if changes.remove:
+            code = _remove(writer, changes.remove)
+        if changes.prune and exists(folder):
+            pruned, of_prune = _prune(writer, changes.prune, force=changes.force)
             code = of_prune or code
-            if summary and summary.whole:
-                summary.counts["pruned"] = pruned
-            elif summary and pruned:
-                warn(f"{pruned} records pruned: their files are gone")
+            _report_pruned(summary, pruned)
     if exists(folder) and changes.type is not None:
         change_type(folder, changes.type, before, on_wait)
     elif exists(folder):
@@ -188,6 +189,13 @@ def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> No
         progress(decode_records(records_of(files)), quiet=run.quiet, unit="records")
     ):
         writer.add(record)
+
+
+def _report_pruned(summary: "Summary | None", pruned: int) -> None:
+    if summary and summary.whole:
+        summary.counts["pruned"] = pruned
+    elif summary and pruned:
+        warn(f"{pruned} {'record' if pruned == 1 else 'records'} pruned: their files are gone")
 
 
 def _report_replaced(run: Run, writer: "Writer") -> None:

@@ -9,7 +9,8 @@ from vlmkit.datasets import DATASETS
 from vlmkit.datasets.base import DataSet
 from vlmkit.download.hub import HUB, asking, licence_of
 from vlmkit.io.records import Record
-from vlmkit.models.resolve import ALIASES, ANSWER_WITHIN
+from vlmkit.models.hub import ANSWER_WITHIN
+from vlmkit.models.resolve import ALIASES
 
 
 def entries() -> Iterator[Record]:

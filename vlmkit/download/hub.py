@@ -21,7 +21,8 @@ from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.io.files import atomic_folder
 from vlmkit.io.records import Record
 from vlmkit.io.terminal import stderr_is_terminal
-from vlmkit.models.resolve import ANSWER_WITHIN, NAME, PICKLES, cached, full_name, refusal_of_hub
+from vlmkit.models.hub import ANSWER_WITHIN, NAME, cached, refusal_of_hub
+from vlmkit.models.resolve import PICKLES, full_name
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
