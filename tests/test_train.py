@@ -188,7 +188,7 @@ def test_steps_rule_over_epochs(place: Path, tmp_path: Path) -> None:
 def test_validation_by_fraction(place: Path) -> None:
     def ids(limit: int | None = None) -> tuple[list[str], list[str]]:
         parts = read_pictures([str(place / "shapes.tar")], Failures(), limit=limit).split(0.25)
-        return tuple([sample.id for sample in part.rows] for part in parts)
+        return tuple([Path(sample.id).stem for sample in part.rows] for part in parts)
 
     training, validation = ids()
     assert sorted(training + validation) == [f"{i:03}" for i in range(64)]

@@ -109,7 +109,7 @@ def test_wrong_settings_are_one_line(text: str, tmp_path: Path, monkeypatch: pyt
 def test_wrong_presets_are_one_line(tmp_path: Path, vlmkit: Any) -> None:
     (tmp_path / "wrong.toml").write_text("patch = 3\n")
     for preset, line in {
-        "./gone.toml": "vlmkit: gone.toml: No such file or directory: check the name, the rights, the space",
+        "./gone.toml": "vlmkit: gone.toml: No such file or directory: name a TOML file of settings",
         "wrong.toml": "vlmkit: wrong.toml: unknown setting patch: use the names of the options without --",
     }.items():
         done = vlmkit("train", "align", "a.jsonl", "-o", "out", "--preset", preset, code=2)

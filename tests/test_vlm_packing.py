@@ -341,8 +341,8 @@ def test_preferences_have_the_same_logits(towers: Path, connector: str) -> None:
     vlm = make(towers, connector=connector)
     packer = packer_of(vlm, 2000)
     encode = Chat(vlm)
-    chosen, rejected = (encode(Dialogue("x", (0,), (Turn("<image>what?", reply),))) for reply in ("a cat", "no"))
-    other = [encode(Dialogue("y", (1,), (Turn("<image>which color is it?", reply),))) for reply in ("red", "blue")]
+    chosen, rejected = (encode(Dialogue("x", (0,), (Turn("<image>what?", reply),)))[0] for reply in ("a cat", "no"))
+    other = [encode(Dialogue("y", (1,), (Turn("<image>which color is it?", reply),)))[0] for reply in ("red", "blue")]
     items = [(Group("x", (0,), [chosen, rejected], False), pixels(vlm, (0,)))]
     items += [(Group("y", (1,), other, False), pixels(vlm, (1,)))]
     batch = pairs(packer, reads_text(vlm.model.model))(items)

@@ -46,13 +46,17 @@ PARTIAL = re.compile(
 )
 
 
-def split_reasoning(text: str) -> tuple[str, str]:
-    """(what the model thought, its answer), each stripped. A thought that is not closed goes on to the end."""
-    reasoning, answer = _split(text)
+def split_reasoning(text: str, unopened: bool = True) -> tuple[str, str]:
+    """(what the model thought, its answer), each stripped. A thought that is not closed goes on to the end.
+
+    With `unopened` a mark that ends a thought counts without one that began it: the prompt, which is not known, may
+    have begun it.
+    """
+    reasoning, answer = _split(text, unopened)
     return reasoning, answer.strip()
 
 
-def _split(text: str) -> tuple[str, str]:
+def _split(text: str, unopened: bool) -> tuple[str, str]:
     thoughts: list[str] = []
 
     def cut(match: re.Match[str]) -> str:
@@ -65,7 +69,7 @@ def _split(text: str) -> tuple[str, str]:
         thoughts.append(before)  # such as "Let me see."
     else:
         answer = before
-    if ends := list(ORPHAN.finditer(answer)):
+    if unopened and (ends := list(ORPHAN.finditer(answer))):
         thoughts.append(ORPHAN.sub("\n", answer[: ends[-1].start()]))
         answer = answer[ends[-1].end() :]
     answer = MARKS.sub("", answer)
@@ -94,8 +98,9 @@ class AnswerStream:
     `lost` is whether something was passed on that turned out to be a thought, which nothing had begun.
     """
 
-    def __init__(self, say: Callable[[str], None], text: str = "") -> None:
+    def __init__(self, say: Callable[[str], None], text: str = "", unopened: bool = True) -> None:
         self._say, self.text, self._said, self.lost = say, text, "", False
+        self._unopened = unopened
 
     def put(self, piece: str) -> None:
         self.text += piece
@@ -105,7 +110,7 @@ class AnswerStream:
         self._show(self.text)
 
     def _show(self, text: str) -> None:
-        answer = _split(text)[1].lstrip()
+        answer = _split(text, self._unopened)[1].lstrip()
         if "\n" in answer[len(answer.rstrip()) :]:  # line breaks may be the last of it
             answer = answer.rstrip()
         if not answer.startswith(self._said):

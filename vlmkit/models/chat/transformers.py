@@ -161,7 +161,7 @@ class TransformersChatModel(ChatModel):
         before = self._tokenizer(request.start, add_special_tokens=False).input_ids if request.start else []
         skips = self._skips_special
         known, text = (self._tokenizer.decode(ids, skip_special_tokens=skips) for ids in (before, before + tokens))
-        reasoning, answer = split_reasoning(thought + request.start + text.removeprefix(known))
+        reasoning, answer = split_reasoning(thought + request.start + text.removeprefix(known), unopened=False)
         if not skips:
             reasoning, answer = self._plain(reasoning), self._plain(answer)
         return Answer(answer, finish, count, reasoning=reasoning)
@@ -242,7 +242,7 @@ class ImageTextToText(TransformersChatModel):
                     shown.put(text)
 
         streamer = Streamer(self._tokenizer, skip_prompt=True, skip_special_tokens=self._skips_special)
-        shown = AnswerStream(said)
+        shown = AnswerStream(said, unopened=False)
         try:
             shown.text = self._thought(request)
             shown.put(request.start)
