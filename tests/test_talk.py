@@ -85,7 +85,7 @@ def generated(folder: Path, pictures: list[list[np.ndarray]], questions: list[st
         inputs = processor.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        made = model.generate(**inputs, do_sample=False, renormalize_logits=True, **how)[
+        made = model.generate(**inputs, do_sample=False, renormalize_logits=True, min_new_tokens=1, **how)[
             :, inputs["input_ids"].shape[1] :
         ]
         found += [processor.decode(row, skip_special_tokens=True).strip() for row in made]

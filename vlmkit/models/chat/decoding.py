@@ -111,16 +111,28 @@ class Search:
 
 
 def beam_search(
-    step: "Step", logits: "np.ndarray", end: int, limits: list[int], *, beams: int, length_penalty: float
+    step: "Step",
+    logits: "np.ndarray",
+    end: int,
+    limits: list[int],
+    bare: list[int],
+    *,
+    beams: int,
+    length_penalty: float,
 ) -> list[list[tuple[float, Generated]]]:
-    """For each row of `logits` (N, V) `beams` replies, best first, by log probability / length ** `length_penalty`."""
+    """For each row of `logits` (N, V) `beams` replies, best first, by log probability / length ** `length_penalty`.
+
+    Those of the rows `bare` have at least one token, as with `min_new_tokens=1` of transformers.
+    """
     import numpy as np
 
     searches = [Search(beams, length_penalty, end, limit) for limit in limits]
     active = searches
+    scores = _log_softmax(logits)
+    scores[bare, end] = -np.inf
     while True:
         row = 0
-        scores = _log_softmax(logits) + np.array([[b.score] for s in active for b in s.running], np.float32)
+        scores = scores + np.array([[b.score] for s in active for b in s.running], np.float32)
         for search in active:
             count = len(search.running)
             search.running = [beam._replace(row=row + i) for i, beam in enumerate(search.running)]
@@ -131,6 +143,7 @@ def beam_search(
             return [search.finished for search in searches]
         beams_now = [beam for search in active for beam in search.running]
         logits = step(np.array([beam.tokens[-1] for beam in beams_now]), np.array([beam.row for beam in beams_now]))
+        scores = _log_softmax(logits)
 
 
 def _log_softmax(logits: "np.ndarray") -> "np.ndarray":

@@ -255,13 +255,16 @@ class MiniChat(ChatModel):
             return logits
 
         end = self._prompts.end
+        bare = [i for i, request in enumerate(requests) if not request.start]  # whose answer may not be empty
+        if sampling.beams == 1 or sampling.temperature > 0:
+            logits[bare, end] = -np.inf
         if sampling.temperature > 0:
             generators = [np.random.default_rng([sampling.seed, request.number]) for request in requests]
             return decode(step, logits, sampler(sampling.temperature, sampling.top_p, generators), end, limits)
         if sampling.beams == 1:
             return decode(step, logits, greedy, end, limits)
         penalty = sampling.length_penalty
-        beams = beam_search(step, logits, end, limits, beams=sampling.beams, length_penalty=penalty)
+        beams = beam_search(step, logits, end, limits, bare, beams=sampling.beams, length_penalty=penalty)
         if sampling.clip_rerank_weight:
             return self._rerank(requests, beams, vectors, sampling.clip_rerank_weight)
         return [found[0][1] for found in beams]
