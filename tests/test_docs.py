@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_nothing_has_drifted() -> None:
 def test_drift_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(examples(), "embed", examples()["embed"][:1])
     assert [path.name for path in drifted(ROOT)] == ["vlmkit-embed.1"]
+
+
+def test_every_page_is_installed() -> None:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "shared-data"
+    ]
+    generated = {str(path.relative_to(ROOT)) for path in documents(ROOT)} - {"README.md"}
+    assert generated == set(table)
 
 
 @pytest.mark.parametrize("command", TABLE, ids=lambda command: command.name)
