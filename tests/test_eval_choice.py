@@ -95,3 +95,14 @@ def test_the_letter_of_an_option_is_no_article(vlmkit, letter: str) -> None:
     rows.append({"id": "9", "answers": [letter], "answer": f"The answer is {letter}"})
     found = by_metric(vlmkit("eval", "vqa", stdin=jsonl(*rows)).stdout)
     assert found["exact"]["value"] == pytest.approx(4 / 7) and found["relaxed"]["value"] == pytest.approx(5 / 7)
+
+
+def test_an_article_before_an_option_is_no_letter(vlmkit) -> None:
+    """And what names no option counts for nothing, under `relaxed` too."""
+    said = ["A crow", "A crow is shown, so B", "Not B", "Both A and B"]
+    rows = [
+        {"id": str(i), "question": "Which?", "choices": ["owl", "crow"], "answers": ["B"], "answer": text}
+        for i, text in enumerate(said)
+    ]
+    found = by_metric(vlmkit("eval", "vqa", stdin=jsonl(*rows)).stdout)
+    assert found["exact"]["value"] == found["relaxed"]["value"] == 0.5

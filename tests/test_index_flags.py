@@ -209,3 +209,10 @@ def test_an_id_that_comes_again_with_another_picture_is_told(vlmkit) -> None:
     assert vlmkit("index", "-i", "./i", stdin=jsonl(rows[2] | {"extra": 1})).stderr == b""
     assert b"such as 0:" in vlmkit("index", "-i", "./i", stdin=jsonl(rows[0])).stderr
     assert vlmkit("index", "-i", "./i", "-q", stdin=jsonl(rows[2])).stderr == b""
+
+
+def test_prune_of_a_folder_by_another_path_is_told(vlmkit, tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(tmp_path / "photos")
+    rows = jsonl(embedded(str(picture(tmp_path / "photos/a.png")), [1, 0]))
+    done = vlmkit("index", "-i", "./i", "--prune", "other", stdin=rows)
+    assert b"no record in the index lies under other" in done.stderr and len(ids(vlmkit)) == 1

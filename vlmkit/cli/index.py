@@ -220,6 +220,8 @@ def _prune(writer: "Writer", folders: list[str], *, force: bool) -> tuple[int, E
 
     with Index(writer.folder) as index:
         lost = lost_records(index, folders, force=force)
+    for name in lost.without:
+        warn(f"no record in the index lies under {name}: name the folder by the path it was embedded by")
     removed = writer.remove(lost.rows) if lost.rows else []
     return len(removed), _report_unread(lost, force=force)
 

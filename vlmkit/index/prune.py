@@ -14,10 +14,12 @@ from vlmkit.io.sources import UnreadContainer, is_gone
 class Lost(NamedTuple):
     """`rows` are ids and lines of records that have lost their file. `unread` are containers that could not be read
     whole, each with the number of records of members that were not found in it: nobody knows whether these are lost.
+    Under the folders `without` there is no record at all.
     """
 
     rows: list[tuple[str, bytes | None]]
     unread: Counter[str]
+    without: list[str]
 
 
 def check_folders(folders: list[str]) -> None:
@@ -35,6 +37,7 @@ def lost_records(index: Index, folders: list[str], *, force: bool) -> Lost:
     """
     found: dict[str, bytes | None] = {}
     unread: Counter[str] = Counter()
+    without = []
     unmounted = cache(_unmounted)
     for folder in folders:
         root = os.path.join(os.path.abspath(folder), "")
@@ -47,10 +50,12 @@ def lost_records(index: Index, folders: list[str], *, force: bool) -> Lost:
                 if _is_lost(image, unread, force=force):
                     gone[key] = line
                     places[_dangling(image) if os.path.islink(image) else unmounted(os.path.dirname(image))] += 1
+        if not total:
+            without.append(folder)
         if not force:
             _check_loss(folder, total, len(gone), places)
         found |= gone
-    return Lost(list(found.items()), unread)
+    return Lost(list(found.items()), unread, without)
 
 
 def _is_lost(image: str, unread: Counter[str], *, force: bool) -> bool:

@@ -83,7 +83,7 @@ def index_folder(name: str) -> Path:
     if "/" in name or "." in name:
         return Path(name)
     folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vlmkit" / name
-    if exists(Path(name)) and not folder.exists():
+    if not folder.exists() and exists(Path(name)):
         raise VlmkitError(f"there is no index named {name}, but the folder {name} is one", f"use -i ./{name}")
     return folder
 

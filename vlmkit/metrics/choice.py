@@ -35,7 +35,7 @@ def option_named(answer: str, options: Mapping[str, str]) -> str | None:
         return _only(stated)
     rest = said
     for letter in held:
-        rest = re.sub(r"\W+".join(map(re.escape, texts[letter].split())), " ", rest, flags=re.IGNORECASE)
+        rest = re.sub(r"\W+".join(map(re.escape, texts[letter].split())), " option ", rest, flags=re.IGNORECASE)
     starts = len(held) == 1 and re.match(rf"{re.escape(texts[_only(held) or ''])}\s*[,.;:!\n-]", said.lower())
     if _NEGATION.search(rest) and not starts:
         return None

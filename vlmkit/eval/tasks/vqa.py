@@ -59,7 +59,7 @@ def score_item(prediction: str, row: Row, variant: str) -> ItemScore:
     options = {} if rule in EXACT_RULES else options_of(row.record, row.question)
     if options and (wanted_option := right_option(row, options)):
         named = option_named(prediction, options)
-        rule, unparsed = "option" if named == wanted_option else rule, named is None
+        rule, unparsed = "option" if named == wanted_option else "none", named is None
     exact, relaxed = rule in EXACT_RULES, rule in RELAXED_RULES
     confidence = (exact + relaxed) / 2
     said, wanted = comparable(prediction, row.references, variant)
