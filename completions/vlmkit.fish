@@ -62,6 +62,7 @@ complete -c vlmkit -n '__fish_seen_subcommand_from search' -l duplicates -d 'Gro
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l threshold -r -d 'duplicates: the lowest score in a group. Default: 0.95.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l prefer -r -d 'duplicates: keep those under DIR. May be repeated.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l exact -d 'duplicates: compare all pairs, however many; as by default.'
+complete -c vlmkit -n '__fish_seen_subcommand_from search' -l dry-run -d 'duplicates: tell what would be compared, and end.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l allow-private -d 'Fetch from private and local addresses too, and through the proxies set.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -s k -r -d 'Number of results; 10, of duplicates all groups.'
 complete -c vlmkit -n '__fish_seen_subcommand_from search' -l where -r -d 'Only records whose field is VALUE; also != < <= > >= and ~ for a glob. May be repeated.'

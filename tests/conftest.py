@@ -103,7 +103,12 @@ def hosted() -> Iterator[Hosted]:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment with data folders of its own and the installed command on the path."""
-    own = {name: str(tmp_path / "home" / name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME")}
+    return own_environment(tmp_path / "home")
+
+
+def own_environment(home: Path) -> dict[str, str]:
+    """An environment whose data folders are in `home`, without settings of the user."""
+    own = {name: str(home / name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME")}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("VLMKIT_")}
     return kept | own | {"PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "default"}
 
@@ -170,7 +175,8 @@ def vlmkit(tmp_path: Path, environment: dict[str, str]) -> Vlmkit:
 @pytest.fixture(scope="session")
 def photo_rows(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What `vlmkit embed` makes of the photographs."""
-    return inside.run(["embed", str(photos)], tmp_path_factory.mktemp("rows"), dict(os.environ), b"").stdout
+    folder = tmp_path_factory.mktemp("rows")
+    return inside.run(["embed", str(photos)], folder, own_environment(folder), b"").stdout
 
 
 @pytest.fixture

@@ -158,6 +158,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self.stream(said)
         self.say(said)
 
+    def on_unended(self) -> None:
+        """An error in a stream whose end only the connection's tells."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b'data: {"error": {"message": "overloaded"}}\n\ndata: [DONE]\n\n')
+
     def good(self) -> None:
         if self.body.get("stream"):
             return self.stream("one ", "two\n", "three")

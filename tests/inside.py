@@ -4,7 +4,6 @@ What a command changes in its process (streams, folder, environment, signals, wa
 """
 
 import io
-import logging
 import os
 import signal
 import subprocess
@@ -83,6 +82,5 @@ def _surroundings(folder: Path, environment: dict[str, str]) -> Iterator[None]:
         os.chdir(here)
         os.environ.clear()
         os.environ.update(variables)
-        logging.disable(logging.NOTSET)
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -245,3 +245,9 @@ def test_waits(headers: dict[str, str], body: object, reason: str, seconds: floa
 )
 def test_the_words_of_a_server(body: object, words: str) -> None:
     assert reason_of(body) == words
+
+
+def test_a_stream_that_breaks_off_is_one_line(installed) -> None:
+    """In a process of its own: what the client leaves open is told at the end of one."""
+    done = installed("ask", "unended stream", "--stream", "--option", "retries=0", code=2)
+    assert done.stdout == b"" and done.stderr.count(b"\n") == 1 and b"overloaded" in done.stderr

@@ -363,7 +363,7 @@ def test_short_answers(vlmkit, task: str, values: list[float]) -> None:
     [
         ("caption", [{"id": "1", "caption": "a", "captions": ["a"]}], "CIDEr of a single image"),
         ("vqa", [{"id": "1", "answer": "red"}, {"id": "2", "answer": "x"}], "no references in 1, 2: .*--references"),
-        ("vqa", [{"id": "1", "answers": TEN}], "no prediction answer in 1: .*--prediction"),
+        ("vqa", [{"id": "1", "answers": TEN}], r"no prediction \(field answer\) in 1: .*--prediction"),
         ("vqa", [question(1, "red"), question(1, "red")], "duplicate ids: q1: .*--id"),
         ("vqa", [{"id": 1, "answer": float("nan"), "answers": TEN}], "-:1: not JSON"),
         ("pope", [{"id": "1", "answer": "yes", "label": "perhaps"}], "'perhaps' is neither yes nor no"),

@@ -107,7 +107,7 @@ def test_other_sheets_are_told(vlmkit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("id\tanswer\n1\tcat\n", "no prediction prediction in 1"),
+        ("id\tanswer\n1\tcat\n", "no prediction (field prediction) in 1"),
         ("id\tanswer\tprediction\n1\t\tcat\n", "no references in 1"),
         ("id\tanswer\tprediction\n1\tcat\tcat\tor dog\n", "a.tsv:2: 4 cells for 3 columns"),
         ('id\tanswer\tprediction\n1\tcat\t"cat" is it\n', "a.tsv:2: "),
@@ -141,3 +141,8 @@ def test_own_labels_beside_predicted_ones(vlmkit) -> None:
     found = by_metric(vlmkit("eval", "classify", stdin=jsonl(*rows)).stdout)
     assert found["acc@1"]["value"] == 0.5
     assert b"no references in 1" in vlmkit("eval", "classify", stdin=jsonl({"id": "1", "label": "x"}), code=2).stderr
+
+
+def test_an_answer_beside_answers_is_the_prediction(vlmkit, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,answers,answer\n1,cat,cat\n2,dog,cat\n")
+    assert by_metric(vlmkit("eval", "vqa", "a.csv").stdout)["exact"]["value"] == 0.5

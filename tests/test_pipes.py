@@ -1,11 +1,11 @@
 """What one command writes, each other reads, as JSONL and as safetensors."""
 
-import os
 import shutil
 from pathlib import Path
 
 import inside
 import pytest
+from conftest import own_environment
 from helpers import records
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,6 @@ TAKERS = {
 # Fields that a command writes anew, and that a vector leaves behind.
 MADE = {"model", "embedding", "label", "labels", "question", "caption", "caption_model", "answer", "answer_model"}
 MADE |= {"finish", "confidence"}
-ENVIRONMENT = dict(os.environ)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         shutil.copy(photos / name, folder / "few" / name)
 
     def run(*arguments: str, stdin: bytes = b"") -> bytes:
-        done = inside.run([*arguments], folder, ENVIRONMENT, stdin)
+        done = inside.run([*arguments], folder, own_environment(folder), stdin)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 
@@ -59,16 +58,16 @@ def test_every_pair(made: tuple[Path, dict[str, bytes]], maker: str, form: str, 
     written = outputs[maker]
     before = records(written)
     if form == "safetensors":
-        written = inside.run(["embed", "--format", form], folder, ENVIRONMENT, written).stdout
+        written = inside.run(["embed", "--format", form], folder, own_environment(folder), written).stdout
         assert written[8:10] == b'{"'
     shutil.rmtree(folder / "of-pipe.index", ignore_errors=True)
-    done = inside.run(TAKERS[taker], folder, ENVIRONMENT, written)
+    done = inside.run(TAKERS[taker], folder, own_environment(folder), written)
     if taker == "index" and form == "jsonl" and "embedding" not in before[0]:
         assert done.returncode == 3 and b"embed" in done.stderr, "what has no vector is named"
         return
     assert (done.returncode, done.stderr) == (0, b"")
     if taker == "index":
-        done = inside.run([*TAKERS["index"], "--dump"], folder, ENVIRONMENT, b"")
+        done = inside.run([*TAKERS["index"], "--dump"], folder, own_environment(folder), b"")
     after = {row["id"]: row for row in records(done.stdout)}
     assert len(after) == len(before)
     if taker != "search":  # whose records are those it found

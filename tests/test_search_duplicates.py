@@ -205,3 +205,15 @@ def test_texts_have_duplicates_too(vlmkit) -> None:
     (group,) = records(vlmkit("search", "--duplicates").stdout)
     assert group == {"ids": ["a", "b"], "images": [], "score": 1}
     assert vlmkit("search", "--duplicates", "-l").stdout == b"a\nb\n"
+
+
+def test_pictures_that_are_not_there_are_told(vlmkit, tmp_path: Path) -> None:
+    rows = jsonl(embedded(str(picture(tmp_path / "a.png")), [1, 0]), embedded("/gone/b.png", [1, 0]))
+    vlmkit("index", "-i", "./i", stdin=rows)
+    planned = vlmkit("search", "-i", "./i", "--duplicates", "--dry-run").stdout
+    assert records(planned) == [{"records": 2, "pictures": 1, "missing": 1}]
+    done = vlmkit("search", "-i", "./i", "--duplicates")
+    assert len(records(done.stdout)) == 1
+    assert done.stderr == b"vlmkit: 1 pictures cannot be opened: their vectors decide what is a copy of them\n"
+    assert vlmkit("search", "-i", "./i", "--duplicates", "-q").stderr == b""
+    assert b"require --duplicates" in vlmkit("search", "-i", "./i", "a cat", "--dry-run", code=2).stderr

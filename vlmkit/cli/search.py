@@ -86,6 +86,7 @@ class QueryOptions:
     )
     prefer: Annotated[Several, option("--prefer DIR", "duplicates: keep those under DIR. May be repeated.")] = None
     exact: Annotated[bool, option("--exact", "duplicates: compare all pairs, however many; as by default.")] = False
+    dry_run: Annotated[bool, option("--dry-run", "duplicates: tell what would be compared, and end.")] = False
     allow_private: AllowPrivate = False
 
 
@@ -148,10 +149,8 @@ def search(
     Names of one file (links, hard links) are never copies of each other; they stand in `same_file`.
 
     --where looks at any field, nested ones as a.b, and at each element of a list, as in labels.label=cat; repeated
-    conditions must all hold.
-    Numbers compare as numbers; a record without the field does not match. mtime, ctime and taken compare with a year, a
-    date, or a date and time, in local time and as far as it goes: mtime>2024 is after that year, taken=2025-07 in that
-    month.
+    conditions must all hold. Numbers compare as numbers; a record without the field does not match. mtime, ctime and
+    taken compare with a year, a date, or a date and time, in local time: mtime>2024 is after that year.
     """
     from vlmkit.index import Index, index_folder
     from vlmkit.search.query import Query, load_model
@@ -164,6 +163,8 @@ def search(
     summary = run.summary(left_out, brief=True)
     with Index(index_folder(index)) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
         among = _among(opened, chosen.where or [])
+        if wanted.dry_run:
+            return _report_survey(opened, among, shown.output)
         if wanted.duplicates:
             results: Iterable[Results] = islice(_groups(run, opened, wanted, among), chosen.k)
         else:
@@ -228,8 +229,8 @@ def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions) ->
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
     if wanted.duplicates and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--duplicates excludes --relative and --min-score", "use --threshold")
-    if not wanted.duplicates and (wanted.prefer or wanted.exact):
-        raise VlmkitError("--prefer and --exact require --duplicates", "leave them out")
+    if not wanted.duplicates and (wanted.prefer or wanted.exact or wanted.dry_run):
+        raise VlmkitError("--prefer, --exact and --dry-run require --duplicates", "leave them out")
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
 
@@ -256,11 +257,20 @@ def _embed_queries(
     return own_vectors(items, fingerprint_of(made_by or ""), lambda some: vectors(some, load(), reuse=True, **how))
 
 
+def _report_survey(index: "Index", among: "np.ndarray | None", output: str | None) -> Exit:
+    from vlmkit.search.duplicates import survey
+
+    with Output(output) as out:
+        out.write_records([survey(index, among)])
+    return Exit.OK
+
+
 def _groups(run: Run, index: "Index", wanted: QueryOptions, among: "np.ndarray | None") -> "Iterator[Results]":
     from vlmkit.search.duplicates import duplicates
     from vlmkit.search.search import Results
 
-    groups = duplicates(index, wanted.threshold, among, prefer=wanted.prefer or [], workers=run.threads)
+    how: dict[str, Any] = {} if run.quiet else {"note": warn}
+    groups = duplicates(index, wanted.threshold, among, prefer=wanted.prefer or [], workers=run.threads, **how)
     for group in groups:
         pictures = [{"id": name, "image": name} for name in group["images"]] or [{"id": key} for key in group["ids"]]
         yield Results(f"{len(pictures)} alike, {group['score']:.3f}", [group], pictures)

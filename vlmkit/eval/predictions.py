@@ -165,8 +165,9 @@ def read_rows(
     Raises VlmkitError at the end, naming them, for items without a prediction or without references.
     """
     annotations = None if options.truth is None else _read_truth(options.truth, options)
-    if options.prediction is None and source.is_table():
-        predictions, references = ("prediction",), ("answer",)
+    is_table = options.prediction is None and source.is_table()
+    if is_table:
+        predictions, references = ("prediction",), ("answers", "answer")
     without_prediction: list[str] = []
     without_reference: list[str] = []
     record: Record = {}
@@ -174,6 +175,8 @@ def read_rows(
     for number, own in enumerate(read_records(source), 1):
         key = identify(own, options, number)
         record = own if annotations is None else annotations.pop(key, {}) | own
+        if is_table and "answers" in record:  # then the answer is the model's
+            predictions = ("prediction", "answer")
         wanted = options.prediction or next((name for name in predictions if name in record), predictions[-1])
         usual = tuple(name for name in references if name != wanted)
         if is_lmms_sample(record):
@@ -192,7 +195,7 @@ def read_rows(
         else:
             yield row
     for ids, what, flag in (
-        (without_prediction, f"prediction {wanted}", "--prediction"),
+        (without_prediction, f"prediction (field {wanted})", "--prediction"),
         (without_reference, "references", "--truth FILE or --references"),
     ):
         if ids:

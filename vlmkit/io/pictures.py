@@ -78,9 +78,9 @@ def at_marks(text: str, pictures: Sequence[Any]) -> Iterator[Any]:
 
 
 def _names(value: Any, field: str) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    if all(one is None or (isinstance(one, str) and not one.strip()) for one in values):
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return []
+    values = value if isinstance(value, list) else [value]
     if not all(isinstance(one, str) and one.strip() for one in values):
         raise RecordError(f"{field} is not a path" if field == "image" else f"{field} is not a list of paths")
     if any(len(one) > LONGEST_PATH or "data:image/" in one for one in values):

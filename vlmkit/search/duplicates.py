@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,11 +30,15 @@ COPY_NAME = re.compile(r"\bcopy\b|\bkopie\b|\bcopie\b|\bcopia\b|[ _-]\(?\d{1,2}\
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """`slots` of each distinct picture, its `paths` (None without a picture), and the `other_names` of its files."""
+    """`slots` of each distinct picture, its `paths` (None without a picture), and the `other_names` of its files.
+
+    `missing` is how many pictures cannot be opened.
+    """
 
     slots: list[list[int]]
     paths: list[str | None]
     other_names: dict[str, list[str]]
+    missing: int
 
 
 def duplicates(
@@ -44,14 +48,18 @@ def duplicates(
     *,
     prefer: Sequence[str] = (),
     workers: int = 1,
+    note: Callable[[str], None] = lambda message: None,
 ) -> list[Record]:
     """One record a group: `ids`, `images` (the one to keep first), `score`, the lowest inside it, and the fields below.
 
     `kept` is the first of `images` and `why` it is; `files` has the facts of each, `same_file` the other names of those
     that have several. Groups come by descending score, then by their first id. Records of one and the same picture are
-    no duplicates; copies score 1. `among` are the slots to look at (sorted int64).
+    no duplicates; copies score 1. `among` are the slots to look at (sorted int64). `note` gets a message where pictures
+    are not there to be compared.
     """
     rows = _distinct(index, index.live() if among is None else among)
+    if rows.missing:
+        note(f"{rows.missing} pictures cannot be opened: their vectors decide what is a copy of them")
     vectors = Vectors(index.vectors, np.array([slots[0] for slots in rows.slots], np.int64))
     similarity = _Similarity(vectors, Likeness(rows.paths, threshold, workers))
     groups: list[Record] = []
@@ -61,6 +69,13 @@ def duplicates(
             score = round(min(1.0, similarity.lowest(group, group)), 6)
             groups.append(_describe(records, score, rows.other_names, prefer))
     return sorted(groups, key=lambda group: (-group["score"], group["ids"]))
+
+
+def survey(index: Index, among: np.ndarray | None = None) -> Record:
+    """What `duplicates` would look at: numbers of `records`, `pictures` that can be opened, and `missing` ones."""
+    slots = index.live() if among is None else among
+    rows = _distinct(index, slots)
+    return {"records": len(slots), "pictures": sum(path is not None for path in rows.paths), "missing": rows.missing}
 
 
 def _describe(records: list[Record], score: float, other_names: dict[str, list[str]], prefer: Sequence[str]) -> Record:
@@ -136,8 +151,9 @@ def _distinct(index: Index, slots: np.ndarray) -> _Rows:
         if first != path:
             by_picture[first] += by_picture.pop(path)
             del sources[path]
+    missing = sum(isinstance(picture, str) and picture not in sources for picture in by_picture)
     paths = [picture if isinstance(picture, str) and picture in sources else None for picture in by_picture]
-    return _Rows([sorted(members) for members in by_picture.values()], paths, other_names)
+    return _Rows([sorted(members) for members in by_picture.values()], paths, other_names, missing)
 
 
 def _file_key(source: Any) -> object:

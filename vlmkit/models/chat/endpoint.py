@@ -133,6 +133,8 @@ class Endpoint(ChatModel):
             answer = finish.result()
         finally:
             finish.cancel()
+            # Generators of the client that broke off are closed by a task, which must not outlive the command.
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), self._loop).result()
         if shown.lost and isinstance(answer, Answer):
             what = "the reply began with what the model thought, which was shown before it could be known"
             return RequestError(what, "leave --stream out, or have the server tell reasoning apart")
