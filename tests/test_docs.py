@@ -21,8 +21,10 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 TABLE = commands()
-# Of train: what it read and holds out, and what random towers may do; of ask: what mini is not made for.
-EXPECTED = re.compile(" rows read, | held out for validation, |retrieval fell below|trained on single pictures")
+# Of train: what it read and holds out, and what random towers may do; of ask: what mini is not made for; of --prune.
+EXPECTED = re.compile(
+    " rows read, | held out for validation, |retrieval fell below|trained on single pictures|records pruned$"
+)
 
 
 def test_nothing_has_drifted() -> None:

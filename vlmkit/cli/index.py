@@ -194,8 +194,9 @@ def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> No
 def _report_pruned(summary: "Summary | None", pruned: int) -> None:
     if summary and summary.whole:
         summary.counts["pruned"] = pruned
-    elif summary and pruned:
-        warn(f"{pruned} {'record' if pruned == 1 else 'records'} pruned: their files are gone")
+    elif summary:
+        what = "1 record pruned" if pruned == 1 else f"{pruned} records pruned"
+        warn(f"{what}: their files are gone" if pruned else what)
 
 
 def _report_replaced(run: Run, writer: "Writer") -> None:
