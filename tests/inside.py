@@ -5,14 +5,18 @@ What a command changes in its process (streams, folder, environment, signals, wa
 
 import io
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 from vlmkit.errors import CODES, Stopped, catch
 
@@ -29,6 +33,31 @@ def run(
             code = _main(arguments)
         out, err = (_content(file) for file in streams[1:])
     return subprocess.CompletedProcess(["vlmkit", *arguments], code, out, err)
+
+
+def on_terminal(
+    arguments: list[str], folder: Path, environment: dict[str, str], columns: int
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one command to its end whose standard input and output are a terminal with so many columns."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (50, columns))
+    shown: list[bytes] = []
+    reader = Thread(target=lambda: shown.extend(iter(partial(_until_closed, master), b"")))
+    reader.start()
+    with tempfile.TemporaryFile() as errors:
+        with _streams([slave, slave, errors.fileno()]), _surroundings(folder, environment):
+            code = _main(arguments)
+        os.close(slave)
+        reader.join()
+        os.close(master)
+        return subprocess.CompletedProcess(["vlmkit", *arguments], code, b"".join(shown), _content(errors))
+
+
+def _until_closed(master: int) -> bytes:
+    try:
+        return os.read(master, 1 << 16)
+    except OSError:  # the other end was closed
+        return b""
 
 
 def _main(arguments: list[str]) -> int:

@@ -1,11 +1,21 @@
 """The command classify."""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.options import EmbedOptions, Inputs, Records, Run, option, valid_utf8
+from vlmkit.cli.screen import Name, Rows, heading, in_line, name_width
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vlmkit.io.records import Record
+
+OTHERS = 5  # labels beside the best one in a row, each at
+LEAST = 0.005
+LONGEST = 24  # characters of a label in a line
 
 Labels = Annotated[
     str | None,
@@ -65,5 +75,31 @@ def classify(
         embedded = vectors(items, model, reuse=True, **how)
         results = classified(embedded, names, targets, model.logit_scale, k or len(names))
         count = partial(count_inputs, paths, reading)
-        out.write_records(failures.filter_failures(progress(results, quiet=run.quiet, unit="records", count=count)))
+        found = failures.filter_failures(progress(results, quiet=run.quiet, unit="records", count=count))
+        if records.for_person:
+            _show(found, names, out)
+        else:
+            out.write_records(found)
         return failures.exit_code()
+
+
+def _show(records: "Iterable[Record]", labels: list[str], out: Output) -> None:
+    """A row each, as they come: the picture, its best label, how sure, and the other labels."""
+    from rich.cells import cell_len
+
+    widths = name_width(), min(max(map(cell_len, labels)), LONGEST), 5, 0
+    rows = Rows(out, widths, ("picture", "label", "", "others"))
+    for record in records:
+        best, *others = record["labels"]
+        own = [f"labelled {record['label']}"] if record.get("label") != best["label"] else []
+        rest = [f"{other['label']} {_percent(other['score'])}" for other in others if other["score"] >= LEAST]
+        rows.add(
+            Name.of(record),
+            heading(best["label"]),
+            f"{_percent(best['score']):>5}",
+            in_line(", ".join([*own, *rest[:OTHERS]])),
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,7 +1,6 @@
 """The command download: fetches data sets, models and pictures by URL; --list, --search and --card describe them."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmkit.cli.options import AllowPrivate, Errors, Ignore, Json, Run, option
+from vlmkit.cli.screen import for_person, print_facts, print_table
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, print_table, progress, warn
+from vlmkit.io.terminal import Failures, Output, progress, warn
 
 if TYPE_CHECKING:
     from vlmkit.download.run import DownloadOptions
@@ -123,7 +123,7 @@ def download(
 
         return _show(list(entries()), json)
     if card is not None:
-        return _print_card(card)
+        return _print_card(card, json)
     if not names:
         raise VlmkitError("nothing to download", "name a data set or a model (vlmkit download --list)")
     with Failures(errors, ignore=ignore, summary=run.summary()) as failures:
@@ -168,7 +168,7 @@ def _search(hub: HubQuery, limit: int) -> "list[Record]":
         return search_list(query)
 
 
-def _print_card(name: str) -> Exit:
+def _print_card(name: str, json: bool) -> Exit:
     """Print one record: of a data set from the list, of a model from the Hub, or from the list if that fails."""
     from vlmkit.datasets import DATASETS
     from vlmkit.download import catalog, hub
@@ -181,29 +181,48 @@ def _print_card(name: str) -> Exit:
             raise
         warn(f"{error.what}: the entry of --list is shown")
         found = known[name]
+    if for_person(None, json):
+        print_facts(found | {"files": _files(found), "bytes": _size(found)})
+        return Exit.OK
     with Output() as out:
         out.write_records([found])
     return Exit.OK
 
 
+def _files(entry: "Record") -> object:
+    """Of a data set its files, of a model how many these are."""
+    files = entry.get("files")
+    return [f"{file['url']} ({_size(file)})" for file in files] if isinstance(files, list) else files
+
+
+def _size(entry: "Record") -> str:
+    from vlmkit.download.run import amount
+
+    return "?" if entry.get("bytes") is None else amount(entry["bytes"])
+
+
 def _show(found: "list[Record]", json: bool) -> Exit:
     """A table on a terminal, else records."""
-    if json or sys.stdout is None or not sys.stdout.isatty():
+    if not found:
+        warn("nothing found: no model has these words and properties: try fewer of them")
+        return Exit.NOTHING_FOUND
+    if for_person(None, json):
+        _print_table(found)
+    else:
         with Output() as out:
             out.write_records(found)
-    elif found:
-        _print_table(found)
-    return Exit.OK if found else Exit.NOTHING_FOUND
+    return Exit.OK
 
 
 def _print_table(found: "list[Record]") -> None:
-    from vlmkit.download.run import amount
-
-    rows = []
-    for entry in found:
-        size = "?" if entry.get("bytes") is None else amount(entry["bytes"])
-        what = entry.get("what") or entry.get("task") or ""
-        rows.append([entry["name"], entry["kind"], size, entry["licence"] or "?", what])
+    """Of a search of the Hub with what people choose by; else with sizes and what it is."""
+    if "downloads" in found[0]:
+        titles = ["name", "parameters", "downloads", "likes", "licence", "task"]
+        counts = [[f"{entry[name]:,}" if entry[name] else "?" for name in titles[1:4]] for entry in found]
+        rows = [[e["name"], *c, e["licence"] or "?", e["task"] or "?"] for e, c in zip(found, counts, strict=True)]
+        print_table(titles, rows, right=titles[1:4])
+        return
+    rows = [[e["name"], e["kind"], _size(e), e["licence"] or "?", e.get("what") or ""] for e in found]
     print_table(["name", "kind", "size", "licence", "what"], rows, right=["size"], overflow="fold")
 
 
@@ -289,7 +308,7 @@ def _records_file(names: list[str], options: "DownloadOptions", json: bool) -> P
         return None
     if options.output is not None:
         return options.output / "records.jsonl"
-    if json or sys.stdout is None or not sys.stdout.isatty():
+    if not for_person(None, json):
         return None
     return options.folder / f"{'-'.join([*names, *filter(None, [options.split])])}.jsonl"
 

@@ -1,11 +1,11 @@
 """The command embed."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.options import EmbedOptions, Format, Inputs, Records, Run, option
+from vlmkit.cli.screen import for_person
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import unless_failed
 from vlmkit.io.terminal import Failures, Output, form_of, progress, warn
@@ -61,11 +61,11 @@ def embed(
     form = form or Format(form_of(records.output))
     if floats and form is Format.SAFETENSORS:
         raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
-    if form is Format.SAFETENSORS and records.output in (None, "-") and sys.stdout and sys.stdout.isatty():
-        raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
     reading = records.reading(texts=text)
     summary = run.summary(reading.left_out, skipped="unchanged")
     items = read_inputs(paths, reading)
+    if not dry_run:
+        _check_terminal(records, form)
     if summary:
         items, summary.done = summary.reading(items), "would be embedded" if dry_run else summary.done
 
@@ -90,6 +90,14 @@ def embed(
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
         out.write_records(failures.filter_failures(shown), (Format.JSONL if dry_run else form).value)
         return failures.exit_code()
+
+
+def _check_terminal(records: Records, form: Format) -> None:
+    """Raise VlmkitError where vectors would fill a terminal, unless somebody wants to see them."""
+    wanted = records.json or records.output == "-"
+    if for_person(records.output) and (form is Format.SAFETENSORS or not wanted):
+        remedy = "pipe them on (vlmkit embed … | vlmkit index), or use -o FILE"
+        raise VlmkitError("vectors are not printed on a terminal", remedy + (" or --json" * (form is Format.JSONL)))
 
 
 def _tell_kept(run: Run, count: int) -> None:

@@ -1,7 +1,6 @@
 """The command eval."""
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmkit.cli.options import Images, Json, OutputFile, Run, option
+from vlmkit.cli.screen import for_person, print_table
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.eval.predictions import Options, Source
 from vlmkit.eval.registry import TASKS, evaluate
-from vlmkit.io.terminal import Output, print_table, stdin_file, stdin_is_terminal
+from vlmkit.io.terminal import Output, stdin_file, stdin_is_terminal
 
 if TYPE_CHECKING:
     from vlmkit.io.records import Record
@@ -164,7 +164,7 @@ def eval(
             for piece in page(f"vlmkit eval {task} {' '.join(files or [])}", results, shown):
                 out.write(piece)
     with Output(output) as out:
-        if output is None and not json and sys.stdout.isatty():
+        if for_person(output, json):
             _print_table(results)
         else:
             out.write_records(results)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from vlmkit.cli.options import ChatModelName, Records, Run, option, valid_utf8
+from vlmkit.cli.screen import Name, Rows, heading, name_width, paragraphs, write
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, printable, progress, warn
 
@@ -140,8 +141,8 @@ class Delivery:
     ) -> Exit:
         """Write the results as records, or with `plain` their `field` alone, unless it was shown and left out.
 
-        Those that were cut off at `max_tokens`, and those that do not match their schema, are counted on standard
-        error. A failed `single_input` is fatal.
+        On a terminal a record is a row of a table, unless --json asks for it. Those that were cut off at `max_tokens`,
+        and those that do not match their schema, are counted on standard error. A failed `single_input` is fatal.
         """
         from vlmkit.generate.resume import AppendOutput
         from vlmkit.io.inputs import count_inputs
@@ -165,12 +166,33 @@ class Delivery:
                 for record in shown:
                     if field in record:
                         out.write(printable(f"{record[field]}\n"))
+            elif records.for_person and self.resume is None:
+                _show(shown, field, out)
             else:
                 out.write_records(shown)
             defects.tell()
             if summary:
                 summary.counts.update(self.model.usage())
             return failures.exit_code()
+
+
+def _show(records: "Iterable[Record]", field: str, out: Output) -> None:
+    """A row each, as they come: the picture, and beside it the text. A question stands above those that answer it."""
+    from vlmkit.generate.replies import is_cut
+
+    rows = Rows(out, (name_width(), 0))
+    asked = None
+    for record in records:
+        if field == "answer" and record.get("question") != asked:
+            asked = record.get("question")
+            write(out, *([] if rows.is_empty else [""]), heading(str(asked or "")))
+        remarks = {"cut off": is_cut(record), "does not match the schema": record.get("valid") is False}
+        remarks |= {
+            f"{record[name]} {unit}": True for name, unit in (("ms", "ms"), ("tokens", "tokens")) if name in record
+        }
+        boxes = [f"{box['label']}: {', '.join(f'{n:.0f}' for n in box['box'])}" for box in record.get("boxes") or []]
+        text = "\n".join([str(record.get(field) or ""), *boxes]).strip("\n")
+        rows.add(Name.of(record), paragraphs(text, *(what for what, is_so in remarks.items() if is_so)))
 
 
 class Defects:

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmkit.cli.options import Errors, Format, Ignore, IndexName, Json, OutputFile, Run, option
+from vlmkit.cli.screen import Name, Rows, for_person, print_facts
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from vlmkit.index import Writer
     from vlmkit.index.prune import Lost
+    from vlmkit.io.records import Record
     from vlmkit.io.summary import Summary
 
 COLLECTED = 50_000  # records hold no cycles; looking for some took a tenth of the time
@@ -98,11 +99,11 @@ def index(
     check_outputs(files or [], reports.output, errors)
     folder = index_folder(index)
     if reports.dump or reports.info or reports.verify:
-        return _report(folder, reports)
+        return _report(folder, reports, json)
     if changes.prune and not changes.force:
         check_folders(changes.prune)
     if changes.dry_run:
-        return _report_lost(folder, changes.prune or [], changes, reports)
+        return _report_lost(folder, changes.prune or [], changes, reports, json)
     reads = bool(files) or changes.read_standard_input()
     if not reads and not changes.merge:
         with Index(folder):  # there must be one
@@ -160,21 +161,29 @@ def _check_flags(files: list[str] | None, changes: Changes, reports: Reports) ->
         raise VlmkitError("-o requires --dump, --info or --dry-run", "name the index with -i")
 
 
-def _report(folder: "Path", reports: Reports) -> Exit:
+def _report(folder: "Path", reports: Reports, json: bool) -> Exit:
     from vlmkit.index import Index
     from vlmkit.index.verify import verify
 
-    on_terminal = reports.output in (None, "-") and sys.stdout is not None and sys.stdout.isatty()
-    if reports.form is Format.SAFETENSORS and on_terminal:
+    if reports.form is Format.SAFETENSORS and for_person(reports.output):
         raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
     with Index(folder) as opened, Output(reports.output) as out:
         if reports.verify:
             verify(opened)
-        if reports.info:
+        if reports.info and for_person(reports.output, json):
+            _print_info(opened.info())
+        elif reports.info:
             out.write_records([opened.info()])
         if reports.dump:
             out.write_records(opened.dump(), reports.form and reports.form.value)
     return Exit.OK
+
+
+def _print_info(info: "Record") -> None:
+    from vlmkit.download.run import amount
+
+    named = {"dim": "numbers in a vector", "count": "records", "bytes": "size"}
+    print_facts({named.get(name, name): amount(v) if name == "bytes" else v for name, v in info.items()})
 
 
 def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> None:
@@ -235,13 +244,19 @@ def _report_unread(lost: "Lost", *, force: bool) -> Exit:
     return Exit.SOME_FAILED if lost.unread else Exit.OK
 
 
-def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: Reports) -> Exit:
+def _report_lost(folder: "Path", folders: list[str], changes: Changes, reports: Reports, json: bool) -> Exit:
     """Write the records that --prune would drop."""
     from vlmkit.index import Index
     from vlmkit.index.prune import lost_records
 
     with Index(folder) as index, Output(reports.output) as out:
         lost = lost_records(index, folders, force=changes.force)
-        for _, line in lost.rows:
-            out.write(line or b"")
+        if for_person(reports.output, json):
+            rows = Rows(out, (0,))
+            for key, _ in lost.rows:
+                rows.add(Name(key))
+            warn(f"{len(lost.rows)} records would go: their files are gone")
+        else:
+            for _, line in lost.rows:
+                out.write(line or b"")
     return _report_unread(lost, force=changes.force)

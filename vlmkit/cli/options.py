@@ -14,6 +14,7 @@ import typer.core
 
 from vlmkit import __version__
 from vlmkit.cli.examples import examples
+from vlmkit.cli.screen import for_person
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.images import MAX_PIXELS_VARIABLE
 from vlmkit.io.terminal import Output, stderr_is_terminal, warn
@@ -253,6 +254,11 @@ class Records:
     def as_records(self) -> bool:
         """Whether records are wanted where text is the default: by --json, or by the name of the output file."""
         return self.json or (self.output or "").lower().endswith((".jsonl", ".json", ".safetensors"))
+
+    @property
+    def for_person(self) -> bool:
+        """Whether a person reads the output: on a terminal, unless records are wanted."""
+        return for_person(self.output, self.json)
 
     def reading(self, *, texts: bool = False, piped_picture: bool = False) -> "Reading":
         """How INPUT is read; `texts`: lines are texts, whatever they begin with."""

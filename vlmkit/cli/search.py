@@ -24,9 +24,10 @@ from vlmkit.cli.options import (
     option,
     valid_utf8,
 )
+from vlmkit.cli.screen import Name, for_person, print_table
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.records import Failed, Record, fingerprint_of
-from vlmkit.io.terminal import Failures, Output, print_table, stdin_is_terminal, warn
+from vlmkit.io.terminal import Failures, Output, stdin_is_terminal, warn
 from vlmkit.io.walk import LeftOut
 from vlmkit.render.contact_sheet import contact_sheet
 from vlmkit.render.preview import Terminal
@@ -291,7 +292,7 @@ class Form(Enum):
         paths = shown.paths or shown.nul
         if shown.preview + shown.json + paths > 1:
             raise VlmkitError("--json, --preview, -l and -0 exclude each other", "choose one of them")
-        terminal = shown.output in (None, "-") and sys.stdout is not None and sys.stdout.isatty()
+        terminal = for_person(shown.output)
         if shown.preview and not terminal:
             raise VlmkitError("--preview requires a terminal", "leave it out, or use --html FILE")
         if paths:
@@ -362,5 +363,5 @@ def _show(found: "Results", out: Output, terminal: Terminal) -> None:
 def _print_table(found: "Results") -> None:
     records = _pictures(found)
     numbers = [name for name in ("rank", "score", "relative") if records and name in records[0]]
-    rows = [[*_numbers(record), _name(record)] for record in records]
-    print_table([*numbers, "picture"], rows, right=numbers, heading=found.heading, overflow="fold")
+    rows = [[*_numbers(record), Name.of(record)] for record in records]
+    print_table([*numbers, "picture"], rows, right=numbers, above=found.heading)

@@ -8,10 +8,10 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Thread
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.files import atomic_write
@@ -257,35 +257,6 @@ def console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
-
-
-def print_table(
-    titles: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    right: Collection[str] = (),
-    heading: str = "",
-    below: Iterable[str] = (),
-    overflow: Literal["fold", "ellipsis"] = "ellipsis",
-) -> None:
-    """A table on standard output, for people: the columns `right` to the right, the first one never cut, `below` it
-    dim lines.
-    """
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold")
-    for number, title in enumerate(titles):
-        justify: Literal["left", "right"] = "right" if title in right else "left"
-        table.add_column(title, justify=justify, overflow=overflow if number else "fold")
-    for row in rows:
-        table.add_row(*(Text(one_line(str(cell))) for cell in row))
-    terminal = console()
-    if heading:
-        terminal.print(Text(one_line(heading)), style="bold")
-    terminal.print(table)
-    for line in below:
-        terminal.print(Text(one_line(line)), style="dim", soft_wrap=True)
 
 
 def stderr_is_terminal() -> bool:
