@@ -67,6 +67,7 @@ def test_what_was_asked_for_stays() -> None:
     assert alt_text("this image shows a dog", guided=True) == "This image shows a dog."
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 def test_any_text_becomes_one_line(text: str) -> None:
     made = alt_text(text)

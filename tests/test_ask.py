@@ -80,6 +80,7 @@ def test_a_folder_and_a_shard_have_one_question_each(vlmkit, folder: Path, tmp_p
     assert found[0]["captions"] == ["a caption"] and found[1]["image"] == f"{shard}/b.png"
 
 
+@pytest.mark.slow
 def test_records_bring_their_questions(vlmkit, folder: Path, tmp_path: Path) -> None:
     rows = [
         {"id": "1", "image": "some/a.png", "question": "what color is it?", "answers": ["red"], "k": {"x": [1]}},
@@ -102,6 +103,7 @@ def test_records_bring_their_questions(vlmkit, folder: Path, tmp_path: Path) -> 
     assert {row["question"] for row in replaced} == {"what is love?"}
 
 
+@pytest.mark.slow
 def test_what_search_finds_can_be_asked_about(shell, folder: Path) -> None:
     line = "vlmkit embed some/ | vlmkit index && vlmkit search 'noise' -k 2 | vlmkit ask 'what color is it?'"
     done = shell(line)
@@ -110,6 +112,7 @@ def test_what_search_finds_can_be_asked_about(shell, folder: Path) -> None:
     assert [row["rank"] for row in rows] == [1, 2] and all(row["answer"] and row["answer_model"] for row in rows)
 
 
+@pytest.mark.slow
 def test_answers_can_be_scored(shell, folder: Path) -> None:
     question = {"image": "some/a.png", "question": "what color is it?", "answers": ["red"]}
     (folder.parent / "questions.jsonl").write_bytes(jsonl({"id": "1", **question}, {"id": "2", **question}))
@@ -186,6 +189,7 @@ def test_what_cannot_be_read(vlmkit, folder: Path) -> None:
     assert "more than the 512" in failed["6"]
 
 
+@pytest.mark.slow
 def test_settings_of_chance(vlmkit, folder: Path) -> None:
     ask = ("ask", folder / "a.png", "what color is it?", "--max-tokens", 12)
     greedy = vlmkit(*ask).stdout
@@ -216,6 +220,7 @@ def test_the_model_is_reported_by_option_or_environment(
     assert b"no such model" in vlmkit("ask", "-m", "./nothing", folder / "a.png", "a dog", code=2).stderr
 
 
+@pytest.mark.slow
 def test_order_is_kept_whatever_the_batch(vlmkit, tmp_path: Path) -> None:
     rows = []
     for number in range(23):

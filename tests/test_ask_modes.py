@@ -37,6 +37,7 @@ def terminal(pictures: Path, environment: dict[str, str]):
     return start
 
 
+@pytest.mark.slow
 def test_a_conversation_on_a_pipe(vlmkit, pictures: Path, model: str) -> None:
     said = "what color is it?\n/image b.png\nwhat changed?\n/save talk.jsonl\n/what\n/image none.png\n/quit\nnot read\n"
     done = vlmkit("ask", "a.png", "--chat", stdin=said.encode())
@@ -133,6 +134,7 @@ def test_statistics(vlmkit) -> None:
     assert row["finish"] == "length" and "ms" not in row
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_not_of_the_schema(vlmkit, pictures: Path) -> None:
     """This model knows no JSON; it is asked twice, and what it said is given as it is."""
     rows = records(vlmkit("ask", pictures, "what is it?", "--schema", "name, age int").stdout)
@@ -140,6 +142,7 @@ def test_a_reply_that_is_not_of_the_schema(vlmkit, pictures: Path) -> None:
     assert "--schema: 'a-b' is neither" in vlmkit("ask", "a.png", "x", "--schema", "a-b", code=2).stderr.decode()
 
 
+@pytest.mark.slow
 def test_principles(vlmkit, pictures: Path) -> None:
     """This model gives no scores, so no revision is kept."""
     questions = jsonl(*[{"id": name, "image": f"{name}.png", "question": "what is it?"} for name in "ab"])
@@ -213,6 +216,7 @@ def test_flags_that_exclude_each_other(vlmkit, pictures: Path) -> None:
     assert "cannot find boxes" in refused("--boxes") and "cannot read text" in refused("--ocr")
 
 
+@pytest.mark.slow
 def test_closed_standard_streams(shell, pictures: Path) -> None:
     """A closed standard output is an error; a closed standard input ends a conversation before it begins."""
     done = shell("vlmkit ask a.png 'what is it?' >&-")

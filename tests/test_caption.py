@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "some"
 
 
+@pytest.mark.slow
 def test_one_picture_one_sentence(vlmkit, folder: Path) -> None:
     done = vlmkit("caption", folder / "a.png")
     assert done.stdout.count(b"\n") == 1 and done.stderr == b""
@@ -40,6 +41,7 @@ def test_one_picture_one_sentence(vlmkit, folder: Path) -> None:
     assert row["caption"] == done.stdout.decode().strip() and row["image"] == str(folder / "a.png")
 
 
+@pytest.mark.slow
 def test_several_give_records(vlmkit, folder: Path, tmp_path: Path, model: str) -> None:
     rows = records(vlmkit("caption", folder).stdout)
     assert [row["id"] for row in rows] == [str(folder / f"{n}.png") for n in "abc"]
@@ -72,6 +74,7 @@ def test_how_it_begins_and_how_long_it_is(vlmkit, folder: Path) -> None:
     assert chance[0] == chance[2] != chance[1]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_described(vlmkit, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"no picture")
     assert b"broken.png" in vlmkit("caption", folder / "broken.png", code=2).stderr
@@ -91,6 +94,7 @@ def test_what_cannot_be_described(vlmkit, folder: Path) -> None:
     assert b"no such file" in vlmkit("caption", "nothing.jpg", code=2).stderr
 
 
+@pytest.mark.slow
 def test_resume_leaves_out_what_is_there(vlmkit, folder: Path, tmp_path: Path) -> None:
     whole = vlmkit("caption", folder).stdout
     file = tmp_path / "captions.jsonl"
@@ -109,6 +113,7 @@ def test_resume_leaves_out_what_is_there(vlmkit, folder: Path, tmp_path: Path) -
     assert not (tmp_path / "new.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_run_is_not_all_of_it(vlmkit, folder: Path, tmp_path: Path) -> None:
     """A folder with one bad picture ends with 3 each night, not with 2 from the second on."""
     (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
@@ -212,6 +217,7 @@ def test_a_killed_run_goes_on(vlmkit, environment: dict[str, str], tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_leaves_whole_lines(environment: dict[str, str], tmp_path: Path, number: int) -> None:
     names = many(tmp_path / "many")
@@ -224,12 +230,14 @@ def test_a_stopped_run_leaves_whole_lines(environment: dict[str, str], tmp_path:
     assert sorted(os.listdir(tmp_path)) == ["home", "many"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(shell, tmp_path: Path) -> None:
     many(tmp_path / "many")
     done = shell("vlmkit caption --batch-size 1 many/ | head -n 1")
     assert done.returncode == 0 and done.stderr == b"" and len(records(done.stdout)) == 1
 
 
+@pytest.mark.slow
 def test_sidecars(vlmkit, tmp_path: Path) -> None:
     folder = tmp_path / "some"
     folder.mkdir()

@@ -68,6 +68,7 @@ def test_traceback_only_with_debug(tmp_path: Path, environment) -> None:
     assert done.returncode == 2 and b"Traceback" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["embed", "--text"], ["embed", "--text", "--format", "safetensors"]])
 def test_full_device(tmp_path: Path, environment, arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
@@ -103,6 +104,7 @@ def test_output_through_a_link_and_with_its_rights(vlmkit, tmp_path: Path) -> No
     assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("form", ["jsonl", "safetensors"])
 def test_a_signal_leaves_no_file(tmp_path: Path, environment, number: int, code: int, form: str) -> None:
@@ -143,6 +145,7 @@ def test_sigterm_leaves_whole_lines_on_a_pipe(tmp_path: Path, environment) -> No
     assert 1 < len(records(first + rest)) < 5000
 
 
+@pytest.mark.slow
 def test_progress_only_on_a_terminal(tmp_path: Path, environment) -> None:
     (tmp_path / "texts").write_text("a\nb\n")
     for quiet in ([], ["-q"]):
@@ -175,6 +178,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path, environment) -> None:
     assert not imports(["embed", "--help"], tmp_path, environment) & heavy
 
 
+@pytest.mark.slow
 def test_search_and_embed_never_import_torch(vlmkit, photos: Path, tmp_path: Path, environment) -> None:
     heavy = {"torch", "transformers", "open_clip", "timm", "torchvision", "sklearn", "scipy"}
     vlmkit("index", stdin=vlmkit("embed", photos / "coffee.png").stdout)
@@ -185,6 +189,7 @@ def test_search_and_embed_never_import_torch(vlmkit, photos: Path, tmp_path: Pat
     assert not imports(["embed", str(photos / "coffee.png")], tmp_path, environment) & heavy
 
 
+@pytest.mark.slow
 def test_cold_search_needs_little_memory(vlmkit, photos: Path, tmp_path: Path, environment) -> None:
     vlmkit("index", stdin=vlmkit("embed", photos).stdout)
     code = (

@@ -93,6 +93,7 @@ def hub(environment: dict[str, str], tmp_path: Path) -> Iterator[ThreadingHTTPSe
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_safetensors_alone_and_once(vlmkit, hub) -> None:
     first = vlmkit("download", "clip-b32")
     folder = Path(first.stdout.decode().rstrip("\n"))
@@ -106,6 +107,7 @@ def test_safetensors_alone_and_once(vlmkit, hub) -> None:
     assert b"model.safetensors: wrong SHA-256" in vlmkit("download", "clip-b32", "--verify", code=3).stderr
 
 
+@pytest.mark.slow
 def test_a_pickle_needs_to_be_allowed(vlmkit, tmp_path: Path, hub) -> None:
     refused = vlmkit("download", "old/pickled", code=2)
     assert b"--allow-pickle" in refused.stderr.splitlines()[-1] and hub.hits["pytorch_model.bin"] == 0
@@ -129,6 +131,7 @@ def test_what_the_hub_refuses_is_said_as_it_is(vlmkit, hub, command: list[str], 
     assert b"cannot be reached" not in line and b"each of which is whole):" in line
 
 
+@pytest.mark.slow
 def test_search_and_card(vlmkit, hub) -> None:
     options = ["--task", "zero-shot-image-classification", "--licence", "mit", "--min-downloads", "100"]
     (found,) = records(vlmkit("download", "--search", "", *options, "--max-size", "1B", "--library", "x").stdout)

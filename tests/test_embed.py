@@ -173,12 +173,14 @@ def test_modes(vlmkit, tmp_path: Path, mode: str) -> None:
     assert vector(first) @ vector(second) > 0.99
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_batch(vlmkit, photos: Path) -> None:
     runs = [vlmkit("embed", photos, "--batch-size", n, "--workers", w).stdout for n, w in ((1, 1), (5, 3), (64, 2))]
     assert runs[0] == runs[1] == runs[2]
     assert [r["image"] for r in records(runs[0])] == sorted(str(p) for p in photos.iterdir())
 
 
+@pytest.mark.slow
 def test_safetensors_file_and_pipe(vlmkit, tmp_path: Path, photos: Path) -> None:
     """The packed form opens with safetensors itself and gives the same records back, byte for byte."""
     rows = vlmkit("embed", photos).stdout
@@ -220,6 +222,7 @@ def test_nothing_in_nothing_out(vlmkit, tmp_path: Path) -> None:
     assert vlmkit("embed", "none.safetensors").stdout == b""
 
 
+@pytest.mark.slow
 def test_large_jpeg_is_scaled_while_decoding(vlmkit, tmp_path: Path, photos: Path) -> None:
     """`draft` keeps the vector: the same picture as PNG is decoded in full."""
     with Image.open(photos / "china.jpg") as image:

@@ -332,6 +332,7 @@ def test_no_server_at_all(vlmkit) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupt_does_not_wait_for_a_server(environment, tmp_path: Path, hosted: Hosted) -> None:
     """Two answers are out, the third does not come: whole lines, no traceback, at once."""
     (tmp_path / "asked.jsonl").write_bytes(asked("one", "two", "hangs", "four"))
@@ -510,6 +511,7 @@ def test_replies_in_parts_and_with_control_codes(vlmkit) -> None:
     assert vlmkit("ask", "codes please", "--stream").stdout == b"]52;c;cm0=[31mred2J\n"
 
 
+@pytest.mark.slow
 def test_an_answer_that_misses_the_schema_is_reported(vlmkit) -> None:
     done = vlmkit("ask", "what is it?", "--schema", "name, age int")
     assert done.stdout.startswith(b"heard: ") and b"does not match the schema" in done.stderr

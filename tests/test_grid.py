@@ -26,6 +26,7 @@ def features() -> Features:
     return Features(MINI_FOLDER, 2)
 
 
+@pytest.mark.slow
 def test_the_grid_is_what_the_vector_is_made_of(features: Features) -> None:
     """Against the graph itself, to which the library for ONNX adds the pooled features as an output."""
     graph = onnx.load(MINI_FOLDER / "image.onnx")

@@ -222,6 +222,7 @@ def test_labels_from_standard_input(vlmkit, tmp_path: Path) -> None:
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda n: b"/" not in n and b"\0" not in n and n not in (b".", b".."))
 
 
+@pytest.mark.slow
 @IN_A_FOLDER
 @given(st.lists(NAMES, min_size=1, max_size=8, unique=True))
 def test_any_name_is_an_item_or_a_failure(tmp_path_factory, names: list[bytes]) -> None:
@@ -303,6 +304,7 @@ def test_damaged_safetensors_is_an_error_in_one_line(data: st.DataObject) -> Non
         assert "\n" not in str(error)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets"]), JSON | st.lists(st.integers(), max_size=3)))
 @settings(max_examples=200)
 def test_safetensors_headers_that_lie(fields: dict) -> None:

@@ -341,6 +341,7 @@ def test_order_of_pairs_does_not_matter(values: list[float], random) -> None:
     assert ours["ci95"][0] <= ours["diff"] + 1e-9 and ours["diff"] - 1e-9 <= ours["ci95"][1]
 
 
+@pytest.mark.slow
 @unhurried
 @given(st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), min_size=80, max_size=200))
 def test_drawing_equal_items_together_changes_nothing(values: list[float]) -> None:

@@ -42,6 +42,7 @@ def test_result_records(vlmkit, indexed: Path) -> None:
     assert all(-1 <= r["score"] <= 1 and "embedding" not in r and r["width"] for r in found)
 
 
+@pytest.mark.slow
 def test_score_is_the_cosine(vlmkit, photos: Path) -> None:
     rows = records(vlmkit("embed", photos).stdout)
     vlmkit("index", stdin=jsonl(*rows))
@@ -94,6 +95,7 @@ def test_results_go_on_to_embed(vlmkit, indexed: Path) -> None:
     assert [r["rank"] for r in again] == [1, 2] and all(r["query"] == "a cat" for r in again)
 
 
+@pytest.mark.slow
 def test_table_on_a_terminal(indexed: Path, tmp_path: Path, environment) -> None:
     master, slave = pty.openpty()
     command = ["vlmkit", "search", "a cat", "-k", "2"]
@@ -156,6 +158,7 @@ def test_classify_keeps_the_own_label_of_a_data_set(vlmkit, photo_rows: bytes) -
         assert {entry["label"] for entry in own["labels"]} == labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jsonl", "safetensors"])
 def test_each_command_reads_what_the_others_write(vlmkit, photos: Path, tmp_path: Path, form: str) -> None:
     """embed, index --dump, search and classify, one into the other."""

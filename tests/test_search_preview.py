@@ -104,6 +104,7 @@ def from_sixel(data: bytes) -> Image.Image:
     return Image.fromarray(pixels[:height])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("terminal", "answer", "decode", "tolerance"),
     [
@@ -133,6 +134,7 @@ def test_a_terminal_without_pictures(gradient: Path, environment, answer: bytes)
     assert b"gradient" not in got
 
 
+@pytest.mark.slow
 def test_no_style_where_no_color_is_set(gradient: Path, environment) -> None:
     own = {k: v for k, v in environment.items() if k not in KNOWN} | PLAIN
     assert b"\x1b[1m" in shown([], own)[1]

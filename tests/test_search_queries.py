@@ -86,6 +86,7 @@ def rows_of(dim: int) -> st.SearchStrategy[list[list[float]]]:
 arrays = st.integers(2, 6).flatmap(rows_of)
 
 
+@pytest.mark.slow
 @given(arrays, st.integers(1, 25), st.floats(-1, 1))
 def test_order_ranks_and_floor(tmp_path_factory: pytest.TempPathFactory, rows: list, k: int, floor: float) -> None:
     vectors = unit(rows)

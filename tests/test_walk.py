@@ -98,6 +98,7 @@ def test_folders_nested_deeper_than_calls_may_be(vlmkit, shell, tmp_path: Path) 
         shell("rm -r top")  # Python's own removal recurses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["embed"], ["caption"], ["classify", "--labels", "a,b"], ["ask", "--ocr"]])
 def test_what_is_not_read_is_told(vlmkit, tmp_path: Path, command: list[str]) -> None:
     picture(tmp_path / "in/a.png")
@@ -168,6 +169,7 @@ def test_a_list_of_known_failures_must_be_one(vlmkit, tmp_path: Path, content: b
     assert done.stderr.count(b"\n") == 1 and b"give --ignore a file that --errors wrote" in done.stderr
 
 
+@pytest.mark.slow
 def test_names_that_begin_like_something_else(vlmkit, tmp_path: Path) -> None:
     names = ["{a} b.png", "[1] c.png", "BMX track.png", "P6 list.png"]
     for name in names:
