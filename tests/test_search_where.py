@@ -168,9 +168,9 @@ def test_times_compare_with_dates(vlmkit) -> None:
         ("ocr.x=1", "boxes, city, id", 2),
         ("widht>3", "name width of", 2),
         ("boxes.lable=cat", "no record has a field boxes.lable", 2),
-        ("width>41", "", 1),
-        ("city=Rome", "", 1),
-        ("tags=x", "", 1),
+        ("width>41", "none of 2 records", 1),
+        ("city=Rome", "none of 2 records", 1),
+        ("tags=x", "none of 2 records", 1),
     ],
 )
 def test_what_cannot_be_met_is_told(vlmkit, condition: str, told: str, code: int) -> None:

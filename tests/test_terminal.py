@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import inside
+import numpy as np
 import pexpect
 import pytest
 from helpers import embedded, jsonl, picture
+
+from vlmkit.search.reference import chance, match_of
 
 STYLE = re.compile(r"\x1b\[[\d;]*m|\x1b\]8;[^\x1b]*\x1b\\")
 
@@ -134,3 +137,59 @@ def test_facts_of_a_data_set(person, vlmkit) -> None:
     screen = person("download", "--card", "easy-vqa").screen
     assert re.search(r"^licence +MIT$", screen, re.MULTILINE) and re.search(r"^bytes +3\.2 MB$", screen, re.MULTILINE)
     assert json.loads(person("download", "--card", "easy-vqa", "--json").screen)["licence"] == "MIT"
+
+
+def test_how_good_a_match_is(person, vlmkit, few: Path, photo_rows: bytes) -> None:
+    vlmkit("index", stdin=photo_rows)
+    seen = person("search", "a cat", "-k", "3")
+    titles, *rows = seen.screen.splitlines()
+    assert titles.split() == ["rank", "score", "match", "picture"] and seen.errors == ""
+    assert rows[0].split()[2] == "strong" and rows[0].endswith("chelsea.png")
+    seen = person("search", "a spreadsheet", "-k", "3")
+    assert {row.split()[2] for row in seen.screen.splitlines()[1:]} == {"weak"}
+    assert "no better than chance" in seen.errors and seen.errors.count("\n") == 1
+    assert person("search", "a spreadsheet", "-q").errors == ""
+    assert "match" not in person("search", "--image", few / "chelsea.png").screen
+    assert "relative  match" in person("search", "a cat", "--relative").screen
+    hits = vlmkit("search", "a cat", "-k", 3)
+    assert hits.stderr == b"" and b'"match"' not in hits.stdout and b'"relative"' not in hits.stdout
+    assert person("search", "a cat", "-k", "3", "--json").screen.encode() == hits.stdout
+
+
+def test_chance_is_that_of_the_best_of_many() -> None:
+    """Held against draws: of pictures that show nothing like the query the best is random."""
+    best = np.random.default_rng(0).standard_normal((4000, 50)).max(1)
+    for level in (1.0, 2.0, 2.5, 3.0):
+        assert chance(level, 50) == pytest.approx((best >= level).mean(), abs=0.02)
+    assert chance(-9, 1) == pytest.approx(1) and chance(40, 10**9) == 0
+    assert [match_of(score, 1000) for score in (5, 4, 3)] == ["strong", "good", "weak"]
+    assert match_of(3, 15) == "good", "the best of few has less luck"
+
+
+def test_nothing_found_says_why(vlmkit, person) -> None:
+    rows = [{"id": "a", "width": 10, "embedding": [1, 0]}, {"id": "b", "width": 20, "embedding": [0, 1]}]
+    vlmkit("index", stdin=jsonl(*rows))
+
+    def why(*arguments: object) -> str:
+        done = vlmkit("search", *arguments, code=1)
+        assert done.stdout == b"" and done.stderr.count(b"\n") == 1
+        assert vlmkit("search", *arguments, "-q", code=1).stderr == b""
+        seen = person("search", *arguments)
+        assert (seen.code, seen.screen, seen.errors.encode()) == (1, "", done.stderr)
+        return done.stderr.decode()
+
+    assert "the best score among 2 records is 0.000" in why("--like", "a", "--min-score", 0.5)
+    assert "none of 2 records has width>20" in why("--like", "a", "--where", "width>20")
+    assert "no two of 2 records are copies at --threshold 0.95" in why("--duplicates")
+    assert "no other record" in why("--like", "a", "--where", "width=10")
+    vlmkit("index", "--remove", "a", "--remove", "b")
+    assert "is empty" in why("--duplicates")
+
+
+def test_the_page_is_written_though_the_reader_goes_away(shell, vlmkit, tmp_path: Path) -> None:
+    rows = [embedded(f"/{i}{'x' * 500}.png", [1, i / 1000]) for i in range(600)]
+    vlmkit("index", stdin=jsonl(*rows, embedded("q", [1, 0])))
+    vlmkit("search", "--like", "q", "-k", 600, "--html", "whole.html")
+    done = shell("vlmkit search --like q -k 600 --html page.html | head -1")
+    assert (done.returncode, done.stderr, done.stdout.count(b"\n")) == (0, b"", 1)
+    assert (tmp_path / "page.html").read_bytes() == (tmp_path / "whole.html").read_bytes()

@@ -19,7 +19,7 @@ import numpy as np
 
 from vlmkit.io.records import decode_embedding, read_blobs
 from vlmkit.models.load import load_embedder
-from vlmkit.search.reference import text_vectors, z_score
+from vlmkit.search.reference import NOISE, chance, match_of, text_vectors, z_score
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 FORMS = ("{}", "a {}", "a photo of a {}")
@@ -112,6 +112,12 @@ def main() -> None:
             ours, theirs = pooled.setdefault(measure, ([], []))
             ours += here
             theirs += gone
+        for kind, found in (("there", present), ("not there", missing)):
+            best = [entry["relative"] for entry in found]
+            words = [match_of(score, len(vectors)) for score in best]
+            shares = [f"{words.count(word) / len(words):.0%} {word}" for word in ("strong", "good", "weak")]
+            noted = np.mean([chance(score, len(vectors)) > NOISE for score in best])
+            print(f"    the best match of what is {kind}: {', '.join(shares)}; no better than chance: {noted:.0%}")
     print("one threshold for all sets")
     for measure, (ours, theirs) in pooled.items():
         cut = float(np.quantile(theirs, 0.9))

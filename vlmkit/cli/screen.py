@@ -156,6 +156,7 @@ def print_table(
     below: Iterable[str] = (),
     overflow: Literal["fold", "ellipsis"] = "ellipsis",
     out: Output | None = None,
+    styles: Mapping[str, str] | None = None,
 ) -> None:
     """A table on standard output: the columns `right` to the right, the first one never cut, names shortened so that
     the rest has place; `above` it a line in bold, `below` it dim ones.
@@ -174,6 +175,9 @@ def print_table(
         justify: Literal["left", "right"] = "right" if title in right else "left"
         table.add_column(title, justify=justify, overflow=overflow if number else "fold")
     for row in cells:
-        table.add_row(*(_cell(cell, room) for cell in row))
+        texts = [_cell(cell, room) for cell in row]
+        for text in texts:
+            text.stylize((styles or {}).get(text.plain, ""))
+        table.add_row(*texts)
     notes = [Text(one_line(line), style="dim", no_wrap=True, overflow="ignore") for line in below]
     write(out or Output(), *([heading(above)] if above else []), table, *notes)

@@ -34,6 +34,11 @@ class Query:
         return "".join([added, *(f" - {text}" for text in self.minus)]).strip()
 
     @property
+    def is_words(self) -> bool:
+        """Whether it consists of words alone."""
+        return bool(self.texts or self.minus) and not (self.images or self.like)
+
+    @property
     def needs_model(self) -> bool:
         return bool(self.texts or self.images or self.minus)
 

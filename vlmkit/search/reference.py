@@ -4,9 +4,14 @@
 of the index, where the query has no words). Unlike the z-score over the index it works in a small one, and unlike a
 cosine it counts in standard deviations, whatever the model's scale. tests/benchmarks/relative.py measures how well each
 shows that the index holds nothing like the query.
+
+People get a word for it. Where no picture shows what is asked for, their z-scores are about those of independent draws
+from a normal distribution (held against three sets of pictures in tests/benchmarks/RESULTS.md): `chance` is then the
+probability that the best of all pictures gets that far, so one scale fits indexes of any size (Šidák 1967).
 """
 
 import contextlib
+import math
 import zlib
 from functools import cache
 from importlib.resources import files
@@ -19,6 +24,8 @@ from vlmkit.io.records import fingerprint_of
 from vlmkit.models.types import Embedder
 
 PICTURES = 256  # of the index, evenly spaced
+MATCHES = {"strong": 0.01, "good": 0.1}  # the highest chance of each; all else is weak
+NOISE = 0.5  # a best hit of a higher chance is what is expected of pictures without anything like the query
 FORMS = ("{}", "a {}", "a photo of a {}")  # as people write queries
 
 
@@ -57,3 +64,14 @@ def z_score(score: float, vector: np.ndarray, reference: np.ndarray) -> float:
     cosines = reference @ vector
     deviation = float(cosines.std())
     return (score - float(cosines.mean())) / deviation if deviation > 1e-6 else 0.0
+
+
+def chance(score: float, count: int) -> float:
+    """How likely the best of `count` pictures gets this z-score where none of them shows what is asked for."""
+    above = min(math.erfc(score / math.sqrt(2)) / 2, 1 - 1e-12)
+    return -math.expm1(count * math.log1p(-above))
+
+
+def match_of(score: float, count: int) -> str:
+    """How good a match a hit with this z-score among `count` pictures is: strong, good or weak."""
+    return next((name for name, most in MATCHES.items() if chance(score, count) <= most), "weak")

@@ -1,5 +1,6 @@
 """The records nearest to each query, best first."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,13 +25,14 @@ class SearchOptions:
     """Options of a search.
 
     The best `k` with a score of at least `min_score`, among the slots `among` (sorted int64; None for all) but not
-    those of `without`. With `reference` (G x D float32) each hit gets `relative`, and `min_score` is one for that.
+    those of `without`. With `reference` (G x D float32) each hit gets `relative`, which is at least `min_relative`.
     """
 
     k: int = 10
     among: np.ndarray | None = None
     without: frozenset[int] = frozenset()
-    min_score: float | None = None
+    min_score: float = -math.inf
+    min_relative: float = -math.inf
     reference: np.ndarray | None = None
 
 
@@ -74,8 +76,8 @@ def _score(index: Index, hit: Hit, options: SearchOptions) -> tuple[Record, Reco
     scores = {"score": round(hit.score, 6)}
     if options.reference is not None:
         scores["relative"] = round(z_score(hit.score, index.vector(hit.slot), options.reference), 3)
-    decisive = scores.get("relative", scores["score"])
-    return (hit.record, scores) if options.min_score is None or decisive >= options.min_score else None
+    enough = scores["score"] >= options.min_score and scores.get("relative", math.inf) >= options.min_relative
+    return (hit.record, scores) if enough else None
 
 
 def _check_dim(query: tuple[Record, np.ndarray] | Failed, dim: int) -> tuple[Record, np.ndarray] | Failed:
