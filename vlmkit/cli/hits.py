@@ -162,5 +162,5 @@ def _print_table(found: "Results", out: Output) -> None:
         numbers = [name for name in NUMBERS if any(name in record for record in records)]
         rows = [[*_numbers(record, numbers), Name.of(record)] for record in records]
         print_table([*numbers, "picture"], rows, right=NUMBERS[:-1], above=found.heading, out=out, styles=STYLES)
-    else:
-        write(out, *([heading(found.heading), "nothing found"] if found.heading else []))
+    elif found.heading:
+        write(out, heading(found.heading), "nothing found")
