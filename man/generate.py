@@ -1,4 +1,4 @@
-"""Man pages, shell completions and the README's command reference, all from the command table.
+"""Man pages, shell completions and the README's command reference, from the command table; licences, from what is here.
 
 In the project's folder, `python man/generate.py` writes them and `python man/generate.py --check` tells what has
 drifted (exit code 1).
@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import dependencies
 import pages
 from pages import roff
 
@@ -309,11 +310,16 @@ def drifted(root: Path) -> list[Path]:
 
 def main(arguments: list[str]) -> int:
     root = Path()
+    listing = root / "man" / f"{PROGRAM}-dependencies.md"
     if arguments == ["--check"]:
         found = drifted(root)
+        wrong = list(dependencies.differences(root, listing.read_text()))
+        for line in wrong:
+            print(f"{listing}: {line}: run python man/generate.py", file=sys.stderr)
         for path in found:
             print(f"{path} has drifted: run python man/generate.py", file=sys.stderr)
-        return 1 if found else 0
+        return 1 if found or wrong else 0
+    listing.write_text(dependencies.updated(root, listing.read_text()))
     for path, text in documents(root).items():
         path.write_text(text)
     return 0

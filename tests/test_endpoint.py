@@ -493,7 +493,7 @@ def test_without_the_package(environment: dict[str, str], tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 2
-    assert done.stderr == b"vlmkit: endpoints need one more package: pip install 'vlmkit[openai]'\n"
+    assert done.stderr == b"vlmkit: a model of an endpoint needs the package openai: pip install 'vlmkit[openai]'\n"
 
 
 def test_captions_with_boxes(vlmkit, tmp_path: Path) -> None:

@@ -40,6 +40,16 @@ class VlmkitError(Exception):
         return f"{self.what}: {self.remedy}"
 
 
+def check_installed(what: str, requirement: str, *modules: str) -> None:
+    """Raise VlmkitError where one of `modules`, which `what` needs, is missing; pip brings them by `requirement`."""
+    from importlib.util import find_spec
+
+    for module in modules:
+        if find_spec(module) is None:
+            quoted = f"'{requirement}'" if "[" in requirement else requirement
+            raise VlmkitError(f"{what} needs the package {module}", f"pip install {quoted}")
+
+
 class Stopped(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived. Not an Exception, so that only clean-up code sees it."""
 

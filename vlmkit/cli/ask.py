@@ -11,7 +11,7 @@ import typer
 
 from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
 from vlmkit.cli.options import Records, Run, option, valid_utf8
-from vlmkit.errors import Exit, VlmkitError
+from vlmkit.errors import Exit, VlmkitError, check_installed
 from vlmkit.io.records import Failed
 from vlmkit.io.terminal import Output, printable, warn
 
@@ -147,6 +147,8 @@ def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | No
         raise VlmkitError(f"{chosen[0]} excludes {chosen[1]}", "leave one of them out")
     for path in filter(None, (answer.drawing, answer.attention)):
         check_drawing(path)
+    if answer.attention:
+        check_installed("--attention", "vlmkit[attention]", "matplotlib")
     files = {"-o": records.output, "--resume": resume, "--errors": records.errors, "--json": records.json}
     unused = next((flag for flag, value in (files | {"--stats": stats}).items() if value), None)
     if chat and unused:

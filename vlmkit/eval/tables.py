@@ -12,7 +12,7 @@ from datetime import date, datetime, time, timedelta
 from itertools import zip_longest
 from typing import IO, Any
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, check_installed
 from vlmkit.io.records import Record, is_blob
 from vlmkit.io.terminal import read_head, warn
 
@@ -107,10 +107,9 @@ def _workbook_rows(path: str, name: str) -> Iterator[tuple[int, list[Any]]]:
     """(row, cells) of the first sheet of a workbook; a formula without a computed value is its text."""
     from zipfile import BadZipFile
 
-    try:
-        from openpyxl import load_workbook
-    except ImportError:
-        raise VlmkitError("openpyxl is not installed", "pip install 'vlmkit[eval]' to read xlsx") from None
+    check_installed("a table in xlsx", "vlmkit[eval]", "openpyxl")
+    from openpyxl import load_workbook
+
     try:
         with open(path, "rb") as file, open(path, "rb") as again:
             computed = load_workbook(file, read_only=True, data_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, check_installed
 from vlmkit.models.types import Answer, ChatModel, Reply, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ REMEDY = "give a JSON Schema, a file of one, or fields such as 'name, age int, b
 
 def read_schema(text: str) -> dict[str, Any]:
     """The JSON Schema that `text` is or names. Raises VlmkitError."""
+    check_installed("--schema", "vlmkit[schema]", "jsonschema")
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY

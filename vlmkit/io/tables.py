@@ -11,7 +11,7 @@ from decimal import Decimal
 from itertools import chain
 from typing import IO, Any
 
-from vlmkit.errors import VlmkitError, first_line
+from vlmkit.errors import VlmkitError, check_installed, first_line
 from vlmkit.io.records import Failed, Record, dumps
 from vlmkit.io.sources import is_url
 from vlmkit.io.terminal import warn
@@ -107,11 +107,10 @@ def _is_text(cell: str) -> bool:
 
 
 def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[Record | Failed]:
-    try:
-        from pyarrow import ArrowException, types
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise VlmkitError("Parquet files need one more package", "pip install 'vlmkit[parquet]'") from None
+    check_installed("a Parquet file", "vlmkit[parquet]", "pyarrow")
+    from pyarrow import ArrowException, types
+    from pyarrow.parquet import ParquetFile
+
     try:
         table = ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
     except (ArrowException, OSError) as error:

@@ -4,7 +4,6 @@ From the fields come the options of the command (`cli/train.py`), what `--config
 train.toml that a run saves.
 """
 
-import importlib.util
 import math
 import operator
 import os
@@ -16,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, check_installed
 from vlmkit.io.files import read_text
 from vlmkit.models.registry import CONNECTORS
 
@@ -364,10 +363,12 @@ def check(config: TrainConfig) -> None:
     """Raises VlmkitError where settings contradict each other, or need hardware or packages that are missing."""
     from vlmkit.train.distributed import world
 
+    check_installed("train", "vlmkit[train]", "accelerate", "matplotlib", "onnx", "peft", "tomli_w")
     if config.patience and config.val is None:
         raise VlmkitError("--early-stop requires validation", "give --val")
     if config.report_to is not None:
-        _needs(config.report_to, f"--report-to {config.report_to}", f"pip install {config.report_to}")
+        requirement = "vlmkit[tensorboard]" if config.report_to == "tensorboard" else config.report_to
+        check_installed(f"--report-to {config.report_to}", requirement, config.report_to)
     if isinstance(config, VlmConfig):
         _check_vlm(config, world())
     elif config.batch_size < max(2, world()):
@@ -386,14 +387,9 @@ def _check_vlm(config: VlmConfig, world: int) -> None:
             raise VlmkitError("--quantize requires a CUDA device, and there is none", "leave --quantize out")
         if config.stage is not Stage.ALIGN and not config.lora:
             raise VlmkitError("4-bit weights cannot be trained themselves", "add --lora R to train adapters (QLoRA)")
-        _needs("bitsandbytes", "--quantize", "pip install bitsandbytes")
+        check_installed("--quantize", "bitsandbytes", "bitsandbytes")
     if config.fsdp and (not on_cuda or world == 1):
         lack = "this is one process" if on_cuda else "there is none"
         raise VlmkitError(f"--fsdp requires several GPUs, and {lack}", "use torchrun, or leave it out")
     if config.stage is Stage.PREFER:
-        _needs("trl", "prefer", "pip install 'vlmkit[prefer]'")
-
-
-def _needs(package: str, what: str, remedy: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise VlmkitError(f"{what} needs the package {package}", remedy)
+        check_installed("prefer", "vlmkit[prefer]", "trl")

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, check_installed
 from vlmkit.io.pictures import at_marks
 from vlmkit.io.records import loads
 from vlmkit.models.batching import BatchSize
@@ -88,11 +88,10 @@ class Endpoint(ChatModel):
         weakref.finalize(self, _close, client, self._loop).atexit = False  # the end of the process waits for nobody
 
     def _client(self, base_url: str | None) -> Any:
-        try:
-            import httpx2
-            import openai
-        except ImportError:
-            raise VlmkitError("endpoints need one more package", "pip install 'vlmkit[openai]'") from None
+        check_installed("a model of an endpoint", "vlmkit[openai]", "openai")
+        import httpx2
+        import openai
+
         timeout = openai.Timeout(self._timeout, connect=min(self._timeout, CONNECT_TIMEOUT), pool=None)
         try:
             client = openai.AsyncOpenAI(

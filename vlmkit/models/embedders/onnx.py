@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, check_installed
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.embedders.base import TorchEmbedder
 from vlmkit.models.embedders.onnx_export import export_int8, export_text_tower
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+EXPORTER = "onnx", "onnxscript"
+
 
 class OnnxTextEncoder(Embedder):
     """A model whose texts go through its exported text tower, so that a search starts without importing PyTorch.
 
-    The first call exports the tower: `warn` is called with a line that says so, as it takes a while; where the export
-    fails `note` is called with the reason, and PyTorch embeds the texts. The PyTorch model is opened when it is needed.
+    The first call exports the tower: `warn` is called with a line that says so, as it takes a while, or that packages
+    for it are missing. Where the export fails `note` is called with the reason, and PyTorch embeds the texts. The
+    PyTorch model is opened when it is needed.
     """
 
     def __init__(
@@ -60,6 +63,11 @@ class OnnxTextEncoder(Embedder):
         return (self._towers or self._model).unknown_words(texts)
 
     def _export(self) -> OnnxTowers | TorchEmbedder:
+        try:
+            check_installed("a quick search", "vlmkit[onnx]", *EXPORTER)
+        except VlmkitError as error:
+            self._warn(f"PyTorch embeds texts, which takes seconds each time: {error.remedy} makes it quicker")
+            return self._model
         on_cpu = self._model if self._model.device == "cpu" else self._open_model(Hardware("cpu"))
         self._warn("writing the model's text tower into the cache, once: the next search is quicker")
         try:
@@ -90,6 +98,7 @@ class Int8Embedder(Embedder):
         return self._open_model(Hardware("cpu"))
 
     def _export(self, name: str, fingerprint: str) -> OnnxTowers:
+        check_installed("--precision int8", "vlmkit[onnx]", *EXPORTER)
         try:
             return export_int8(self._model, fingerprint, name)
         except ExportError as error:

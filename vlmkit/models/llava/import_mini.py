@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -23,6 +22,9 @@ from vlmkit.errors import VlmkitError, first_line
 from vlmkit.models.chat.mini import GRAPH, TOKENIZER
 from vlmkit.models.llava.model import build, save
 from vlmkit.models.resolve import MINI_FOLDER
+
+if TYPE_CHECKING:
+    import onnx
 
 LAYOUT = "talk-layout.json"
 
@@ -45,6 +47,8 @@ def import_mini(packed: Path, out: Path) -> None:
     Its weights are those that the packed model computes with, in float32. Raises VlmkitError for damaged files, and for
     graphs that are not of the form that the layout describes.
     """
+    import onnx
+
     try:
         graph = onnx.load(packed / GRAPH).graph
         layout = json.loads((packed / LAYOUT).read_bytes())
@@ -84,8 +88,10 @@ def tensor_fingerprint(tensor: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(tensor).tobytes()).hexdigest()[:12]
 
 
-def graph_tensors(graph: onnx.GraphProto) -> Iterator[np.ndarray]:
+def graph_tensors(graph: "onnx.GraphProto") -> Iterator[np.ndarray]:
     """All weights and constants of the graph, in order; those stored in int8 dequantised."""
+    from onnx import numpy_helper
+
     kept = {value.name: value for value in graph.initializer}
     rounded = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     scales = {node.input[1] for node in rounded.values()}
