@@ -20,6 +20,7 @@ from pages import roff
 from vlmkit import __version__
 from vlmkit.cli.app import command_line
 from vlmkit.cli.examples import Example, examples
+from vlmkit.cli.help import default_of, placeholder
 from vlmkit.cli.options import PROGRAM, TAGLINE
 
 MODELS = ["mini"]  # that are called by a name alone
@@ -87,17 +88,12 @@ def _command(name: str, command) -> Command:
         name,
         summary,
         text,
-        " ".join(map(_placeholder, arguments)),
+        " ".join(map(placeholder, arguments)),
         " ".join(p.help for p in arguments),
         _choices(arguments[0]) if arguments else [],
         [*map(_flag, options), Flag(["-h", "--help"], "", [], "Print the help.")],
         examples().get(name, []),
     )
-
-
-def _placeholder(argument: Any) -> str:
-    name = argument.metavar if argument.required else f"[{argument.metavar}]"
-    return name + "..." * (argument.nargs == -1)
 
 
 def _choices(parameter: Any) -> list[str]:
@@ -111,7 +107,7 @@ def _choices(parameter: Any) -> list[str]:
 def _flag(option) -> Flag:
     choices = _choices(option)
     value = "" if option.is_flag else option.metavar or "|".join(choices)
-    default = "" if option.is_flag or option.default in (None, "") else f" Default: {option.default}."
+    default = f" Default: {default_of(option)}." if default_of(option) else ""
     variable = f" Environment: {option.envvar}." if option.envvar else ""
     return Flag(option.opts, value, choices, option.help + default + variable)
 

@@ -5,34 +5,78 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Any
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, ClassVar, NamedTuple
 
 import typer
 
-from vlmkit.cli.options import PROGRAM, app, command
+from vlmkit.cli.command import enter
+from vlmkit.cli.help import HelpfulGroup
+from vlmkit.cli.options import PROGRAM, TAGLINE, Version
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import AlreadyReported, ClosedPipe, warn
 
-COMMANDS = {
-    "embed": "vlmkit.cli.embed:embed",
-    "index": "vlmkit.cli.index:index",
-    "search": "vlmkit.cli.search:search",
-    "classify": "vlmkit.cli.classify:classify",
-    "caption": "vlmkit.cli.caption:caption",
-    "ask": "vlmkit.cli.ask:ask",
-    "train": "vlmkit.cli.train:train",
-    "eval": "vlmkit.cli.eval:eval",
-    "download": "vlmkit.cli.download:download",
-    "demo": "vlmkit.cli.demo:demo",
+
+class Entry(NamedTuple):
+    """Where a command is, and the first line of its documentation, so that --help need not import it."""
+
+    place: str
+    summary: str
+
+
+GROUPS = {  # what one wants, and the commands for it
+    "Find": {
+        "embed": Entry("vlmkit.cli.embed:embed", "Turn pictures and texts into vectors."),
+        "index": Entry("vlmkit.cli.index:index", "Add embedded records to an index, or look after it."),
+        "search": Entry("vlmkit.cli.search:search", "Find pictures by words, by pictures, or by both."),
+    },
+    "Describe": {
+        "classify": Entry("vlmkit.cli.classify:classify", "Sort pictures by labels that you choose, without training."),
+        "caption": Entry("vlmkit.cli.caption:caption", "Say what is on pictures."),
+        "ask": Entry("vlmkit.cli.ask:ask", "Ask a question about pictures."),
+    },
+    "Learn and measure": {
+        "train": Entry("vlmkit.cli.train:train", "Train a dual encoder or a vision-language model, stage by stage."),
+        "eval": Entry("vlmkit.cli.eval:eval", "Score predictions with confidence intervals, and compare two models."),
+    },
+    "Fetch and try": {
+        "download": Entry("vlmkit.cli.download:download", "Fetch data sets, models, and pictures by URL."),
+        "demo": Entry("vlmkit.cli.demo:demo", "Show what vlmkit does, on photographs that come with Python packages."),
+    },
 }
+SIMILAR = 0.75  # how alike, at least, what is suggested
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
-def command_line(only: str | None = None) -> Any:
-    """The command line with all commands, or with the one called `only`: what is not used is not imported."""
+class Root(HelpfulGroup):
+    """The program, with the commands of the table."""
+
+    listed: ClassVar = {title: {n: e.summary for n, e in group.items()} for title, group in GROUPS.items()}
+
+
+app = typer.Typer(
+    cls=Root,
+    help=TAGLINE,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    pass
+
+
+def command_line(names: Iterable[str] = COMMANDS) -> Any:
+    """The command line with the commands `names`: what is not used is not imported."""
     app.registered_commands.clear()
-    for name in [only] if only in COMMANDS else COMMANDS:
-        module, _, function = COMMANDS[name].partition(":")
-        command(getattr(importlib.import_module(module), function))
+    for name in names:
+        module, _, function = COMMANDS[name].place.partition(":")
+        enter(app, getattr(importlib.import_module(module), function))
     return typer.main.get_command(app)
 
 
@@ -41,7 +85,10 @@ def main(arguments: list[str]) -> int:
     if "--debug" not in arguments:
         warnings.simplefilter("ignore")  # so that errors stay on one line
     try:
-        root = command_line(arguments[0] if arguments else None)
+        name = next(iter(arguments), "")
+        if name and not name.startswith("-") and name not in COMMANDS:
+            raise VlmkitError(f"no command is named {name}", _did_you_mean(name, COMMANDS) or f"see {PROGRAM} --help")
+        root = command_line([name] if name in COMMANDS else [])
         code = root.main(arguments, prog_name=PROGRAM, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -65,6 +112,8 @@ def _explain(error: Exception) -> None:
         warn(str(error))
     elif context is not None and type(error).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
+    elif type(error).__name__ == "NoSuchOption":
+        warn(_unknown_option(error))
     elif isinstance(error, typer.TyperException):
         path = context.command_path if context else PROGRAM
         message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
@@ -73,3 +122,21 @@ def _explain(error: Exception) -> None:
         warn(f"{error.filename or 'input or output'}: {error.strerror or error}: check the name, the rights, the space")
     else:
         warn(f"{type(error).__name__} {error}: this is a defect of vlmkit, --debug shows where")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    return "".join(f"did you mean {near}?" for near in get_close_matches(name, known, 1, SIMILAR))
+
+
+def _unknown_option(error: Any) -> str:
+    """What to write in place of an option that the command does not have, or which commands have it."""
+    name, context = error.option_name, error.ctx
+    others = [other for other, command in command_line().commands.items() if name in _flags(command)]
+    if others and context.parent:
+        return f"{name} is not for {context.command.name}: leave it out, it is for {', '.join(others)}"
+    near = _did_you_mean(name, _flags(context.command))
+    return f"unknown option {name}: {near or f'see {context.command_path} --help'}"
+
+
+def _flags(command: Any) -> list[str]:
+    return [flag for param in command.params for flag in (*param.opts, *param.secondary_opts) if flag.startswith("-")]

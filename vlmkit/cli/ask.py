@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -34,7 +34,10 @@ Arguments = Annotated[
     ),
 ]
 Text = str | None
-Chat = Annotated[bool, option("--chat", "Hold a conversation about the pictures; /help says what it knows.")]
+ANSWERS = "Answers"
+Chat = Annotated[
+    bool, option("--chat", "Hold a conversation about the pictures; /help says what it knows.", group=ANSWERS)
+]
 SCHEMA_HELP = "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."
 CONSTITUTION_HELP = "Judge and revise answers by the principles in a TOML file; default: those of vlmkit."
 PAIRS_HELP = "With --constitution: write better and worse answers, for train prefer."
@@ -44,6 +47,7 @@ PAIRS_HELP = "With --constitution: write better and worse answers, for train pre
 class AnswerOptions:
     """How a question is answered."""
 
+    title: ClassVar[str] = ANSWERS
     system: Annotated[
         str, option("--system TEXT", "Instructions to the model, before the question.", callback=valid_utf8)
     ] = ""
@@ -55,12 +59,14 @@ class AnswerOptions:
     boxes: Annotated[bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")] = (
         False
     )
-    drawing: Annotated[Text, option("--draw FILE", "With --boxes: save the picture with them drawn in it.")] = None
+    drawing: Annotated[Text, option("--draw FILE", "Save the picture with the boxes drawn in it.", needs=["boxes"])] = (
+        None
+    )
     attention: Annotated[
         Text, option("--attention FILE", "Save a picture of where each word of the answer looked.")
     ] = None
     constitution: Annotated[Text, option("--constitution FILE", CONSTITUTION_HELP)] = None
-    pairs: Annotated[Text, option("--pairs FILE", PAIRS_HELP)] = None
+    pairs: Annotated[Text, option("--pairs FILE", PAIRS_HELP, needs=["constitution"])] = None
 
     @property
     def task(self) -> str:
@@ -107,7 +113,7 @@ def ask(
     valid_utf8(question)
     check_files(named, records, resume)
     _check(chat, answer, records, resume, chat_model.stats)
-    sampling = chat_model.sampling(run, ANSWER_TOKENS if answer.task == "answer" else PAGE_TOKENS)
+    sampling = chat_model.sampling(ANSWER_TOKENS if answer.task == "answer" else PAGE_TOKENS)
     options = answer.generate_options(chat_model.stats)
     if chat:
         model = run.load_chat_model(chat_model.model, chat_model.base_url, chat_model.option, chat_model.rpm)
@@ -153,10 +159,6 @@ def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | No
     unused = next((flag for flag, value in (files | {"--stats": stats}).items() if value), None)
     if chat and unused:
         raise VlmkitError(f"{unused} cannot be combined with --chat", "leave it out; /save FILE saves the conversation")
-    if answer.drawing is not None and not answer.boxes:
-        raise VlmkitError("--draw requires --boxes", "add it")
-    if answer.pairs is not None and answer.constitution is None:
-        raise VlmkitError("--pairs requires --constitution", "add --constitution default")
 
 
 def _answers(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.generate import PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
 from vlmkit.cli.options import Inputs, Records, Run, option, valid_utf8
-from vlmkit.errors import Exit, VlmkitError
+from vlmkit.errors import Exit
 from vlmkit.io.terminal import Output
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Length(StrEnum):
 Prompt = Annotated[str, option("--prompt TEXT", "How each caption begins.", callback=valid_utf8)]
 LengthOption = Annotated[Length, option("--length", "How much to say.", show_choices=True)]
 Sidecar = Annotated[bool, option("--sidecar", "Also write photo.txt beside each picture that has none yet.")]
-Force = Annotated[bool, option("--force", "With --sidecar: write over files that are there.")]
+Force = Annotated[bool, option("--force", "With --sidecar: write over files that are there.", needs=["sidecar"])]
 Boxes = Annotated[bool, option("--boxes", "Find every object, too: records with `boxes`.")]
 
 
@@ -50,10 +50,8 @@ def caption(
     from vlmkit.generate.sidecar import without_sidecar, write_sidecars
 
     named = inputs or []
-    if force and not sidecar:
-        raise VlmkitError("--force requires --sidecar", "add it, or leave out --force")
     check_files(named, records, resume)
-    sampling = chat.sampling(run)
+    sampling = chat.sampling()
     reading = records.reading(piped_picture=True)
     conversation = to_caption(named, reading)
     model = chat.load(run, "boxes" if boxes else "answer")
@@ -61,7 +59,7 @@ def caption(
     how: dict[str, Any] = {
         "length": length.value,
         "start": prompt,
-        "boxes": chat.sampling(run, PAGE_TOKENS) if boxes else None,
+        "boxes": chat.sampling(PAGE_TOKENS) if boxes else None,
         "stats": chat.stats,
     }
     how |= {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}

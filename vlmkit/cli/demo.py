@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from vlmkit.cli.options import Run, option
+from vlmkit.cli.options import Common, option
 from vlmkit.errors import Exit, VlmkitError
 
 PHOTOGRAPHS = {
@@ -63,7 +63,7 @@ def _show(folder: Path) -> None:
 
 
 def demo(
-    run: Run,
+    run: Common,
     keep: Annotated[
         Path | None,
         option(

@@ -7,11 +7,11 @@ from difflib import get_close_matches
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from vlmkit.cli.options import AllowPrivate, Errors, Ignore, Json, Run, option
+from vlmkit.cli.options import AllowPrivate, Common, Errors, Ignore, Json, MaxPixels, option
 from vlmkit.cli.screen import for_person, print_facts, print_table
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress, warn
@@ -53,6 +53,7 @@ TIMEOUT_HELP = "Give up on a server that sends less than 1 KiB a second for S se
 class Fetching:
     """What is fetched, and from where."""
 
+    title: ClassVar[str] = "Fetching"
     output: Annotated[Text, option("-o, --output DIR", "Folder for records and pictures, or one model.")] = None
     split: Annotated[Text, option("--split S", "Split of the data set; default: the first of --list.")] = None
     limit: Annotated[int | None, option("--limit N", "At most N records, and only their files if possible.", min=1)] = (
@@ -72,30 +73,32 @@ class Fetching:
 class UrlList:
     """What is made of a list of URLs."""
 
-    url_column: Annotated[
-        Text, option("--url-column NAME", "URL list: column or field of the URLs; default: url, or image.")
-    ] = None
-    tar: Annotated[int | None, option("--tar N", "URL list: webdataset shards of N rows.", min=1)] = None
-    resize: Annotated[int | None, option("--resize N", "URL list: at most N pixels a side.", min=16)] = None
-    retry: Annotated[Text, option("--retry FILE", "URL list: fetch only the rows in FILE, of --errors.")] = None
+    title: ClassVar[str] = "Lists of URLs"
+    url_column: Annotated[Text, option("--url-column NAME", "Column or field of the URLs; default: url, or image.")] = (
+        None
+    )
+    tar: Annotated[int | None, option("--tar N", "Webdataset shards of N rows.", min=1)] = None
+    resize: Annotated[int | None, option("--resize N", "At most N pixels a side.", min=16)] = None
+    retry: Annotated[Text, option("--retry FILE", "Fetch only the rows in FILE, of --errors.")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class HubQuery:
     """Which models of the Hub are looked for."""
 
+    title: ClassVar[str] = "Searching the Hub"
     search: Annotated[Text, option("--search WORDS", "Search the Hub for models; off line, --list.")] = None
-    task: Annotated[Text, option("--task T", "--search: task, such as image-text-to-text.")] = None
-    library: Annotated[Text, option("--library L", "--search: library, such as transformers.")] = None
-    licence: Annotated[Text, option("--licence L", "--search: licence, such as apache-2.0.")] = None
-    downloads: Annotated[int, option("--min-downloads N", "--search: at least N downloads a month.", min=0)] = 0
-    smallest: Annotated[Text, option("--min-size N", "--search: parameters at least, such as 100M.")] = None
-    largest: Annotated[Text, option("--max-size N", "--search: parameters at most, such as 3B.")] = None
-    sort: Annotated[Sort, option("--sort", "--search: what stands first.", show_choices=True)] = Sort.DOWNLOADS
+    task: Annotated[Text, option("--task T", "Task, such as image-text-to-text.", needs=["search"])] = None
+    library: Annotated[Text, option("--library L", "Library, such as transformers.", needs=["search"])] = None
+    licence: Annotated[Text, option("--licence L", "Licence, such as apache-2.0.", needs=["search"])] = None
+    downloads: Annotated[int, option("--min-downloads N", "At least N downloads a month.", needs=["search"], min=0)] = 0
+    smallest: Annotated[Text, option("--min-size N", "Parameters at least, such as 100M.", needs=["search"])] = None
+    largest: Annotated[Text, option("--max-size N", "Parameters at most, such as 3B.", needs=["search"])] = None
+    sort: Annotated[Sort, option("--sort", "What stands first.", needs=["search"])] = Sort.DOWNLOADS
 
 
 def download(
-    run: Run,
+    run: Common,
     fetching: Fetching,
     url_list: UrlList,
     hub: HubQuery,
@@ -106,12 +109,13 @@ def download(
     errors: Errors = None,
     ignore: Ignore = None,
     json: Json = False,
+    max_pixels: MaxPixels = None,
 ) -> Exit:
-    """Fetch data sets, models, and pictures by URL: complete or not at all, ready to use.
+    """Fetch data sets, models, and pictures by URL.
 
-    A data set becomes records on standard output, fit for `vlmkit train`; its licence goes to standard error first. A
-    model goes into the cache of the Hugging Face Hub, and its folder is printed. A list of URLs becomes pictures in a
-    folder, which adds to what the folder holds.
+    What is fetched is complete or absent, and ready to use. A data set becomes records on standard output, fit for
+    `vlmkit train`; its licence goes to standard error first. A model goes into the cache of the Hugging Face Hub, and
+    its folder is printed. A list of URLs becomes pictures in a folder, which adds to what the folder holds.
 
     What was cut off is resumed, also after a kill; what is there is not fetched again. Sizes and SHA-256 are checked
     where --list has them. Pictures of lists whose servers ask not to be used for AI (X-Robots-Tag) are left out.
@@ -136,7 +140,7 @@ def download(
         return _verify(names, options, failures) if verify else _fetch_names(names, options, failures, json)
 
 
-def _options(run: Run, fetching: Fetching) -> "DownloadOptions":
+def _options(run: Common, fetching: Fetching) -> "DownloadOptions":
     from vlmkit.download.run import DownloadOptions
 
     return DownloadOptions(
@@ -313,7 +317,7 @@ def _records_file(names: list[str], options: "DownloadOptions", json: bool) -> P
     return options.folder / f"{'-'.join([*names, *filter(None, [options.split])])}.jsonl"
 
 
-def _fetch_list(run: Run, names: list[str], fetching: Fetching, url_list: UrlList, failures: Failures) -> Exit:
+def _fetch_list(run: Common, names: list[str], fetching: Fetching, url_list: UrlList, failures: Failures) -> Exit:
     from vlmkit.download.pictures import PictureFetcher, into_folder
     from vlmkit.download.records_file import add_records, claimed
     from vlmkit.download.shards import into_shards

@@ -1,15 +1,19 @@
 """The command eval."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from vlmkit.cli.options import Images, Json, OutputFile, Run, option
+from vlmkit.cli.command import FILES
+from vlmkit.cli.help import Topic, Topics
+from vlmkit.cli.options import Images, Json, OutputFile, Run, Seed, option
 from vlmkit.cli.screen import for_person, print_table
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.eval.predictions import Options, Source
@@ -37,19 +41,7 @@ class Tokenizer(StrEnum):
     NONE = "none"
 
 
-def _variants() -> str:
-    variants = {name: TASKS.load(name).variants for name in TASKS.builtin}
-    return "; ".join(f"{name}: {', '.join(known)}" for name, known in variants.items() if len(known) > 1) + "."
-
-
-TaskName = Annotated[
-    EvalTask,
-    typer.Argument(
-        metavar="TASK",
-        help=f"What to score: {', '.join(TASKS.builtin)}; or compare, with two files or more.",
-        show_default=False,
-    ),
-]
+TaskName = Annotated[EvalTask, typer.Argument(metavar="TASK", help=", ".join(EvalTask) + ".")]
 Files = Annotated[
     list[str] | None,
     typer.Argument(
@@ -59,9 +51,9 @@ Files = Annotated[
     ),
 ]
 Text = str | None
-METRIC_HELP = "Only metric M, or one that a package adds; may be repeated. compare: any field with numbers, too."
-TOKENIZER_HELP = "caption: PTB needs Java, and is used if there is one; py needs none."
-WEIGHTS_HELP = "compare: one weighted score, quality=0.4,latency=0.3,length=0.3."
+METRIC_HELP = "Only metric M, or one that a package adds; may be repeated; to compare, any field with numbers, too."
+TOKENIZER_HELP = "ptb needs Java, and is used if there is one; py needs none."
+WEIGHTS_HELP = "One weighted score, quality=0.4,latency=0.3,length=0.3."
 TRUTH_HELP = "References from FILE: records, VQA or COCO annotations, joined on the id."
 
 
@@ -69,19 +61,22 @@ TRUTH_HELP = "References from FILE: records, VQA or COCO annotations, joined on 
 class ScoreOptions:
     """What is scored, and what is reported."""
 
-    variant: Annotated[Text, option("--variant V", _variants())] = None
+    title: ClassVar[str] = "Scores"
+    variant: Annotated[
+        Text, option("--variant V", "How answers are compared, by the name of a variant of the task.")
+    ] = None
     by: Annotated[
         Text, option("--by FIELD", "Results by FIELD, too, hardest first; category is guessed if absent.")
     ] = None
     metric: Annotated[list[str] | None, option("--metric M", METRIC_HELP)] = None
-    k: Annotated[str, option("-k N,N", "retrieval: the k of recall@k, separated by commas.")] = "1,5,10"
+    k: Annotated[str, option("-k N,N", "The k of recall@k, separated by commas.")] = "1,5,10"
     cluster: Annotated[Text, option("--cluster FIELD", "Items with the same FIELD are not independent.")] = None
     tokenizer: Annotated[Tokenizer | None, option("--tokenizer", TOKENIZER_HELP)] = None
     confusions: Annotated[
-        int | None, option("--confusions N", "Most frequent confusions; 10 for classify and with --by.", min=0)
+        int | None, option("--confusions N", "Most frequent confusions.", min=0, show_default="10")
     ] = None
     model: Annotated[
-        Text, option("-m, --model MODEL", "caption: CLIPScore with MODEL; retrieval: embed with MODEL.")
+        Text, option("-m, --model MODEL", "Model that embeds: for retrieval, or the CLIPScore of captions.")
     ] = None
 
 
@@ -89,6 +84,7 @@ class ScoreOptions:
 class FieldNames:
     """Where a record has what is scored."""
 
+    title: ClassVar[str] = "Fields of records"
     prediction: Annotated[Text, option("--prediction FIELD", "Field of the prediction, dotted if nested.")] = None
     references: Annotated[Text, option("--references FIELD", "Field of the references.")] = None
     id: Annotated[Text, option("--id FIELD", "Field of the id.")] = None
@@ -100,17 +96,22 @@ class FieldNames:
 class CompareOptions:
     """How two files are compared."""
 
+    title: ClassVar[str] = "Comparison"
     compare_as: Annotated[
-        EvalTask | None, option("--task", "compare: score both as this task, not as their fields suggest.")
+        EvalTask | None, option("--task", "Score both as this task, not as their fields suggest.")
     ] = None
     weights: Annotated[Text, option("--weights W", WEIGHTS_HELP)] = None
-    latency: Annotated[str, option("--latency FIELD", "compare: field with the seconds that a prediction took.")] = (
-        "latency"
-    )
+    latency: Annotated[
+        str, option("--latency FIELD", "Field with the seconds that a prediction took.", needs=["weights"])
+    ] = "latency"
 
 
-Items = Annotated[Text, option("--items FILE", "Write each item to FILE: scores, strings compared, rule that decided.")]
-Html = Annotated[Text, option("--html FILE", "Write a page to FILE: the items with thumbnails, worst first.")]
+Items = Annotated[
+    Text, option("--items FILE", "Write each item to FILE: scores, strings compared, rule that decided.", group=FILES)
+]
+Html = Annotated[
+    Text, option("--html FILE", "Write a page to FILE: the items with thumbnails, worst first.", group=FILES)
+]
 
 
 def eval(
@@ -125,19 +126,14 @@ def eval(
     output: OutputFile = None,
     images: Images = None,
     json: Json = False,
+    seed: Seed = None,
 ) -> Exit:
     """Score predictions with confidence intervals, and compare two models.
 
     Reads records with predictions and references; needs no model for what is in them. Prints one JSON object a
     metric: value, n, standard error, 95 % interval, and a signature that says how it was made. A table on a terminal.
 
-    `vlmkit eval compare A B` scores both files on the same items and prints A minus B with its interval, p of a
-    permutation test and of McNemar's exact test; further files are compared with A, too. What cannot be scored is
-    refused: missing or duplicate ids, missing references, k above N, CIDEr of one image.
-
-    `choice` is for multiple choice: options as columns A, B, C, as a list or object in options or choices, or as lines
-    of the question. An answer counts by a letter or an option's text; one that names none or several is unparsed and
-    wrong. In `vqa`, too, a letter is no article where it is the reference: "(A)" and "A." match A.
+    What cannot be scored is refused: missing or duplicate ids, missing references, k above N, CIDEr of one image.
     """
     from vlmkit.eval.report import page
 
@@ -153,9 +149,9 @@ def eval(
         )
     with _sources(paths, images) as sources:
         if task == COMPARE:
-            results, shown = _compare(sources, options, comparison, run.seed or 0)
+            results, shown = _compare(sources, options, comparison, seed or 0)
         else:
-            results, shown = _score(task, sources[0], options, score.confusions, run.seed or 0)
+            results, shown = _score(task, sources[0], options, score.confusions, seed or 0)
     if items is not None:
         with Output(items) as out:
             out.write_records(shown)
@@ -260,3 +256,48 @@ def _print_table(results: "Sequence[Record]") -> None:
     unparsed = next((result["unparsed"] for result in results if "unparsed" in result), 0)
     note = [f"unparsed answers: {unparsed}"] if unparsed else []
     print_table(titles, rows, right=titles[1:], below=[*signatures, *note])
+
+
+COMPARED = """Two files or more, scored on the same items.
+
+Prints A minus B with its interval, p of a permutation test and of McNemar's exact test; further files are compared with
+A, too. What both are scored as is told by their fields, or by --task."""
+
+
+def _describe(name: str) -> Topic:
+    """What the file of the task says of it, the fields that it reads, its metrics and variants."""
+    if name == COMPARE:
+        return Topic(COMPARED)
+    task = TASKS.load(name)
+    text = cleandoc(sys.modules[TASKS[name].partition(":")[0]].__doc__ or "").removeprefix(f"eval {name}: ")
+    facts = []
+    if task.read is None:
+        facts.append(
+            f"The prediction is in {' or '.join(task.predictions)}, references in {' or '.join(task.references)}."
+        )
+    if task.metrics:
+        facts.append(f"Metrics: {', '.join(task.metrics)}.")
+    if task.variants:
+        facts.append(f"Variants: {', '.join(task.variants)}; the first is the default.")
+    values = {"metric": list(task.metrics), "variant": task.variants}
+    return Topic(
+        "\n\n".join([text[:1].upper() + text[1:], " ".join(facts)]), {"variant": next(iter(task.variants), "")}, values
+    )
+
+
+EMBEDDING = ("caption", "retrieval", COMPARE)
+ANSWERS = tuple(name for name in EvalTask if name not in ("retrieval", "field"))
+eval.topics = Topics(  # type: ignore[attr-defined]
+    "Tasks",
+    _describe,
+    dict.fromkeys(("model", "device", "batch_size", "workers"), EMBEDDING)
+    | dict.fromkeys(("prediction", "question", "truth"), ANSWERS)
+    | dict.fromkeys(("compare_as", "weights", "latency"), (COMPARE,))
+    | {
+        "references": (*ANSWERS, "retrieval"),
+        "variant": ("vqa", "caption", "retrieval", "pope", "anls", "chartqa", COMPARE),
+        "k": ("retrieval", COMPARE),
+        "tokenizer": ("caption", COMPARE),
+        "confusions": ("classify",),
+    },
+)

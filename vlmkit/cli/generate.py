@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from vlmkit.cli.options import ChatModelName, Records, Run, option, valid_utf8
+from vlmkit.cli.options import FILES, MODEL, ChatModelName, Records, Run, Seed, option, valid_utf8
 from vlmkit.cli.screen import Name, Rows, heading, name_width, paragraphs, write
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, printable, progress, warn
@@ -38,6 +38,7 @@ TopP = Annotated[
     option(
         "--top-p P",
         "With --temperature: only among the likeliest words, up to this probability together.",
+        needs=["temperature"],
         min=0,
         max=1,
         callback=_number,
@@ -45,7 +46,7 @@ TopP = Annotated[
 ]
 Resume = Annotated[
     str | None,
-    option("--resume FILE", "Append records to FILE, and leave out those that it holds."),
+    option("--resume FILE", "Append records to FILE, and leave out those that it holds.", group=FILES),
 ]
 BaseUrl = Annotated[
     str | None,
@@ -66,13 +67,14 @@ EndpointSettings = Annotated[
 Rpm = Annotated[
     int | None, option("--rpm N", "Send an endpoint at most N requests a minute; it may ask for fewer.", min=1)
 ]
-Stats = Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.")]
+Stats = Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.", group=FILES)]
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
     """The chat model, its decoding and its endpoint."""
 
+    title: ClassVar[str] = MODEL
     model: ChatModelName = "mini"
     max_tokens: MaxTokens = None
     temperature: Temperature = 0.0
@@ -80,6 +82,7 @@ class ChatOptions:
     base_url: BaseUrl = None
     option: EndpointSettings = None
     rpm: Rpm = None
+    seed: Seed = None
     stats: Stats = False
 
     def load(self, run: Run, task: str = "answer") -> "ChatModel":
@@ -95,14 +98,12 @@ class ChatOptions:
             raise VlmkitError(what, "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
         return model
 
-    def sampling(self, run: Run, max_tokens: int = ANSWER_TOKENS) -> "Sampling":
-        """`max_tokens` unless the user gave another number. Raises VlmkitError where --top-p would do nothing."""
+    def sampling(self, max_tokens: int = ANSWER_TOKENS) -> "Sampling":
+        """`max_tokens` unless the user gave another number."""
         from vlmkit.models.types import Sampling
 
-        if self.top_p is not None and not self.temperature:
-            raise VlmkitError("--top-p requires a temperature above 0", "add --temperature 0.7")
         top_p = 1.0 if self.top_p is None else self.top_p
-        return Sampling(self.max_tokens or max_tokens, self.temperature, top_p, run.seed or 0)
+        return Sampling(self.max_tokens or max_tokens, self.temperature, top_p, self.seed or 0)
 
 
 def check_files(inputs: list[str], records: Records, resume: str | None) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from vlmkit.cli.options import Json, OutputFile, option
 from vlmkit.cli.screen import Name, for_person, heading, print_table, write
@@ -25,6 +25,8 @@ STYLES = {"strong": "green", "weak": "dim"}
 @dataclass(frozen=True, slots=True)
 class DisplayOptions:
     """How results are shown, and where."""
+
+    title: ClassVar[str] = "Display"
 
     paths: Annotated[
         bool, option("-l, --paths", "Print paths alone, one a line; ids of records without a picture.")

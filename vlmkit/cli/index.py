@@ -5,11 +5,11 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from vlmkit.cli.options import Errors, Format, Ignore, IndexName, Json, OutputFile, Run, option
+from vlmkit.cli.options import Common, Errors, Format, Ignore, IndexName, Json, option
 from vlmkit.cli.screen import Name, Rows, for_person, print_facts
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
@@ -41,6 +41,7 @@ def _several(spec: str, help: str) -> Any:
 class Changes:
     """What is done to the index beside adding records."""
 
+    title: ClassVar[str] = "Changing the index"
     type: Annotated[str | None, option("--type TYPE", TYPE_HELP)] = None
     remove: Annotated[Several, _several("--remove ID", "Drop the record with this id")] = None
     prune: Annotated[Several, _several("--prune DIR", "Drop records under DIR whose file is gone")] = None
@@ -49,9 +50,12 @@ class Changes:
         option(
             "--force",
             "Prune also where a drive may not be mounted, a tar is damaged, or most records under DIR would go.",
+            needs=["prune"],
         ),
     ] = False
-    dry_run: Annotated[bool, option("--dry-run", "prune: write the records that would go, and change nothing.")] = False
+    dry_run: Annotated[
+        bool, option("--dry-run", "prune: write the records that would go, and change nothing.", needs=["prune"])
+    ] = False
     merge: Annotated[Several, _several("--merge INDEX", "Add all records of another index")] = None
 
     def read_standard_input(self) -> bool:
@@ -64,17 +68,21 @@ class Changes:
 class Reports:
     """What is printed of the index."""
 
+    title: ClassVar[str] = "Looking at the index"
     info: Annotated[bool, option("--info", "Print what the index holds, as one JSON object.")] = False
     verify: Annotated[bool, option("--verify", "Check the index; exit code 2 if it is damaged.")] = False
     dump: Annotated[bool, option("--dump", "Write every record with its embedding.")] = False
-    form: Annotated[Format | None, option("--format", "Form of --dump: JSONL or safetensors; default: as -o says.")] = (
-        None
-    )
-    output: OutputFile = None
+    form: Annotated[
+        Format | None, option("--format", "Form of --dump.", needs=["dump"], show_default="as the name of -o says")
+    ] = None
+    output: Annotated[
+        str | None,
+        option("-o, --output FILE", "Write to FILE, whole or not at all.", needs=["dump", "info", "dry_run"]),
+    ] = None
 
 
 def index(
-    run: Run,
+    run: Common,
     changes: Changes,
     reports: Reports,
     files: Files = None,
@@ -149,16 +157,9 @@ def _check_flags(files: list[str] | None, changes: Changes, reports: Reports) ->
         raise VlmkitError(
             f"{flag} cannot be combined with files of records", f"repeat it for each one: {flag} A {flag} B"
         )
-    for flag, given in (("--force", changes.force), ("--dry-run", changes.dry_run)):
-        if given and "--prune" not in changing:
-            raise VlmkitError(f"{flag} requires --prune", "leave it out")
     if changes.dry_run and changing != ["--prune"]:
         (other, *_) = (name for name in changing if name != "--prune")
         raise VlmkitError(f"--dry-run excludes {other}", "run one after the other")
-    if reports.form is not None and "--dump" not in reporting:
-        raise VlmkitError("--format requires --dump", "leave it out")
-    if reports.output is not None and not ({"--dump", "--info"} & set(reporting) or changes.dry_run):
-        raise VlmkitError("-o requires --dump, --info or --dry-run", "name the index with -i")
 
 
 def _report(folder: "Path", reports: Reports, json: bool) -> Exit:
@@ -186,7 +187,7 @@ def _print_info(info: "Record") -> None:
     print_facts({named.get(name, name): amount(v) if name == "bytes" else v for name, v in info.items()})
 
 
-def _add(run: Run, writer: "Writer", files: list[str], failures: Failures) -> None:
+def _add(run: Common, writer: "Writer", files: list[str], failures: Failures) -> None:
     from vlmkit.index import decode_records
     from vlmkit.io.inputs import records_of
 
@@ -208,7 +209,7 @@ def _report_pruned(summary: "Summary | None", pruned: int) -> None:
         warn(f"{what}: their files are gone" if pruned else what)
 
 
-def _report_replaced(run: Run, writer: "Writer") -> None:
+def _report_replaced(run: Common, writer: "Writer") -> None:
     if writer.replaced and not run.quiet:
         count, first = len(writer.replaced), writer.replaced[0]
         what = f"{count} records replaced others of the same id that are about another picture or text, such as {first}"

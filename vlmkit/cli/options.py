@@ -1,22 +1,18 @@
-"""Options that several commands share, and the decorator that enters a command into the command table."""
+"""Options that several commands share."""
 
 import contextlib
-import functools
-import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
-import typer.core
 
 from vlmkit import __version__
-from vlmkit.cli.examples import examples
+from vlmkit.cli.command import FILES, LAST, RUNNING, option
 from vlmkit.cli.screen import for_person
-from vlmkit.errors import Exit, VlmkitError, one_line
-from vlmkit.io.images import MAX_PIXELS_VARIABLE
+from vlmkit.errors import VlmkitError, one_line
+from vlmkit.io.images import MAX_PIXELS, MAX_PIXELS_VARIABLE
 from vlmkit.io.terminal import Output, stderr_is_terminal, warn
 
 if TYPE_CHECKING:
@@ -26,23 +22,8 @@ if TYPE_CHECKING:
     from vlmkit.models.types import ChatModel, Embedder
 
 PROGRAM = "vlmkit"
+MODEL = "Model"  # a heading
 TAGLINE = "Composable commands for pictures and language."
-
-app = typer.Typer(
-    help=TAGLINE,
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def option(spec: str, help: str, **settings: Any) -> Any:
-    """An option of typer from its names and the placeholder of its value, as in `-m, --model MODEL`."""
-    *others, last = spec.split(", ")
-    name, _, metavar = last.partition(" ")
-    return typer.Option(*others, name, metavar=metavar or None, help=help, **settings)
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,11 +33,6 @@ def _print_version(wanted: bool) -> None:
 
 
 Version = Annotated[bool, option("-V, --version", "Print the version.", callback=_print_version, is_eager=True)]
-
-
-@app.callback()
-def _root(version: Version = False) -> None:
-    pass
 
 
 class Device(StrEnum):
@@ -101,42 +77,30 @@ def _hand_on_max_pixels(number: int | None) -> int | None:
     return number
 
 
+MaxPixels = Annotated[
+    int | None,
+    option(
+        "--max-pixels N",
+        "Refuse pictures of more pixels.",
+        min=1,
+        envvar=MAX_PIXELS_VARIABLE,
+        callback=_hand_on_max_pixels,
+        show_default=f"{MAX_PIXELS:,}",
+        group=RUNNING,
+    ),
+]
+Seed = Annotated[int | None, option("--seed N", "Seed of everything random.", min=0, show_default="0", group=RUNNING)]
+
+
 @dataclass(frozen=True, slots=True)
-class Run:
+class Common:
     """The options that every command has."""
 
-    device: Annotated[
-        Device, option("--device", "Where models run; auto takes CUDA, then MPS, then the CPU.", show_choices=True)
-    ] = Device.AUTO
-    batch_size: Annotated[
-        int,
-        option(
-            "--batch-size N", "Pictures or texts in one batch; auto or 0 for what suits the device.", parser=_batch_size
-        ),
-    ] = AUTO
-    workers: Annotated[int, option("--workers N", "Threads that decode; 0 for one a core.", min=0)] = 0
-    seed: Annotated[int | None, option("--seed N", "Seed of everything random; 0 by default.", min=0)] = None
-    max_pixels: Annotated[
-        int | None,
-        option(
-            "--max-pixels N",
-            "Refuse pictures of more pixels; 500,000,000 by default.",
-            min=1,
-            envvar=MAX_PIXELS_VARIABLE,
-            callback=_hand_on_max_pixels,
-        ),
-    ] = None
+    title: ClassVar[str] = LAST
     quiet: Annotated[bool, option("-q, --quiet", "No progress and no notes; errors are still printed.")] = False
     verbose: Annotated[bool, option("-v, --verbose", "Say which model, device and precision are used.")] = False
     debug: Annotated[bool, option("--debug", "Show a traceback when something fails.")] = False
     version: Version = False
-
-    def batch(self, suits: int) -> int:
-        return self.batch_size or suits
-
-    @property
-    def threads(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
 
     def summary(
         self, left_out: "LeftOut | None" = None, *, brief: bool = False, skipped: str = "skipped", target: str = ""
@@ -146,6 +110,34 @@ class Run:
 
         whole = self.verbose or (stderr_is_terminal() and not brief)
         return None if self.quiet else Summary(left_out, whole=whole, skipped=skipped, target=target)
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Common):
+    """The options of commands that run a model over pictures or texts."""
+
+    title: ClassVar[str] = RUNNING
+    device: Annotated[
+        Device, option("--device", "Where models run; auto takes CUDA, then MPS, then the CPU.", show_default="auto")
+    ] = Device.AUTO
+    batch_size: Annotated[
+        int,
+        option(
+            "--batch-size N",
+            "Pictures or texts in one batch; auto or 0 for what suits the device.",
+            parser=_batch_size,
+            show_default="auto",
+        ),
+    ] = AUTO
+    workers: Annotated[int, option("--workers N", "Threads that decode; 0 for one a core.", min=0)] = 0
+    max_pixels: MaxPixels = None
+
+    def batch(self, suits: int) -> int:
+        return self.batch_size or suits
+
+    @property
+    def threads(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
 
     def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Embedder":
         """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""
@@ -191,16 +183,16 @@ Inputs = Annotated[
 ]
 OutputFile = Annotated[
     str | None,
-    option("-o, --output FILE", "Write to FILE, completely or not at all; - is standard output."),
+    option("-o, --output FILE", "Write to FILE, completely or not at all; - is standard output.", group=FILES),
 ]
 EXCLUDE_HELP = "Skip files and folders of that name in folders; with a slash, of that path; may be repeated."
 IGNORE_HELP = "Failures listed in FILE, of --errors, are known and do not count, unless their file is newer than FILE."
 NO_DEFAULTS_HELP = "Do not skip hidden ones, @eaDir, #recycle, lost+found, node_modules and the like in folders."
-Errors = Annotated[str | None, option("--errors FILE", "Write failed records to FILE: id, image, error.")]
-Ignore = Annotated[str | None, option("--ignore FILE", IGNORE_HELP)]
+Errors = Annotated[str | None, option("--errors FILE", "Write failed records to FILE: id, image, error.", group=FILES)]
+Ignore = Annotated[str | None, option("--ignore FILE", IGNORE_HELP, group=FILES)]
 EmbedModelName = Annotated[
     str,
-    option("-m, --model MODEL", "Model that embeds: a name or a folder.", envvar="VLMKIT_EMBED_MODEL"),
+    option("-m, --model MODEL", "Model that embeds: a name or a folder.", envvar="VLMKIT_EMBED_MODEL", group=MODEL),
 ]
 ChatModelName = Annotated[
     str,
@@ -214,29 +206,36 @@ EmbedPrecision = Annotated[
     Precision | None,
     option(
         "--precision",
-        "Numbers that the model computes with; fp32 by default. The vectors of int8 count as another model's.",
-        show_choices=True,
+        "Numbers that the model computes with. The vectors of int8 count as another model's.",
+        show_default="fp32",
+        group=MODEL,
     ),
 ]
 IndexName = Annotated[
     str,
     option(
-        "-i, --index INDEX", "Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit.", envvar="VLMKIT_INDEX"
+        "-i, --index INDEX",
+        "Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit.",
+        envvar="VLMKIT_INDEX",
+        group="Index",
     ),
 ]
-Images = Annotated[str | None, option("--images DIR", "Folder of relative image fields in records.")]
-Nul = Annotated[bool, option("-0, --null", "Names on standard input end in NUL, as find -print0 writes them.")]
+Images = Annotated[str | None, option("--images DIR", "Folder of relative image fields in records.", group=FILES)]
+Nul = Annotated[
+    bool, option("-0, --null", "Names on standard input end in NUL, as find -print0 writes them.", group=FILES)
+]
 AllowPrivate = Annotated[
     bool,
-    option("--allow-private", "Fetch from private and local addresses too, and through the proxies set."),
+    option("--allow-private", "Fetch from private and local addresses too, and through the proxies set.", group=FILES),
 ]
-Json = Annotated[bool, option("--json", "Records out, one JSON object a line, on a terminal too.")]
+Json = Annotated[bool, option("--json", "Records out, one JSON object a line, on a terminal too.", group=FILES)]
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
     """Where records come from and go to."""
 
+    title: ClassVar[str] = FILES
     output: OutputFile = None
     images: Images = None
     nul: Nul = False
@@ -282,6 +281,7 @@ class Records:
 class EmbedOptions:
     """The model of commands that embed."""
 
+    title: ClassVar[str] = MODEL
     model: EmbedModelName = "mini"
     precision: EmbedPrecision = None
 
@@ -289,38 +289,3 @@ class EmbedOptions:
 class Format(StrEnum):
     JSONL = "jsonl"
     SAFETENSORS = "safetensors"
-
-
-class CommandWithExamples(typer.core.TyperCommand):
-    """A command whose help ends with its examples, which are read when the help is shown."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        if own := examples().get(self.name or ""):
-            shown = "\n".join(f"  # {example.what}\n  {example.line}" for example in own)
-            self.epilog = f"\b\nExamples:\n{shown}"
-        super().format_epilog(ctx, formatter)
-
-
-def command(function: Callable[..., Exit | None]) -> Callable[..., Exit | None]:
-    """Enter `function` in the command table. A parameter whose type is a dataclass stands for that one's options; those
-    of `Run`, which every command has, come last.
-    """
-    own = list(inspect.signature(function).parameters.values())
-    groups: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
-    options = [option for p in sorted(own, key=lambda p: p.annotation is Run) for option in _options_of(p)]
-
-    @functools.wraps(function)
-    def with_groups(**given: Any) -> Exit | None:
-        made = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
-        return function(**made, **given)
-
-    with_groups.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    with_groups.__annotations__ = {option.name: option.annotation for option in options}
-    return app.command(cls=CommandWithExamples)(with_groups)
-
-
-def _options_of(parameter: inspect.Parameter) -> list[inspect.Parameter]:
-    if not is_dataclass(parameter.annotation):
-        return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return [inspect.Parameter(f.name, kind, default=f.default, annotation=f.type) for f in fields(parameter.annotation)]

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from vlmkit.cli.hits import DisplayOptions, Form, with_matches, write_results
 from vlmkit.cli.options import (
+    MODEL,
     AllowPrivate,
     EmbedPrecision,
     Errors,
@@ -62,26 +63,33 @@ LIKE_HELP = "Look for records like this one of the index, itself left out. May b
 WHERE_HELP = "Only records whose field is VALUE; also != < <= > >= and ~ for a glob. May be repeated."
 QUERIES_HELP = "One result list for each record of FILE, or line of text; - for a pipe."
 RELATIVE_HELP = "Add relative: by how much the query beats everyday texts at this picture."
+K_DEFAULT = "10; of duplicates all groups"
 SCORE_HELP = "Only results with at least this score (--relative: that one)."
+
+
+DUPLICATES = "Duplicates"
+
+
+def _of_duplicates(spec: str, help: str, **settings: Any) -> Any:
+    return option(spec, help, group=DUPLICATES, needs=["duplicates"], **settings)
 
 
 @dataclass(frozen=True, slots=True)
 class QueryOptions:
     """What is looked for beside the words."""
 
+    title: ClassVar[str] = "Query"
     image: Annotated[Several, option("--image FILE", IMAGE_HELP)] = None
     minus: Annotated[Several, option("--minus TEXT", MINUS_HELP)] = None
     like: Annotated[Several, option("--like ID", LIKE_HELP)] = None
     queries: Annotated[str | None, option("--queries FILE", QUERIES_HELP)] = None
-    duplicates: Annotated[bool, option("--duplicates", "Groups of copies and near copies, the one to keep first.")] = (
-        False
-    )
-    threshold: Annotated[float, option("--threshold S", "duplicates: the lowest score in a group.", min=-1, max=1)] = (
-        0.95
-    )
-    prefer: Annotated[Several, option("--prefer DIR", "duplicates: keep those under DIR. May be repeated.")] = None
-    exact: Annotated[bool, option("--exact", "duplicates: compare all pairs, however many; as by default.")] = False
-    dry_run: Annotated[bool, option("--dry-run", "duplicates: tell what would be compared, and end.")] = False
+    duplicates: Annotated[
+        bool, option("--duplicates", "Groups of copies and near copies, the one to keep first.", group=DUPLICATES)
+    ] = False
+    threshold: Annotated[float, _of_duplicates("--threshold S", "The lowest score in a group.", min=-1, max=1)] = 0.95
+    prefer: Annotated[Several, _of_duplicates("--prefer DIR", "Keep those under DIR. May be repeated.")] = None
+    exact: Annotated[bool, _of_duplicates("--exact", "Compare all pairs, however many; as by default.")] = False
+    dry_run: Annotated[bool, _of_duplicates("--dry-run", "Tell what would be compared, and end.")] = False
     allow_private: AllowPrivate = False
 
 
@@ -89,13 +97,16 @@ class QueryOptions:
 class ResultOptions:
     """Which records come into question, and how many."""
 
-    k: Annotated[int | None, option("-k N", "Number of results; 10, of duplicates all groups.", min=1)] = None
+    title: ClassVar[str] = "Results"
+    k: Annotated[int | None, option("-k N", "Number of results.", min=1, show_default=K_DEFAULT)] = None
     where: Annotated[Several, option("--where FIELD=VALUE", WHERE_HELP, callback=valid_utf8)] = None
     min_score: Annotated[float | None, option("--min-score S", SCORE_HELP, callback=_no_nan)] = None
     relative: Annotated[bool, option("--relative", RELATIVE_HELP)] = False
 
 
-ModelFolder = Annotated[str | None, option("-m, --model MODEL", "Where the model of the index is, if it was moved.")]
+ModelFolder = Annotated[
+    str | None, option("-m, --model MODEL", "Where the model of the index is, if it was moved.", group=MODEL)
+]
 
 
 def search(
@@ -263,8 +274,6 @@ def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions) ->
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
     if wanted.duplicates and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--duplicates excludes --relative and --min-score", "use --threshold")
-    if not wanted.duplicates and (wanted.prefer or wanted.exact or wanted.dry_run):
-        raise VlmkitError("--prefer, --exact and --dry-run require --duplicates", "leave them out")
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
 

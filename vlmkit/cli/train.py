@@ -1,20 +1,49 @@
-"""The command train; cli/app.py enters it in the command table."""
+"""The command train, with an option for each setting of its stages."""
 
 import inspect
 import typing
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vlmkit.cli.options import Device, Errors, Run, option
+from vlmkit.cli.command import FILES, RUNNING
+from vlmkit.cli.help import Topic, Topics
+from vlmkit.cli.options import MODEL, Device, Errors, Run, Seed, option
 from vlmkit.errors import Exit
 from vlmkit.io.terminal import Failures, Output, warn
-from vlmkit.train.config import SETTINGS, TYPES, Stage, load_config, name_of, stages_with
+from vlmkit.train.config import KINDS, LORA_LR, SETTINGS, TYPES, Stage, load_config, name_of, stages_with
 
-StageName = Annotated[
-    Stage, typer.Argument(metavar="STAGE", help="contrastive, align, instruct or prefer.", show_default=False)
-]
+STAGES = {
+    Stage.CONTRASTIVE: """Train a dual encoder for embed and search, on pictures with captions.
+
+    The model is --from, or two towers, --vision and --text, under new heads; by default the image tower is locked then,
+    and runs over each picture once. Learning rates depend on the model: 1e-5 for learned weights, 5e-4 from nothing.
+    With --val, retrieval is measured after each epoch, and the weights of the best validation are kept.""",
+    Stage.ALIGN: """Train the projector between a vision tower and a language model, on captions.
+
+    The first stage of a vision-language model; --vision and --llm name its towers, which stay as they are. --from
+    carries the folder that comes out into the stage instruct.""",
+    Stage.INSTRUCT: """Train the projector and the language model, on questions, conversations and captions.
+
+    A sample has several pictures and turns, one, or none. --lora R trains adapters in place of the language model.
+    --from is the folder of the stage align, or mini.""",
+    Stage.PREFER: """Train on pairs of a chosen and a rejected answer (DPO).
+
+    DATA are records with `image`, `question`, `chosen` and `rejected`, such as `vlmkit ask --pairs` writes; without a
+    question, of captions. --from is the folder of the stage instruct. Needs the extra `prefer`.""",
+}
+GROUPS = {  # of settings, by field
+    MODEL: "start vision text llm connector lock dim lora quantize",
+    "Data": "val images limit captions augmentations image_aspect max_length pack_length",
+    "Steps": "epochs steps accumulate patience text_epochs",
+    "Optimizer": "lr projector_lr text_lr text_layers weight_decay warmup clip beta2",
+    "Loss": "loss beta label_smoothing loss_weighting dropout feature_dropout",
+    "Checkpoints and logs": "best save_steps keep log_every report_to",
+    RUNNING: "cache_features checkpointing fsdp",
+}
+StageName = Annotated[Stage, typer.Argument(metavar="STAGE", help=", ".join(Stage) + ".")]
 Data = Annotated[
     list[str] | None,
     typer.Argument(
@@ -23,7 +52,9 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-Folder = Annotated[str | None, option("-o, --output DIR", "Folder to make; the model stands there at the end.")]
+Folder = Annotated[
+    str | None, option("-o, --output DIR", "Folder to make; the model stands there at the end.", group=FILES)
+]
 Preset = Annotated[
     str | None, option("--preset NAME", "A recipe: debug (tiny, from nothing), small, full, or a TOML file.")
 ]
@@ -44,13 +75,13 @@ def train(
     resume: Resume = False,
     dry_run: DryRun = False,
     errors: Errors = None,
+    seed: Seed = None,
     **settings: Any,
 ) -> Exit:
     """Train a dual encoder or a vision-language model, stage by stage.
 
-    `contrastive` trains a dual encoder from pictures with captions. `align` trains the projector between a vision tower
-    and a language model on captions, `instruct` the projector and the language model on questions and conversations,
-    `prefer` on pairs of a chosen and a rejected answer (DPO). `--from` carries one stage into the next.
+    `contrastive` makes a dual encoder; `align`, `instruct` and `prefer`, one after the other, a vision-language model.
+    `--from` carries one stage into the next.
 
     Data are checked before the first step: what cannot be used is counted, named and left out. Logs one JSON object a
     line on standard output. The folder holds a standard checkpoint at the end, that the other commands and
@@ -64,7 +95,7 @@ def train(
         "data": data,
         "out": Path(output) if output else Path() if dry_run else None,
         "batch_size": run.batch_size or None,
-        "seed": run.seed,
+        "seed": seed,
         "workers": run.workers or None,
         "device": None if run.device is Device.AUTO else torch_device(run.device.value),
     }
@@ -94,17 +125,17 @@ def train(
 
 def _setting_options() -> dict[str, Any]:
     """An option, by field name, for each setting of any stage that has a help."""
+    groups = {name: group for group, names in GROUPS.items() for name in names.split()}
     found: dict[str, Any] = {}
     for settings in SETTINGS.values():
         for name, setting in settings.items():
             if not setting["help"] or name in found:
                 continue
             value = (*typing.get_args(TYPES[name]), TYPES[name])[0]
-            flag, stages = name_of(name), stages_with(name)
+            flag = name_of(name)
             metavar = "|".join(setting["choices"]) or setting["unit"]
             spec = f"--{flag}/--no-{flag}" if value is bool else f"--{flag} {metavar}"
-            only = "" if len(stages) == len(Stage) else f" Only {', '.join(stages)}."
-            found[name] = Annotated[value | None, option(spec, setting["help"] + only)]
+            found[name] = Annotated[value | None, option(spec, setting["help"], group=groups[name])]
     return found
 
 
@@ -120,3 +151,42 @@ def _signature() -> inspect.Signature:
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def _describe(stage: str) -> Topic:
+    return Topic(STAGES[Stage(stage)], {name: _default(Stage(stage), name) for name in SETTINGS_OF_ALL})
+
+
+def _default(stage: Stage, name: str) -> str:
+    """The default of a setting in a stage, as its help shows it."""
+    if stage is Stage.CONTRASTIVE and name in ("lr", "weight_decay"):
+        return "by the model"
+    if name == "lock":
+        return "image with --vision or --text, else none"
+    kinds = [kind for kind in KINDS if kind.stage is stage and name in SETTINGS[kind]]
+    found = dict.fromkeys(_shown(f.default) for kind in kinds for f in fields(kind) if f.name == name)
+    first, *locked = found or [""]
+    if locked:
+        return f"{first}; image tower locked: {locked[0]}"
+    return f"{first}; with --lora {LORA_LR:g}" if name == "lr" and stage is not Stage.ALIGN else first
+
+
+def _shown(default: Any) -> str:
+    if default in (None, MISSING):
+        return ""
+    return (
+        {True: "on", False: "off"}[default]
+        if isinstance(default, bool)
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )
+
+
+SETTINGS_OF_ALL = list(dict.fromkeys(name for settings in SETTINGS.values() for name in settings if name != "device"))
+train.topics = Topics(  # type: ignore[attr-defined]
+    "Stages",
+    _describe,
+    {name: stages for name in SETTINGS_OF_ALL if len(stages := stages_with(name)) < len(Stage)},
+    refuses=False,  # load_config does, for files of settings, too
+)
