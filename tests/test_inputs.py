@@ -340,3 +340,18 @@ def test_deep_json_fails_alone(vlmkit, depth: int) -> None:
 def test_damaged_standard_input_is_one_line(vlmkit, data: bytes) -> None:
     done = vlmkit("embed", stdin=data, code=2)
     assert done.stdout == b"" and len(done.stderr.splitlines()) == 1 and b"defect" not in done.stderr
+
+
+def test_a_missing_null_flag_is_hinted_at(vlmkit, shell, tmp_path: Path) -> None:
+    names = [picture(tmp_path / "a folder of pictures" / name) for name in ("a.png", "b.png")]
+    piped = b"".join(bytes(name) + b"\0" for name in names)
+    for command in (["embed"], ["caption"], ["ask", "what?"], ["classify", "--labels", "a,b"]):
+        done = vlmkit(*command, stdin=piped, code=2)
+        assert done.stdout == b"" and done.stderr.count(b"\n") == 1 and b"add -0" in done.stderr
+    assert b"add -0" in vlmkit("embed", "--text", stdin=b"one text\0another", code=2).stderr
+    assert b"binary" in vlmkit("embed", stdin=bytes(100), code=2).stderr
+    assert b"leave out -0" in vlmkit("embed", "-0", stdin=b"x.png\ny.png\n", code=2).stderr
+    picture(tmp_path / "odd/a\nb\nc.png")
+    done = vlmkit("embed", stdin=b"odd/a\nb\nc.png\n", code=3)
+    assert b"-print0 and -0" in done.stderr.splitlines()[-1] and b"-print0" not in done.stderr.splitlines()[0]
+    assert shell("find odd -type f -print0 | vlmkit embed -0").returncode == 0

@@ -126,15 +126,41 @@ def test_the_picture_arrives(gradient: Path, environment, terminal, answer, deco
     assert re.search(r"2  0\.\d\d\d  /gone\.png\r\n\(no such file\)\r\n", text)
 
 
-@pytest.mark.parametrize("answer", [b"\x1b[?1;2c", b""], ids=["no", "silent"])
-def test_a_terminal_without_pictures(gradient: Path, environment, answer: bytes) -> None:
-    own = {k: v for k, v in environment.items() if k not in KNOWN} | PLAIN
-    code, got, errors = shown(["--preview"], own, answer)
-    assert code == 2 and errors.count(b"\n") == 1 and b"shows no pictures" in errors
-    assert b"gradient" not in got
+def from_half_blocks(data: bytes) -> Image.Image:
+    """Two pixels a character, by the colours set before it."""
+    cells = [
+        [(int(code) for code in colors.split(b";")) for colors in re.findall(rb"\x1b\[([\d;]+)m\xe2\x96\x80", line)]
+        for line in data.split(b"\r\n")
+    ]
+    halves = [[(rgb[2:5], rgb[7:10]) for rgb in map(list, row)] for row in cells if row]
+    return Image.fromarray(np.array([[pair[i] for pair in row] for row in halves for i in (0, 1)], np.uint8))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "terminal",
+    [PLAIN, KITTY | {"TMUX": "/tmp/tmux"}, ITERM2 | {"TERM": "tmux-256color"}, KITTY | {"TERM": "screen"}],
+    ids=["no protocol", "tmux", "tmux by its name", "screen by its name"],
+)
+def test_half_blocks_where_nothing_else_is_sure(gradient: Path, environment, terminal) -> None:
+    own = {k: v for k, v in environment.items() if k not in KNOWN} | terminal | {"COLORTERM": "truecolor"}
+    code, got, errors = shown(["--preview"], own, b"\x1b[?1;2c")
+    assert (code, errors) == (0, b"") and b"1337" not in got
+    assert (b"\x1b_G" in got) == (terminal is PLAIN), "a multiplexer takes it as a title"
+    image = from_half_blocks(got)
+    assert image.size == (40, 20)
+    with Image.open(gradient) as original:
+        expected = np.asarray(original.resize(image.size), float)
+    assert np.abs(np.asarray(image, float) - expected).mean() < 6
+
+
+def test_256_colors_and_none(gradient: Path, environment) -> None:
+    own = {k: v for k, v in environment.items() if k not in (*KNOWN, "COLORTERM")}
+    code, got, _ = shown(["--preview"], own | PLAIN, b"\x1b[?1;2c")
+    assert code == 0 and re.search(rb"\x1b\[38;5;\d+;48;5;\d+m\xe2\x96\x80", got) and b"38;2;" not in got
+    code, got, errors = shown(["--preview"], own | {"TERM": "dumb"})
+    assert code == 2 and errors.count(b"\n") == 1 and b"shows no pictures" in errors and b"gradient" not in got
+
+
 def test_no_style_where_no_color_is_set(gradient: Path, environment) -> None:
     own = {k: v for k, v in environment.items() if k not in KNOWN} | PLAIN
     assert b"\x1b[1m" in shown([], own)[1]

@@ -34,7 +34,11 @@ class DisplayOptions:
     nul: Annotated[bool, option("-0, --null", "Print paths alone, each ended by NUL.")] = False
     html: Annotated[str | None, option("--html FILE", "Write a contact sheet to FILE, too: one page of HTML.")] = None
     preview: Annotated[
-        bool, option("--preview", "Show the pictures, in a terminal that knows kitty's, iTerm2's or sixel.")
+        bool,
+        option(
+            "--preview",
+            "Show the pictures in the terminal, in half blocks where it knows none of kitty's, iTerm2's and sixel.",
+        ),
     ] = False
     output: OutputFile = None
     json: Json = False

@@ -27,7 +27,7 @@ from vlmkit.io.sources import (
 )
 from vlmkit.io.tables import read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
-from vlmkit.io.terminal import LINE_BYTES, SNIFF_BYTES, read_head, stdin_bytes, stdin_is_terminal
+from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions
 
 BOM = b"\xef\xbb\xbf"
@@ -139,16 +139,35 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
         yield from _records(form, stream, "-", how.images or os.getcwd())
     elif how.columns:
         yield from _table(head, stream, "-", how.images or os.getcwd(), how)
-    elif b"\0" in head[:SNIFF_BYTES] and not how.nul:
-        raise VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
+    elif b"\0" in head and not how.nul:
+        raise _not_lines(head, how)
     elif how.texts:
         yield from map(_text, _lines(stream, how))
     else:
+        before = ""  # lines that name nothing
         for path in map(os.fsdecode, _lines(stream, how)):
             if exists(path):
+                before = ""
                 yield from _expand(path, how)
             else:
-                yield _failed(path, _missing(path))
+                yield _failed(path, _missing(path), _hint_at_null(before, path, how))
+                before = f"{before}\n{path}".lstrip("\n")[-LINE_BYTES:]
+
+
+def _not_lines(head: bytes, how: Reading) -> VlmkitError:
+    """The error of a stream that starts with `head`, in which there are zeros."""
+    first = os.fsdecode(head.partition(b"\0")[0])
+    if first.isprintable() if how.texts else exists(first):
+        return VlmkitError("standard input has NUL at the ends of names, as find -print0 writes them", "add -0")
+    return VlmkitError("standard input is neither records nor names but binary data", "name the file instead")
+
+
+def _hint_at_null(before: str, path: str, how: Reading) -> str:
+    """What to do where a line names nothing, but would with those before it, or was to end in NUL; else nothing."""
+    if how.nul:
+        return "leave out -0 if each line is a name" if "\n" in path else ""
+    one_name = before and exists(f"{before}\n{path}")
+    return "names with line breaks need find -print0 and -0" if one_name else ""
 
 
 def _names_input(head: bytes) -> bool:
