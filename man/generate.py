@@ -38,6 +38,7 @@ ENVIRONMENT = [
     ("VLMKIT_EMBED_MODEL", "Default of -m for embed and classify."),
     ("VLMKIT_CHAT_MODEL", "Default of -m for caption and ask."),
     ("VLMKIT_INDEX", "Default of -i."),
+    ("VLMKIT_TOKEN", "Default of serve --token."),
     ("XDG_DATA_HOME", "Indexes given by name stand in its folder vlmkit (default ~/.local/share)."),
     ("OPENAI_API_KEY", "The key that an endpoint of -m openai:NAME gets."),
     ("OPENAI_BASE_URL", "Where that endpoint is, unless --base-url says it."),

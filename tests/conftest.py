@@ -13,6 +13,7 @@ import hypothesis
 import inside
 import pytest
 from hosted import Hosted
+from serving import Served
 from warm import Running, Server, Start, Warm, at_import
 
 from vlmkit.cli.demo import collect
@@ -134,6 +135,17 @@ def start(forker: Server) -> Iterator[Start]:
             return running
 
         yield begin
+
+
+@pytest.fixture(scope="session")
+def served(photos: Path, photo_rows: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A running `vlmkit serve` over an index of the photographs, with mini."""
+    folder = tmp_path_factory.mktemp("served")
+    environment = own_environment(folder / "home")
+    inside.run(["index"], folder, environment, photo_rows)
+    service = Served(folder, environment)
+    yield service
+    service.end()
 
 
 @pytest.fixture

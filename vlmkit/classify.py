@@ -38,13 +38,37 @@ def label_vectors(embedder: Embedder, labels: Sequence[str], templates: Sequence
     """L labels -> L x D unit vectors: the mean over the templates, normalised. `{}` in a template is the label."""
     import numpy as np
 
+    prompts = label_prompts(labels, templates)
+    return mean_vectors(np.concatenate([embedder.embed_user_texts(batch) for batch in batched(prompts, 256)]), labels)
+
+
+def label_prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Each label in each template, those of one label together. Raises VlmkitError for a template without a place."""
     for template in templates:
         if "{}" not in template:
             raise VlmkitError(f"the template {template!r} has no {{}}", "write {} where the label goes")
-    prompts = [template.replace("{}", label) for label in labels for template in templates]
-    vectors = np.concatenate([embedder.embed_user_texts(batch) for batch in batched(prompts, 256)])
-    means = vectors.reshape(len(labels), len(templates), -1).mean(axis=1)
+    return [template.replace("{}", label) for label in labels for template in templates]
+
+
+def mean_vectors(vectors: "np.ndarray", labels: Sequence[str]) -> "np.ndarray":
+    """The vectors of `label_prompts` -> L x D: the mean of each label's, normalised."""
+    import numpy as np
+
+    means = vectors.reshape(len(labels), -1, vectors.shape[1]).mean(axis=1)
     return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def best_labels(
+    vector: "np.ndarray", labels: Sequence[str], vectors: "np.ndarray", logit_scale: float, k: int
+) -> list[dict[str, object]]:
+    """The `k` labels that fit a vector (D) best, each with its probability among all labels."""
+    import numpy as np
+
+    logits = logit_scale * (vectors @ vector)  # (L,)
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    return [{"label": labels[i], "score": round(float(probabilities[i]), 6)} for i in order]
 
 
 def classify(
@@ -58,15 +82,10 @@ def classify(
 
     Where `label` is the data's own, which came without `labels`, it stays, and `predicted` is the best one.
     """
-    import numpy as np
 
     def to_record(found: "tuple[Record, np.ndarray]") -> Record:
         record, vector = found
-        logits = logit_scale * (vectors @ vector)  # (L,)
-        exponentials = np.exp(logits - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        order = np.argsort(-probabilities, kind="stable")[:k]
-        best = [{"label": labels[i], "score": round(float(probabilities[i]), 6)} for i in order]
+        best = best_labels(vector, labels, vectors, logit_scale, k)
         has_own = "label" in record and ("labels" not in record or "predicted" in record)
         return record | {"predicted" if has_own else "label": best[0]["label"], "labels": best}
 

@@ -40,6 +40,9 @@ GROUPS = {  # what one wants, and the commands for it
         "train": Entry("vlmkit.cli.train:train", "Train a dual encoder or a vision-language model, stage by stage."),
         "eval": Entry("vlmkit.cli.eval:eval", "Score predictions with confidence intervals, and compare two models."),
     },
+    "Share": {
+        "serve": Entry("vlmkit.cli.serve:serve", "Answer over HTTP, with the interface of OpenAI's."),
+    },
     "Fetch and try": {
         "download": Entry("vlmkit.cli.download:download", "Fetch data sets, models, and pictures by URL."),
         "demo": Entry("vlmkit.cli.demo:demo", "Show what vlmkit does, on photographs that come with Python packages."),

@@ -89,7 +89,16 @@ MaxPixels = Annotated[
         group=RUNNING,
     ),
 ]
+RunsOn = Annotated[
+    Device, option("--device", "Where models run; auto takes CUDA, then MPS, then the CPU.", show_default="auto")
+]
+Workers = Annotated[int, option("--workers N", "Threads that decode; 0 for one a core.", min=0)]
 Seed = Annotated[int | None, option("--seed N", "Seed of everything random.", min=0, show_default="0", group=RUNNING)]
+
+
+def cores(workers: int) -> int:
+    """The threads that --workers asks for."""
+    return workers or len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +126,7 @@ class Run(Common):
     """The options of commands that run a model over pictures or texts."""
 
     title: ClassVar[str] = RUNNING
-    device: Annotated[
-        Device, option("--device", "Where models run; auto takes CUDA, then MPS, then the CPU.", show_default="auto")
-    ] = Device.AUTO
+    device: RunsOn = Device.AUTO
     batch_size: Annotated[
         int,
         option(
@@ -129,7 +136,7 @@ class Run(Common):
             show_default="auto",
         ),
     ] = AUTO
-    workers: Annotated[int, option("--workers N", "Threads that decode; 0 for one a core.", min=0)] = 0
+    workers: Workers = 0
     max_pixels: MaxPixels = None
 
     def batch(self, suits: int) -> int:
@@ -137,7 +144,7 @@ class Run(Common):
 
     @property
     def threads(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
+        return cores(self.workers)
 
     def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Embedder":
         """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""

@@ -90,7 +90,7 @@ def _after_leading_marks(text: str) -> str:
     return text.strip() if MARK in rest else rest.strip()
 
 
-def _limits(sample: ChatSample, model: ChatModel) -> Iterator[str]:
+def limits(sample: ChatSample, model: ChatModel) -> Iterator[str]:
     """What the model does not do for `sample`, told once a run."""
     name = name_of(model.identity)
     if sample.earlier and not model.interleaved:
@@ -191,7 +191,7 @@ class Respond(BatchStage):
         return self.batch_size or self.model().batch.size
 
     def __call__(self, samples: list[ChatSample]) -> list[tuple[Record, Reply] | Failed]:
-        for limit in {limit for sample in samples for limit in _limits(sample, self.model())} - self.told:
+        for limit in {limit for sample in samples for limit in limits(sample, self.model())} - self.told:
             self.told.add(limit)
             warn(limit)
         start = time.perf_counter()

@@ -24,12 +24,6 @@ REMEDY = "give a JSON Schema, a file of one, or fields such as 'name, age int, b
 def read_schema(text: str) -> dict[str, Any]:
     """The JSON Schema that `text` is or names. Raises VlmkitError."""
     check_installed("--schema", "vlmkit[schema]", "jsonschema")
-    from jsonschema import SchemaError
-    from jsonschema.validators import validator_for
-    from jsonschema_specifications import REGISTRY
-    from referencing import Resource
-    from referencing.jsonschema import DRAFT202012
-
     if os.path.isfile(text):
         with open(text, "rb") as file:
             schema = _parsed(file.read(), text)
@@ -37,16 +31,27 @@ def read_schema(text: str) -> dict[str, Any]:
         schema = _parsed(text.encode(), "--schema")
     else:
         schema = _concise(text)
-    try:
-        validator_for(schema).check_schema(schema)
-    except SchemaError as error:
-        raise VlmkitError(f"--schema is not a JSON Schema: {error.message}", REMEDY) from None
-    root: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
-    _check_references(root, REGISTRY.with_resource(root.id() or "", root).resolver_with_root(root))
+    check_schema(schema, "--schema")
     return schema
 
 
-def _check_references(part: "Resource[Any]", resolver: "Resolver[Any]") -> None:
+def check_schema(schema: dict[str, Any], name: str) -> None:
+    """Raise VlmkitError, which calls the schema `name`, unless it is one that refers to nothing outside itself."""
+    from jsonschema import SchemaError
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
+    from referencing.jsonschema import DRAFT202012
+
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as error:
+        raise VlmkitError(f"{name} is not a JSON Schema: {error.message}", REMEDY) from None
+    root: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
+    _check_references(root, REGISTRY.with_resource(root.id() or "", root).resolver_with_root(root), name)
+
+
+def _check_references(part: "Resource[Any]", resolver: "Resolver[Any]", name: str) -> None:
     """Raise VlmkitError for a reference to something outside the schema: nothing is fetched."""
     from referencing.exceptions import Unresolvable
 
@@ -55,10 +60,10 @@ def _check_references(part: "Resource[Any]", resolver: "Resolver[Any]") -> None:
             try:
                 resolver.lookup(part.contents[key])
             except Unresolvable:
-                what = f"--schema refers to {part.contents[key]}, which is not in it"
+                what = f"{name} refers to {part.contents[key]}, which is not in it"
                 raise VlmkitError(what, "write that part under $defs; nothing is fetched") from None
     for inner in part.subresources():
-        _check_references(inner, resolver.in_subresource(inner))
+        _check_references(inner, resolver.in_subresource(inner), name)
 
 
 def _parsed(data: bytes, name: str) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class Embedder(Model, ABC):
         """The words in `texts` that the model has no token for: to it they are all the same."""
         return []
 
+    def count_tokens(self, texts: list[str]) -> tuple[int, int]:
+        """The tokens of `texts` that the model reads, 0 if it does not say, and how many texts are cut to fit."""
+        return 0, 0
+
     def embed_user_texts(self, texts: list[str]) -> "np.ndarray":
         """`embed_texts` for what a user wrote: unknown words are named on standard error, each once."""
         new = [word for word in dict.fromkeys(self.unknown_words(texts)) if word not in self._named_words]
@@ -208,7 +212,7 @@ class Answer:
 
     `boxes` is None unless the request was for boxes; `note` is what the user should know about them.
     `reasoning` is what the model thought aloud, which is not part of `text`; `confidence` (0 to 1) is None where the
-    model gives none.
+    model gives none. `prompt_tokens` are those of the request with its pictures, 0 where the model does not say.
     """
 
     text: str
@@ -218,6 +222,7 @@ class Answer:
     note: str = ""
     reasoning: str = ""
     confidence: float | None = None
+    prompt_tokens: int = 0
 
     def failure(self) -> "RequestError | None":
         """Why this is no answer, if nothing can be read in it."""

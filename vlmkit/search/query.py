@@ -77,7 +77,12 @@ def query_vector(query: Query, index: Index, model: Embedder | None) -> np.ndarr
             vectors.append(model.embed_images(np.stack(pictures)))
     weights += [1.0] * len(query.like)
     vectors += [index.vector(slot)[None] for slot in slots_of(index, query.like)]
-    total = np.array([weights], np.float32) @ np.concatenate(vectors)
+    return combined(weights, np.concatenate(vectors))
+
+
+def combined(weights: Sequence[float], vectors: np.ndarray) -> np.ndarray:
+    """The weighted sum of unit vectors (N x D), normalised: 1 x D float32. Raises VlmkitError where it vanishes."""
+    total = np.array([weights], np.float32) @ vectors
     norm = np.linalg.norm(total)
     if not norm > MIN_NORM * sum(map(abs, weights)):
         raise VlmkitError("the parts of the query cancel out", "change a weight, or leave out a --minus")

@@ -89,13 +89,14 @@ def read_answer(reply: Any, start: str = "") -> Answer | RequestError:
     if text and (start := start.strip()):
         begun = text[: len(start)].lower() == start.lower()
         text = start + (text[len(start) :] if begun else f" {text}")
-    tokens = _count((reply.get("usage") or {}).get("completion_tokens"))
+    usage = reply.get("usage") or {}
     answer = Answer(
         text,
         "length" if finish in LENGTH else "stop",
-        tokens,
+        _count(usage.get("completion_tokens")),
         reasoning="\n".join(dict.fromkeys(filter(None, map(str.strip, thoughts)))),
         confidence=_confidence(choice),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
     )
     return answer.failure() or answer
 

@@ -238,7 +238,8 @@ class MiniChat(ChatModel):
             replies = self._generate([requests[i] for i in fit], [tails[i] for i in fit], limits, sampling)
             for i, (tokens, ended) in zip(fit, replies, strict=True):
                 text = self._prompts.text(tokens, requests[i].start)
-                answers[i] = Answer(text, "stop" if ended else "length", len(tokens) + ended)
+                finish = "stop" if ended else "length"
+                answers[i] = Answer(text, finish, len(tokens) + ended, prompt_tokens=lengths[i])
         return answers
 
     def _generate(

@@ -265,9 +265,10 @@ class ImageTextToText(TransformersChatModel):
         rows = self._tokens(self._encode_once(inputs, requests), requests, sampling, streamer)
         generated = [row[inputs["input_ids"].shape[1] :] for row in rows]
         if form is None:
+            prompts = inputs["attention_mask"].sum(1).tolist()  # without padding
             return [
-                self._answer(tokens, request, self._thought(request))
-                for tokens, request in zip(generated, requests, strict=True)
+                replace(self._answer(tokens, request, self._thought(request)), prompt_tokens=count)
+                for tokens, request, count in zip(generated, requests, prompts, strict=True)
             ]
         return [
             self._answer_boxes(tokens, partial(find_boxes, form=form, original=request.pictures[0].size, scaled=size))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.embedders.tokenizers import unknown_words
+from vlmkit.models.embedders.tokenizers import count_tokens, unknown_words
 from vlmkit.models.resolve import MINI_FOLDER, Checkpoint
 from vlmkit.models.types import Embedder, Hardware
 
@@ -64,6 +64,9 @@ class Mini(Embedder):
 
     def unknown_words(self, texts: list[str]) -> list[str]:
         return unknown_words(self._tokenizer, texts)
+
+    def count_tokens(self, texts: list[str]) -> tuple[int, int]:
+        return count_tokens(self._tokenizer, texts)
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         return preprocess(image)

@@ -29,6 +29,12 @@ def unknown_words(tokenizer: "tokenizers.Tokenizer", texts: list[str]) -> list[s
     return found
 
 
+def count_tokens(tokenizer: "tokenizers.Tokenizer", texts: list[str]) -> tuple[int, int]:
+    """The tokens of `texts` without padding, and how many texts `tokenizer` cuts."""
+    encodings = tokenizer.encode_batch(texts)
+    return sum(sum(one.attention_mask) for one in encodings), sum(bool(one.overflowing) for one in encodings)
+
+
 def _has_meaning(character: str) -> bool:
     """Whether it is a letter, a number or a symbol such as an emoji, not punctuation, space or a mark."""
     return unicodedata.category(character)[0] in "LNS"

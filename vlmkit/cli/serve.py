@@ -1,0 +1,146 @@
+"""The command serve."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from vlmkit.cli.options import (
+    MODEL,
+    RUNNING,
+    AllowPrivate,
+    Common,
+    Device,
+    EmbedPrecision,
+    IndexName,
+    RunsOn,
+    Workers,
+    cores,
+    option,
+    valid_utf8,
+)
+from vlmkit.errors import Exit, VlmkitError, check_installed
+from vlmkit.io.images import MAX_PIXELS_VARIABLE
+from vlmkit.io.terminal import warn
+
+Several = list[str] | None
+MODEL_HELP = "A model that requests may name, by NAME if given; may be repeated. mini by default."
+HOST_HELP = "The address to listen at; another than that of this machine alone needs a token."
+TOKEN_HELP = "Answer only who sends it as Authorization: Bearer; for an open address one is made and printed."
+ALLOW_HELP = "Answer to this value of the header Host, too, such as a name behind a proxy; may be repeated."
+CORS_HELP = "Let web pages of this origin send requests, such as https://example.org; may be repeated."
+
+
+@dataclass(frozen=True, slots=True)
+class AddressOptions:
+    """Where the service is, and who may use it."""
+
+    title: ClassVar[str] = "Who may ask"
+    host: Annotated[str, option("--host HOST", HOST_HELP)] = "127.0.0.1"
+    port: Annotated[int, option("--port PORT", "The port; 0 for any that is free.", min=0, max=65535)] = 8000
+    token: Annotated[str | None, option("--token TOKEN", TOKEN_HELP, envvar="VLMKIT_TOKEN", callback=valid_utf8)] = None
+    allow_host: Annotated[Several, option("--allow-host NAME", ALLOW_HELP, show_default=False)] = None
+    cors: Annotated[Several, option("--cors ORIGIN", CORS_HELP, show_default=False)] = None
+    allow_private: AllowPrivate = False
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """What a request may take."""
+
+    title: ClassVar[str] = "Limits"
+    max_body: Annotated[int, option("--max-body MIB", "Refuse requests of more MiB.", min=1)] = 32
+    max_queue: Annotated[int, option("--max-queue N", "Refuse requests beyond N that wait or run.", min=1)] = 128
+    timeout: Annotated[float, option("--timeout SECONDS", "Give up a request after so long.", min=0.1)] = 300.0
+    max_pixels: Annotated[
+        int, option("--max-pixels N", "Refuse pictures of more pixels.", min=1, envvar=MAX_PIXELS_VARIABLE)
+    ] = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Machine(Common):
+    """Where models run."""
+
+    title: ClassVar[str] = RUNNING
+    device: RunsOn = Device.AUTO
+    workers: Workers = 0
+    idle: Annotated[float, option("--idle SECONDS", "Unload a model not used for so long; 0: never.", min=0)] = 1800.0
+
+
+def serve(
+    machine: Machine,
+    address: AddressOptions,
+    limits: LimitOptions,
+    index: IndexName = "default",
+    model: Annotated[Several, option("-m, --model [NAME=]MODEL", MODEL_HELP, show_default=False, group=MODEL)] = None,
+    precision: EmbedPrecision = None,
+) -> Exit:
+    """Answer over HTTP, with the interface of OpenAI's.
+
+    /v1/chat/completions, /v1/embeddings of texts and pictures, /v1/search in the index, /v1/classify, /v1/models,
+    /metrics for Prometheus, /health, and /openapi.json, which describes them. Models are loaded when a request first
+    asks for them, and requests that wait go through them together. An index that changes is opened again.
+
+    Only this machine is answered, unless --host says otherwise. The headers Host and Origin are checked, so that no web
+    page reaches the service unless --cors names it. Pictures come with the request, by URL from public addresses, or
+    from the index by the id of a record; other files are not opened. SIGTERM ends the service after the requests that
+    run. Needs the extra `serve`.
+    """
+    check_installed("serve", "vlmkit[serve]", "starlette", "uvicorn", "prometheus_client", "jsonschema")
+    from vlmkit.index import index_folder
+    from vlmkit.models.types import Hardware
+    from vlmkit.serve.server import bind
+    from vlmkit.serve.server import run as run_server
+    from vlmkit.serve.service import Service
+    from vlmkit.serve.settings import MIB, Settings, is_loopback
+
+    os.environ[MAX_PIXELS_VARIABLE] = str(limits.max_pixels)
+    token = _token(address.token, is_loopback(address.host))
+    settings = Settings(
+        index=index_folder(index),
+        host=address.host,
+        token=token,
+        models=_models(model),
+        hardware=Hardware(machine.device.value, precision=precision.value if precision else None),
+        threads=cores(machine.workers),
+        hosts=tuple(address.allow_host or ()),
+        origins=tuple(address.cors or ()),
+        allow_private=address.allow_private,
+        max_body=limits.max_body * MIB,
+        max_queue=limits.max_queue,
+        timeout=limits.timeout,
+        idle=machine.idle,
+    )
+    service = Service(settings)
+    with bind(address.host, address.port) as listener:
+        if token is not None and address.token is None:
+            warn(f"the token is {token}")
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if not machine.quiet:
+            models = ", ".join(settings.models)
+            warn(f"serving {models} and the index {settings.index} at {url}; Ctrl-C ends it")
+        run_server(service, listener, log=machine.verbose and not machine.quiet)
+    return Exit.OK
+
+
+def _token(given: str | None, only_this_machine: bool) -> str | None:
+    if given is None:
+        return None if only_this_machine else secrets.token_urlsafe(24)
+    if not given.strip() or not given.isascii() or not given.isprintable():
+        raise VlmkitError("--token must be printable ASCII", "leave it out to have one made")
+    return given.strip()
+
+
+def _models(given: list[str] | None) -> dict[str, str]:
+    """The names that requests may use, each with its model."""
+    defaults = [os.environ.get(name) or "mini" for name in ("VLMKIT_EMBED_MODEL", "VLMKIT_CHAT_MODEL")]
+    models: dict[str, str] = {}
+    for text in given or dict.fromkeys(defaults):
+        known, equals, name = text.partition("=")
+        if not equals or os.path.exists(text):
+            known = name = text
+        if not known or not name:
+            raise VlmkitError(f"--model {text} lacks a name", "write MODEL, or NAME=MODEL")
+        models[known] = name
+    return models

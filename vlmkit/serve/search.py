@@ -1,0 +1,119 @@
+"""/v1/search: the records of the index that are nearest to a query of words and pictures."""
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.responses import Response
+
+from vlmkit.errors import VlmkitError
+from vlmkit.index import Index
+from vlmkit.index.where import parse_condition
+from vlmkit.io.records import name_of
+from vlmkit.search.query import combined, load_model, slots_of, weighted_text
+from vlmkit.search.search import SearchOptions, search_one
+from vlmkit.serve.errors import ApiError
+from vlmkit.serve.json import JsonResponse
+from vlmkit.serve.operations import PICTURE, STRINGS, Operation, Schema, object_of, unused, warned
+from vlmkit.serve.parts import Part, check_pictures
+from vlmkit.serve.service import Service
+from vlmkit.serve.vectors import part_vectors, read_texts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESULTS = 10
+MOST_RESULTS = 1000
+PICTURES: Schema = {"anyOf": [PICTURE, {"type": "array", "items": PICTURE}]}
+VALUE: Schema = {"type": ["string", "number", "boolean", "null"]}
+SCHEMA = object_of(
+    query=STRINGS | {"description": "Words, with a weight as in 2:red car; several add up."},
+    image=PICTURES,
+    minus=STRINGS | {"description": "Words whose meaning is subtracted."},
+    like=STRINGS | {"description": "Ids of records; these are left out."},
+    k={"type": ["integer", "null"], "minimum": 1, "maximum": MOST_RESULTS},
+    offset={"type": ["integer", "null"], "minimum": 0, "maximum": 100_000},
+    min_score={"type": ["number", "null"]},
+    where={
+        "description": "Conditions such as width>1000 that all hold, or an object of fields and their values.",
+        "anyOf": [*STRINGS["anyOf"], {"type": "object", "additionalProperties": VALUE}, {"type": "null"}],
+    },
+)
+
+
+async def search(service: Service, body: dict[str, Any]) -> Response:
+    """Records with `rank` and `score`, best first."""
+    texts, minus, images, like = (_listed(body.get(key)) for key in ("query", "minus", "image", "like"))
+    if not (texts or minus or images or like) or not all(text.strip() for text in (*texts, *minus)):
+        raise ApiError(400, "there is nothing to look for: give query, image or like", code="empty", param="query")
+    conditions = _conditions(body.get("where"))
+    weighted = [weighted_text(text) for text in texts] + [(-w, text) for w, text in map(weighted_text, minus)]
+    parts = [Part(False, text, "query") for _, text in weighted]
+    parts += [Part(True, image, f"image.{i}") for i, image in enumerate(images)]
+    check_pictures(parts)
+    weights = [weight for weight, _ in weighted] + [1.0] * (len(images) + len(like))
+    notes = unused(body, SCHEMA)
+    vectors: list[np.ndarray] = []
+    if parts:
+        made_by = await service.look(_model_of)
+        async with service.models.use("embed", name_of(made_by)) as loaded:
+            await service.look(lambda index: load_model(index, None, lambda _: loaded.model))  # checks that it fits
+            vectors = await part_vectors(service, loaded, parts)
+            _, more = await read_texts(service, name_of(made_by), loaded.model, [text for _, text in weighted])
+            notes += more
+
+    offset, k = body.get("offset") or 0, body.get("k") or RESULTS
+
+    def found(index: Index) -> list[dict[str, Any]]:
+        import numpy as np
+
+        slots = _valid(lambda: slots_of(index, like), "like")
+        rows = [*vectors, *(index.vector(slot) for slot in slots)]
+        vector = _valid(lambda: combined(weights, np.stack(rows)), "query")
+        among = _valid(lambda: _among(index, conditions, notes), "where") if conditions else None
+        options = SearchOptions(offset + k, among, frozenset(slots), body.get("min_score"))
+        return search_one(index, vector, " + ".join([*texts, *like]), options).records[offset:]
+
+    records = await service.look(found)
+    return JsonResponse(warned({"object": "list", "data": records}, notes))
+
+
+def _listed(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _conditions(where: Any) -> list[Any]:
+    if isinstance(where, dict):
+        where = [f"{field}={_spelled(value)}" for field, value in where.items()]
+    return _valid(lambda: [parse_condition(text) for text in _listed(where)], "where")
+
+
+def _spelled(value: Any) -> str:
+    """A value of JSON as --where takes it."""
+    if isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode()
+
+
+def _among(index: Index, conditions: list[Any], notes: list[str]) -> "np.ndarray":
+    among = index.where(conditions)
+    doubtful = conditions if not len(among) else [c for c in conditions if c.operator not in ("=", "~")]
+    notes += index.explain(doubtful) if doubtful else []
+    return among
+
+
+def _model_of(index: Index) -> str:
+    if index.state.model is None:
+        what = f"the index at {index.folder} does not say which model made its vectors: look in it with like"
+        raise ApiError(400, what, code="no_model", param="query")
+    return index.state.model
+
+
+def _valid(work: Any, param: str) -> Any:
+    """`work()`; what is wrong with the request is its error."""
+    try:
+        return work()
+    except VlmkitError as error:
+        raise ApiError(400, str(error).removeprefix("--"), code="invalid_value", param=param) from None
+
+
+OPERATIONS = [Operation("POST", "/v1/search", search, "The nearest records of the index.", SCHEMA)]
