@@ -188,7 +188,6 @@ def test_requests_that_are_none(served: Served) -> None:
         b"GET /health HTTP/1.1\r\n\r\n": b"HTTP/1.1 400",
         b"GET /health HTTP/1.0\r\n\r\n": b"HTTP/1.1 421",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n": b"HTTP/1.1 400",
-        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n": b"HTTP/1.1 400",
         POST + b"Content-Length: -1\r\n\r\n": b"HTTP/1.1 400",
         POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n": b"HTTP/1.1 400",
         POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n": b"HTTP/1.1",
@@ -207,6 +206,8 @@ def test_requests_that_are_none(served: Served) -> None:
             if not expected:
                 continue
             assert connection.recv(65536).startswith(expected), data[:80]
+    endless = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 5_000_000
+    assert b"200 OK" not in served.raw(endless)
     assert served.get("/health").status_code == 200
 
 

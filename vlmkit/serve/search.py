@@ -1,5 +1,6 @@
 """/v1/search: the records of the index that are nearest to a query of words and pictures."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -70,7 +71,8 @@ async def search(service: Service, body: dict[str, Any]) -> Response:
         rows = [*vectors, *(index.vector(slot) for slot in slots)]
         vector = _valid(lambda: combined(weights, np.stack(rows)), "query")
         among = _valid(lambda: _among(index, conditions, notes), "where") if conditions else None
-        options = SearchOptions(offset + k, among, frozenset(slots), body.get("min_score"))
+        least = -math.inf if body.get("min_score") is None else body["min_score"]
+        options = SearchOptions(offset + k, among, frozenset(slots), least)
         return search_one(index, vector, " + ".join([*texts, *like]), options).records[offset:]
 
     records = await service.look(found)
