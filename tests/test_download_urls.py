@@ -283,7 +283,7 @@ def test_lists_that_are_none(vlmkit, tmp_path: Path) -> None:
         ("a.csv", b"caption,link\n", b"has no column url; it has caption, link"),
         ("a.tsv", b"a dog\thttp://a.example/b.jpg\n", b"add a first line"),
         ("b.csv", b"url,url\n", b"two columns url"),
-        ("a.txt", b"PK\3\4\0\0", b"neither records nor a table"),
+        ("a.txt", b"PK\3\4\0\0", b"not an xlsx file: unpack it first"),
         ("a.parquet", b"PAR1 and no more than that", b"cannot be read"),
         ("missing.csv", None, b"no such file"),
     ]:

@@ -112,7 +112,7 @@ def test_other_sheets_are_told(vlmkit, tmp_path: Path) -> None:
         ("id\tanswer\tprediction\n1\tcat\tcat\tor dog\n", "a.tsv:2: 4 cells for 3 columns"),
         ('id\tanswer\tprediction\n1\tcat\t"cat" is it\n', "a.tsv:2: "),
         ('id\tanswer\tprediction\n1\tcat\t"cat\n2\tcat\tcat\n', "a.tsv:"),
-        ("id\tprediction\tprediction\n1\tcat\tdog\n", "several columns are called prediction"),
+        ("id\tprediction\tprediction\n1\tcat\tdog\n", "a.tsv has two columns prediction"),
         (b"id\tanswer\tprediction\n1\tK\xf6ln\tx\n", "save it as UTF-8"),
         (b"PK\x03\x04 cut", "not an xlsx file"),
     ],

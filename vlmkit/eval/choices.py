@@ -1,45 +1,9 @@
-"""The options of multiple-choice questions in records, as MMBench, MMMU, ScienceQA and ARC write them."""
+"""Which option of a multiple-choice question its references name."""
 
-import re
-import string
 from collections.abc import Mapping
-from typing import Any
 
 from vlmkit.eval.predictions import Row
-from vlmkit.eval.tables import literal_list
-from vlmkit.io.records import Record
-from vlmkit.io.values import text_of
-
-LETTERS = string.ascii_uppercase
-FIELDS = ("options", "choices")
-COLUMN = re.compile(r"(?:(?i:option|choice)[ _-]?)?([A-Z])|(?i:option|choice)[ _-]?([a-z])")
-NUMBERED = re.compile(r"^\s*[(\[]?([A-Z])[)\].:]\s*(\S.*?)\s*$", re.MULTILINE)
-
-
-def options_of(record: Record, question: str) -> dict[str, str]:
-    """The texts of the options by their letters; none where the record has no options."""
-    found = next(filter(None, (_options_in(record.get(name)) for name in FIELDS)), {})
-    if not found:
-        columns = ((COLUMN.fullmatch(name), text_of(value)) for name, value in record.items())
-        found = dict(sorted(((c[1] or c[2]).upper(), text) for c, text in columns if c and text))
-    found = found or dict(NUMBERED.findall(question))
-    return found if list(found) == list(LETTERS[: len(found)]) and len(found) > 1 else {}
-
-
-def _options_in(value: Any) -> dict[str, str]:
-    """Options of a list, of a text with one a line, of an object by letters or ARC's {"text": […], "label": […]}."""
-    if isinstance(value, dict):
-        if isinstance(value.get("text"), list):
-            value = dict(zip(LETTERS, value["text"], strict=False))
-        return {name.strip(" ().").upper(): text for name, option in value.items() if (text := text_of(option))}
-    options = literal_list(value)
-    if options is None:
-        return dict(NUMBERED.findall(value)) if isinstance(value, str) else {}
-    texts = [text_of(option) or "" for option in options]
-    marked = [NUMBERED.fullmatch(text) for text in texts]
-    if all(found and found[1] == letter for found, letter in zip(marked, LETTERS, strict=False)):
-        texts = [found[2] for found in marked if found]
-    return dict(zip(LETTERS, texts, strict=False))
+from vlmkit.io.choices import FIELDS
 
 
 def right_option(row: Row, options: Mapping[str, str]) -> str | None:

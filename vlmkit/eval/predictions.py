@@ -106,7 +106,7 @@ def _fields(record: Record) -> str:
 def read_records(source: Source) -> Iterator[Record]:
     """The records of a file by its content. Raises VlmkitError at the first broken record."""
     if source.is_table():
-        yield from tables.read_table(source.path, source.name)
+        yield from tables.read_predictions(source.path, source.name)
         return
     from vlmkit.io.inputs import Reading, records_of
 

@@ -229,7 +229,10 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str) -> Iterator[I
 
 def _table(head: bytes, stream: IO[bytes], name: str, folder: str, how: Reading) -> Iterator[Item | Failed]:
     for row in read_table(head, stream, name, how.columns):
-        yield row if isinstance(row, Failed) else Item(_absolute(row, folder))
+        if isinstance(row, Failed):
+            yield row
+        else:
+            yield Item(_absolute({column: cell for column, cell in row.items() if cell is not None}, folder))
 
 
 def _is_jsonl(stream: IO[bytes]) -> bool:

@@ -1,14 +1,15 @@
-"""Tables (CSV, TSV, Parquet) and plain lines as records: the fields of a row are the columns where it has a value."""
+"""Tables (CSV, TSV, xlsx, Parquet) and plain lines as records: the fields of a row are its columns."""
 
 import codecs
 import csv
 import io
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import IO, Any
 
 from vlmkit.errors import VlmkitError, check_installed, first_line
@@ -16,49 +17,61 @@ from vlmkit.io.records import Failed, Record, dumps
 from vlmkit.io.sources import is_url
 from vlmkit.io.terminal import warn
 
-CELL_BYTES = 1 << 30
-DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # by suffix; the first one is meant where none shows the column
+CELL_BYTES = 1 << 30  # a cell may contain a picture
+DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # by suffix, else those of TSV
 PARQUET = b"PAR1"
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"PK\3\4")
+WORKBOOK = b"PK\3\4"
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+Cells = Iterator[tuple[int, Sequence[Any]] | Failed]  # each with the number of its line or row
 
 
-def read_table(head: bytes, stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[Record | Failed]:
-    """The rows of a table that starts with `head` and has one of `columns`, told by its content.
+def read_table(head: bytes, stream: IO[bytes], name: str, columns: Sequence[str] = ()) -> Iterator[Record | Failed]:
+    """The rows of a table that starts with `head`, told by its content; a cell without a value is None.
 
-    What begins with a URL has no columns: each line is a record {columns[0]: line}; empty lines and those that begin
-    with # are skipped. Raises VlmkitError where the table has none of `columns`, ignoring case.
+    A row that cannot be read without losing something fails alone. With `columns` the table has to have one of them,
+    ignoring case, or is plain lines: where the first one is a URL each is a record {columns[0]: line}, without empty
+    ones and those that begin with #. Raises VlmkitError.
     """
     if head.startswith(PARQUET):
         return _parquet(stream, name, columns)
-    utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if head.startswith(COMPRESSED) or (b"\0" in head and not utf16):
+    if head.startswith(WORKBOOK):
+        rows = _workbook_rows(stream, name)
+        return _records(_first(rows, name), rows, name, columns)
+    if head.startswith(COMPRESSED) or (b"\0" in head and not head.startswith(UTF16)):
         remedy = "unpack it first, or name another file"
         raise VlmkitError(f"{name} is neither records nor a table nor lines of text", remedy)
-    encoding = "utf-16" if utf16 else "utf-8-sig"
-    lines: Iterator[str] = io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline="")
-    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    if not first:
+    lines: Iterator[str] = io.TextIOWrapper(stream, encoding_of(head), errors="surrogateescape", newline="")
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    skipped = (found for found in numbered if not (columns and found[1].startswith("#")))
+    number, line = next(skipped, (0, ""))
+    if not line:
         return iter(())
     suffix = os.path.splitext(name)[1].lower()
-    header, delimiter = _header(first, DELIMITERS.get(suffix, "\t,;|"), columns)
-    has_columns = not _missing(header, columns)
-    if not has_columns and len(header) > 1 and any(is_url(cell) for cell in header):
-        raise VlmkitError(
-            f"{name} begins with a row of values", f"add a first line that names the columns: {columns[0]}"
-        )
-    if not has_columns and (is_url(first.strip()) or suffix not in DELIMITERS):
-        return _plain(chain([first], lines), name, columns[0])
-    check_columns(name, header, columns)
-    return _rows(csv.reader(lines, delimiter=delimiter, strict=True), header, name)
+    header, delimiter = _header(line, DELIMITERS.get(suffix, DELIMITERS[".tsv"]), columns)
+    if columns and _missing(header, columns):
+        if len(header) > 1 and any(map(is_url, header)):
+            remedy = f"add a first line that names the columns: {columns[0]}"
+            raise VlmkitError(f"{name} begins with a row of values", remedy)
+        if is_url(line.strip()) or suffix not in DELIMITERS:
+            return _plain(chain([line], lines), columns[0])
+    rows = _text_rows(chain([line], lines), delimiter, name, number - 1)
+    return _records(_first(rows, name), rows, name, columns)
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text that starts with `head`, by its byte order mark; else UTF-8."""
+    return "utf-16" if head.startswith(UTF16) else "utf-8-sig"
 
 
 def check_columns(name: str, found: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise VlmkitError where a table with the columns `found` has none of `wanted`, or one of them twice."""
-    if _missing(found, wanted):
+    """Raise VlmkitError where a table with the columns `found` has none of `wanted`, or two of one name."""
+    if wanted and _missing(found, wanted):
         remedy = "name the one of the URLs with --url-column"
         raise VlmkitError(f"{name} has no column {wanted[0]}; it has {', '.join(found)}", remedy)
     if twice := next((column for column in found if found.count(column) > 1), None):
-        raise VlmkitError(f"{name} has two columns {twice or 'without a name'}", "give each column a name of its own")
+        raise VlmkitError(f"{name} has two columns {twice}", "give each column a name of its own")
 
 
 def _missing(found: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -66,44 +79,110 @@ def _missing(found: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _header(line: str, delimiters: str, columns: Sequence[str]) -> tuple[list[str], str]:
-    """The cells of the first line, and the delimiter: the one that shows one of `columns`, else the usual one."""
-    for delimiter in (*delimiters, delimiters[0]):
-        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
-        if not _missing(cells, columns):
-            break
-    return cells, delimiter
+    """The cells of the first line, and the delimiter: the one that shows one of `columns`, else the first there is."""
+    split = {mark: [cell.strip() for cell in next(csv.reader([line], delimiter=mark), [])] for mark in delimiters}
+    showing = (mark for mark in delimiters if not _missing(split[mark], columns))
+    usual = delimiters[0] if columns else next((mark for mark in delimiters if mark in line), delimiters[0])
+    delimiter = next(showing, usual)
+    return split[delimiter], delimiter
 
 
-def _plain(lines: Iterator[str], name: str, column: str) -> Iterator[Record | Failed]:
+def _first(rows: Cells, name: str) -> Sequence[Any]:
+    """The first row with a value."""
+    for row in rows:
+        if isinstance(row, Failed):
+            raise VlmkitError(f"{name}: {row.error}", row.remedy)
+        if any(map(_has_value, row[1])):
+            return row[1]
+    return []
+
+
+def _records(first: Sequence[Any], rows: Cells, name: str, columns: Sequence[str]) -> Iterator[Record | Failed]:
+    """The further rows under the names in the `first` one; a column without a name has that of its place."""
+    header = [str(cell).strip() if _has_value(cell) else f"column {place}" for place, cell in enumerate(first, 1)]
+    check_columns(name, header, columns)
+    return (_record(row, header, name) for row in rows if isinstance(row, Failed) or any(map(_has_value, row[1])))
+
+
+def _record(row: tuple[int, Sequence[Any]] | Failed, header: list[str], name: str) -> Record | Failed:
+    if isinstance(row, Failed):
+        return row
+    number, cells = row
+    if any(map(_has_value, cells[len(header) :])):
+        what = f"{len(cells)} cells for {len(header)} columns"
+        remedy = "write quotes around cells with tabs, commas or line breaks"
+        return Failed(f"{name}:{number}", None, what, remedy)
+    named = zip_longest(header, cells[: len(header)])
+    return {column: cell if _has_value(cell) else None for column, cell in named}
+
+
+def _has_value(cell: Any) -> bool:
+    return bool(cell.strip()) if isinstance(cell, str) else cell is not None
+
+
+def _plain(lines: Iterator[str], column: str) -> Iterator[Record | Failed]:
     for line in lines:
         if (text := line.strip()) and not text.startswith("#"):
             yield {column: text} if _is_text(text) else Failed(ascii(text), None, "the line is not UTF-8")
 
 
-def _rows(reader: Any, header: list[str], name: str) -> Iterator[Record | Failed]:
+def _text_rows(lines: Iterator[str], delimiter: str, name: str, skipped: int) -> Cells:
     csv.field_size_limit(CELL_BYTES)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            place = f"{name}:{reader.line_num + 1}"
-            yield Failed(place, None, f"the row cannot be read ({error})", "check its quotes")
+            what, remedy = f"the row cannot be read ({error})", 'double the quotes inside quoted cells: "a ""b"" c"'
+            yield Failed(f"{name}:{reader.line_num + skipped}", None, what, remedy)
             continue
+        except UnicodeError as error:
+            yield Failed(f"{name}:{reader.line_num + skipped + 1}", None, str(error), "save it as UTF-8")
+            return
         if cells is None:
             return
-        row = {column: cell for column, cell in zip(header, cells, strict=False) if cell.strip()}
-        if any(map(str.strip, cells[len(header) :])):
-            yield Failed(
-                f"{name}:{reader.line_num + 1}", None, "the row has more cells than the first line", "quote them"
-            )
-        elif not all(map(_is_text, row.values())):
-            yield Failed(f"{name}:{reader.line_num + 1}", None, "the row is not UTF-8", "save the table as UTF-8")
-        elif row:
-            yield row
+        number = reader.line_num + skipped
+        is_text = all(map(_is_text, cells))
+        yield (number, cells) if is_text else Failed(f"{name}:{number}", None, "not UTF-8", "save it as UTF-8")
 
 
 def _is_text(cell: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in cell)
+
+
+def _workbook_rows(stream: IO[bytes], name: str) -> Cells:
+    """The rows of the first sheet; a formula without a computed value is its text."""
+    from zipfile import BadZipFile
+
+    check_installed("a table in xlsx", "vlmkit[eval]", "openpyxl")
+    from openpyxl import load_workbook
+
+    data = io.BytesIO(stream.read())
+    try:
+        books = [load_workbook(data, read_only=True, data_only=computed) for computed in (True, False)]
+        if len(books[0].worksheets) > 1:
+            warn(f"{name}: only the first of {len(books[0].worksheets)} sheets is read: save others as own files")
+        sheets = [book.worksheets[0] for book in books]
+        for sheet in sheets:
+            sheet.reset_dimensions()  # some programs write less than there is
+        both = zip(*(sheet.iter_rows(values_only=True) for sheet in sheets), strict=True)
+        for number, (values, formulas) in enumerate(both, 1):
+            yield number, [_sheet_value(*cell) for cell in zip(values, formulas, strict=True)]
+    except (BadZipFile, zlib.error, EOFError, KeyError, IndexError, ValueError, SyntaxError):
+        raise VlmkitError(f"{name}: not an xlsx file", "unpack it first, or save it again as xlsx or tsv") from None
+
+
+def _sheet_value(value: Any, formula: Any) -> Any:
+    """The value of a cell; of a formula that has none, or gave an error, its text: "=5" and "-x" are answers, too."""
+    text = getattr(formula, "text", formula)  # of a formula for several cells
+    failed = value is None or (isinstance(value, str) and value.startswith("#"))
+    if failed and isinstance(text, str) and text.startswith("="):
+        return text
+    if isinstance(value, datetime) and value.time() == time():
+        return value.date().isoformat()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return str(value) if isinstance(value, timedelta) else value
 
 
 def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[Record | Failed]:
@@ -126,7 +205,7 @@ def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[R
         try:
             for batch in table.iter_batches(1024, columns=kept):
                 for row in batch.to_pylist():
-                    yield _without_gaps(row, name)
+                    yield _parquet_record(row, name)
         except (ArrowException, OSError) as error:
             yield Failed(name, None, f"the Parquet file is damaged ({first_line(error)})")
 
@@ -135,10 +214,9 @@ def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[R
     return rows()
 
 
-def _without_gaps(row: Record, name: str) -> Record | Failed:
-    """`row` without the columns that have no value: empty, and NaN, as some programs write it."""
-    found = {column: _plain_value(value) for column, value in row.items()}
-    record = {column: value for column, value in found.items() if value is not None}
+def _parquet_record(row: Record, name: str) -> Record | Failed:
+    """`row` as JSON holds it; NaN, as some programs write it, is no value."""
+    record = {column: _plain_value(value) for column, value in row.items()}
     try:
         dumps(record)
     except ValueError as error:

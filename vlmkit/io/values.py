@@ -1,5 +1,7 @@
 """Values in records: what is at a path, and what a JSON value says as text."""
 
+import ast
+import contextlib
 import json
 from typing import Any
 
@@ -44,3 +46,13 @@ def texts_of(value: Any) -> list[str]:
         return []
     texts = [text_of(item) for item in (value if isinstance(value, list) else [value])]
     return [text for text in texts if text is not None]
+
+
+def literal_list(value: Any) -> list[Any] | None:
+    """A list, also one that a text writes as Python or JSON do; None for anything else."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        for parse in (ast.literal_eval, json.loads):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = parse(value)
+                break
+    return value if isinstance(value, list) else None

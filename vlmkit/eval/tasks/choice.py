@@ -10,10 +10,11 @@ Copies of a question with its options in other places (`g_index`, or MMBench's i
 from collections.abc import Sequence
 
 from vlmkit.errors import VlmkitError
-from vlmkit.eval.choices import options_of, right_option
+from vlmkit.eval.choices import right_option
 from vlmkit.eval.predictions import Row
 from vlmkit.eval.task import HIGHER, ItemScore, Metric, Scores, Task, mean_metric, score_each
 from vlmkit.eval.tasks.vqa import EXACT_RULES, match_rule
+from vlmkit.io.choices import options_of
 from vlmkit.io.values import text_of
 from vlmkit.metrics.choice import option_named
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vlmkit.eval.choices import options_of, right_option
+from vlmkit.eval.choices import right_option
 from vlmkit.eval.predictions import Row
 from vlmkit.eval.task import HIGHER, ItemScore, Metric, Scores, Task, score_each, summarize_means
+from vlmkit.io.choices import options_of
 from vlmkit.metrics.choice import option_named
 from vlmkit.metrics.vqa import VARIANTS, comparable, soft_accuracy, vqa_normalize
 
