@@ -286,7 +286,7 @@ def test_text_is_read_from_pictures_alone(vlmkit, folder: Path, model: str) -> N
 @pytest.mark.parametrize(
     ("row", "reported"),
     [
-        ({"img_path": "a.png"}, "img_path"),
+        ({"img_path": "a.png", "file_name": "b.png"}, "img_path"),
         ({"imageFile": "scans/7"}, "imageFile"),
         ({"image": None, "picture": {"path": "a.png"}}, "picture"),
         ({"media": ["https://example.org/a.jpg?size=2"]}, "media"),

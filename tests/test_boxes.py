@@ -95,7 +95,7 @@ def test_the_values_say_what_they_are_where_the_family_is_not_known(numbers: lis
     assert note in found.note and bool(note) == bool(found.note)
 
 
-@pytest.mark.parametrize("text", [FENCED % [10, 10, 5000, 20], "<box>[[10, 20, 30, 40]]</box>"])
+@pytest.mark.parametrize("text", [FENCED % [10, 10, 5000, 20], '{"rect": [10, 20, 30, 40]}', "at 10 20, to 30 40"])
 def test_boxes_that_fit_nothing_fail(text: str) -> None:
     with pytest.raises(RequestError):
         find_hosted_boxes(text, hosted_format("some-model"), (2000, 1000), (1200, 600))
@@ -109,3 +109,27 @@ def test_the_family_of_a_hosted_model_is_in_its_name(name: str, family: str) -> 
     assert hosted_format(name) is FORMATS[family]
     found = find_hosted_boxes(FENCED % [100, 100, 200, 200], hosted_format(name), (2000, 1000), (1000, 500))
     assert found.boxes[0]["box"] == ([200, 200, 400, 400] if family == "qwen2_5_vl" else [200, 100, 400, 200])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<ref>cat</ref><box>(125,250),(875,750)</box>",
+        "<ref>cat</ref><box>[[125, 250, 875, 750]]</box>",
+        "cat (125, 250), (875, 750)",
+        '{"objects": [{"bbox": [125, 250, 875, 750], "name": "cat"}]}',
+        '{"label": "cat", "box": {"x1": 125, "y1": 250, "x2": 875, "y2": 750}}',
+        '{"label": "cat", "x": 125, "y": 250, "width": 750, "height": 500}',
+        '{"label": "cat", "polygon": [[125, 300], [500, 250], [875, 750]]}',
+        '{"label": "cat", "points": [125, 300, 500, 250, 875, 750]}',
+    ],
+)
+def test_other_forms_of_a_box(text: str) -> None:
+    assert find_hosted_boxes(text, hosted_format("some-model"), (640, 480), (640, 480)) == ([CAT], "")
+
+
+def test_lists_of_boxes() -> None:
+    one, other = [80.0, 120.0, 560.0, 360.0], [0.0, 0.0, 64.0, 48.0]
+    for text in ("[[125, 250, 875, 750], [0, 0, 100, 100]]", '{"bbox_2d": [[125, 250, 875, 750], [0, 0, 100, 100]]}'):
+        found = find_hosted_boxes(text, hosted_format("some-model"), (640, 480), (640, 480)).boxes
+        assert [box["box"] for box in found] == [one, other]

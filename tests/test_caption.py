@@ -255,3 +255,24 @@ def test_sidecars(vlmkit, tmp_path: Path) -> None:
     shard = tar(tmp_path / "shard.tar", {"a.png": (folder / "a.png").read_bytes()})
     assert b"no place for a sidecar" in vlmkit("caption", shard, "--sidecar", code=3).stderr
     assert b"--force requires --sidecar" in vlmkit("caption", folder, "--force", code=2).stderr
+
+
+def test_what_was_done_with_other_words_is_not_done(vlmkit, folder: Path, tmp_path: Path) -> None:
+    row = jsonl({"id": "1", "image": str(folder / "a.png"), "question": "x"})
+    words = {"caption": [(), ("--prompt", "a red"), ("--length", "short")], "ask": [(), ("--system", "be brief")]}
+    for command, runs in words.items():
+        for done, how in enumerate(runs, 1):
+            for _ in range(2):
+                vlmkit(command, *how, "--resume", tmp_path / command, stdin=row)
+                assert len(records((tmp_path / command).read_bytes())) == done
+    asked = [row.get("asked") for command in words for row in records((tmp_path / command).read_bytes())]
+    assert asked == [None, {"prompt": "a red"}, {"length": "short"}, None, {"system": "be brief"}]
+
+
+def test_what_the_data_have_under_the_name_of_a_result_is_a_reference(vlmkit, folder: Path) -> None:
+    row = {"id": "1", "image": str(folder / "a.png"), "question": "x", "answer": "B", "caption": "an owl"}
+    asked, captioned = (records(vlmkit(how, stdin=jsonl(row)).stdout)[0] for how in ("ask", "caption"))
+    assert asked["answers"] == ["B"] and asked["caption"] == "an owl" and "captions" not in asked
+    assert captioned["captions"] == ["an owl"] and captioned["answer"] == "B"
+    (again,) = records(vlmkit("ask", stdin=jsonl(asked | {"answers": []})).stdout)
+    assert again["answers"] == []

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import jsonl, records
+from hosted import question
 from predictions import by_metric
 
 from vlmkit.metrics.choice import option_named
@@ -106,3 +107,34 @@ def test_an_article_before_an_option_is_no_letter(vlmkit) -> None:
     ]
     found = by_metric(vlmkit("eval", "vqa", stdin=jsonl(*rows)).stdout)
     assert found["exact"]["value"] == found["relaxed"]["value"] == 0.5
+
+
+ASKED = "Which bird?\nA. owl\nB. crow\nAnswer with the option's letter from the given choices directly."
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"choices": ["owl", "crow"], "answer": 1}, ASKED),
+        ({"options": "['owl', 'crow']"}, ASKED),
+        ({"A": "owl", "B": "crow", "C": None}, ASKED),
+        ({"A": "owl", "B": "crow", "hint": "It is night."}, f"It is night.\n{ASKED}"),
+        ({"choices": ["owl", "crow"], "context": "It is night.", "hint": ""}, f"It is night.\n{ASKED}"),
+        ({"choices": ["owl", "crow"], "question": "Which?\n(A) owl\n(B) crow"}, "Which?\n(A) owl\n(B) crow"),
+        ({"choices": ["owl"], "context": "It is night."}, "Which bird?"),
+    ],
+)
+def test_the_model_sees_the_options(vlmkit, hosted, fields: dict, asked: str) -> None:
+    how = ("-m", "openai:tiny", "--base-url", hosted.url)
+    row = {"id": "1", "question": "Which bird?"} | fields
+    (made,) = records(vlmkit("ask", *how, stdin=jsonl(row)).stdout)
+    assert question(hosted.received[0]) == asked and made["question"] == row["question"]
+    vlmkit("ask", "Any bird?", *how, stdin=jsonl(row))
+    assert question(hosted.received[1]) == "Any bird?"
+
+
+def test_choices_are_asked_and_scored(vlmkit, hosted) -> None:
+    rows = [{"id": str(i), "question": "Which bird?", "choices": ["owl", "crow"], "answer": i} for i in range(2)]
+    asked = vlmkit("ask", "-m", "openai:tiny", "--base-url", hosted.url, stdin=jsonl(*rows)).stdout
+    made = [row | {"answer": "B"} for row in records(asked)]
+    assert by_metric(vlmkit("eval", "choice", stdin=jsonl(*made)).stdout)["accuracy"]["value"] == 0.5

@@ -287,3 +287,21 @@ def test_info_is_one_line(vlmkit) -> None:
     vlmkit("index", "-i", "./i", stdin=jsonl(*many(1)))
     out = vlmkit("index", "-i", "./i", "--info").stdout
     assert out.count(b"\n") == 1 and json.loads(out)
+
+
+def test_a_vector_of_another_length_fails_alone(vlmkit, tmp_path: Path) -> None:
+    own = [[1, 2, 3], [1, 2], [0, 0, 0], [1e300, 1, 1], ["1", 2, 3], {"x": 1}, [3, 2, 1]]
+    rows = [{"id": str(i), "embedding": vector} for i, vector in enumerate(own)]
+    done = vlmkit("index", "-i", "./own", code=3, stdin=jsonl(*rows))
+    assert b"1: the embedding has 2 numbers, those of the index 3" in done.stderr and done.stderr.count(b"\n") == 5
+    kept = records(vlmkit("index", "-i", "./own", "--dump").stdout)
+    assert [row["id"] for row in kept] == ["0", "6"]
+    named = jsonl({"id": "7", "model": "m@0123456789ab", "embedding": [1, 2]})
+    assert b"holds vectors of None" in vlmkit("index", "-i", "./own", code=2, stdin=named).stderr
+
+
+def test_a_vector_that_its_model_does_not_make_is_not_taken_over(vlmkit, photos: Path) -> None:
+    (row,) = records(vlmkit("embed", photos / "coffee.png").stdout)
+    odd = jsonl(row | {"embedding": [1, 2, 3]}, row)
+    done = vlmkit("classify", "--labels", "cup,cat", code=3, stdin=odd)
+    assert len(records(done.stdout)) == 1 and b"its embedding has 3 numbers" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import hostile
 import numpy as np
 import pytest
-from helpers import records, vector
+from helpers import jsonl, picture, records, vector
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -138,3 +138,32 @@ def test_the_middle_of_a_long_picture_is_all_that_is_cropped_to(size: tuple[int,
     difference = np.abs(np.asarray(clip(picture), int) - np.asarray(clip(middle(picture)), int))
     assert difference.mean() < 2  # of 255, on noise: the scaled length is rounded to whole pixels
     assert max(middle(Image.new("L", (65_000, 1))).size) <= 17
+
+
+def test_a_group_of_copies_stands_for_its_pictures(vlmkit, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png", "red")
+    vlmkit("index", stdin=vlmkit("embed", "a.png", "b.png").stdout)
+    groups = vlmkit("search", "--duplicates").stdout
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    for how in (("embed",), ("classify", "--labels", "red,blue"), ("caption", "--max-tokens", "5")):
+        rows = records(vlmkit(*how, stdin=groups).stdout)
+        assert [(row["id"], row["image"], row["kept"]) for row in rows] == [(path, path, paths[0]) for path in paths]
+    (row,) = records(vlmkit("ask", "same?", "--max-tokens", "5", stdin=groups).stdout)
+    assert row["id"] == " ".join(paths) and row["images"] == paths
+    one = jsonl({"id": "1", "images": ["a.png"]})
+    assert records(vlmkit("embed", stdin=one).stdout)[0]["image"] == paths[0]
+    several = jsonl({"id": "1", "images": paths})
+    assert b"neither image nor text" in vlmkit("embed", stdin=several, code=2).stderr
+
+
+@pytest.mark.parametrize("key", ["image_path", "img", "file_name", "filename", "path", "image_file", "image_url"])
+def test_pictures_under_the_keys_of_other_tools(vlmkit, tmp_path: Path, key: str) -> None:
+    picture(tmp_path / "a.png")
+    (row,) = records(vlmkit("embed", stdin=jsonl({key: "a.png", "n": 1})).stdout)
+    path = str(tmp_path / "a.png")
+    assert (row["id"], row["image"], row[key], row["n"]) == (path, path, "a.png", 1)
+    both = jsonl({"id": "1", key: "a.png", "img_path": "b.png"})
+    assert b"names a picture, but is not read" in vlmkit("embed", stdin=both, code=2).stderr
+    text = jsonl({"id": "1", "path": "notes/a.txt", "text": "a dog"})
+    assert "image" not in records(vlmkit("embed", stdin=text).stdout)[0]

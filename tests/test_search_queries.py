@@ -262,3 +262,24 @@ def test_relative_is_the_standard_score_against_everyday_texts(vlmkit, indexed: 
     assert len(cached) == 1
     cached[0].write_bytes(b"torn")
     assert json.loads(vlmkit("search", "a cat", "--relative", "-k", 1).stdout)["relative"] > RELATIVE
+
+
+def test_words_that_the_model_does_not_know_find_nothing(vlmkit, indexed: Path) -> None:
+    done = vlmkit("search", "2:кот", "--minus", "🐻", code=1)
+    assert done.stdout == b"" and "does not know кот, 🐻".encode() in done.stderr and done.stderr.count(b"\n") == 1
+    some = vlmkit("search", "a white кот", "-k", "1")
+    assert len(records(some.stdout)) == 1 and "кот".encode() in some.stderr
+    done = vlmkit("search", "--queries", "-", "-k", "1", code=3, stdin="a cat\nкот\n".encode())
+    assert [row["query"] for row in records(done.stdout)] == ["a cat"] and done.stderr.count(b"\n") == 1
+    assert b"left out" in vlmkit("embed", "--text", code=2, stdin="кот\n".encode()).stderr
+    done = vlmkit("classify", indexed / "coffee.png", "--labels", "мяч,кот", code=2)
+    assert b"does not know any word of the labels" in done.stderr
+
+
+def test_texts_longer_than_the_context_are_counted(vlmkit, indexed: Path) -> None:
+    long = b"a dog runs over the grass " * 12
+    told = b"vlmkit: %s longer than the 64 tokens that the model reads: only %s embedded, shorten the rest\n"
+    one, two = (b"1 text is", b"its beginning is"), (b"2 texts are", b"their beginnings are")
+    assert vlmkit("embed", "--text", stdin=long + b"\na dog\n" + long + b"\n").stderr == told % two
+    assert vlmkit("search", long.decode()).stderr == told % one
+    assert vlmkit("classify", indexed / "coffee.png", "--labels", f"cup,{long.decode()}").stderr == told % one

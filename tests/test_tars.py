@@ -362,3 +362,14 @@ def test_many_imperfect_side_cars_are_counted(tmp_path: Path, capsys: pytest.Cap
 def test_captions_of_json_and_text(tmp_path: Path) -> None:
     members = {"a.txt": b"text", "a.jpg": b"", "a.json": b'{"captions":["one","text"]}', "a.2.txt": b"more"}
     assert samples(tar(tmp_path / "t.tar", members)) == {"a.jpg": {"captions": ["one", "text", "more"]}}
+
+
+def test_side_cars_of_unchanged_members_are_not_told_again(vlmkit, tmp_path: Path) -> None:
+    members = {"a.jpg": jpeg(), "a.json": b"{", "b.jpg": jpeg("blue"), "b.json": b'{"n": 1}'}
+    tar(tmp_path / "a.tar", members)
+    first = vlmkit("embed", "--changed", "./ix", "a.tar")
+    assert b"a.tar/a.json: not JSON" in first.stderr
+    assert [row.get("n") for row in records(first.stdout)] == [None, 1]
+    vlmkit("index", "-i", "./ix", stdin=first.stdout)
+    again = vlmkit("embed", "--changed", "./ix", "a.tar")
+    assert again.stdout == again.stderr == b""

@@ -39,7 +39,11 @@ def label_vectors(embedder: Embedder, labels: Sequence[str], templates: Sequence
     import numpy as np
 
     prompts = label_prompts(labels, templates)
-    return mean_vectors(np.concatenate([embedder.embed_user_texts(batch) for batch in batched(prompts, 256)]), labels)
+    if all(map(embedder.knows_nothing_of, labels)):
+        raise VlmkitError("the model does not know any word of the labels", "use words of a language that it knows")
+    vectors = np.concatenate([embedder.embed_user_texts(batch) for batch in batched(prompts, 256)])
+    embedder.tell_cut_texts()
+    return mean_vectors(vectors, labels)
 
 
 def label_prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str]:

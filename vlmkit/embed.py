@@ -58,12 +58,18 @@ class Decode(Stage):
     def __call__(self, item: Item) -> Prepared | Failed:
         try:
             if is_reusable(item.record, self.reuse):
-                return Prepared(item.record, vector=decode_embedding(item.record.get("embedding")))
+                return Prepared(item.record, vector=self._own_vector(item.record))
             if self.texts or item.record.get("image") in (None, ""):
                 return Prepared(item.record, text=_text(item.record))
             return _picture(item, self.model())
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
+
+    def _own_vector(self, record: Record) -> "np.ndarray":
+        vector = decode_embedding(record.get("embedding"))
+        if len(vector) != self.model().dim:
+            raise ValueError(f"its embedding has {len(vector)} numbers, those of its model {self.model().dim}")
+        return vector
 
 
 @dataclass
@@ -76,20 +82,24 @@ class Encode(BatchStage):
     def size(self) -> int:
         return self.batch_size or self.model().batch.size
 
-    def __call__(self, batch: list[Prepared]) -> "list[tuple[Record, np.ndarray]]":
+    def __call__(self, batch: list[Prepared]) -> "list[tuple[Record, np.ndarray] | Failed]":
         import numpy as np
 
+        is_known = {id(one): one.text is not None and not self.model().knows_nothing_of(one.text) for one in batch}
         pictures = [entry.picture for entry in batch if entry.picture is not None]
-        texts = [entry.text for entry in batch if entry.text is not None]
+        texts = [entry.text for entry in batch if entry.text is not None and is_known[id(entry)]]
         of_pictures = iter(self.model().embed_images(np.stack(pictures)) if pictures else ())
         of_texts = iter(self.model().embed_user_texts(texts) if texts else ())
-        vectors: list[np.ndarray] = []
+        results: list[tuple[Record, np.ndarray] | Failed] = []
         for entry in batch:
             if entry.vector is not None:
-                vectors.append(entry.vector)
+                results.append((entry.record, entry.vector))
+            elif entry.text is None or is_known[id(entry)]:
+                results.append((entry.record, next(of_pictures if entry.text is None else of_texts)))
             else:
-                vectors.append(next(of_texts if entry.text is not None else of_pictures))
-        return [(entry.record, vector) for entry, vector in zip(batch, vectors, strict=True)]
+                what = "the model does not know any word of the text"
+                results.append(Failed.of(entry.record, what, "use words of a language that it knows"))
+        return results
 
 
 def vectors(
@@ -108,7 +118,8 @@ def vectors(
     made is taken as it is. A `batch_size` of 0 is the one that suits the model and its device. Only with
     `allow_private` may a URL lead to an address that is not public.
     """
-    return map_ordered(stages(model, texts, reuse, batch_size, workers, allow_private), items)
+    yield from map_ordered(stages(model, texts, reuse, batch_size, workers, allow_private), items)
+    model.tell_cut_texts()
 
 
 def stages(

@@ -125,7 +125,8 @@ def ask(
             f"{'--draw' if answer.drawing else '--attention'} requires a single picture", "name only that one"
         )
     model = chat_model.load(run, "attention" if answer.attention else answer.task)
-    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume)
+    asked = {"system": answer.system} if answer.system else {}
+    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume, asked)
     plain = delivery.is_plain(answer.boxes or chat_model.stats)
     on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
     streams = (on_terminal if answer.stream is None else answer.stream) and plain

@@ -52,7 +52,7 @@ def caption(
     named = inputs or []
     check_files(named, records, resume)
     sampling = chat.sampling()
-    reading = records.reading(piped_picture=True)
+    reading = records.reading(piped_picture=True, one_picture=True)
     conversation = to_caption(named, reading)
     model = chat.load(run, "boxes" if boxes else "answer")
     sampling = caption_sampling(model, length.value, sampling, chat.max_tokens)
@@ -68,7 +68,9 @@ def caption(
         found = captioned(without_sidecar(items) if sidecar and not force else items, model, sampling, **how)
         return write_sidecars(found, force=force) if sidecar else found
 
-    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume)
+    asked = {"prompt": prompt} if prompt else {}
+    asked |= {} if length is Length.NORMAL else {"length": length.value}
+    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume, asked)
     plain = delivery.is_plain(boxes or chat.stats)
     single_input = conversation.single or not (resume or sidecar)
     return delivery.write("caption", results, plain=plain, single_input=single_input)

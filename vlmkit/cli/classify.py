@@ -61,7 +61,7 @@ def classify(
     if labels_file == "-" and (not paths or "-" in paths):
         raise VlmkitError("labels and pictures cannot both come from standard input", "name the pictures")
     names = read_labels(labels, labels_file)
-    reading = records.reading()
+    reading = records.reading(one_picture=True)
     items = read_inputs(paths, reading)
     summary = run.summary(reading.left_out)
     with Failures(records.errors, ignore=records.ignore, summary=summary) as failures, Output(records.output) as out:

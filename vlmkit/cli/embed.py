@@ -1,6 +1,7 @@
 """The command embed."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,7 @@ def embed(
     form = form or Format(form_of(records.output))
     if floats and form is Format.SAFETENSORS:
         raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
-    reading = records.reading(texts=text)
+    reading = replace(records.reading(texts=text, one_picture=not text), puts_off_fields=changed is not None)
     summary = run.summary(reading.left_out, skipped="unchanged")
     items = read_inputs(paths, reading)
     if not dry_run:

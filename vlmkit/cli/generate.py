@@ -127,6 +127,7 @@ class Delivery:
     model: "ChatModel"
     max_tokens: int
     resume: str | None
+    asked: "Record"  # by which options, beside the question: what was done under others is not done
 
     def is_plain(self, as_records: bool) -> bool:
         """Whether the text is written alone: of a single input, unless a setting asks for records."""
@@ -155,9 +156,8 @@ class Delivery:
             failures = files.enter_context(
                 Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary)
             )
-            out = files.enter_context(
-                AppendOutput(self.resume, self.max_tokens) if self.resume is not None else Output(records.output)
-            )
+            appended = self.resume and AppendOutput(self.resume, self.max_tokens, self.asked)
+            out = files.enter_context(appended or Output(records.output))
             items = summary.reading(self.conversation.items) if summary else self.conversation.items
             items = out.missing(items) if isinstance(out, AppendOutput) else items
             made = progress(results(items, out), quiet=run.quiet or single, unit="records", count=count)

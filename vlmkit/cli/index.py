@@ -12,6 +12,7 @@ import typer
 from vlmkit.cli.options import Common, Errors, Format, Ignore, IndexName, Json, option
 from vlmkit.cli.screen import Name, Rows, for_person, print_facts
 from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.records import unless_failed
 from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
 
 if TYPE_CHECKING:
@@ -195,9 +196,8 @@ def _add(run: Common, writer: "Writer", files: list[str], failures: Failures) ->
         if os.path.isdir(name):
             raise VlmkitError(f"{name} is a folder of pictures, not of records", f"vlmkit embed {name} | vlmkit index")
     gc.set_threshold(COLLECTED)
-    for record in failures.filter_failures(
-        progress(decode_records(records_of(files)), quiet=run.quiet, unit="records")
-    ):
+    fitting = map(unless_failed(writer.check_length), decode_records(records_of(files)))
+    for record in failures.filter_failures(progress(fitting, quiet=run.quiet, unit="records")):
         writer.add(record)
 
 

@@ -266,7 +266,7 @@ class Records:
         """Whether a person reads the output: on a terminal, unless records are wanted."""
         return for_person(self.output, self.json)
 
-    def reading(self, *, texts: bool = False, piped_picture: bool = False) -> "Reading":
+    def reading(self, *, texts: bool = False, piped_picture: bool = False, one_picture: bool = False) -> "Reading":
         """How INPUT is read; `texts`: lines are texts, whatever they begin with."""
         from vlmkit.io.inputs import Reading
         from vlmkit.io.walk import WalkOptions, normalized_glob
@@ -274,7 +274,9 @@ class Records:
         walk = WalkOptions(
             self.follow, tuple(filter(None, map(normalized_glob, self.exclude or ()))), not self.no_default_excludes
         )
-        return Reading(texts, self.nul, self.images, piped_picture, records=not texts, walk=walk)
+        return Reading(
+            texts, self.nul, self.images, piped_picture, records=not texts, one_picture=one_picture, walk=walk
+        )
 
     def check(self, inputs: list[str] | None) -> list[str]:
         """`inputs` as a list. Raises VlmkitError where one of them would be overwritten."""

@@ -264,6 +264,8 @@ def _results(
         vectors = _embed_queries(run, wanted.queries, index.state.model, load, wanted.allow_private, left_out)
         return search_each(index, vectors, options, run.batch(QUERY_BATCH))
     model = load() if query.needs_model else None
+    if model and query.knows_nothing(model):
+        return []
     return [search_one(index, query_vector(query, index, model), str(query), options)]
 
 
@@ -295,7 +297,7 @@ def _embed_queries(
 
     if name == "-" and stdin_is_terminal():
         raise VlmkitError("no queries", "pipe records or lines of text in")
-    items = read_inputs([name], Reading(texts=not is_picture_name(name), left_out=left_out))
+    items = read_inputs([name], Reading(texts=not is_picture_name(name), one_picture=True, left_out=left_out))
     how: dict[str, Any] = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": allow_private}
     return own_vectors(items, fingerprint_of(made_by or ""), lambda some: vectors(some, load(), reuse=True, **how))
 

@@ -17,6 +17,7 @@ def right_option(row: Row, options: Mapping[str, str]) -> str | None:
     if (letter := reference.strip("().").upper()) in options:
         return letter
     value = row.reference_value
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
     lists = (row.record.get(name) for name in FIELDS)
     texts = isinstance(value, str | list | dict) or any(isinstance(found, list) and value in found for found in lists)
     named = [letter for letter, text in options.items() if text.strip().casefold() == reference.casefold()]

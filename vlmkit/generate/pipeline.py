@@ -1,6 +1,5 @@
 """caption and ask: records with their pictures go to a chat model in batches, and come back with what it answers."""
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from vlmkit.generate.replies import with_reply
 from vlmkit.generate.schema import answer_by_schema
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
-from vlmkit.io.pictures import MARK
+from vlmkit.io.pictures import LEADING_MARKS, MARK
 from vlmkit.io.records import Failed, Record, name_of, unless_failed
 from vlmkit.io.sources import Bytes, Fetcher, PictureError, is_url, open_source
 from vlmkit.io.terminal import warn
@@ -27,8 +26,6 @@ from vlmkit.models.types import Answer, Box, ChatModel, RemoteModel, Reply, Requ
 
 if TYPE_CHECKING:
     from vlmkit.models.chat.attention import AttentionMaps
-
-LEADING_MARKS = re.compile(rf"\A(?:\s*{MARK})+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.choices import with_options
 from vlmkit.io.inputs import Item, Reading, is_one_picture, read_inputs
 from vlmkit.io.pictures import FOREIGN_MARK, MARK, RecordError, picture_names
 from vlmkit.io.records import Failed, Record, unless_failed
@@ -171,11 +172,12 @@ def _asked(sample: ChatSample, question: str | None, default: str | None) -> Cha
         if sample.number == 0 and record.keys() <= {"id", "image"}:  # a picture from a list, and so are the others
             raise _no_question()
         raise RecordError("no question", 'give it a "question", or name one for all')
-    prompt = found
+    # What a question on the command line replaces had these options; boxes and texts are sought without.
+    prompt = with_options(record, found) if question is None and default is None else found
     if MARK not in found and isinstance(own, str):  # the pictures of the question that this one replaces
-        prompt = "\n".join([MARK] * own.count(MARK) + [found])
+        prompt = "\n".join([MARK] * own.count(MARK) + [prompt])
     earlier, prompt = _marked(earlier, prompt, len(sample.pictures))
-    record = {"id": found} | record | {"question": found}
+    record = {"id": " ".join(picture_names(record)) or found} | record | {"question": found}
     return replace(sample, record=record, prompt=prompt, earlier=earlier, system=system)
 
 

@@ -17,16 +17,20 @@ from vlmkit.io.pictures import FIELDS
 from vlmkit.io.records import Failed, Record, dumps, loads
 from vlmkit.io.terminal import Output, form_of
 
+ASKED = "asked"  # the field for options that say what is asked, beside the question
+
 
 class AppendOutput(Output):
     """FILE, opened to append records. An incomplete last line, left by a killed run, is removed.
 
-    `max_tokens` is the limit of this run. Raises VlmkitError where FILE holds anything but records, or another run is
-    writing it.
+    `max_tokens` is the limit of this run, `asked` what else was said to the model, if it is not the usual: records have
+    it, and those made with other words are not done. Raises VlmkitError where FILE holds anything but records, or
+    another run is writing it.
     """
 
-    def __init__(self, path: str, max_tokens: int) -> None:
+    def __init__(self, path: str, max_tokens: int, asked: Record) -> None:
         self._max_tokens = max_tokens
+        self._asked = {ASKED: asked} if asked else {}
         self._made: Counter[bytes] = Counter()
         self._cut: Counter[bytes] = Counter()  # under a smaller limit
         self._replaced: Counter[bytes] = Counter()  # of these, those that a later record of the same key follows
@@ -64,8 +68,9 @@ class AppendOutput(Output):
 
     def write_records(self, records: Iterable[Record], form: str | None = None) -> None:
         for record in records:
-            self.write(dumps(record))
-            self._replace(_key(record))
+            made = {key: value for key, value in record.items() if key != ASKED} | self._asked
+            self.write(dumps(made))
+            self._replace(_key(made))
         if self._replaced:
             self._drop_replaced()
 
@@ -80,13 +85,14 @@ class AppendOutput(Output):
                     file.write(line)
 
     def missing(self, items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:
-        """What FILE does not hold yet, by `id`, pictures and `question` together; of equal ones as many as it lacks."""
+        """What FILE does not hold yet, by `id`, pictures and what was asked together; of equal ones as many as it
+        lacks."""
         for item in items:
             if isinstance(item, Failed):
                 yield item
                 continue
             nameless = item.pictures and not any(item.record.get(name) for name in FIELDS)  # from standard input
-            key = _key(item.record)
+            key = _key({key: value for key, value in item.record.items() if key != ASKED} | self._asked)
             if nameless or not self._made[key]:
                 yield item
             else:
@@ -95,7 +101,7 @@ class AppendOutput(Output):
 
 def _key(record: Record) -> bytes:
     """A hash of what tells records apart, so that a million of them fit in memory."""
-    named = [record.get(name) for name in ("id", "question", *FIELDS)]
+    named = [record.get(name) for name in ("id", "question", *FIELDS, ASKED)]
     return hashlib.blake2b(repr(named).encode(errors="surrogatepass"), digest_size=16).digest()
 
 

@@ -36,6 +36,8 @@ def changed(
         except NoIndex:
             found = list(batch)
         for item in found:
+            if isinstance(item, Item):
+                item.complete()
             kept += isinstance(item, _Kept)
             if item is not None:
                 yield item
@@ -70,6 +72,7 @@ def _look(item: Item, index: Index, known: "_Contents") -> Item | None:
     slot = known.slot(index, facts["hash"])
     if slot is None:
         return item
+    item.complete()
     vector = {"model": index.state.model, "embedding": np.array(index.vectors[slot])}
     return _Kept(_fields(index.record(slot), image) | item.record | facts | vector, source)
 

@@ -79,6 +79,14 @@ class Writer:
         self._expect(record.get("model"), len(vector))
         self._take(str(record["id"]), dumps(record), vector.astype("<f2", copy=False).tobytes())
 
+    def check_length(self, record: Record) -> Record | Failed:
+        """`record`, whose `embedding` is a vector; its failure where vectors of its model have another length here."""
+        length = len(record["embedding"])
+        if self.state is None or length == self.state.dim or not self._is_of(self.state, record.get("model")):
+            return record
+        what = f"the embedding has {length} numbers, those of the index {self.state.dim}"
+        return Failed.of(record, what, "embed it with the model of the index")
+
     def merge(self, others: Sequence[Index]) -> None:
         """Take every record of other indexes of the same model, vectors as they are; later ids win.
 
@@ -101,11 +109,14 @@ class Writer:
             self._check_fits(self.state, model, dim)
 
     def _check_fits(self, state: store.State, model: str | None, dim: int) -> None:
-        if fingerprint_of(model or "") != fingerprint_of(state.model or ""):
+        if not self._is_of(state, model):
             what = f"the index at {self.folder} holds vectors of {state.model}, not of {model or 'an unnamed model'}"
             raise VlmkitError(what, "name a new index with -i, or remove that folder and index the pictures again")
         if dim != state.dim:
             raise VlmkitError(f"a vector has {dim} numbers, the index {state.dim}", "embed with the model of the index")
+
+    def _is_of(self, state: store.State, model: str | None) -> bool:
+        return fingerprint_of(model or "") == fingerprint_of(state.model or "")
 
     def _take(self, key: str, line: bytes, vector: bytes) -> None:
         if key in self._waiting:

@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.pictures import FIELDS, locate
+from vlmkit.io.pictures import FIELDS, locate, singly, with_image
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Unread, read_samples
 from vlmkit.io.sources import (
@@ -37,10 +37,17 @@ RECORD_START = re.compile(rb'\s*(\[\s*[{\]]|\{\s*["}])')
 
 @dataclass(slots=True)
 class Item:
-    """A record, with the source of its picture where that is known."""
+    """A record, with the source of its picture where that is known, and what reads fields that are still missing."""
 
     record: Record
     source: Bytes | None = None
+    fields: Callable[[], Record] | None = None
+
+    def complete(self) -> None:
+        """Read the fields of its side-cars, if that was put off."""
+        if self.fields is not None:
+            self.record |= self.fields()
+            self.fields = None
 
     def locate(self) -> Bytes:
         """The source of this item's picture; one by URL must have been fetched. Raises PictureError."""
@@ -59,7 +66,8 @@ class Reading:
     Without `records` what is piped in is lines, whatever they begin with. With `piped_picture` standard input may also
     be the bytes of one picture, the record `-`. Without `has_fields` the side-cars in tar files are not read.
     `left_out` counts what walks through folders leave out. With `columns` what is not records is a table that has one
-    of these columns, or lines that are its values.
+    of these columns, or lines that are its values. `one_picture` is for what looks at one picture at a time (see
+    `singly`). With `puts_off_fields` side-cars are read by `Item.complete`.
     """
 
     texts: bool = False
@@ -69,6 +77,8 @@ class Reading:
     has_fields: bool = True
     columns: tuple[str, ...] = ()
     records: bool = True
+    one_picture: bool = False
+    puts_off_fields: bool = False
     walk: WalkOptions = field(default_factory=WalkOptions)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
@@ -136,7 +146,7 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
         else:
             yield Item({"id": "-"}, Memory(data))
     elif form == "blobs" or (form is not None and how.records):
-        yield from _records(form, stream, "-", how.images or os.getcwd())
+        yield from _records(form, stream, "-", how.images or os.getcwd(), how)
     elif how.columns:
         yield from _table(head, stream, "-", how.images or os.getcwd(), how)
     elif b"\0" in head and not how.nul:
@@ -215,7 +225,7 @@ def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
     return {b"[": "array", b"{": "jsonl"}.get(first)  # type: ignore[return-value]
 
 
-def _records(form: str, stream: IO[bytes], name: str, folder: str) -> Iterator[Item | Failed]:
+def _records(form: str, stream: IO[bytes], name: str, folder: str, how: Reading) -> Iterator[Item | Failed]:
     rows: Iterator[Record] | Iterator[Record | Failed]
     if form == "blobs":
         rows = read_blobs(stream, name)
@@ -224,7 +234,10 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str) -> Iterator[I
     else:
         rows = read_jsonl(stream, name)
     for row in rows:
-        yield row if isinstance(row, Failed) else Item(_absolute(row, folder))
+        if isinstance(row, Failed):
+            yield row
+        else:
+            yield from (Item(_absolute(one, folder)) for one in (singly(row) if how.one_picture else [row]))
 
 
 def _table(head: bytes, stream: IO[bytes], name: str, folder: str, how: Reading) -> Iterator[Item | Failed]:
@@ -248,6 +261,7 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 
 def _absolute(record: Record, folder: str) -> Record:
     """`record` with absolute `image` and `images`, and an `id` if it can be made from its picture or text."""
+    record = with_image(record)
     for name in FIELDS:
         if record.get(name):
             record[name] = locate(record[name], lambda path: _absolute_path(path, folder))
@@ -291,7 +305,7 @@ def _file(name: str, how: Reading) -> Iterator[Item | Failed]:
             head = read_head(name)
             form = _form(head)
             if form is not None and (how.records or form == "blobs" or RECORD_START.match(head.removeprefix(BOM))):
-                yield from _records(form, stream, name, how.images or os.path.dirname(name))
+                yield from _records(form, stream, name, how.images or os.path.dirname(name), how)
             elif how.columns:
                 yield from _table(head, stream, name, how.images or os.path.dirname(name), how)
             elif how.texts:
@@ -310,12 +324,12 @@ def _not_regular(path: str) -> str:
     return "not a regular file"
 
 
-def _picture(path: str, source: Bytes | None = None, fields: Record | None = None) -> Item | Failed:
+def _picture(path: str, source: Bytes | None = None) -> Item | Failed:
     try:
         path.encode()
     except UnicodeEncodeError:
         return _failed(path, "the file name is not UTF-8", "rename it")
-    return Item({"id": path, "image": path} | (fields or {}) | {"image": path}, source)
+    return Item({"id": path, "image": path}, source)
 
 
 def _failed(path: str, error: object, remedy: str = "") -> Failed:
@@ -354,4 +368,9 @@ def _samples(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[
         if isinstance(found, Unread):
             yield _failed(*found)
         else:
-            yield _picture(*found)
+            item = _picture(found.path, found.source)
+            if isinstance(item, Item):
+                item.fields = found.fields
+                if not how.puts_off_fields:
+                    item.complete()
+            yield item

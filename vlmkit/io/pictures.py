@@ -10,9 +10,13 @@ from vlmkit.io.sources import is_picture_name, is_url
 from vlmkit.io.walk import KIND_OF
 
 MARK = "<image>"  # the place of a picture in a text, as in LLaVA's data
+LEADING_MARKS = re.compile(rf"\A(?:\s*{MARK})+\s*")
 # How other data sets and templates write that.
 FOREIGN_MARK = re.compile(r"(?i)<\|?image(?:[ _]?(?:\d+|pad|placeholder|token))?\|?>|<imagehere>|\[img\]")
 FIELDS = ("image", "images")
+# Keys under which other tools name the picture of a record.
+OTHER_KEYS = ["image_path", "image_file", "image_url", "img", "img_path", "file_name", "filename", "file", "path"]
+OTHER_KEYS += ["file_path", "filepath"]
 LONGEST_PATH = 4096  # characters; what is longer is a picture in base64
 # Texts, which may end like the name of a picture.
 TEXTS = {"question", "text", "answer", "answers", "caption", "captions", "conversations", "query", "prompt", "system"}
@@ -52,6 +56,34 @@ def picture_names(record: Record) -> list[str]:
     return names
 
 
+def with_image(record: Record) -> Record:
+    """`record` with the picture that it names under one of OTHER_KEYS as its `image`.
+
+    As it is where it has one already, or where these keys name several.
+    """
+    if any(record.get(field) for field in FIELDS):
+        return record
+    values = [(key, value) for key in OTHER_KEYS if isinstance(value := record.get(key), str)]
+    named = {value for key, value in values if _names_picture(key, value) and _is_path(value)}
+    return record | {"image": named.pop()} if len(named) == 1 else record
+
+
+def singly(record: Record) -> list[Record]:
+    """What a command that looks at one picture at a time makes of `record`.
+
+    A group of `search --duplicates` stands for the records that it names, one for each of its pictures. Another one
+    that names a single picture in `images` has it as its `image`.
+    """
+    images = record.get("images")
+    if not isinstance(images, list) or record.get("image") or not all(isinstance(one, str) for one in images):
+        return [record]
+    if not isinstance(ids := record.get("ids"), list) or "id" in record:
+        return [record | {"image": images[0]}] if len(images) == 1 else [record]
+    rest = {name: value for name, value in record.items() if name not in ("images", "files")}
+    names = ids if len(ids) == len(images) else images
+    return [{"id": name, "image": image} | rest for name, image in zip(names, images, strict=True)] or [record]
+
+
 def locate(value: Any, absolute: Callable[[str], str]) -> Any:
     """The value of `image` or `images` with `absolute` paths; {path} and {url} are a path, as other tools write it."""
     if isinstance(value, str):
@@ -83,9 +115,14 @@ def _names(value: Any, field: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(one, str) and one.strip() for one in values):
         raise RecordError(f"{field} is not a path" if field == "image" else f"{field} is not a list of paths")
-    if any(len(one) > LONGEST_PATH or "data:image/" in one for one in values):
+    if not all(map(_is_path, values)):
         raise RecordError(f"{field} holds a picture, not its path", "save the picture as a file")
     return values
+
+
+def _is_path(value: str) -> bool:
+    """Whether this is no picture in base64."""
+    return len(value) <= LONGEST_PATH and "data:image/" not in value
 
 
 def _is_sibling(key: str, value: Any, names: list[str]) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from vlmkit.io.records import Record, dumps, loads
@@ -21,11 +22,11 @@ WARNINGS = 10  # of one kind in one shard are printed, the others counted
 
 
 class Sample(NamedTuple):
-    """A picture and what its side-cars say."""
+    """A picture, and a function that reads what its side-cars say."""
 
     path: str
     source: Bytes
-    fields: Record
+    fields: Callable[[], Record]
 
 
 class Unread(NamedTuple):
@@ -54,15 +55,15 @@ def read_samples(
 
     Members of one stem are one sample, wherever they stand: their names are held in memory, no contents. Of two members
     of one name the last one counts, as when a tar is unpacked. Side-cars, or parts of them, that are left out are told
-    as warnings; damage is an Unread behind all that could be read. Without `has_fields` no side-car is read, and
-    nothing is told. `on_other` is called with the names of members of other kinds.
+    as warnings when the `fields` of a sample are read; damage is an Unread behind all that could be read. Without
+    `has_fields` nothing is read or told of side-cars. `on_other` is called with the names of members of other kinds.
     """
     shard = _Shard(path, is_silent=not has_fields)
     damage = shard.collect(reader, file, skips)
     for name, source in shard.members.items():
         inner = reader_of(name)
         if is_picture_name(name):
-            yield Sample(f"{path}/{name}", source, shard.fields_of(name) if has_fields else {})
+            yield Sample(f"{path}/{name}", source, partial(shard.fields_of, name) if has_fields else dict)
         elif inner is None or not inner.holds_files:
             if not name.lower().endswith(SIDE_CAR_SUFFIXES):
                 on_other(name)
@@ -89,6 +90,7 @@ class _Shard:
     members: dict[str, Bytes] = field(default_factory=dict)
     samples: dict[str, list[str]] = field(default_factory=dict)
     warnings: Counter[str] = field(default_factory=Counter)
+    is_summed_up: bool = False
 
     def collect(self, reader: Reader, file: Source, skips: Callable[[str], bool]) -> str:
         """Take in all members but those that are skipped. Returns what is damaged."""
@@ -148,11 +150,12 @@ class _Shard:
 
     def warn(self, name: str, what: str, remedy: str = "left out, check the file") -> None:
         self.warnings[remedy] += 1
-        if not self.is_silent and self.warnings[remedy] <= WARNINGS:
+        if not self.is_silent and (self.warnings[remedy] <= WARNINGS or self.is_summed_up):
             warn(f"{self.path}/{name}: {what}: {remedy}")
 
     def sum_up(self) -> None:
-        """Count the warnings that were not printed."""
+        """Count the warnings that were not printed; from now on each is."""
+        self.is_summed_up = True
         for remedy, count in self.warnings.items():
             if count > WARNINGS and not self.is_silent:
                 warn(f"{self.path}: {count - WARNINGS} more members like that: {remedy}")

@@ -1,5 +1,6 @@
 """Boxes in the text that a model writes, each family in its own format, as pixels of the original picture."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,8 +17,16 @@ LOCATIONS = re.compile(r"((?:<loc\d{4}>){4})([^<;]*)")
 LOCATION = re.compile(r"<loc(\d{4})>")
 NAMED = re.compile(r"([^()]*?)((?:\(\d+, ?\d+\), ?\(\d+, ?\d+\)[^()\w]*)+)")
 CORNERS = re.compile(r"\((\d+), ?(\d+)\), ?\((\d+), ?(\d+)\)")
-OBJECT = re.compile(r"\{[^{}]*\}")
-NUMBERS = re.compile(r"[\[(]\s*-?\d+(?:\.\d+)?\s*,\s*-?\d")  # a list of them
+OBJECT = re.compile(r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")  # with two levels of others inside
+NUMBER = r"-?\d+(?:\.\d+)?"
+NUMBERS = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*-?\d|(?:{NUMBER}\b\D{{1,24}}){{3}}\d")  # a list of them, or four
+LIST = re.compile(rf"\[\s*{NUMBER}(?:\s*,\s*{NUMBER}){{3}}\s*\]")
+BLOCK = re.compile(r"(?:<ref>([^<]*)</ref>\s*)?<box>([^<]*)</box>")
+LABELS = ("label", "name", "class", "object", "category")
+BOX_KEYS = ("bbox_2d", "bbox", "box", "bounding_box", "polygon", "points")
+EDGES = [("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax")]
+EDGES += [("x_min", "y_min", "x_max", "y_max"), ("left", "top", "right", "bottom")]
+SIDES = ("x", "y", "width", "height")
 UNREADABLE = "the reply holds numbers, but no box that can be read"
 SPECIAL = re.compile(r"<\|[^|]*\|>")
 
@@ -91,7 +100,7 @@ def find_hosted_boxes(text: str, form: BoxFormat, original: Size, sent: Size) ->
     Of a model whose family is not known the values decide: up to 1 they are fractions, up to 1000 thousandths, as the
     prompt asks, else pixels of the picture sent or of the original. Raises RequestError where nothing fits.
     """
-    if form is HOSTED and not any(HOSTED.read(text)):
+    if form is HOSTED and '"box_2d"' in text and '"bbox_2d"' not in text:
         form = GEMINI
     written = [_edges(corners, form) for _, corners in form.read(text) if len(corners) == 4]
     if not written and NUMBERS.search(text):
@@ -141,32 +150,82 @@ def _corners(text: str) -> Iterator[Labelled]:
             yield label, list(map(float, numbers))
 
 
-def _objects(*keys: str) -> Callable[[str], Iterator[Labelled]]:
-    """JSON objects with numbers under one of `keys`; of a reply that was cut short the complete ones."""
+def _json(*keys: str) -> Callable[[str], Iterator[Labelled]]:
+    """JSON objects with numbers under one of `keys`; of a reply that was cut short the complete ones.
+
+    In a reply without objects also blocks such as `<ref>cat</ref><box>(1,2),(3,4)</box>` (Qwen-VL, InternVL), corners
+    behind a label, and lists of four numbers alone.
+    """
+
+    def objects(text: str) -> Iterator[Labelled]:
+        for written in OBJECT.findall(text):
+            with contextlib.suppress(ValueError):
+                yield from _boxes_of(orjson.loads(written), keys)
 
     def read(text: str) -> Iterator[Labelled]:
-        for written in OBJECT.findall(text):
-            try:
-                found: dict[str, Any] = orjson.loads(written)
-            except ValueError:
-                continue
-            numbers = next((found[key] for key in keys if key in found), None)
-            if isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers):
-                yield str(found.get("label", "")), [float(n) for n in numbers]
+        readers = (objects,) if "{" in text else (_blocks, _corners, _lists)
+        yield from next(filter(None, (list(reader(text)) for reader in readers)), [])
 
     return read
+
+
+def _boxes_of(found: dict[str, Any], keys: Sequence[str], label: str = "") -> Iterator[Labelled]:
+    """The boxes of an object and of those inside it, which have its label unless they bring one."""
+    label = next((str(found[name]) for name in LABELS if isinstance(found.get(name), str)), label)
+    edges = next((names for names in (*EDGES, SIDES) if found.keys() >= set(names)), ())
+    numbers = [found[name] for name in edges]
+    if edges and all(isinstance(number, int | float) for number in numbers):
+        x, y, *ends = map(float, numbers)
+        yield label, [x, y, x + ends[0], y + ends[1]] if edges is SIDES else [x, y, *ends]
+        return
+    for name, value in found.items():
+        inner = value if isinstance(value, list) else [value]
+        if name in keys and not isinstance(value, dict):
+            yield from ((label, box) for box in _boxes_in(value))
+        for one in inner:
+            if isinstance(one, dict):
+                yield from _boxes_of(one, keys, label)
+
+
+def _boxes_in(value: Any) -> Iterator[list[float]]:
+    """The numbers of a box, of each in a list, or of that around an outline: [x, y, x, y, x, y, …], [[x, y], …]."""
+    if not isinstance(value, list) or not value:
+        return
+    if all(isinstance(number, int | float) for number in value):
+        columns, rows = value[::2], value[1::2]
+        is_outline = len(value) > 4 and len(columns) == len(rows)
+        box = [min(columns), min(rows), max(columns), max(rows)] if is_outline else value
+        yield list(map(float, box))
+    elif len(value) > 1 and all(isinstance(point, list) and len(point) == 2 for point in value):
+        yield from _boxes_in([number for point in value for number in point])
+    else:
+        for inner in value:
+            yield from _boxes_in(inner)
+
+
+def _blocks(text: str) -> Iterator[Labelled]:
+    for label, inside in BLOCK.findall(text):
+        numbers = list(map(float, re.findall(NUMBER, inside)))
+        yield from ((label, numbers[start : start + 4]) for start in range(0, len(numbers), 4))
+
+
+def _lists(text: str) -> Iterator[Labelled]:
+    for written in LIST.findall(text):
+        yield "", list(map(float, re.findall(NUMBER, written)))
 
 
 JSON_LIST = 'Locate {what}. Report bounding boxes as JSON: [{{"bbox_2d": [x0, y0, x1, y1], "label": "…"}}].'
 FORMATS = {  # by the model_type of transformers
     "paligemma": BoxFormat("detect {what}", _locations, 1024, rows_first=True, everything="object"),
     "qwen2_vl": BoxFormat("Detect the bounding box of {what}.", _corners, 1000),
-    "qwen2_5_vl": BoxFormat(JSON_LIST, _objects("bbox_2d"), None),
-    "qwen3_vl": BoxFormat(JSON_LIST, _objects("bbox_2d"), 1000),
-    "qwen3_vl_moe": BoxFormat(JSON_LIST, _objects("bbox_2d"), 1000),
+    "qwen2_5_vl": BoxFormat(JSON_LIST, _json("bbox_2d"), None),
+    "qwen3_vl": BoxFormat(JSON_LIST, _json("bbox_2d"), 1000),
+    "qwen3_vl_moe": BoxFormat(JSON_LIST, _json("bbox_2d"), 1000),
 }
 HOSTED = BoxFormat(
-    f"{JSON_LIST} The coordinates are thousandths of width and height.", _objects("bbox_2d", "bbox", "box"), 1000
+    f"{JSON_LIST} The coordinates are thousandths of width and height.",
+    _json(*BOX_KEYS),
+    1000,
 )
 HOSTED_FAMILIES = {"qwen25vl": "qwen2_5_vl", "qwen3vl": "qwen3_vl"}  # by what the name of a model holds
-GEMINI = BoxFormat(JSON_LIST, _objects("box_2d"), 1000, rows_first=True)
+GEMINI = BoxFormat(JSON_LIST, _json("box_2d"), 1000, rows_first=True)

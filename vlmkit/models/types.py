@@ -36,9 +36,11 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.records import loads
 from vlmkit.io.terminal import warn
 from vlmkit.models.batching import BatchSize
+from vlmkit.models.texts import context_of, count_cut, count_tokens, has_meaning, unknown_words
 
 if TYPE_CHECKING:
     import numpy as np
+    import tokenizers
     from PIL.Image import Image
 
 NAMED_WORDS = 20  # that one line names
@@ -84,6 +86,7 @@ class Embedder(Model, ABC):
     size: int = 224
     logit_scale: float = 100.0
     precisions: Collection[str] = ("fp32",)
+    _cut = 0  # texts that were too long
 
     @abstractmethod
     def preprocess(self, image: "Image") -> "np.ndarray":
@@ -97,26 +100,57 @@ class Embedder(Model, ABC):
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
         """N texts -> N x D float32, L2-normalised."""
 
+    @property
+    def text_tokenizer(self) -> "tokenizers.Tokenizer | None":
+        """What makes tokens of texts, and cuts them to the context of the model; None where there is no such one."""
+        return None
+
     def unknown_words(self, texts: list[str]) -> list[str]:
         """The words in `texts` that the model has no token for: to it they are all the same."""
-        return []
+        return unknown_words(self.text_tokenizer, texts) if self.text_tokenizer else []
 
     def count_tokens(self, texts: list[str]) -> tuple[int, int]:
         """The tokens of `texts` that the model reads, 0 if it does not say, and how many texts are cut to fit."""
-        return 0, 0
+        return count_tokens(self.text_tokenizer, texts) if self.text_tokenizer else (0, 0)
 
-    def embed_user_texts(self, texts: list[str]) -> "np.ndarray":
-        """`embed_texts` for what a user wrote: unknown words are named on standard error, each once."""
+    def knows_nothing_of(self, text: str) -> bool:
+        """Whether the model has no token for any word of `text`, so that its vector is that of every such text."""
+        rest = text
+        for word in self.unknown_words([text]):
+            rest = rest.replace(word, " ", 1)
+        return rest != text and not any(map(has_meaning, rest))
+
+    def name_unknown_words(self, texts: list[str]) -> None:
+        """Name the words that the model does not know on standard error, each once."""
         new = [word for word in dict.fromkeys(self.unknown_words(texts)) if word not in self._named_words]
         if new and len(self._named_words) < NAMED_WORDS:
             more = ", …" if len(new) > NAMED_WORDS else ""
             warn(f"the model does not know {', '.join(new[:NAMED_WORDS])}{more}: use words of a language that it knows")
         self._named_words.update(new)
+
+    def embed_user_texts(self, texts: list[str]) -> "np.ndarray":
+        """`embed_texts` for what a user wrote: unknown words are named, and those texts counted that are too long."""
+        self.name_unknown_words(texts)
+        if self.text_tokenizer:
+            self._cut += count_cut(self.text_tokenizer, texts)
         return self.embed_texts(texts)
+
+    def tell_cut_texts(self) -> None:
+        """How many of the texts embedded so far were too long, on standard error."""
+        if self._cut and self.text_tokenizer:
+            warn_of_cut(self._cut, context_of(self.text_tokenizer), "embedded")
+        self._cut = 0
 
     @cached_property
     def _named_words(self) -> set[str]:
         return set()
+
+
+def warn_of_cut(count: int, context: int, what: str) -> None:
+    """Tell that of so many texts only the beginnings were `what`."""
+    those = "1 text is" if count == 1 else f"{count} texts are"
+    beginning = "its beginning is" if count == 1 else "their beginnings are"
+    warn(f"{those} longer than the {context} tokens that the model reads: only {beginning} {what}, shorten the rest")
 
 
 @dataclass(frozen=True, slots=True)

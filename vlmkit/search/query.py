@@ -33,6 +33,14 @@ class Query:
         added = " + ".join([*self.texts, *self.images, *self.like])
         return "".join([added, *(f" - {text}" for text in self.minus)]).strip()
 
+    def knows_nothing(self, model: Embedder) -> bool:
+        """Whether the query is of words alone, none of which the model knows; they are named on standard error."""
+        texts = [text for _, text in map(weighted_text, (*self.texts, *self.minus))]
+        if self.images or self.like or not all(map(model.knows_nothing_of, texts)):
+            return False
+        model.name_unknown_words(texts)
+        return True
+
     @property
     def is_words(self) -> bool:
         """Whether it consists of words alone."""
@@ -72,6 +80,7 @@ def query_vector(query: Query, index: Index, model: Embedder | None) -> np.ndarr
         weights += [weight for weight, _ in texts + files]
         if texts:
             vectors.append(model.embed_user_texts([text for _, text in texts]))
+            model.tell_cut_texts()
         if files:
             pictures = [_open(model, name, query.allow_private) for _, name in files]
             vectors.append(model.embed_images(np.stack(pictures)))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import CPU, CUDA_FIRST, CUDA_LARGEST, BatchSize
-from vlmkit.models.embedders.tokenizers import count_tokens, unknown_words
 from vlmkit.models.types import Embedder, Hardware
 
 if TYPE_CHECKING:
@@ -53,13 +52,9 @@ class TorchEmbedder(Embedder):
         """The same tokenizer without PyTorch, if there is one."""
         return None
 
-    def unknown_words(self, texts: list[str]) -> list[str]:
-        fast = self._fast_tokenizer
-        return unknown_words(fast.tokenizer, texts) if fast else []
-
-    def count_tokens(self, texts: list[str]) -> tuple[int, int]:
-        fast = self._fast_tokenizer
-        return count_tokens(fast.tokenizer, texts) if fast else (0, 0)
+    @property
+    def text_tokenizer(self) -> "tokenizers.Tokenizer | None":
+        return self._fast_tokenizer.tokenizer if self._fast_tokenizer else None
 
     @cached_property
     def _fast_tokenizer(self) -> FastTokenizer | None:

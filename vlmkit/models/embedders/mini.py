@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.embedders.tokenizers import count_tokens, unknown_words
 from vlmkit.models.resolve import MINI_FOLDER, Checkpoint
 from vlmkit.models.types import Embedder, Hardware
 
@@ -62,11 +61,9 @@ class Mini(Embedder):
         tokenizer.enable_truncation(CONTEXT)
         return tokenizer
 
-    def unknown_words(self, texts: list[str]) -> list[str]:
-        return unknown_words(self._tokenizer, texts)
-
-    def count_tokens(self, texts: list[str]) -> tuple[int, int]:
-        return count_tokens(self._tokenizer, texts)
+    @property
+    def text_tokenizer(self) -> "tokenizers.Tokenizer":
+        return self._tokenizer
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         return preprocess(image)

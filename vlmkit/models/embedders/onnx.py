@@ -13,6 +13,7 @@ from vlmkit.models.types import Embedder, Hardware
 
 if TYPE_CHECKING:
     import numpy as np
+    import tokenizers
     from PIL.Image import Image
 
 EXPORTER = "onnx", "onnxscript"
@@ -59,8 +60,9 @@ class OnnxTextEncoder(Embedder):
             self._towers = self._export()
         return self._towers.embed_texts(texts)
 
-    def unknown_words(self, texts: list[str]) -> list[str]:
-        return (self._towers or self._model).unknown_words(texts)
+    @property
+    def text_tokenizer(self) -> "tokenizers.Tokenizer | None":
+        return (self._towers or self._model).text_tokenizer
 
     def _export(self) -> OnnxTowers | TorchEmbedder:
         try:
@@ -116,5 +118,6 @@ class Int8Embedder(Embedder):
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
         return self._towers.embed_texts(texts)
 
-    def unknown_words(self, texts: list[str]) -> list[str]:
-        return self._towers.unknown_words(texts)
+    @property
+    def text_tokenizer(self) -> "tokenizers.Tokenizer":
+        return self._towers.text_tokenizer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vlmkit.io.files import cache_folder
-from vlmkit.models.embedders.tokenizers import clean_text, unknown_words
+from vlmkit.models.embedders.tokenizers import clean_text
 from vlmkit.models.fingerprint import fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
@@ -47,19 +47,16 @@ class OnnxTowers:
             [np.zeros((0, self.dim), np.float32), *(self.run("text", self.tokens(batch)) for batch in batches)]
         )
 
-    def unknown_words(self, texts: list[str]) -> list[str]:
-        return unknown_words(self._tokenizer, texts)
-
     def tokens(self, texts: Sequence[str]) -> "dict[str, np.ndarray]":
         """What the text tower takes, each N x T int64."""
         import numpy as np
 
-        encodings = self._tokenizer.encode_batch([clean_text(text, self._card["clean"]) for text in texts])
+        encodings = self.text_tokenizer.encode_batch([clean_text(text, self._card["clean"]) for text in texts])
         names = self._card["inputs"]["text"]
         return {name: np.array([getattr(one, TOKEN_FIELDS[name]) for one in encodings], np.int64) for name in names}
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def text_tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
         return Tokenizer.from_file(str(self._folder / "tokenizer.json"))

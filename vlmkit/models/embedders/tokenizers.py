@@ -2,7 +2,6 @@
 
 import html
 import string
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,34 +9,6 @@ if TYPE_CHECKING:
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 WORD = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-
-
-def unknown_words(tokenizer: "tokenizers.Tokenizer", texts: list[str]) -> list[str]:
-    """The parts of `texts` that `tokenizer` turns into its unknown token, adjoining ones together; no punctuation."""
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    found: list[str] = []
-    for text, encoding in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        end = -1
-        for token, (start, stop) in zip(encoding.tokens, encoding.offsets, strict=True):
-            if token != unknown or start == stop or not any(map(_has_meaning, text[start:stop])):
-                continue
-            if start == end:
-                found[-1] += text[start:stop]
-            else:
-                found.append(text[start:stop])
-            end = stop
-    return found
-
-
-def count_tokens(tokenizer: "tokenizers.Tokenizer", texts: list[str]) -> tuple[int, int]:
-    """The tokens of `texts` without padding, and how many texts `tokenizer` cuts."""
-    encodings = tokenizer.encode_batch(texts)
-    return sum(sum(one.attention_mask) for one in encodings), sum(bool(one.overflowing) for one in encodings)
-
-
-def _has_meaning(character: str) -> bool:
-    """Whether it is a letter, a number or a symbol such as an emoji, not punctuation, space or a mark."""
-    return unicodedata.category(character)[0] in "LNS"
 
 
 def clean_text(text: str, how: str) -> str:

@@ -20,14 +20,17 @@ from vlmkit.io.records import batched
 from vlmkit.models.embedders.open_clip import OpenClip
 from vlmkit.models.embedders.transformers import Transformers
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint, resolve
-from vlmkit.models.types import Hardware
+from vlmkit.models.texts import context_of, count_cut
+from vlmkit.models.types import Hardware, warn_of_cut
 from vlmkit.train.checkpoints import LoadedStrictly
 from vlmkit.train.config import ContrastiveConfig
 from vlmkit.train.contrastive.gradcache import Pair
 from vlmkit.train.contrastive.sampler import Batch, open_sample
 from vlmkit.train.data.augment import view_of
 from vlmkit.train.data.samples import Captioned
+from vlmkit.train.distributed import rank
 
+TEXTS = 4096  # tokenized at once
 CHUNK = 32  # pictures, or texts, at once while nothing is trained
 IMAGE = ("visual.", "vision_model.", "visual_projection.")
 LOGITS = ("logit_scale", "logit_bias")
@@ -95,6 +98,7 @@ class DualEncoder(ContrastiveModel):
         self.checkpoint = resolve(start, "embed")
         self.embedder = _embedder(self.checkpoint, settings.device)
         self.model = self.embedder.model
+        warn_of_cut_captions(self.embedder.text_tokenizer, training)
         lock(self.model, settings.lock)
         self.locked = locked_modules(self.model)
         names = (name for name, value in self.model.named_parameters() if value.requires_grad)
@@ -193,6 +197,15 @@ class DualEncoder(ContrastiveModel):
         for path in origin.processing:
             if not (made / path.name).exists():
                 shutil.copyfile(path, made / path.name)
+
+
+def warn_of_cut_captions(tokenizer: Any, samples: list[Captioned]) -> None:
+    """Tell how many captions are longer than `tokenizer` (of the package tokenizers, or None) cuts them to."""
+    captions = [caption for sample in samples for caption in sample.captions]
+    if tokenizer is None or rank() > 0:
+        return
+    if cut := sum(count_cut(tokenizer, some) for some in batched(captions, TEXTS)):
+        warn_of_cut(cut, context_of(tokenizer), "learned")
 
 
 def write_open_clip(weights: dict[str, Tensor], settings: dict[str, Any], folder: Path) -> None:

@@ -26,9 +26,17 @@ from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.executor import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.base import silence_libraries
+from vlmkit.models.embedders.tokenizers import of_transformers
 from vlmkit.train.config import LitConfig
 from vlmkit.train.contrastive.gradcache import Pair
-from vlmkit.train.contrastive.model import ContrastiveModel, Rate, locked_modules, retrieval, write_open_clip
+from vlmkit.train.contrastive.model import (
+    ContrastiveModel,
+    Rate,
+    locked_modules,
+    retrieval,
+    warn_of_cut_captions,
+    write_open_clip,
+)
 from vlmkit.train.contrastive.sampler import Batch, open_sample
 from vlmkit.train.data.augment import view_of
 from vlmkit.train.data.samples import Captioned
@@ -243,6 +251,7 @@ class LockedImageTuning(ContrastiveModel):
         self.locked = locked_modules(self.model)
         self.model.to(settings.device).eval()
         self.captions = CaptionEncoder(self.model, HFTokenizer(self.text, context_length=CONTEXT))
+        warn_of_cut_captions(of_transformers(self.captions.tokenizer.tokenizer, CONTEXT), training)
         self.data = self._prepared(training, settings.augmentations)
         self.validation = self._prepared(validation, 1) if validation else None
 
