@@ -26,6 +26,7 @@ _vlmkit() {
     fi
     if ((COMP_CWORD == 1)); then
         COMPREPLY=($(compgen -W "embed index search classify caption ask train eval serve download demo --help --version" -- "$current"))
+        COMPREPLY=($(compgen -W "embed index search classify caption ask train eval download demo config --help --version" -- "$current"))
         return
     fi
     [[ "$current" == -* ]] || return
@@ -34,13 +35,14 @@ _vlmkit() {
         index) words="--type --remove --prune --force --dry-run --merge --info --verify --dump --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version -h --help" ;;
         search) words="--image --minus --like --queries --duplicates --threshold --prefer --exact --dry-run -k --where --min-score --relative -l --paths -0 --null --html --preview -i --index -m --model --precision --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version -h --help" ;;
         classify) words="-m --model --precision --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        caption) words="-m --model --max-tokens --temperature --top-p --base-url --option --rpm --prompt --length --sidecar --force --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        ask) words="-m --model --max-tokens --temperature --top-p --base-url --option --rpm --system --stream --schema --ocr --boxes --draw --attention --constitution --pairs --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        caption) words="-m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --prompt --length --sidecar --force --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        ask) words="-m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --schema --ocr --boxes --draw --attention --constitution --pairs --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         train) words="--preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --text-epochs --text-lr --text-layers --feature-dropout --dropout --llm --connector --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --checkpointing --fsdp --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --cluster --tokenizer --confusions -m --model --prediction --references --id --question --truth --task --weights --latency --items --html -o --output --images --json --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         serve) words="--host --port --token --allow-host --cors --max-body --max-queue --timeout --max-pixels -i --index -m --model --precision --allow-private --device --workers --idle -q --quiet -v --verbose --debug -V --version -h --help" ;;
         download) words="-o --output --split --limit --dir --check --mirror --timeout --allow-pickle --url-column --tar --resize --retry --search --task --library --licence --min-downloads --min-size --max-size --sort --list --card --verify --allow-private --errors --ignore --json --max-pixels -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--keep -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        config) words="--all --path --json -q --quiet -v --verbose --debug -V --version -h --help" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }

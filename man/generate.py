@@ -14,7 +14,9 @@ from textwrap import dedent
 from typing import Any
 
 import dependencies
+import environment
 import pages
+from environment import Variable
 from pages import roff
 
 from vlmkit import __version__
@@ -25,7 +27,7 @@ from vlmkit.cli.options import PROGRAM, TAGLINE
 
 MODELS = ["mini"]  # that are called by a name alone
 DATA = "${XDG_DATA_HOME:-$HOME/.local/share}/vlmkit"
-BLOCK = re.compile(r"(<!-- generated: commands -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- generated: (commands|environment) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 EXIT_CODES = [
     ("0", "All went well; also when the reader of standard output went away."),
@@ -33,17 +35,6 @@ EXIT_CODES = [
     ("2", "Wrong usage or a fatal error: no file was changed; an index keeps what it had read."),
     ("3", "Finished, but some records failed; each is named on standard error."),
     ("130, 143, 129", "Stopped by SIGINT, SIGTERM or SIGHUP; no temporary file is left."),
-]
-ENVIRONMENT = [
-    ("VLMKIT_EMBED_MODEL", "Default of -m for embed and classify."),
-    ("VLMKIT_CHAT_MODEL", "Default of -m for caption and ask."),
-    ("VLMKIT_INDEX", "Default of -i."),
-    ("VLMKIT_TOKEN", "Default of serve --token."),
-    ("XDG_DATA_HOME", "Indexes given by name stand in its folder vlmkit (default ~/.local/share)."),
-    ("OPENAI_API_KEY", "The key that an endpoint of -m openai:NAME gets."),
-    ("OPENAI_BASE_URL", "Where that endpoint is, unless --base-url says it."),
-    ("XDG_CACHE_HOME", "Model identities are remembered in its folder vlmkit (default ~/.cache)."),
-    ("NO_COLOR", "No colours in tables."),
 ]
 
 
@@ -119,7 +110,7 @@ def _pairs(title: str, rows: list[tuple[str, str]]) -> Iterator[str]:
         yield f".TP\n.B {roff(name)}\n{roff(text)}"
 
 
-def _man_page(command: Command) -> str:
+def _man_page(command: Command, variables: list[Variable]) -> str:
     title = f"{PROGRAM}-{command.name}"
     lines = [
         f'.TH {title.upper()} 1 "" "vlmkit {__version__}" "vlmkit manual"',
@@ -137,12 +128,12 @@ def _man_page(command: Command) -> str:
         printed = f"\n{roff(example.prints)}" if example.prints else ""
         lines.append(f".PP\n{roff(example.what)}\n.PP\n.nf\n.RS 4\n{roff(example.line)}{printed}\n.RE\n.fi")
     lines += _pairs("EXIT STATUS", EXIT_CODES)
-    lines += _pairs("ENVIRONMENT", ENVIRONMENT)
+    lines += _pairs("ENVIRONMENT", [row[:2] for row in variables if command.name in (row.commands or [command.name])])
     lines.append(f".SH SEE ALSO\n.BR {PROGRAM} (1)")
     return "\n".join(lines) + "\n"
 
 
-def _main_page(table: list[Command]) -> str:
+def _main_page(table: list[Command], variables: list[Variable]) -> str:
     lines = [
         f'.TH {PROGRAM.upper()} 1 "" "vlmkit {__version__}" "vlmkit manual"',
         f".SH NAME\n{PROGRAM} \\- {roff(TAGLINE.rstrip('.').lower())}",
@@ -150,7 +141,7 @@ def _main_page(table: list[Command]) -> str:
         ".SH DESCRIPTION\nCommands read and write records, one JSON object a line, so they can be joined by pipes.",
         *_pairs("COMMANDS", [(f"{PROGRAM}-{command.name}(1)", command.summary) for command in table]),
         *_pairs("EXIT STATUS", EXIT_CODES),
-        *_pairs("ENVIRONMENT", ENVIRONMENT),
+        *_pairs("ENVIRONMENT", [row[:2] for row in variables]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -282,18 +273,20 @@ def _readme_block(table: list[Command]) -> str:
 
 def documents(root: Path) -> dict[Path, str]:
     """Every generated file of the project at `root` with its text."""
-    table = commands()
-    readme = root / "README.md"
-    texts = {root / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command) for command in table}
-    for source in (root / "man").glob("*.md"):
-        text = source.read_text()
-        texts[source.with_name(pages.file_name(text))] = pages.page(text)
+    table, variables = commands(), environment.variables(command_line().commands)
+    blocks = {"commands": _readme_block(table), "environment": environment.table(variables)}
+    texts = {root / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command, variables) for command in table}
+    for source in [root / "README.md", *(root / "man").glob("*.md")]:
+        text = BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[3], source.read_text())
+        if BLOCK.search(text):
+            texts[source] = text
+        if source.parent != root:
+            texts[source.with_name(pages.file_name(text))] = pages.page(text)
     return texts | {
-        root / "man" / f"{PROGRAM}.1": _main_page(table),
+        root / "man" / f"{PROGRAM}.1": _main_page(table, variables),
         root / "completions" / f"{PROGRAM}.bash": _bash(table),
         root / "completions" / f"_{PROGRAM}": _zsh(table),
         root / "completions" / f"{PROGRAM}.fish": _fish(table),
-        readme: BLOCK.sub(lambda found: found[1] + _readme_block(table) + found[2], readme.read_text()),
     }
 
 

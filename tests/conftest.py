@@ -18,6 +18,7 @@ from warm import Running, Server, Start, Warm, at_import
 
 from vlmkit.cli.demo import collect
 
+os.environ["VLMKIT_CONFIG"] = os.devnull  # for processes that have no environment of their own
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of the tests are one for each core
 hypothesis.settings.register_profile("any machine", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("any machine")
@@ -109,7 +110,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def own_environment(home: Path) -> dict[str, str]:
     """An environment whose data folders are in `home`, without settings of the user."""
-    own = {name: str(home / name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME")}
+    own = {name: str(home / name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("VLMKIT_")}
     return kept | own | {"PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "default"}
 

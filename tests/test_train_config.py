@@ -7,6 +7,7 @@ import pytest
 
 from vlmkit.cli.app import command_line
 from vlmkit.errors import VlmkitError
+from vlmkit.train.checkpoints import as_toml
 from vlmkit.train.config import (
     PRESETS,
     SETTINGS,
@@ -14,7 +15,6 @@ from vlmkit.train.config import (
     ContrastiveConfig,
     LitConfig,
     Stage,
-    as_toml,
     load_config,
     name_of,
 )
@@ -55,6 +55,20 @@ def test_what_is_typed_wins(
     assert isinstance(made, AlignConfig) and made.steps == steps
     if preset == "./mine.toml":
         assert (made.vision, made.log_every, made.batch_size) == ("v", 3, 256)
+
+
+@pytest.mark.parametrize(
+    ("preset", "file", "steps", "log_every"),
+    [(None, "", 9, 5), ("debug", "", 9, 5), ("debug", "steps = 4", 4, 5), (None, "epochs = 2", None, 5)],
+)
+def test_standing_settings_are_between_preset_and_file(
+    preset: str | None, file: str, steps: int | None, log_every: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(file)
+    standing = {"steps": 9, "log_every": 5, "preset": "small"}
+    made = load_config(Stage.ALIGN, FLAGS | TOWERS, preset, path, standing=standing)
+    assert (made.steps, made.log_every, made.batch_size) == (steps, log_every, 8 if preset else 64)
 
 
 @pytest.mark.parametrize("stage", Stage)

@@ -46,6 +46,7 @@ GROUPS = {  # what one wants, and the commands for it
     "Fetch and try": {
         "download": Entry("vlmkit.cli.download:download", "Fetch data sets, models, and pictures by URL."),
         "demo": Entry("vlmkit.cli.demo:demo", "Show what vlmkit does, on photographs that come with Python packages."),
+        "config": Entry("vlmkit.cli.config:config", "Show which options are set by config.toml or the environment."),
     },
 }
 SIMILAR = 0.75  # how alike, at least, what is suggested

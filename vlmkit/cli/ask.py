@@ -116,7 +116,7 @@ def ask(
     sampling = chat_model.sampling(ANSWER_TOKENS if answer.task == "answer" else PAGE_TOKENS)
     options = answer.generate_options(chat_model.stats)
     if chat:
-        model = run.load_chat_model(chat_model.model, chat_model.base_url, chat_model.option, chat_model.rpm)
+        model = run.load_chat_model(chat_model.model, chat_model.endpoint)
         return _chat(model, named, question, sampling, answer.system, records.allow_private)
     reading = records.reading(piped_picture=True)
     conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))

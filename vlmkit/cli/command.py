@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import typer
 
-from vlmkit.cli.help import HelpfulCommand
+from vlmkit.cli.defaults import ConfiguredCommand, is_given
 from vlmkit.errors import Exit, VlmkitError
 
 OPTIONS, FILES, RUNNING, LAST = "Options", "Reading and writing", "Running", "Every command"
@@ -27,7 +27,7 @@ def option(spec: str, help: str, *, group: str = "", needs: Sequence[str] = (), 
     return made
 
 
-class Command(HelpfulCommand):
+class Command(ConfiguredCommand):
     """A command that refuses options which do nothing: those of other topics, and those without what they `need`."""
 
     needs: ClassVar[Mapping[str, Sequence[str]]] = {}
@@ -36,7 +36,7 @@ class Command(HelpfulCommand):
         self.topic = next((word for word in args if word in self.topic_names), "")
         rest = super().parse_args(ctx, args)
         for param in self.params:
-            if param.param_type_name == "option" and _is_given(ctx, param.name):
+            if param.param_type_name == "option" and is_given(ctx, param.name):
                 self._check(ctx, param)
         return rest
 
@@ -56,12 +56,6 @@ class Command(HelpfulCommand):
 
 def _flag(param: Any) -> str:
     return max(param.opts, key=len)
-
-
-def _is_given(ctx: Any, name: str) -> bool:
-    """Whether the command line says it, not the environment or a file of settings."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 class _Made(NamedTuple):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from vlmkit.cli.options import AllowPrivate, Common, Errors, Ignore, Json, MaxPixels, option
+from vlmkit.cli.options import AllowPrivate, Common, Errors, Ignore, Json, MaxPixels, hand_on_max_pixels, option
 from vlmkit.cli.screen import for_person, print_facts, print_table
 from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.files import user_folder
 from vlmkit.io.terminal import Failures, Output, progress, warn
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def download(
     What was cut off is resumed, also after a kill; what is there is not fetched again. Sizes and SHA-256 are checked
     where --list has them. Pictures of lists whose servers ask not to be used for AI (X-Robots-Tag) are left out.
     """
+    hand_on_max_pixels(max_pixels)
     if hub.search is not None:
         return _show(_search(hub, fetching.limit or 20), json)
     if listing:
@@ -144,7 +146,7 @@ def _options(run: Common, fetching: Fetching) -> "DownloadOptions":
     from vlmkit.download.run import DownloadOptions
 
     return DownloadOptions(
-        Path(fetching.folder) if fetching.folder else _data_home() / "datasets",
+        Path(fetching.folder) if fetching.folder else user_folder("data") / "datasets",
         Path(fetching.output) if fetching.output else None,
         fetching.split,
         fetching.limit,
@@ -251,10 +253,6 @@ def _check_names(names: list[str], output: str | None) -> None:
             repo_of(name)
             if output is not None and len(names) > 1:
                 raise VlmkitError("-o requires a single model", "download it by itself, or leave out -o")
-
-
-def _data_home() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vlmkit"
 
 
 def _verify(names: list[str], options: "DownloadOptions", failures: Failures) -> Exit:

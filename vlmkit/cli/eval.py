@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from vlmkit.cli.command import FILES
+from vlmkit.cli.defaults import is_given
 from vlmkit.cli.help import Topic, Topics
-from vlmkit.cli.options import Images, Json, OutputFile, Run, Seed, option
+from vlmkit.cli.options import EMBED_MODEL_VARIABLE, Images, Json, OutputFile, Run, Seed, model_option, option
 from vlmkit.cli.screen import for_person, print_table
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.eval.predictions import Options, Source
@@ -76,7 +77,7 @@ class ScoreOptions:
         int | None, option("--confusions N", "Most frequent confusions.", min=0, show_default="10")
     ] = None
     model: Annotated[
-        Text, option("-m, --model MODEL", "Model that embeds: for retrieval, or the CLIPScore of captions.")
+        Text, model_option("Model that embeds: for retrieval, or the CLIPScore of captions.", EMBED_MODEL_VARIABLE)
     ] = None
 
 
@@ -115,6 +116,7 @@ Html = Annotated[
 
 
 def eval(
+    ctx: typer.Context,
     run: Run,
     task: TaskName,
     score: ScoreOptions,
@@ -137,7 +139,8 @@ def eval(
     """
     from vlmkit.eval.report import page
 
-    options = _options(run, score, names, comparison, details=items is not None or html is not None)
+    details = items is not None or html is not None
+    options = _options(run, score, names, comparison, details, model_asked=is_given(ctx, "model"))
     paths = files or ["-"]
     for path in filter(None, (items, html)):
         if os.path.realpath(path) in map(os.path.realpath, paths):
@@ -167,9 +170,11 @@ def eval(
     return Exit.OK
 
 
-def _options(run: Run, score: ScoreOptions, names: FieldNames, comparison: CompareOptions, details: bool) -> Options:
+def _options(
+    run: Run, score: ScoreOptions, names: FieldNames, comparison: CompareOptions, details: bool, model_asked: bool
+) -> Options:
     def load(name: str | None) -> "Embedder":
-        return run.load(score.model or name or os.environ.get("VLMKIT_EMBED_MODEL") or "mini")
+        return run.load((score.model if model_asked else None) or name or score.model or "mini")
 
     return Options(
         id=names.id,
@@ -186,7 +191,7 @@ def _options(run: Run, score: ScoreOptions, names: FieldNames, comparison: Compa
         ks=_numbers(score.k),
         tokenizer=None if score.tokenizer is None else score.tokenizer.value,
         model=load,
-        model_asked=score.model is not None,
+        model_asked=model_asked,
         batch_size=run.batch(EMBED_BATCH),
         workers=run.threads,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlmkit.generate.questions import ChatSample, Conversation
     from vlmkit.io.inputs import Reading
     from vlmkit.io.records import Failed, Record
-    from vlmkit.models.types import ChatModel, Sampling
+    from vlmkit.models.types import ChatModel, EndpointOptions, Sampling
 
 ANSWER_TOKENS = 256
 PAGE_TOKENS = 1024  # a page of text, or many boxes
@@ -64,6 +64,10 @@ EndpointSettings = Annotated[
         callback=valid_utf8,
     ),
 ]
+ApiKeyEnv = Annotated[
+    str | None,
+    option("--api-key-env NAME", "Environment variable that holds an endpoint's key; without it OPENAI_API_KEY."),
+]
 Rpm = Annotated[
     int | None, option("--rpm N", "Send an endpoint at most N requests a minute; it may ask for fewer.", min=1)
 ]
@@ -81,13 +85,20 @@ class ChatOptions:
     top_p: TopP = None
     base_url: BaseUrl = None
     option: EndpointSettings = None
+    api_key_env: ApiKeyEnv = None
     rpm: Rpm = None
     seed: Seed = None
     stats: Stats = False
 
+    @property
+    def endpoint(self) -> "EndpointOptions":
+        from vlmkit.models.types import EndpointOptions
+
+        return EndpointOptions.of(self.base_url, self.option or [], self.rpm or 0, self.api_key_env)
+
     def load(self, run: Run, task: str = "answer") -> "ChatModel":
         """The model. Raises VlmkitError where it cannot do the `task`."""
-        model = run.load_chat_model(self.model, self.base_url, self.option, self.rpm)
+        model = run.load_chat_model(self.model, self.endpoint)
         if task not in model.tasks:
             lacks = {
                 "ocr": "cannot read text in pictures",

@@ -4,12 +4,13 @@ import contextlib
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from vlmkit import __version__
 from vlmkit.cli.command import FILES, LAST, RUNNING, option
+from vlmkit.cli.defaults import named_model
 from vlmkit.cli.screen import for_person
 from vlmkit.errors import VlmkitError, one_line
 from vlmkit.io.images import MAX_PIXELS, MAX_PIXELS_VARIABLE
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vlmkit.io.inputs import Reading
     from vlmkit.io.summary import Summary
     from vlmkit.io.walk import LeftOut
-    from vlmkit.models.types import ChatModel, Embedder
+    from vlmkit.models.types import ChatModel, Embedder, EndpointOptions
 
 PROGRAM = "vlmkit"
 MODEL = "Model"  # a heading
@@ -71,10 +72,10 @@ def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
     return text
 
 
-def _hand_on_max_pixels(number: int | None) -> int | None:
+def hand_on_max_pixels(number: int | None) -> None:
+    """Let the processes that this one starts know --max-pixels, too."""
     if number is not None:
         os.environ[MAX_PIXELS_VARIABLE] = str(number)
-    return number
 
 
 MaxPixels = Annotated[
@@ -84,7 +85,6 @@ MaxPixels = Annotated[
         "Refuse pictures of more pixels.",
         min=1,
         envvar=MAX_PIXELS_VARIABLE,
-        callback=_hand_on_max_pixels,
         show_default=f"{MAX_PIXELS:,}",
         group=RUNNING,
     ),
@@ -139,6 +139,9 @@ class Run(Common):
     workers: Workers = 0
     max_pixels: MaxPixels = None
 
+    def __post_init__(self) -> None:
+        hand_on_max_pixels(self.max_pixels)
+
     def batch(self, suits: int) -> int:
         return self.batch_size or suits
 
@@ -162,16 +165,12 @@ class Run(Common):
         note(f"model {model.identity}, device {model.device}, precision {used}")
         return model
 
-    def load_chat_model(
-        self, name: str, base_url: str | None = None, options: list[str] | None = None, rpm: int | None = None
-    ) -> "ChatModel":
-        """The chat model called `name`, on this device, or at `base_url` with `options`, `rpm` requests a minute."""
+    def load_chat_model(self, name: str, endpoint: "EndpointOptions") -> "ChatModel":
+        """The chat model called `name`, on this device or at an endpoint."""
         from vlmkit.models.load import load_chat_model
-        from vlmkit.models.types import EndpointOptions, Hardware
+        from vlmkit.models.types import Hardware
 
-        model = load_chat_model(
-            name, Hardware(self.device.value), EndpointOptions.of(base_url, options or [], rpm or 0)
-        )
+        model = load_chat_model(name, Hardware(self.device.value), endpoint)
         if self.verbose and not self.quiet:
             warn(f"model {model.identity}, device {model.device}")
         return model
@@ -197,17 +196,17 @@ IGNORE_HELP = "Failures listed in FILE, of --errors, are known and do not count,
 NO_DEFAULTS_HELP = "Do not skip hidden ones, @eaDir, #recycle, lost+found, node_modules and the like in folders."
 Errors = Annotated[str | None, option("--errors FILE", "Write failed records to FILE: id, image, error.", group=FILES)]
 Ignore = Annotated[str | None, option("--ignore FILE", IGNORE_HELP, group=FILES)]
-EmbedModelName = Annotated[
-    str,
-    option("-m, --model MODEL", "Model that embeds: a name or a folder.", envvar="VLMKIT_EMBED_MODEL", group=MODEL),
-]
+EMBED_MODEL_VARIABLE = "VLMKIT_EMBED_MODEL"
+
+
+def model_option(help: str, envvar: str | None = None) -> Any:
+    """-m; eager, as the options that config.toml gives to a model are defaults of the others."""
+    return option("-m, --model MODEL", help, envvar=envvar, callback=named_model, is_eager=True, group=MODEL)
+
+
+EmbedModelName = Annotated[str, model_option("Model that embeds: a name or a folder.", EMBED_MODEL_VARIABLE)]
 ChatModelName = Annotated[
-    str,
-    option(
-        "-m, --model MODEL",
-        "Model that answers: a name or a folder; openai:NAME of an endpoint.",
-        envvar="VLMKIT_CHAT_MODEL",
-    ),
+    str, model_option("Model that answers: a name or a folder; openai:NAME of an endpoint.", "VLMKIT_CHAT_MODEL")
 ]
 EmbedPrecision = Annotated[
     Precision | None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmkit.errors import Exit, Stopped, VlmkitError, catch
 from vlmkit.generate.pipeline import preprocessed
+from vlmkit.io.files import user_folder
 from vlmkit.io.http import HttpClient
 from vlmkit.io.pictures import MARK
 from vlmkit.io.records import dumps, name_of
@@ -173,4 +174,4 @@ def lines(history: Path) -> Iterator[str]:
 
 def history_file() -> Path:
     """Where the lines typed are kept: `$XDG_STATE_HOME/vlmkit/chat`."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "vlmkit" / "chat"
+    return user_folder("state") / "chat"

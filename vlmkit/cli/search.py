@@ -13,12 +13,12 @@ import typer
 
 from vlmkit.cli.hits import DisplayOptions, Form, with_matches, write_results
 from vlmkit.cli.options import (
-    MODEL,
     AllowPrivate,
     EmbedPrecision,
     Errors,
     IndexName,
     Run,
+    model_option,
     option,
     valid_utf8,
 )
@@ -104,9 +104,7 @@ class ResultOptions:
     relative: Annotated[bool, option("--relative", RELATIVE_HELP)] = False
 
 
-ModelFolder = Annotated[
-    str | None, option("-m, --model MODEL", "Where the model of the index is, if it was moved.", group=MODEL)
-]
+ModelFolder = Annotated[str | None, model_option("Where the model of the index is, if it was moved.")]
 
 
 def search(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmkit.cli.command import FILES, RUNNING
+from vlmkit.cli.defaults import named_model, set_by_file
 from vlmkit.cli.help import Topic, Topics
 from vlmkit.cli.options import MODEL, Device, Errors, Run, Seed, option
 from vlmkit.errors import Exit
@@ -66,6 +67,7 @@ DryRun = Annotated[bool, option("--dry-run", "Print parameters, tokens a step, m
 
 
 def train(
+    ctx: typer.Context,
     run: Run,
     stage: StageName,
     data: Data = None,
@@ -98,7 +100,9 @@ def train(
         "seed": seed,
         "workers": run.workers or None,
         "device": None if run.device is Device.AUTO else torch_device(run.device.value),
+        "preset": preset,
     }
+    standing = {param.name: settings.pop(param.name) for param in set_by_file(ctx) if param.name in settings}
     with Failures(errors) as failures, Output() as out:
 
         def emit(record: dict[str, Any]) -> None:
@@ -106,7 +110,8 @@ def train(
 
         with rank_zero_only():
             file = Path(config) if config else None
-            settled: Any = load_config(stage, settings, preset, file, torch_device("auto"))
+            named, device = settings.pop("preset", None), torch_device("auto")
+            settled: Any = load_config(stage, settings, named, file, device, standing)
         note = warn if not run.quiet else lambda text: None
         if dry_run:
             from vlmkit.train.estimate import estimate
@@ -135,7 +140,8 @@ def _setting_options() -> dict[str, Any]:
             flag = name_of(name)
             metavar = "|".join(setting["choices"]) or setting["unit"]
             spec = f"--{flag}/--no-{flag}" if value is bool else f"--{flag} {metavar}"
-            found[name] = Annotated[value | None, option(spec, setting["help"], group=groups[name])]
+            named = {"callback": named_model} if setting["unit"] == "M" else {}
+            found[name] = Annotated[value | None, option(spec, setting["help"], group=groups[name], **named)]
     return found
 
 
@@ -147,7 +153,7 @@ def _signature() -> inspect.Signature:
         for name, annotation in _setting_options().items()
     ]
     own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own]
-    return inspect.Signature([*own[:6], *made, *own[6:]])
+    return inspect.Signature([*own[:7], *made, *own[7:]])
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.files import user_folder
 from vlmkit.io.records import Record, loads
 
 LOCK_SECONDS = 60.0
@@ -82,7 +83,7 @@ def index_folder(name: str) -> Path:
         raise VlmkitError("the index has no name", "give -i (or $VLMKIT_INDEX) a name or a path")
     if "/" in name or "." in name:
         return Path(name)
-    folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vlmkit" / name
+    folder = user_folder("data") / name
     if not folder.exists() and exists(Path(name)):
         raise VlmkitError(f"there is no index named {name}, but the folder {name} is one", f"use -i ./{name}")
     return folder

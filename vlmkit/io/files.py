@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, files that grow line by line, locks, and the cache folder."""
+"""Files and folders that appear complete or not at all, files that grow line by line, locks, and the user's folders."""
 
 import atexit
 import contextlib
@@ -15,6 +15,7 @@ from typing import IO, Any
 from vlmkit.errors import VlmkitError
 
 WAIT_NOTICE_SECONDS = 1.0
+FOLDERS = {"cache": "~/.cache", "config": "~/.config", "data": "~/.local/share", "state": "~/.local/state"}
 
 
 @contextmanager
@@ -166,6 +167,6 @@ def lock(path: str | Path, *, wait: bool = True, on_wait: Callable[[], None] = l
         os.close(number)
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/vlmkit`, for files that can be computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmkit"
+def user_folder(kind: str) -> Path:
+    """vlmkit's folder for the user's files of a `kind`, a key of FOLDERS, by $XDG_CACHE_HOME and so on."""
+    return Path(os.environ.get(f"XDG_{kind.upper()}_HOME") or os.path.expanduser(FOLDERS[kind])) / "vlmkit"

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from vlmkit.io.files import atomic_write, cache_folder
+from vlmkit.io.files import atomic_write, user_folder
 
 REMEMBERED = 64  # models
 
@@ -42,7 +42,7 @@ def _digests(files: Sequence[Path]) -> dict[Path, bytes]:
 def recall(memory: str) -> dict[str, Any]:
     """The values that `remember` stored in the file `memory`, by key; empty where it is missing or damaged."""
     try:
-        known = orjson.loads((cache_folder() / memory).read_bytes())
+        known = orjson.loads((user_folder("cache") / memory).read_bytes())
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
@@ -50,7 +50,7 @@ def recall(memory: str) -> dict[str, Any]:
 
 def remember(memory: str, key: str, value: Any) -> None:
     """Store `value` in the file `memory` for later commands; only the newest `REMEMBERED` are kept."""
-    path = cache_folder() / memory
+    path = user_folder("cache") / memory
     known = recall(memory)
     known.pop(key, None)
     newest = dict([*known.items(), (key, value)][-REMEMBERED:])

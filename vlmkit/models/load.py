@@ -74,7 +74,7 @@ def load_chat_model(
         remote.identity, remote.load_arguments = f"{name}@{remote.fingerprint}", (name, hardware, endpoint)
         return remote
     if endpoint != EndpointOptions():
-        what = f"--base-url, --option and --rpm require a model of an endpoint, not {name}"
+        what = f"--base-url, --api-key-env, --option and --rpm require a model of an endpoint, not {name}"
         raise VlmkitError(what, f"pass -m {ENDPOINT}NAME")
     checkpoint = resolve(name, "chat")
     model_class = CHAT_MODELS.load(checkpoint.backend)

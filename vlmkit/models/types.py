@@ -337,16 +337,19 @@ class RemoteModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """The URL of an endpoint, None for the default one, the options of each request, and how many are sent a minute at
-    most, 0 for as many as can be.
+    """The URL of an endpoint, None for the default one, the options of each request, how many are sent a minute at
+    most, 0 for as many as can be, and the environment variable that holds the key.
     """
 
     base_url: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     rpm: float = 0.0
+    key_variable: str = "OPENAI_API_KEY"
 
     @classmethod
-    def of(cls, base_url: str | None, options: Sequence[str], rpm: float = 0.0) -> "EndpointOptions":
+    def of(
+        cls, base_url: str | None, options: Sequence[str], rpm: float = 0.0, key_variable: str | None = None
+    ) -> "EndpointOptions":
         """`options` are KEY=VALUE each, VALUE JSON or else a string. Raises VlmkitError."""
         given: dict[str, Any] = {}
         for option in options:
@@ -357,4 +360,4 @@ class EndpointOptions:
                 given[key] = loads(value.encode())
             except ValueError:
                 given[key] = value
-        return cls(base_url, given, rpm)
+        return cls(base_url, given, rpm, key_variable or cls().key_variable)

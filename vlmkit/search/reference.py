@@ -19,7 +19,7 @@ from importlib.resources import files
 import numpy as np
 
 from vlmkit.index import Index
-from vlmkit.io.files import atomic_write, cache_folder
+from vlmkit.io.files import atomic_write, user_folder
 from vlmkit.io.records import fingerprint_of
 from vlmkit.models.types import Embedder
 
@@ -39,7 +39,7 @@ def reference_texts() -> list[str]:
 def text_vectors(model: Embedder) -> np.ndarray:
     """The vectors of the everyday texts (G x D float32), remembered in the cache folder for each model."""
     version = zlib.crc32("\n".join(reference_texts()).encode())
-    path = cache_folder() / f"reference-{fingerprint_of(model.identity)}-{version:08x}.npy"
+    path = user_folder("cache") / f"reference-{fingerprint_of(model.identity)}-{version:08x}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged: it is only a cache
         known = np.load(path, allow_pickle=False)
         if known.shape == (len(reference_texts()), model.dim) and np.isfinite(known).all():

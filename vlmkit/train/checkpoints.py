@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmkit.errors import VlmkitError, first_line
-from vlmkit.train.config import as_toml
+from vlmkit.train.config import SETTINGS as FIELDS
+from vlmkit.train.config import TrainConfig, name_of
 from vlmkit.train.distributed import broadcast, rank
 
 CHECKPOINT = "checkpoint-"
@@ -154,6 +155,17 @@ def begin(config: Any, resume: bool) -> Start:
         what = f"{out} holds a run with other settings ({', '.join(_differing(before, now)[:MAX_NAMED])})"
         raise VlmkitError(what, f"compare {settings}, or name a new folder with -o")
     return Start(finished, found[-1] if found else None)
+
+
+def as_toml(config: TrainConfig) -> str:
+    """The stage and all its settings, as `--config` reads them."""
+    import tomli_w
+
+    values = {name_of(name): getattr(config, name) for name in FIELDS[type(config)]}
+    given = {
+        name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value is not None
+    }
+    return tomli_w.dumps({"stage": config.stage.value} | given)
 
 
 def _differing(before: str, now: str) -> list[str]:

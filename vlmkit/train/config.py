@@ -204,6 +204,7 @@ LORA_LR = 2e-4
 PRETRAINED = {"lr": 1e-5, "weight_decay": 0.1}
 FROM_SCRATCH = {"lr": 5e-4, "weight_decay": 0.2}  # OpenCLIP (Cherti and others, 2023)
 HEADS = {"lr": 1e-4, "weight_decay": 0.2}  # new heads on pretrained towers
+USUAL = "config.toml: "
 RENAMED = {"out": "output", "start": "from", "patience": "early-stop"}
 
 
@@ -230,19 +231,28 @@ def stages_with(field: str) -> list[Stage]:
 
 
 def load_config(
-    stage: Stage, flags: dict[str, Any], preset: str | None = None, file: Path | None = None, device: str = "cpu"
+    stage: Stage,
+    flags: dict[str, Any],
+    preset: str | None = None,
+    file: Path | None = None,
+    device: str = "cpu",
+    standing: dict[str, Any] | None = None,
 ) -> TrainConfig:
-    """The configuration of a run: defaults, then a preset, a TOML `file` and `flags`; each wins over those before.
+    """The configuration of a run: defaults, a preset, `standing` settings, a TOML `file`, `flags`; each wins over those
+    before.
 
-    `flags` are by field name, None where not given; `preset` is a name or a TOML file; `device` is used unless one is
-    given. `epochs` without `steps` drops the `steps` of what came before. Raises VlmkitError.
+    `flags` and `standing` are by field name, None where not given; `preset` is a name or a TOML file; `device` is used
+    unless one is given. `epochs` without `steps` drops the `steps` of what came before. Raises VlmkitError.
     """
     from_file = _read_toml(stage, file) if file else {}
-    preset = preset or from_file.pop("preset", None)
-    given = {name: _in_type(name, value, "--") for name, value in flags.items() if value is not None}
-    kind, defaults = _defaults(stage, preset, from_file | given)
+    usual, given = (
+        {name: _in_type(name, value, where) for name, value in layer.items() if value is not None}
+        for where, layer in ((USUAL, standing or {}), ("--", flags))
+    )
+    preset = next(filter(None, (preset, from_file.pop("preset", None), usual.pop("preset", None))), None)
+    kind, defaults = _defaults(stage, preset, usual | from_file | given)
     settings: dict[str, Any] = {"device": device}
-    for where, layer in ((f"{preset}: ", defaults), (f"{file}: ", from_file), ("--", given)):
+    for where, layer in ((f"{preset}: ", defaults), (USUAL, usual), (f"{file}: ", from_file), ("--", given)):
         if "epochs" in layer and "steps" not in layer:
             settings.pop("steps", None)
         for name, value in layer.items():
@@ -346,17 +356,6 @@ def _in_type(field: str, value: Any, where: str) -> Any:
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
     expected = " or ".join(names.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType)
     raise VlmkitError(f"{where}{name_of(field)} = {value!r} has the wrong type", f"give {expected}")
-
-
-def as_toml(config: TrainConfig) -> str:
-    """The stage and all its settings, as `--config` reads them."""
-    import tomli_w
-
-    values = {name_of(name): getattr(config, name) for name in SETTINGS[type(config)]}
-    given = {
-        name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value is not None
-    }
-    return tomli_w.dumps({"stage": config.stage.value} | given)
 
 
 def check(config: TrainConfig) -> None:

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class Endpoint(ChatModel):
-    """The model `name`, `openai:NAME`. The key is $OPENAI_API_KEY, the proxies are the environment's.
+    """The model `name`, `openai:NAME`. The key and the proxies are the environment's.
 
     The options `timeout` (seconds), `retries` and `max_side` (pixels) are used here, and `detail` is sent with each
     picture; the others go into the body of each request, where null removes a setting. All methods raise
@@ -77,7 +77,8 @@ class Endpoint(ChatModel):
         detail = options.pop("detail", None)
         self._detail = {} if detail is None else {"detail": detail}
         self._options = options
-        self._key = _api_key()
+        self._key, variable = _api_key(endpoint.key_variable), endpoint.key_variable
+        self._key_remedy = f"check the key, {variable}" if self._key else f"set {variable} to your key"
         client = self._client(endpoint.base_url)
         self._completions = client.chat.completions
         self.device = str(client.base_url.copy_with(userinfo=b""))
@@ -241,7 +242,7 @@ class Endpoint(ChatModel):
         if not named or not (reason := reason_of(reply)):
             raise Failure(f"the response contains no answer: {self._short(text)}", LATER)
         refusal = self._refusal(status_in(reply) or 200, reply, reason, headers, body, request)
-        raise refusal.failure(self.device, self._name, bool(self._key))
+        raise refusal.failure(self.device, self._name, self._key_remedy)
 
     def _answer(self, reply: Any, request: Request) -> Answer | RequestError:
         answer = read_answer(reply, request.start)
@@ -345,7 +346,7 @@ class Endpoint(ChatModel):
             said = response.text
         reason = reason_of(said) or response.reason_phrase
         refusal = self._refusal(error.status_code, said, reason, response.headers, body, request)
-        return refusal.failure(self.device, self._name, bool(self._key))
+        return refusal.failure(self.device, self._name, self._key_remedy)
 
     def _refusal(
         self, status: int, said: Any, reason: str, headers: Mapping[str, str], body: dict[str, Any], request: Request
@@ -377,8 +378,11 @@ def _number(options: dict[str, Any], key: str, default: float, minimum: float) -
     return found
 
 
-def _api_key() -> str:
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
+def _api_key(variable: str) -> str:
+    """The key in the environment, empty if there is none. Raises VlmkitError where a variable named is not set."""
+    key = os.environ.get(variable, "").strip()
+    if not key and variable != EndpointOptions().key_variable:
+        raise VlmkitError(f"{variable}, of --api-key-env, is not set", "set it to the key")
     if not key.isascii() or not key.isprintable():
-        raise VlmkitError("OPENAI_API_KEY contains invalid characters", "remove quotes and line breaks")
+        raise VlmkitError(f"{variable} contains invalid characters", "remove quotes and line breaks")
     return key

@@ -100,20 +100,19 @@ class Refusal:
     settings: Collection[str]
     pictures: bool
 
-    def failure(self, place: str, name: str, has_key: bool) -> Failure:
+    def failure(self, place: str, name: str, key_remedy: str) -> Failure:
         """What it means for a request to the model `name` of the endpoint at `place`."""
-        scope, remedy, wait = self._meaning(name, has_key)
+        scope, remedy, wait = self._meaning(name, key_remedy)
         said = f"answers {self.status}, {self.reason}" if self.status != 200 else f"answers: {self.reason}"
         who = place if scope is Scope.ALL else "the endpoint"
         return Failure(f"{who} {said}", remedy, scope, wait, self.status, self.reason)
 
-    def _meaning(self, name: str, has_key: bool) -> tuple[Scope, str, float | None]:
+    def _meaning(self, name: str, key_remedy: str) -> tuple[Scope, str, float | None]:
         status, reason, codes = self.status, self.reason, " ".join(_codes(self.body))
-        key = "check the key, OPENAI_API_KEY" if has_key else "set OPENAI_API_KEY to your key"
         if status != 401 and status < 500 and FLAGGED.search(reason):
             return Scope.ONE, OTHER_REQUEST, None
         if status == 401 or (status != 429 and KEY.search(f"{reason} {codes}")):
-            return Scope.ALL, key, None
+            return Scope.ALL, key_remedy, None
         if status == 402 or "insufficient_quota" in codes or (status in (400, 403) and BALANCE.search(reason)):
             return Scope.ALL, "check the balance of that key's account", None
         if self.pictures and NO_VISION.search(reason):
@@ -128,7 +127,7 @@ class Refusal:
             return Scope.ONE, OTHER_REQUEST, None
         if status == 403:
             scope = Scope.ALL if PERMISSION.search(reason) else Scope.UNKNOWN
-            return scope, f"{key}, and what it may use; or {OTHER_REQUEST}", None
+            return scope, f"{key_remedy}, and what it may use; or {OTHER_REQUEST}", None
         return Scope.UNKNOWN, LATER if status == 200 else OTHER_REQUEST, None
 
     def _setting(self) -> str | None:

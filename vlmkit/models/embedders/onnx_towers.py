@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vlmkit.io.files import cache_folder
+from vlmkit.io.files import user_folder
 from vlmkit.models.embedders.tokenizers import clean_text
 from vlmkit.models.fingerprint import fingerprint as fingerprint_of
 
@@ -79,7 +79,7 @@ def _session(path: Path, threads: int | None) -> "onnxruntime.InferenceSession":
 
 def towers_folder(fingerprint: str) -> Path:
     """The place in the cache for the towers of the model with `fingerprint`."""
-    return cache_folder() / "towers" / fingerprint
+    return user_folder("cache") / "towers" / fingerprint
 
 
 def open_towers(fingerprint: str, threads: int | None = None) -> OnnxTowers | None:
