@@ -55,7 +55,7 @@ def config(run: Common, key: Key = None, all: All = False, path: ShowPath = Fals
         if single:
             out.write("".join(f"{line}\n" for line in _lines(shown[0]["value"])).encode())
         elif for_person(None, json):
-            _print_table(shown)
+            _print_table(out, shown)
         else:
             out.write_records(shown)
     unset = single and shown[0]["value"] is None
@@ -126,14 +126,13 @@ def _lines(value: Any) -> list[str]:
     return [] if value is None else list(map(str, value)) if isinstance(value, list) else [str(value)]
 
 
-def _print_table(rows: "list[Record]") -> None:
-    file = config_file()
-    state = str(file) if file.exists() else f"{file} is not there; vlmkit-config(5) says what it may hold"
-    if not rows:
-        print(f"Nothing is set. {state}")
-        return
+def _print_table(out: Output, rows: "list[Record]") -> None:
     cells = [[f"{row['command']}.{row['option']}", ", ".join(_lines(row["value"])), _from(row)] for row in rows]
-    print_table(["option", "value", "from"], cells, overflow="fold", below=[state])
+    if cells:
+        print_table(["option", "value", "from"], cells, overflow="fold", out=out)
+    file = config_file()
+    state = "" if file.exists() else " is not there; vlmkit-config(5) says what it may hold"
+    out.write(f"{'' if cells else 'Nothing is set. '}{file}{state}\n".encode())
 
 
 def _from(row: "Record") -> str:

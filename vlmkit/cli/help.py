@@ -138,9 +138,9 @@ def _row(param: Any, ctx: Any, default: str | None = None) -> tuple[str, str]:
     names += "".join(f"/{name}" for name in param.secondary_opts)
     if not param.is_flag:
         names += f" {param.metavar or param.display_type(ctx).strip('<>')}"
-    configured = (ctx.default_map or {}).get(param.name)
-    if configured is not None:
-        default = f"{', '.join(configured) if isinstance(configured, list) else configured}, of config.toml"
+    if (configured := (ctx.default_map or {}).get(param.name)) is not None:
+        shown = {True: "on", False: "off"}.get(configured) if param.is_flag else None
+        default = f"{shown or (', '.join(configured) if param.multiple else configured)}, of config.toml"
     notes = {"default": default_of(param) if default is None else default, "environment": param.envvar}
     shown = "; ".join(f"{name}: {value}" for name, value in notes.items() if value)
     return names, (param.help or "") + (f" [{shown}]" if shown else "")

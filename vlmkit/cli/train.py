@@ -140,7 +140,7 @@ def _setting_options() -> dict[str, Any]:
             flag = name_of(name)
             metavar = "|".join(setting["choices"]) or setting["unit"]
             spec = f"--{flag}/--no-{flag}" if value is bool else f"--{flag} {metavar}"
-            named = {"callback": named_model} if setting["unit"] == "M" else {}
+            named: dict[str, Any] = {"callback": named_model} if setting["unit"] == "M" else {}
             found[name] = Annotated[value | None, option(spec, setting["help"], group=groups[name], **named)]
     return found
 
