@@ -25,8 +25,7 @@ _vlmkit() {
         return
     fi
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W "embed index search classify caption ask train eval serve download demo --help --version" -- "$current"))
-        COMPREPLY=($(compgen -W "embed index search classify caption ask train eval download demo config --help --version" -- "$current"))
+        COMPREPLY=($(compgen -W "embed index search classify caption ask train eval serve download demo config --help --version" -- "$current"))
         return
     fi
     [[ "$current" == -* ]] || return

@@ -237,6 +237,8 @@ def test_secrets_are_not_printed(vlmkit, configure) -> None:
         [ask]
         base-url = "https://me:hidden@example.org/v1"
         option = ["api_key=hidden", "detail=high"]
+        [serve]
+        token = "hidden"
         [models.home]
         model = "openai:tiny"
         base-url = "https://me:hidden@example.org/v1"
@@ -250,13 +252,14 @@ def test_on_a_terminal(terminal, configure, environment) -> None:
     file = configure("[search]\nk = 2\n[models]\nclip = 'clip-b32'")
     environment["VLMKIT_INDEX"] = "holidays"
     shown = terminal("config").splitlines()
-    assert [line.split() for line in shown[1:5]] == [
+    assert [line.split() for line in shown[1:6]] == [
         ["index.index", "holidays", "$VLMKIT_INDEX"],
         ["search.k", "2", "[search]"],
         ["search.index", "holidays", "$VLMKIT_INDEX"],
+        ["serve.index", "holidays", "$VLMKIT_INDEX"],
         ["models.clip", "clip-b32", "[models]"],
     ]
-    assert shown[5] == str(file)
+    assert shown[6] == str(file)
 
 
 def test_the_example_of_the_manual(shell, configure) -> None:

@@ -38,7 +38,9 @@ class AddressOptions:
     title: ClassVar[str] = "Who may ask"
     host: Annotated[str, option("--host HOST", HOST_HELP)] = "127.0.0.1"
     port: Annotated[int, option("--port PORT", "The port; 0 for any that is free.", min=0, max=65535)] = 8000
-    token: Annotated[str | None, option("--token TOKEN", TOKEN_HELP, envvar="VLMKIT_TOKEN", callback=valid_utf8)] = None
+    token: Annotated[
+        str | None, option("--token TOKEN", TOKEN_HELP, envvar="VLMKIT_TOKEN", callback=valid_utf8, hide_input=True)
+    ] = None
     allow_host: Annotated[Several, option("--allow-host NAME", ALLOW_HELP, show_default=False)] = None
     cors: Annotated[Several, option("--cors ORIGIN", CORS_HELP, show_default=False)] = None
     allow_private: AllowPrivate = False
