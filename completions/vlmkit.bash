@@ -8,6 +8,7 @@ _vlmkit() {
         --length) words="short normal long" ;;
         --model) words="mini" ;;
         --precision) words="fp32 bf16 fp16 int8" ;;
+        --print) words="systemd dockerfile compose kubernetes" ;;
         --sort) words="downloads likes trending_score created_at last_modified" ;;
         --task) words="vqa caption retrieval classify choice pope anls chartqa field compare" ;;
         --tokenizer) words="ptb py none" ;;
@@ -38,7 +39,7 @@ _vlmkit() {
         ask) words="-m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --schema --ocr --boxes --draw --attention --constitution --pairs --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         train) words="--preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --text-epochs --text-lr --text-layers --feature-dropout --dropout --llm --connector --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --checkpointing --fsdp --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
         eval) words="--variant --by --metric -k --cluster --tokenizer --confusions -m --model --prediction --references --id --question --truth --task --weights --latency --items --html -o --output --images --json --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version -h --help" ;;
-        serve) words="--host --port --token --allow-host --cors --max-body --max-queue --timeout --max-pixels -i --index -m --model --precision --allow-private --device --workers --idle -q --quiet -v --verbose --debug -V --version -h --help" ;;
+        serve) words="--host --port --token --allow-host --cors --max-body --max-queue --timeout --max-pixels -i --index -m --model --precision --print --allow-private --device --workers --idle -q --quiet -v --verbose --debug -V --version -h --help" ;;
         download) words="-o --output --split --limit --dir --check --mirror --timeout --allow-pickle --url-column --tar --resize --retry --search --task --library --licence --min-downloads --min-size --max-size --sort --list --card --verify --allow-private --errors --ignore --json --max-pixels -q --quiet -v --verbose --debug -V --version -h --help" ;;
         demo) words="--keep -q --quiet -v --verbose --debug -V --version -h --help" ;;
         config) words="--all --path --json -q --quiet -v --verbose --debug -V --version -h --help" ;;

@@ -292,6 +292,7 @@ complete -c vlmkit -n '__fish_seen_subcommand_from serve' -l max-pixels -r -d 'R
 complete -c vlmkit -n '__fish_seen_subcommand_from serve' -s i -l index -r -a '(ls (set -q XDG_DATA_HOME; and echo $XDG_DATA_HOME; or echo ~/.local/share)/vlmkit 2>/dev/null)' -d 'Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit. Default: default. Environment: VLMKIT_INDEX.'
 complete -c vlmkit -n '__fish_seen_subcommand_from serve' -s m -l model -r -d 'A model that requests may name, by NAME if given; may be repeated. mini by default.'
 complete -c vlmkit -n '__fish_seen_subcommand_from serve' -l precision -x -a 'fp32 bf16 fp16 int8' -d 'Numbers that the model computes with. The vectors of int8 count as another model\'s. Default: fp32.'
+complete -c vlmkit -n '__fish_seen_subcommand_from serve' -l print -x -a 'systemd dockerfile compose kubernetes' -d 'Write the file with which that runs the service with these options, and end.'
 complete -c vlmkit -n '__fish_seen_subcommand_from serve' -l allow-private -d 'Fetch from private and local addresses too, and through the proxies set.'
 complete -c vlmkit -n '__fish_seen_subcommand_from serve' -l device -x -a 'auto cpu cuda mps' -d 'Where models run; auto takes CUDA, then MPS, then the CPU. Default: auto.'
 complete -c vlmkit -n '__fish_seen_subcommand_from serve' -l workers -r -d 'Threads that decode; 0 for one a core. Default: 0.'

@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from vlmkit.cli.options import (
@@ -21,14 +22,24 @@ from vlmkit.cli.options import (
 )
 from vlmkit.errors import Exit, VlmkitError, check_installed
 from vlmkit.io.images import MAX_PIXELS_VARIABLE
-from vlmkit.io.terminal import warn
+from vlmkit.io.terminal import Output, warn
 
 Several = list[str] | None
 MODEL_HELP = "A model that requests may name, by NAME if given; may be repeated. mini by default."
 HOST_HELP = "The address to listen at; another than that of this machine alone needs a token."
 TOKEN_HELP = "Answer only who sends it as Authorization: Bearer; for an open address one is made and printed."
 ALLOW_HELP = "Answer to this value of the header Host, too, such as a name behind a proxy; may be repeated."
+PRINT_HELP = "Write the file with which that runs the service with these options, and end."
 CORS_HELP = "Let web pages of this origin send requests, such as https://example.org; may be repeated."
+
+
+class Printed(StrEnum):
+    """The files that --print writes."""
+
+    SYSTEMD = "systemd"
+    DOCKERFILE = "dockerfile"
+    COMPOSE = "compose"
+    KUBERNETES = "kubernetes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ def serve(
     index: IndexName = "default",
     model: Annotated[Several, option("-m, --model [NAME=]MODEL", MODEL_HELP, show_default=False, group=MODEL)] = None,
     precision: EmbedPrecision = None,
+    printed: Annotated[Printed | None, option("--print", PRINT_HELP, show_default=False)] = None,
 ) -> Exit:
     """Answer over HTTP, with the interface of OpenAI's.
 
@@ -88,6 +100,11 @@ def serve(
     from the index by the id of a record; other files are not opened. SIGTERM ends the service after the requests that
     run. Needs the extra `serve`.
     """
+    if printed is not None:
+        chosen = [word for options in (address, limits, machine) for word in _flags(options)]
+        chosen += [word for name in model or () for word in ("--model", name)]
+        chosen += ["--precision", precision.value] if precision else []
+        return _print(printed, address, index, chosen, limits.timeout, machine.device)
     check_installed("serve", "vlmkit[serve]", "starlette", "uvicorn", "prometheus_client", "jsonschema")
     from vlmkit.index import index_folder
     from vlmkit.models.types import Hardware
@@ -123,6 +140,30 @@ def serve(
             models = ", ".join(settings.models)
             warn(f"serving {models} and the index {settings.index} at {url}; Ctrl-C ends it")
         run_server(service, listener, log=machine.verbose and not machine.quiet)
+    return Exit.OK
+
+
+def _flags(options: object) -> list[str]:
+    """The words of a command line for what differs from the defaults, but for the address and what is secret."""
+    words: list[str] = []
+    for each in fields(options):  # type: ignore[arg-type]
+        value, flag = getattr(options, each.name), f"--{each.name.replace('_', '-')}"
+        if value in (None, each.default) or each.name in ("host", "port", "token"):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            words += [flag] if one is True else [flag, f"{one:g}" if isinstance(one, float) else str(one)]
+    return words
+
+
+def _print(
+    printed: Printed, address: AddressOptions, index: str, chosen: list[str], timeout: float, device: Device
+) -> Exit:
+    from vlmkit.index import index_folder
+    from vlmkit.serve.deployment import Deployment
+
+    uses_gpu = device is not Device.CPU
+    deployment = Deployment(address.host, address.port, index_folder(index), chosen, timeout, uses_gpu)
+    Output().write(deployment.text(printed.value).encode())
     return Exit.OK
 
 
