@@ -180,7 +180,7 @@ def search(
         exit_code = failures.exit_code()
         no_queries = wanted.queries is not None and not failures.seen
         if candidates and not (count or no_queries or failures.count or run.quiet):
-            warn(f"nothing found: {_why_nothing(candidates, wanted, chosen, unlimited)}")
+            warn(f"nothing found: {_why_nothing(candidates, parts, wanted, chosen, unlimited)}")
     return exit_code or (Exit.OK if count or no_queries else Exit.NOTHING_FOUND)
 
 
@@ -205,6 +205,7 @@ def _among(index: "Index", conditions: list[str], *, quiet: bool) -> "np.ndarray
 
 def _why_nothing(
     count: int,
+    query: "Query",
     wanted: QueryOptions,
     chosen: ResultOptions,
     unlimited: "Callable[[], Iterable[Results | Failed]]",
@@ -212,12 +213,14 @@ def _why_nothing(
     """Why none of `count` records was found, and what to do; `unlimited` searches without --min-score."""
     if wanted.duplicates:
         return f"no two of {count:,} records are copies at --threshold {wanted.threshold:g}: lower it"
+    if wanted.queries is None and not (lists := list(unlimited())):
+        return f"the model does not know any word of {query}: use words of a language that it knows"
     if chosen.min_score is None:
         return "the index has no other record: add more to it"
     if wanted.queries is not None:
         return f"no query reaches --min-score {chosen.min_score:g} among {count:,} records: lower it"
     field = "relative" if chosen.relative else "score"
-    scores = [hit[field] for found in unlimited() if not isinstance(found, Failed) for hit in found.records]
+    scores = [hit[field] for found in lists if not isinstance(found, Failed) for hit in found.records]
     name = "relative score" if chosen.relative else "score"
     return f"the best {name} among {count:,} records is {max(scores, default=0):.3f}: lower --min-score"
 
@@ -254,7 +257,10 @@ def _results(
     load: "Callable[[], Embedder]",
     left_out: LeftOut,
 ) -> "Iterable[Results | Failed]":
-    """The result list of the query, or one for each of --queries; `load` loads the model, if it is needed."""
+    """The result list of the query, or one for each of --queries; `load` loads the model, if it is needed.
+
+    None for a query of which the model knows no word.
+    """
     from vlmkit.search.query import query_vector
     from vlmkit.search.search import search_each, search_one
 

@@ -120,17 +120,13 @@ class Embedder(Model, ABC):
             rest = rest.replace(word, " ", 1)
         return rest != text and not any(map(has_meaning, rest))
 
-    def name_unknown_words(self, texts: list[str]) -> None:
-        """Name the words that the model does not know on standard error, each once."""
+    def embed_user_texts(self, texts: list[str]) -> "np.ndarray":
+        """`embed_texts` for what a user wrote: unknown words are named, and those texts counted that are too long."""
         new = [word for word in dict.fromkeys(self.unknown_words(texts)) if word not in self._named_words]
         if new and len(self._named_words) < NAMED_WORDS:
             more = ", …" if len(new) > NAMED_WORDS else ""
             warn(f"the model does not know {', '.join(new[:NAMED_WORDS])}{more}: use words of a language that it knows")
         self._named_words.update(new)
-
-    def embed_user_texts(self, texts: list[str]) -> "np.ndarray":
-        """`embed_texts` for what a user wrote: unknown words are named, and those texts counted that are too long."""
-        self.name_unknown_words(texts)
         if self.text_tokenizer:
             self._cut += count_cut(self.text_tokenizer, texts)
         return self.embed_texts(texts)

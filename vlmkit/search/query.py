@@ -34,12 +34,9 @@ class Query:
         return "".join([added, *(f" - {text}" for text in self.minus)]).strip()
 
     def knows_nothing(self, model: Embedder) -> bool:
-        """Whether the query is of words alone, none of which the model knows; they are named on standard error."""
-        texts = [text for _, text in map(weighted_text, (*self.texts, *self.minus))]
-        if self.images or self.like or not all(map(model.knows_nothing_of, texts)):
-            return False
-        model.name_unknown_words(texts)
-        return True
+        """Whether the query is of words alone, none of which the model knows."""
+        texts = (text for _, text in map(weighted_text, (*self.texts, *self.minus)))
+        return not (self.images or self.like) and all(map(model.knows_nothing_of, texts))
 
     @property
     def is_words(self) -> bool:
