@@ -40,7 +40,7 @@ OTHERS = [
     ),
     Variable("NO_COLOR", "No colours in tables."),
     Variable(
-        "TERM, TERM_PROGRAM, LC_TERMINAL, KITTY_WINDOW_ID, TMUX, STY",
+        "TERM, COLORTERM, TERM_PROGRAM, LC_TERMINAL, KITTY_WINDOW_ID, TMUX, STY",
         "Set by terminals; they tell which pictures --preview can show.",
         ("search",),
     ),

@@ -208,6 +208,15 @@ def test_names_for_models(vlmkit, configure, environment, hosted: Hosted, tmp_pa
     assert embedded["model"].startswith("mini@")
 
 
+def test_names_for_the_models_of_a_service(configure, environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure("[models]\nown = 'mini'")
+    monkeypatch.setenv("XDG_CONFIG_HOME", environment["XDG_CONFIG_HOME"])
+    monkeypatch.delenv("VLMKIT_CONFIG")
+    serve = command_line(["serve"]).commands["serve"]
+    chosen = serve.make_context("serve", ["-m", "own", "-m", "b=own", "-m", "c=mini", "-m", "mini"]).params["model"]
+    assert chosen == ["own=mini", "b=mini", "c=mini", "mini"]
+
+
 def test_a_stage_takes_of_train_what_it_uses(vlmkit, configure) -> None:
     configure("[train]\nlora = 4")
     assert b"none.jsonl: no such file" in vlmkit("train", "align", "none.jsonl", "-o", "out", code=2).stderr

@@ -185,7 +185,8 @@ class Running:
         for path, data in ((self.stdin, stdin), (self.stdout, b""), (self.stderr, b"")):
             path.write_bytes(data)
         server.start()
-        own = {name: value for name, value in os.environ.items() if not name.startswith("VLMKIT_")} | environment
+        own = {name: value for name, value in os.environ.items() if not name.startswith("VLMKIT_")}
+        own |= environment or {"VLMKIT_CONFIG": os.devnull}
         own |= {"HF_HUB_OFFLINE": "1"}
         with open(self.stdin, "rb") as a, open(self.stdout, "ab") as b, open(self.stderr, "ab") as c:
             self.process = Command(server.socket, arguments, str(folder), own, [a.fileno(), b.fileno(), c.fileno()])

@@ -266,3 +266,11 @@ def named_model(ctx: typer.Context, param: typer.CallbackParam, value: str | Non
         defaults = ctx.default_map or {}
         settings.set_aside = {name: defaults.pop(name) for name in foreign if name in defaults}
     return model
+
+
+def named_models(ctx: typer.Context, value: list[str] | None) -> list[str] | None:
+    """The callback of options that name several models, as MODEL or NAME=MODEL; a name of the user's own stays one."""
+    models = settings_of(ctx).models
+    parts = [text.rpartition("=") for text in value or ()]
+    named = [f"{name or own}={models[own][0]}" if own in models else name + sign + own for name, sign, own in parts]
+    return named or None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
+from vlmkit.cli.defaults import named_models
 from vlmkit.cli.options import (
     MODEL,
     RUNNING,
@@ -31,6 +32,10 @@ TOKEN_HELP = "Answer only who sends it as Authorization: Bearer; for an open add
 ALLOW_HELP = "Answer to this value of the header Host, too, such as a name behind a proxy; may be repeated."
 PRINT_HELP = "Write the file with which that runs the service with these options, and end."
 CORS_HELP = "Let web pages of this origin send requests, such as https://example.org; may be repeated."
+Models = Annotated[
+    Several,
+    option("-m, --model [NAME=]MODEL", MODEL_HELP, show_default=False, group=MODEL, callback=named_models),
+]
 
 
 class Printed(StrEnum):
@@ -85,7 +90,7 @@ def serve(
     address: AddressOptions,
     limits: LimitOptions,
     index: IndexName = "default",
-    model: Annotated[Several, option("-m, --model [NAME=]MODEL", MODEL_HELP, show_default=False, group=MODEL)] = None,
+    model: Models = None,
     precision: EmbedPrecision = None,
     printed: Annotated[Printed | None, option("--print", PRINT_HELP, show_default=False)] = None,
 ) -> Exit:
