@@ -103,58 +103,6 @@ def test_import_vlmkit_is_light() -> None:
         vlmkit.nothing  # noqa: B018
 
 
-def test_bash_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    (tmp_path / "vlmkit/holidays").mkdir(parents=True)
-    (tmp_path / "vlmkit/home").mkdir()
-
-    def complete(*words: str) -> list[str]:
-        line = f"source {ROOT}/completions/vlmkit.bash; COMP_WORDS=(vlmkit {' '.join(words)}); "
-        line += f"COMP_CWORD={len(words)}; _vlmkit; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        return subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout.decode().split()
-
-    assert complete("cl") == ["classify"]
-    assert complete("embed", "--batch") == ["--batch-size"]
-    assert complete("embed", "--format", "s") == ["safetensors"]
-    assert complete("embed", "pho") == []
-    assert complete("search", "-i", "h") == ["holidays", "home"]
-    assert complete("search", "cat", "--index", "hol") == ["holidays"]
-    assert complete("embed", "-m", "m") == ["mini"]
-    assert complete("train", "c") == ["contrastive"]
-    assert complete("eval", "ch") == ["choice", "chartqa"]
-    assert complete("train", "contrastive", "c") == []
-
-
-def test_fish_completion(tmp_path: Path, environment: dict[str, str]) -> None:
-    fish = shutil.which("fish")
-    if fish is None:
-        pytest.skip("fish is not installed")
-    (tmp_path / "vlmkit/holidays").mkdir(parents=True)
-
-    def complete(line: str) -> set[str]:
-        script = f"source {ROOT}/completions/vlmkit.fish; complete -C '{line}'"
-        done = subprocess.run(
-            [fish, "--no-config", "-c", script],
-            capture_output=True,
-            check=True,
-            cwd=tmp_path / "vlmkit/holidays",
-            env=environment | {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)},
-        )
-        return {entry.split("\t")[0] for entry in done.stdout.decode().splitlines()}
-
-    assert complete("vlmkit search -i h") == {"holidays"}
-    assert complete("vlmkit embed -m m") == {"mini"}
-    assert "contrastive" in complete("vlmkit train c")
-
-
-@pytest.mark.parametrize(("shell", "name"), [("zsh", "_vlmkit"), ("fish", "vlmkit.fish")])
-def test_completion_parses(shell: str, name: str) -> None:
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"{shell} is not installed")
-    subprocess.run([program, "-n", ROOT / "completions" / name], check=True)
-
-
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """The folder that the examples are written for."""

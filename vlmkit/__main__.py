@@ -12,6 +12,11 @@ def run() -> NoReturn:
     if sys.executable and sys.getfilesystemencoding() != "utf-8":
         # Names and texts are UTF-8 whatever the locale says. A process cannot change that after its start.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    if sys.argv[1:2] == ["--complete"]:  # a shell asks while one types
+        from vlmkit.cli.values import write_values
+
+        write_values(sys.argv[2:])
+        sys.exit()
     try:
         catch()
         from vlmkit.cli.app import main

@@ -7,11 +7,13 @@ import traceback
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import typer
 
-from vlmkit.cli.command import enter
+from vlmkit.cli import completion
+from vlmkit.cli.command import enter, option
+from vlmkit.cli.completion import Shell
 from vlmkit.cli.help import HelpfulGroup
 from vlmkit.cli.options import PROGRAM, TAGLINE, Version
 from vlmkit.errors import Exit, VlmkitError
@@ -58,6 +60,10 @@ class Root(HelpfulGroup):
 
     listed: ClassVar = {title: {n: e.summary for n, e in group.items()} for title, group in GROUPS.items()}
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        alone = args[-1:] == ["--install-completion"]
+        return super().parse_args(ctx, [*args, completion.current_shell()] if alone else args)
+
 
 app = typer.Typer(
     cls=Root,
@@ -70,8 +76,22 @@ app = typer.Typer(
 )
 
 
+SHELLS = "|".join(Shell)
+SHOW_HELP = "Print the completions for a shell."
+INSTALL_HELP = "Put them where the shell looks for those of this user; without a name, for $SHELL."
+
+
 @app.callback()
-def _root(version: Version = False) -> None:
+def _root(
+    version: Version = False,
+    show_completion: Annotated[
+        Shell | None, option(f"--show-completion {SHELLS}", SHOW_HELP, callback=completion.show, is_eager=True)
+    ] = None,
+    install_completion: Annotated[
+        Shell | None,
+        option(f"--install-completion [{SHELLS}]", INSTALL_HELP, callback=completion.install, is_eager=True),
+    ] = None,
+) -> None:
     pass
 
 

@@ -62,9 +62,9 @@ class TrainConfig:
     stage: ClassVar[Stage]
     data: list[str]
     out: Path
-    start: str | None = setting(None, "Go on from what a stage made, or mini; contrastive: any dual encoder.", "M")
+    start: str | None = setting(None, "Go on from what a stage made, or mini; contrastive: any dual encoder.", "MODEL")
     vision: str | None = setting(
-        None, "CLIP or SigLIP tower, mini, patches (none), tiny; contrastive: timm model.", "M"
+        None, "CLIP or SigLIP tower, mini, patches (none), tiny; contrastive: timm model.", "MODEL"
     )
     val: str | float | None = setting(None, "Data to validate on, or a fraction of DATA to hold out by ids.", "DATA")
     images: str | None = setting(None, "Folder of relative image fields in records.", "DIR")
@@ -93,7 +93,7 @@ class ContrastiveConfig(TrainConfig):
     """The model is `start`, or one of two towers, `vision` and `text`, with new heads."""
 
     stage = Stage.CONTRASTIVE
-    text: str | None = setting(None, "Text tower: an encoder of Hugging Face, by name or folder.", "M")
+    text: str | None = setting(None, "Text tower: an encoder of Hugging Face, by name or folder.", "MODEL")
     lock: str = setting("none", "Tower that is not trained.", choices=("image", "text", "none"))
     loss: str = setting("infonce", "Contrastive loss; infonce is CLIP's.", choices=("infonce", "siglip"))
     captions: int = setting(1, "Captions of each picture in a batch.", least=1)
@@ -131,7 +131,7 @@ class LitConfig(ContrastiveConfig):
 class VlmConfig(TrainConfig):
     """A vision tower, a projector and a language model."""
 
-    llm: str | None = setting(None, "Causal language model of transformers, by name or folder.", "M")
+    llm: str | None = setting(None, "Causal language model of transformers, by name or folder.", "MODEL")
     connector: str | None = setting(None, f"{', '.join(CONNECTORS.builtin)}; mlp is LLaVA's.", "C")
     projector_lr: float = setting(1e-3, "Peak learning rate of the projector.", "RATE", least=0)
     beta2: float = setting(0.999, "Decay of AdamW's second moment.", "SHARE", least=0, below=1)
