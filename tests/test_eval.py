@@ -13,6 +13,7 @@ import pytest
 from helpers import jsonl, records
 from predictions import TEN, by_metric, question, retrieval_rows, write
 
+from vlmkit import __version__
 from vlmkit.eval.task import guess_category
 from vlmkit.metrics.tokens import java_missing
 
@@ -32,7 +33,7 @@ def test_vqa_figures_and_signature(vlmkit, tmp_path: Path) -> None:
     assert one["stderr"] == pytest.approx(np.std([1, 0.9, 0, 0], ddof=1) / 2)
     sha = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     assert one["signature"].startswith("vqa:official|n:4|refs:10|skipped:0|")
-    assert f"|sha:{sha}|" in one["signature"] and one["signature"].endswith("|vlmkit:0.1.0")
+    assert f"|sha:{sha}|" in one["signature"] and one["signature"].endswith(f"|vlmkit:{__version__}")
     assert vlmkit("eval", "vqa", stdin=file.read_bytes()).stdout == vlmkit("eval", "vqa", file).stdout
 
 

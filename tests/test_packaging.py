@@ -103,6 +103,7 @@ def test_the_core_does_all_but_what_extras_are_for(core: Path, environment: dict
         ("eval vqa answers.xlsx", "a table in xlsx needs the package openpyxl", "eval"),
         ("download urls.parquet -o out", "a Parquet file needs the package pyarrow", "parquet"),
         ("embed a.heic", "a.heic: HEIC pictures need one more package", "heic"),
+        ("serve", "serve needs the package starlette", "serve"),
         ("demo", "the demo's photographs are not installed", "demo"),
     ],
 )
