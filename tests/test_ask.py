@@ -45,6 +45,7 @@ def test_json_is_a_record(vlmkit, folder: Path, model: str) -> None:
     path = str(folder / "a.png")
     identity = row.pop("answer_model")
     question = {"id": path, "image": path, "question": "what color is it?"}
+    assert 0 <= row.pop("confidence") <= 1
     assert row == question | {"answer": plain, "finish": "stop"}
     name, digits = identity.split("@")
     assert name == model and len(digits) == 12

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.pipeline import caption_sampling
-from vlmkit.models.chat.decoding import nucleus
+from vlmkit.models.chat.decoding import Generated, nucleus
 from vlmkit.models.chat.mini import GRAPH, PADDING, PLACE, PLACES, Decoder, Features, MiniChat, Prompts
 from vlmkit.models.embedders.mini import Mini
 from vlmkit.models.load import load_chat_model
@@ -258,6 +258,29 @@ def test_how_the_reply_begins_is_part_of_it(talk: MiniChat) -> None:
     (guided,) = talk.answer([Request("", [noise(1)[0]], start="This dog")], Sampling(12))
     assert isinstance(guided, Answer) and isinstance(free, Answer)
     assert guided.text.startswith("This dog") and guided.text != f"This dog{free.text}"
+
+
+def test_confidence_is_the_mean_probability_of_the_tokens(talking: Path, talk: MiniChat) -> None:
+    """Greedy, by chance and by beams; against the probabilities that PyTorch gives the same tokens."""
+    model, processor = trained(talking / "trained")
+    array = noise(1, seed=5)[0]
+    for sampling in (Sampling(6), Sampling(6, temperature=0.7, seed=2), Sampling(6, beams=3)):
+        request = Request("what color is it?", [array])
+        (reply,) = talk.replies([request], sampling)
+        (answer,) = talk.answer([request], sampling)
+        assert isinstance(reply, Generated) and isinstance(answer, Answer)
+        text = "<user><image>what color is it?<reply>"
+        inputs = processor(images=[Image.fromarray(array)], text=[text], return_tensors="pt")
+        said = [*reply.tokens, *[talk._prompts.end] * reply.ended]
+        ids = torch.cat([inputs["input_ids"], torch.tensor([said])], 1)
+        with torch.no_grad():
+            logits = model(**inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits[0].clone()
+        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        if sampling.beams == 1:
+            logits[-len(said) - 1, talk._prompts.end] = -torch.inf  # an answer is not empty
+        scores = logits[-len(said) - 1 : -1].log_softmax(-1)[range(len(said)), said]
+        assert reply.log_probability == pytest.approx(float(scores.sum()), abs=1e-2)
+        assert answer.confidence == pytest.approx(float(scores.mean().exp()), abs=0.006)
 
 
 def test_marks_of_the_chat_in_a_question_are_letters(talking: Path) -> None:

@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from vlmkit.datasets.easy_vqa import easy_vqa
-from vlmkit.inputs import records_of
-from vlmkit.models.mini.data import DAQUAR_DEV
-from vlmkit.records import dumps
-from vlmkit.train.split import held_out
+from vlmkit.io.inputs import records_of
+from vlmkit.io.records import dumps
+from vlmkit.recipes.mini.data import DAQUAR_DEV
+from vlmkit.train.data.mixture import held_out
 
 daquar = [row for row in records_of([sys.argv[1]]) if held_out(Path(row["image"]).name, DAQUAR_DEV)]
 for name, rows in (("easy-vqa", list(easy_vqa("test"))), ("daquar", daquar)):

@@ -1,6 +1,5 @@
 """The command ask."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
+from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files, tell_caution
 from vlmkit.cli.options import Records, Run, option, valid_utf8
+from vlmkit.cli.screen import for_person
 from vlmkit.errors import Exit, VlmkitError, check_installed
 from vlmkit.io.records import Failed
 from vlmkit.io.terminal import Output, printable, warn
@@ -67,6 +67,9 @@ class AnswerOptions:
     ] = None
     constitution: Annotated[Text, option("--constitution FILE", CONSTITUTION_HELP)] = None
     pairs: Annotated[Text, option("--pairs FILE", PAIRS_HELP, needs=["constitution"])] = None
+    always: Annotated[
+        bool, option("--always", "On a terminal: a single answer even if the model, such as mini, is not sure.")
+    ] = False
 
     @property
     def task(self) -> str:
@@ -107,7 +110,8 @@ def ask(
     otherwise.
     """
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
-    from vlmkit.io.records import dumps
+    from vlmkit.io.records import dumps, name_of
+    from vlmkit.models.resolve import better_chat_model
 
     named, question = split(arguments or [])
     valid_utf8(question)
@@ -117,7 +121,7 @@ def ask(
     options = answer.generate_options(chat_model.stats)
     if chat:
         model = run.load_chat_model(chat_model.model, chat_model.endpoint)
-        return _chat(model, named, question, sampling, answer.system, records.allow_private)
+        return _chat(run, model, named, question, sampling, answer, records.allow_private)
     reading = records.reading(piped_picture=True)
     conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
     if (answer.drawing or answer.attention) and not conversation.single:
@@ -125,12 +129,16 @@ def ask(
             f"{'--draw' if answer.drawing else '--attention'} requires a single picture", "name only that one"
         )
     model = chat_model.load(run, "attention" if answer.attention else answer.task)
+    if conversation.text_only and model.needs_picture:
+        what = f"{name_of(model.identity)} answers questions about pictures, and this one has none"
+        raise VlmkitError(what, f"name a picture, or ask a model that needs none: {better_chat_model()}")
     asked = {"system": answer.system} if answer.system else {}
     delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume, asked)
     plain = delivery.is_plain(answer.boxes or chat_model.stats)
-    on_terminal = bool(sys.stdout and sys.stdout.isatty()) and records.output is None
-    streams = (on_terminal if answer.stream is None else answer.stream) and plain
-    streams = streams and not (answer.schema or answer.constitution or answer.attention)
+    hides = plain and delivery.on_terminal and not (answer.always or answer.schema)
+    unsure_below = model.unsure_below if hides else 0.0
+    streams = (delivery.on_terminal if answer.stream is None else answer.stream) and plain
+    streams = streams and not (answer.schema or answer.constitution or answer.attention or unsure_below)
 
     def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
         how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
@@ -140,7 +148,7 @@ def ask(
         if paired:
             options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
         single_input = conversation.single or resume is None
-        return delivery.write("answer", results, plain=plain, single_input=single_input)
+        return delivery.write("answer", results, plain=plain, single_input=single_input, unsure_below=unsure_below)
 
 
 def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | None, stats: bool) -> None:
@@ -198,13 +206,22 @@ def _ended(results: "Iterator[Record | Failed]", out: Output) -> "Iterator[Recor
 
 
 def _chat(
-    model: "ChatModel", images: list[str], question: str | None, sampling: "Sampling", system: str, allow_private: bool
+    run: Run,
+    model: "ChatModel",
+    images: list[str],
+    question: str | None,
+    sampling: "Sampling",
+    answer: AnswerOptions,
+    allow_private: bool,
 ) -> Exit:
     """A conversation, until its end."""
     from vlmkit.cli.repl import Session, history_file, lines
 
     out = Output()
-    session = Session(model, sampling, system, lambda text: out.write(printable(text)), warn, allow_private)
+    session = Session(model, sampling, answer.system, lambda text: out.write(printable(text)), warn, allow_private)
+    if for_person(None):
+        session.unsure_below = 0.0 if answer.always else model.unsure_below
+        tell_caution(model, run)
     for image in images:
         session.show(image)
     if question is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.generate import PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
 from vlmkit.cli.options import Inputs, Records, Run, option, valid_utf8
-from vlmkit.errors import Exit
+from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Output
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ Prompt = Annotated[str, option("--prompt TEXT", "How each caption begins.", call
 LengthOption = Annotated[Length, option("--length", "How much to say.", show_choices=True)]
 Sidecar = Annotated[bool, option("--sidecar", "Also write photo.txt beside each picture that has none yet.")]
 Force = Annotated[bool, option("--force", "With --sidecar: write over files that are there.", needs=["sidecar"])]
+Yes = Annotated[
+    bool, option("--yes", "With --sidecar: keep the captions of a model that guesses, such as mini.", needs=["sidecar"])
+]
 Boxes = Annotated[bool, option("--boxes", "Find every object, too: records with `boxes`.")]
 
 
@@ -36,18 +39,22 @@ def caption(
     length: LengthOption = Length.NORMAL,
     sidecar: Sidecar = False,
     force: Force = False,
+    yes: Yes = False,
     boxes: Boxes = False,
     resume: Resume = None,
 ) -> Exit:
     """Say what is on pictures.
 
-    One sentence fit for alt text, printed alone for one picture; for several, folders, shards and records, each record
-    with its `caption`, `caption_model` and `finish`. A picture may also come as bytes on standard input.
+    One sentence, printed alone for one picture; for several, folders, shards and records, each record with its
+    `caption`, `caption_model` and `finish`. A picture may also come as bytes on standard input. What mini says is often
+    wrong: for texts that others rely on, name a better model.
     """
     from vlmkit.generate.pipeline import caption as captioned
     from vlmkit.generate.pipeline import caption_sampling
     from vlmkit.generate.questions import to_caption
     from vlmkit.generate.sidecar import without_sidecar, write_sidecars
+    from vlmkit.io.records import name_of
+    from vlmkit.models.resolve import better_chat_model
 
     named = inputs or []
     check_files(named, records, resume)
@@ -55,6 +62,9 @@ def caption(
     reading = records.reading(piped_picture=True, one_picture=True)
     conversation = to_caption(named, reading)
     model = chat.load(run, "boxes" if boxes else "answer")
+    if sidecar and model.caution and not yes:
+        what = f"captions of {name_of(model.identity)} are guesses, and --sidecar keeps them beside your pictures"
+        raise VlmkitError(what, f"pass --yes, or take a better model: {better_chat_model()}")
     sampling = caption_sampling(model, length.value, sampling, chat.max_tokens)
     how: dict[str, Any] = {
         "length": length.value,

@@ -8,9 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from vlmkit.cli.options import FILES, MODEL, ChatModelName, Records, Run, Seed, option, valid_utf8
-from vlmkit.cli.screen import Name, Rows, heading, name_width, paragraphs, write
+from vlmkit.cli.screen import Name, Rows, for_person, heading, name_width, paragraphs, write
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, printable, progress, warn
+from vlmkit.io.terminal import (
+    Failures,
+    Output,
+    printable,
+    progress,
+    stderr_is_terminal,
+    tell_dimly,
+    warn,
+)
 
 if TYPE_CHECKING:
     from vlmkit.generate.questions import ChatSample, Conversation
@@ -144,6 +152,11 @@ class Delivery:
         """Whether the text is written alone: of a single input, unless a setting asks for records."""
         return self.conversation.single and not (as_records or self.records.as_records or self.resume)
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a person reads the output as it comes."""
+        return for_person(self.records.output) and self.resume is None
+
     def write(
         self,
         field: str,
@@ -151,12 +164,15 @@ class Delivery:
         *,
         plain: bool,
         single_input: bool,
+        unsure_below: float = 0.0,
     ) -> Exit:
         """Write the results as records, or with `plain` their `field` alone, unless it was shown and left out.
 
         On a terminal a record is a row of a table, unless --json asks for it. Those that were cut off at `max_tokens`,
-        and those that do not match their schema, are counted on standard error. A failed `single_input` is fatal.
+        those that do not match their schema, and those about no picture are counted on standard error. A failed
+        `single_input` is fatal. What is less sure than `unsure_below` is not shown `plain`.
         """
+        from vlmkit.generate.replies import or_not_sure
         from vlmkit.generate.resume import AppendOutput
         from vlmkit.io.inputs import count_inputs
 
@@ -171,26 +187,40 @@ class Delivery:
             out = files.enter_context(appended or Output(records.output))
             items = summary.reading(self.conversation.items) if summary else self.conversation.items
             items = out.missing(items) if isinstance(out, AppendOutput) else items
-            made = progress(results(items, out), quiet=run.quiet or single, unit="records", count=count)
             defects = Defects(self.max_tokens)
+            if self.model.needs_picture and not single:
+                items = defects.without_picture(items)
+            made = progress(results(items, out), quiet=run.quiet or single, unit="records", count=count)
+            hidden = 0
             shown = defects.counted(failures.filter_failures(made))
             if plain:
                 for record in shown:
                     if field in record:
-                        out.write(printable(f"{record[field]}\n"))
+                        text = or_not_sure(record[field], record.get("confidence"), unsure_below)
+                        hidden += text != record[field]
+                        out.write(printable(f"{text}\n"))
             elif records.for_person and self.resume is None:
-                _show(shown, field, out)
+                _show(shown, field, out, self.model.unsure_below if field == "answer" else 0.0)
             else:
                 out.write_records(shown)
             defects.tell()
             if summary:
                 summary.counts.update(self.model.usage())
-            return failures.exit_code()
+            code = failures.exit_code()
+            if self.on_terminal:
+                tell_caution(self.model, run, "; --always prints the guess" if hidden else "")
+            return code
 
 
-def _show(records: "Iterable[Record]", field: str, out: Output) -> None:
+def tell_caution(model: "ChatModel", run: Run, more: str = "") -> None:
+    """What a person at a terminal should know of answers of the `model`, and `more`."""
+    if model.caution and stderr_is_terminal() and not run.quiet:
+        tell_dimly(model.caution + more)
+
+
+def _show(records: "Iterable[Record]", field: str, out: Output, unsure_below: float) -> None:
     """A row each, as they come: the picture, and beside it the text. A question stands above those that answer it."""
-    from vlmkit.generate.replies import is_cut
+    from vlmkit.generate.replies import NOT_SURE, is_cut
 
     rows = Rows(out, (name_width(), 0))
     asked = None
@@ -199,6 +229,7 @@ def _show(records: "Iterable[Record]", field: str, out: Output) -> None:
             asked = record.get("question")
             write(out, *([] if rows.is_empty else [""]), heading(str(asked or "")))
         remarks = {"cut off": is_cut(record), "does not match the schema": record.get("valid") is False}
+        remarks |= {NOT_SURE: record.get("confidence", 1) < unsure_below}
         remarks |= {
             f"{record[name]} {unit}": True for name, unit in (("ms", "ms"), ("tokens", "tokens")) if name in record
         }
@@ -211,7 +242,13 @@ class Defects:
     """Counts what is written although it is not all that was asked for."""
 
     def __init__(self, max_tokens: int) -> None:
-        self._max_tokens, self._seen, self._cut, self._invalid = max_tokens, 0, 0, 0
+        self._max_tokens, self._seen, self._cut, self._invalid, self._blind = max_tokens, 0, 0, 0, 0
+
+    def without_picture(self, items: "Iterable[ChatSample | Failed]") -> "Iterator[ChatSample | Failed]":
+        """`items`, those counted that have no picture although the model needs one."""
+        for item in items:
+            self._blind += not getattr(item, "pictures", True)
+            yield item
 
     def counted(self, results: "Iterable[Record]") -> "Iterator[Record]":
         from vlmkit.generate.replies import is_cut
@@ -231,6 +268,10 @@ class Defects:
         if self._invalid:
             one = "does" if self._invalid == 1 else "do"
             warn(f"{self._named(self._invalid)} {one} not match the schema: simplify it, or name a better model")
+
+        if self._blind:
+            one = "was" if self._blind == 1 else "were"
+            warn(f"{self._named(self._blind)} {one} guessed from words alone: name a picture in each record")
 
     def _named(self, count: int) -> str:
         return "the answer" if self._seen == 1 else f"{count} of {self._seen} answers"

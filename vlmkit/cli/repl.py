@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmkit.errors import Exit, Stopped, VlmkitError, catch
 from vlmkit.generate.pipeline import preprocessed
+from vlmkit.generate.replies import or_not_sure
 from vlmkit.io.files import user_folder
 from vlmkit.io.http import HttpClient
 from vlmkit.io.pictures import MARK
@@ -41,6 +42,7 @@ class Session:
     ) -> None:
         self.model, self.sampling, self.system, self.say, self.note = model, sampling, system, say, note
         self.allow_private = allow_private
+        self.unsure_below = 0.0  # answers of less confidence are not shown
         self.turns: list[Turn] = []
         self.names: list[str] = []  # of all pictures, in the order in which they were shown
         self._next: list[Any] = []
@@ -73,13 +75,17 @@ class Session:
     def ask(self, question: str) -> None:
         """Answer one question; an interrupted answer is kept as far as it came."""
         request = Request(question, self._next, self.system, number=len(self.turns), earlier=tuple(self.turns))
+        if self.model.needs_picture and not request.all_pictures():
+            self.note(f"{name_of(self.model.identity)} answers questions about pictures: show one with /image PATH")
+            return
         if len(self.turns) == 1 and not self.model.interleaved:
             self.note(f"{name_of(self.model.identity)} answers single questions: it does not read earlier ones")
         said: list[str] = []
 
         def say(piece: str) -> None:
             said.append(piece)
-            self.say(piece)
+            if not self.unsure_below:  # else it is not known yet whether it will be shown
+                self.say(piece)
 
         try:
             answer = self.model.stream(request, self.sampling, say)
@@ -91,7 +97,8 @@ class Session:
         if isinstance(answer, RequestError):
             self.note(f"{answer}: {answer.remedy}")
             return
-        self.say("\n")
+        held = or_not_sure(answer.text, answer.confidence, self.unsure_below) if self.unsure_below else ""
+        self.say(f"{held}\n")
         if answer.finish == "length":
             self.note(f"the answer was cut off: raise --max-tokens, which is {self.sampling.max_tokens}")
         self.turns.append(Turn(question, self._next, answer.text))

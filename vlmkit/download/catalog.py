@@ -18,8 +18,8 @@ def entries() -> Iterator[Record]:
     for name in DATASETS:
         yield _data_set(DATASETS.load(name))
     for name, alias in ALIASES.items():
-        unknown = {"bytes": None, "files": None, "licence": None, "url": f"{HUB}/{alias.repo}", "revision": None}
-        yield {"name": name, "kind": "model", **unknown, "what": alias.what, "used_by": list(alias.used_by)}
+        known = {"bytes": alias.bytes, "files": None, "licence": None, "url": f"{HUB}/{alias.repo}", "revision": None}
+        yield {"name": name, "kind": "model", **known, "what": alias.what, "used_by": list(alias.used_by)}
 
 
 def _data_set(data: DataSet) -> Record:

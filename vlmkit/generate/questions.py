@@ -47,10 +47,14 @@ class ChatSample:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is to be answered; `single` where it is one question, whose answer is printed without a record."""
+    """What is to be answered; `single` where it is one question, whose answer is printed without a record.
+
+    `text_only`: a question on the command line without any picture.
+    """
 
     items: Iterable[ChatSample | Failed]
     single: bool
+    text_only: bool = False
 
 
 def split(arguments: list[str]) -> tuple[list[str], str | None]:
@@ -80,7 +84,8 @@ def to_ask(inputs: list[str], question: str | None, how: Reading, default: str |
     """
     parts = list(_parts(inputs, how))
     if not parts and question is not None and inputs in ([], ["-"]):
-        return Conversation(_with_question([ChatSample({"id": question})], question, None), single=True)
+        sample = ChatSample({"id": question})
+        return Conversation(_with_question([sample], question, None), single=True, text_only=True)
     if not parts and not inputs and stdin_is_terminal():
         raise VlmkitError("nothing to ask", 'name pictures and a question: vlmkit ask photo.jpg "what is this?"')
     named = [item for is_named, items in parts if is_named for item in items]

@@ -4,6 +4,12 @@ from vlmkit.io.records import Record
 from vlmkit.models.types import Reply
 
 REFERENCES = {"answer": "answers", "caption": "captions"}  # where a data set's own goes when a model gives its one
+NOT_SURE = "not sure"
+
+
+def or_not_sure(text: str, confidence: float | None, unsure_below: float) -> str:
+    """`text`, or that the model is not sure of it."""
+    return text if confidence is None or confidence >= unsure_below else NOT_SURE
 
 
 def is_cut(record: Record) -> bool:

@@ -259,6 +259,13 @@ def console(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
+def tell_dimly(text: str) -> None:
+    """One dim line on standard error, for what a person should know and may overlook."""
+    from rich.text import Text
+
+    console(stderr=True).print(Text(one_line(f"vlmkit: {text}")), style="dim", soft_wrap=True)
+
+
 def stderr_is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 

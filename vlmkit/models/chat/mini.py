@@ -15,15 +15,27 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import BatchSize
+from vlmkit.models.chat.confidence import calibrated, mean_probability
 from vlmkit.models.chat.decoding import Generated, beam_search, decode, greedy, sampler
+from vlmkit.models.chat.language import foreign_words
 from vlmkit.models.embedders.mini import IMAGE_BATCH, SIZE, Mini, mini_threads, open_graph, open_tokenizer, preprocess
-from vlmkit.models.resolve import Checkpoint
-from vlmkit.models.types import PROMPTLESS_CAPTIONS, Answer, ChatModel, Hardware, Request, RequestError, Sampling
+from vlmkit.models.resolve import MINI_FILES, MINI_FOLDER, Checkpoint, better_chat_model
+from vlmkit.models.types import (
+    NAMED_WORDS,
+    PROMPTLESS_CAPTIONS,
+    Answer,
+    ChatModel,
+    Hardware,
+    Request,
+    RequestError,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
     from PIL.Image import Image
+    from tokenizers import Tokenizer
 
 IMAGE, GRAPH, TOKENIZER, CONFIG = "image.onnx", "talk.onnx", "talk-tokenizer.json", "talk.json"
 SIDE, WIDTH = 7, 1280  # of the grid of features
@@ -32,6 +44,9 @@ PLACE = -1  # among token ids: a place of a picture
 PADDING = -2
 MASKED = -1e9  # added to the score of a token that must not be attended to
 BATCH = 16  # requests
+LIMITS = "knows people and dogs outdoors, rooms and drawn shapes, and guesses the rest"
+UNSURE = 0.5  # below it an answer is more often wrong than right
+POLYGLOT = "Qwen/Qwen2.5-VL-3B-Instruct"  # knows many languages
 RERANK_WEIGHT = 5.0  # by CIDEr on pictures held out the best of 0, 2, 5, 10, 20 and 40
 POOLING = re.compile(rb"\x0a.(?P<name>n\d+)\x12.n\d+\x22\x11GlobalAveragePool", re.DOTALL)  # a NodeProto of ONNX
 
@@ -158,6 +173,15 @@ class Prompts:
         self._tokenizer.encode_special_tokens = True  # special tokens that a question spells out are plain letters
         self.user, self.reply, self.end = (self._special(path, token) for token in ("<user>", "<reply>", "</s>"))
 
+    def foreign_words(self, question: str) -> list[str]:
+        """The words by which a question is not English, as `language.foreign_words` finds them."""
+        return foreign_words(question, self._tokenizer, self._english)
+
+    @cached_property
+    def _english(self) -> "Tokenizer":
+        """The vocabulary of mini's encoder of texts, which has whole words."""
+        return open_tokenizer(MINI_FOLDER / MINI_FILES["embed"][-1])
+
     def _special(self, path: Path, token: str) -> int:
         if (found := self._tokenizer.token_to_id(token)) is None:
             raise VlmkitError(f"{path} has no token {token}", "reinstall vlmkit")
@@ -183,7 +207,11 @@ class Prompts:
 
 
 class MiniChat(ChatModel):
-    """The small vision-language model of `mini`, or one that vlmkit.recipes.mini.export_chat made."""
+    """The small vision-language model of `mini`, or one that vlmkit.recipes.mini.export_chat made.
+
+    Of `mini`, and of what its recipe makes, it was measured how often an answer of some probability is right: its
+    configuration has the `confidence`. Only these refuse what they were not trained for.
+    """
 
     size = SIZE
     single_image = True
@@ -201,9 +229,13 @@ class MiniChat(ChatModel):
         try:
             config = orjson.loads((self._folder / CONFIG).read_bytes())
             self._context = int(config["context"])
+            self._calibration = config.get("confidence")
         except (OSError, ValueError, KeyError, TypeError) as error:
             what = f"{self._folder} is not a complete mini model ({error})"
             raise VlmkitError(what, "make or install it again") from None
+        if self._calibration:
+            self.caution = f"{checkpoint.name} {LIMITS}; better: {better_chat_model()}"
+            self.unsure_below, self.needs_picture = UNSURE, True
         self.batch = BatchSize(BATCH)
         self._prompts = Prompts(self._folder / TOKENIZER)
         self._decoder = Decoder(self._folder / GRAPH, self._threads)
@@ -220,27 +252,49 @@ class MiniChat(ChatModel):
         return preprocess(image)
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer | RequestError]:
+        replies = zip(requests, self.replies(requests, sampling), strict=True)
+        return [r if isinstance(r, RequestError) else self._answer(request, r) for request, r in replies]
+
+    def replies(self, requests: Sequence[Request], sampling: Sampling) -> list[Generated | RequestError]:
+        """The tokens of one answer for each request, in order."""
         tails = [self._prompts.tail(request.prompt, request.start) for request in requests]
-        lengths = [
-            len(self._prompts.head(len(request.all_pictures()), request.system)) + len(tail)
-            for request, tail in zip(requests, tails, strict=True)
-        ]
-        answers: list[Answer | RequestError] = [
-            RequestError(
-                f"{length} tokens with its pictures, more than the {self._context} of the model",
-                "shorten the question or show fewer pictures",
-            )
-            for length in lengths
-        ]
-        fit = [i for i, length in enumerate(lengths) if length < self._context]
-        if fit:
-            limits = [min(self._context - lengths[i], sampling.max_tokens) for i in fit]
-            replies = self._generate([requests[i] for i in fit], [tails[i] for i in fit], limits, sampling)
-            for i, (tokens, ended) in zip(fit, replies, strict=True):
-                text = self._prompts.text(tokens, requests[i].start)
-                finish = "stop" if ended else "length"
-                answers[i] = Answer(text, finish, len(tokens) + ended, prompt_tokens=lengths[i])
-        return answers
+        lengths = [*map(self._length, requests)]
+        refused = [self._refusal(*each) for each in zip(requests, lengths, strict=True)]
+        fit = [i for i, refusal in enumerate(refused) if refusal is None]
+        if not fit:
+            return [*filter(None, refused)]
+        limits = [min(self._context - lengths[i], sampling.max_tokens) for i in fit]
+        made = iter(self._generate([requests[i] for i in fit], [tails[i] for i in fit], limits, sampling))
+        return [refusal or next(made) for refusal in refused]
+
+    def _length(self, request: Request) -> int:
+        """The number of tokens of its prompt."""
+        head = self._prompts.head(len(request.all_pictures()), request.system)
+        return len(head) + len(self._prompts.tail(request.prompt, request.start))
+
+    def _refusal(self, request: Request, length: int) -> RequestError | None:
+        """Why a request of so many tokens is not answered."""
+        if length >= self._context:
+            what = f"{length} tokens with its pictures, more than the {self._context} of the model"
+            return RequestError(what, "shorten the question or show fewer pictures")
+        checked = self._calibration and request.schema is None  # that is a part of the prompt
+        if checked and (words := self._prompts.foreign_words(request.prompt)):
+            named = ", ".join(words[:NAMED_WORDS])
+            what = f"the question is not in English that the model knows: it lacks {named}"
+            return RequestError(what, f"ask in English, or ask a model of many languages: -m {POLYGLOT}")
+        return None
+
+    def _answer(self, request: Request, reply: Generated) -> Answer:
+        count = len(reply.tokens) + reply.ended
+        if self._calibration and request.prompt:
+            confidence: float | None = calibrated(reply.log_probability, **self._calibration)
+        else:
+            confidence = mean_probability(reply.log_probability, count)
+        text, finish = self.text(reply, request.start), "stop" if reply.ended else "length"
+        return Answer(text, finish, count, confidence=confidence, prompt_tokens=self._length(request))
+
+    def text(self, reply: Generated, start: str = "") -> str:
+        return self._prompts.text(reply.tokens, start)
 
     def _generate(
         self, requests: list[Request], tails: list[list[int]], limits: list[int], sampling: Sampling

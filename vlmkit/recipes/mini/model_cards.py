@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vlmkit.models.chat.mini import UNSURE
+
 CARD = """\
 # mini
 
@@ -122,6 +124,23 @@ difference is what it sees; the rest it guesses from the words.
 | captions of {captions:,} pictures of Flickr8k, the best of 8 beams: CIDEr, BLEU-4 | {cider:.3f}, {bleu4:.3f} |
 | easy-VQA, {easy_vqa_questions:,} test questions, exact; shuffled | {easy_vqa_exact:.1%}; {easy_vqa_shuffled:.1%} |
 | DAQUAR, {daquar_questions:,} questions about rooms, exact; shuffled | {daquar_exact:.1%}; {daquar_shuffled:.1%} |
+| {flickr_questions:,} questions made from those captions, most of them yes or no; shuffled | {flickr_exact:.1%}; \
+{flickr_shuffled:.1%} |
+
+The `confidence` of an answer is how often answers of its probability are right: Platt scaling, {confidence[bias]:g} +
+{confidence[slope]:g} times the log odds, fitted to the questions about half of the pictures, the three sets counting
+alike. Of the questions about the other half `ask` answers on a terminal those whose confidence is {unsure_below:g} or
+more, and says "not sure" to the others, unless `--always` is given:
+
+| | answered | of these right |
+|---|---|---|
+| easy-VQA | {easy_vqa_answered:.1%} | {easy_vqa_answered_exact:.1%} |
+| DAQUAR | {daquar_answered:.1%} | {daquar_answered_exact:.1%} |
+| questions from captions | {flickr_answered:.1%} | {flickr_answered_exact:.1%} |
+
+The `confidence` of a caption is the geometric mean of the probabilities of its pieces of words, and not calibrated.
+`python -m vlmkit.recipes.mini.measure mini DATA` measures all of this anew, on what
+`python -m vlmkit.recipes.mini.data` writes.
 
 ## Data and licences
 
@@ -138,17 +157,24 @@ Treat what was learned from the captions as their pictures: for research, not co
 - It has seen people and dogs out of doors, rooms, and drawings of shapes. Elsewhere it says something likely and wrong,
   in a sure voice: every answer is a guess.
 - Counting beyond three, left and right, text in pictures, who does what to whom, why.
-- Conversations, instructions, languages other than English, anything that is no question about a picture.
+- Conversations and instructions. Questions without a picture, and questions that are certainly not in English, are
+  refused.
 - It has the leanings of its data: people are described as American annotators described them in 2013. Do not use it to
   judge people.
 """
 
 
-def chat_model_card(figures: dict[str, Any], recipe: dict[str, Any], model: dict[str, int]) -> str:
-    """The card from `figures` of measure.py, the recipe, and `layers`, `width`, `pieces` of the language model."""
+def chat_model_card(settings: dict[str, Any], model: dict[str, int]) -> str:
+    """The card of a chat model with `settings`, the contents of its talk.json, and `layers`, `width`, `pieces` of its
+    language model.
+    """
+    figures, recipe = settings["figures"], settings["recipe"]
     lists = {"phases": "\n".join(map(_phase, recipe["phases"]))}
     lists["students"] = "\n".join(_student(settings, recipe["lessons"]) for settings in recipe["teaching"])
-    return CHAT_CARD.format_map(figures | recipe | model | lists)
+    confidence = {"confidence": settings["confidence"], "unsure_below": UNSURE}
+    # of a set of which nothing is answered, nothing is right either
+    figures = {key: 0.0 if value is None else value for key, value in figures.items()}
+    return CHAT_CARD.format_map(figures | recipe | model | lists | confidence)
 
 
 def _student(settings: dict[str, Any], pseudo_label_sets: Sequence[dict[str, int]]) -> str:

@@ -146,15 +146,15 @@ def make(
         model = _averaged(dict.fromkeys(models, 1 / len(models)), work / "averaged")
     with atomic_folder(out) as made:
         export_chat(model, made)
-        figures = measure(made, data)
+        figures, calibration = measure(made, data)
         log(figures)
         settings = json.loads((made / "talk.json").read_text())
         recipe = {"phases": phases, "seed": seed, "preferring": PREFERRING, "preferred": PREFERRED}
         recipe |= {"lessons": PSEUDO_LABEL_SETS, "teaching": student_settings} | TRAINING
-        settings |= {"figures": figures, "recipe": recipe}
+        settings |= {"figures": figures, "recipe": recipe, "confidence": calibration}
         (made / "talk.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         size = {"layers": LAYERS, "width": WIDTH, "pieces": PIECES}
-        (made / "TALK_CARD.md").write_text(chat_model_card(figures, recipe, size))
+        (made / "TALK_CARD.md").write_text(chat_model_card(settings, size))
 
 
 def _phase(
