@@ -3,6 +3,8 @@
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,12 @@ def test_unreadable(installed, configure) -> None:
     if os.access(file, os.R_OK):
         pytest.skip("this user may read everything")
     assert f"vlmkit: {file}: Permission denied: " in installed("index", "--info", code=2).stderr.decode()
+
+
+def test_toml_is_only_read_where_there_is_a_file(tmp_path: Path, environment) -> None:
+    code = "import sys; from vlmkit.cli.app import main; main(['index', '--info', '-i', './none']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, env=environment)
+    assert b"vlmkit.cli.defaults" in done.stdout.split() and b"tomllib" not in done.stdout.split()
 
 
 def test_another_file_or_none(vlmkit, configure, environment, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
+import typer
+
 from vlmkit.cli.defaults import named_models
 from vlmkit.cli.options import (
     MODEL,
@@ -86,6 +88,7 @@ class Machine(Common):
 
 
 def serve(
+    ctx: typer.Context,
     machine: Machine,
     address: AddressOptions,
     limits: LimitOptions,
@@ -113,8 +116,7 @@ def serve(
     check_installed("serve", "vlmkit[serve]", "starlette", "uvicorn", "prometheus_client", "jsonschema")
     from vlmkit.index import index_folder
     from vlmkit.models.types import Hardware
-    from vlmkit.serve.server import bind
-    from vlmkit.serve.server import run as run_server
+    from vlmkit.serve import server
     from vlmkit.serve.service import Service
     from vlmkit.serve.settings import MIB, Settings, is_loopback
 
@@ -124,7 +126,7 @@ def serve(
         index=index_folder(index),
         host=address.host,
         token=token,
-        models=_models(model),
+        models=_models(ctx, model),
         hardware=Hardware(machine.device.value, precision=precision.value if precision else None),
         threads=cores(machine.workers),
         hosts=tuple(address.allow_host or ()),
@@ -136,15 +138,14 @@ def serve(
         idle=machine.idle,
     )
     service = Service(settings)
-    with bind(address.host, address.port) as listener:
+    with server.bind(address.host, address.port) as listener:
         if token is not None and address.token is None:
             warn(f"the token is {token}")
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if not machine.quiet:
-            models = ", ".join(settings.models)
-            warn(f"serving {models} and the index {settings.index} at {url}; Ctrl-C ends it")
-        run_server(service, listener, log=machine.verbose and not machine.quiet)
+            warn(f"serving {', '.join(settings.models)} and the index {settings.index} at {url}; Ctrl-C ends it")
+        server.run(service, listener, log=machine.verbose and not machine.quiet)
     return Exit.OK
 
 
@@ -180,11 +181,11 @@ def _token(given: str | None, only_this_machine: bool) -> str | None:
     return given.strip()
 
 
-def _models(given: list[str] | None) -> dict[str, str]:
+def _models(ctx: typer.Context, given: list[str] | None) -> dict[str, str]:
     """The names that requests may use, each with its model."""
     defaults = [os.environ.get(name) or "mini" for name in ("VLMKIT_EMBED_MODEL", "VLMKIT_CHAT_MODEL")]
     models: dict[str, str] = {}
-    for text in given or dict.fromkeys(defaults):
+    for text in given or named_models(ctx, [*dict.fromkeys(defaults)]) or ():
         known, equals, name = text.partition("=")
         if not equals or os.path.exists(text):
             known = name = text
