@@ -242,7 +242,10 @@ _{PROGRAM}() {{
 {end.join(summaries)}
     )
     if ((CURRENT == 2)); then
-        _describe command commands
+        if [[ $words[2] != -* ]]; then
+            _describe command commands
+            return
+        fi
         _arguments -S '(-V --version)'{{-V,--version}}'[Print the version]' \\
             '(-h --help)'{{-h,--help}}'[Print the help]' \\
             '--show-completion[Print the completions for a shell]{shells}' \\

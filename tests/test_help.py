@@ -9,8 +9,13 @@ from vlmkit.cli.app import COMMANDS, command_line
 from vlmkit.cli.train import GROUPS
 from vlmkit.train.config import SETTINGS, Stage
 
-RUNS_A_MODEL = {"embed", "search", "classify", "caption", "ask", "train", "eval"}
-DRAWS_LOTS = {"caption", "ask", "train", "eval"}
+RUN_A_MODEL = {"embed", "search", "classify", "caption", "ask", "train", "eval"}
+USERS = {
+    "--device": RUN_A_MODEL | {"serve"},
+    "--batch-size": RUN_A_MODEL,
+    "--workers": RUN_A_MODEL | {"serve"},
+    "--seed": {"caption", "ask", "train", "eval"},
+}
 
 
 def flags(help_text: str) -> set[str]:
@@ -44,9 +49,7 @@ def test_a_command_offers_what_it_uses(vlmkit, name: str) -> None:
     shown = flags(vlmkit(name, "--help").stdout.decode())
     if name == "eval":
         shown |= flags(vlmkit("eval", "caption", "--help").stdout.decode())
-    for flag in ("--device", "--batch-size", "--workers"):
-        assert (flag in shown) == (name in RUNS_A_MODEL), flag
-    assert ("--seed" in shown) == (name in DRAWS_LOTS)
+    assert shown & set(USERS) == {flag for flag, users in USERS.items() if name in users}
 
 
 def test_defaults_are_shown(vlmkit) -> None:

@@ -4,8 +4,6 @@ import os
 import sys
 from typing import NoReturn
 
-from vlmkit.errors import Stopped, catch
-
 
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
@@ -17,6 +15,8 @@ def run() -> NoReturn:
 
         write_values(sys.argv[2:])
         sys.exit()
+    from vlmkit.errors import Stopped, catch
+
     try:
         catch()
         from vlmkit.cli.app import main

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
@@ -16,7 +15,7 @@ HEAD = 1 << 18  # bytes of a file
 def write_values(arguments: list[str]) -> None:
     """Print the values that the first argument names, one a line; the rest are the words of the command line."""
     kind, *words = arguments or [""]
-    with suppress(OSError, ValueError, sqlite3.Error):
+    with suppress(OSError, ValueError):
         found = _fields(words) if kind == "fields" else _models() if kind == "models" else []
         sys.stdout.write("".join(f"{name}\n" for name in dict.fromkeys(found)))
 
@@ -30,7 +29,7 @@ def _models() -> list[str]:
     import tomllib
 
     file = os.environ.get("VLMKIT_CONFIG") or _home("XDG_CONFIG_HOME", ".config") / "config.toml"
-    return list(tomllib.loads(Path(file).read_text(encoding="utf-8")).get("models", {}))
+    return list(tomllib.loads(Path(file).read_text(encoding="utf-8")).get("models") or {})
 
 
 def _fields(words: list[str]) -> list[str]:
@@ -43,9 +42,14 @@ def _fields(words: list[str]) -> list[str]:
     folder = Path(index) if "/" in index or "." in index else _home("XDG_DATA_HOME", ".local/share") / index
     if not (folder / "index.sqlite").is_file():
         return []
-    with closing(sqlite3.connect(folder / "index.sqlite", timeout=0.05)) as db:
-        rows = db.execute("SELECT record FROM records LIMIT ?", [SAMPLE])
-        return sorted(_names(json.loads(record) for (record,) in rows))
+    import sqlite3
+
+    try:
+        with closing(sqlite3.connect(folder / "index.sqlite", timeout=0.05)) as db:
+            rows = db.execute("SELECT record FROM records LIMIT ?", [SAMPLE])
+            return sorted(_names(json.loads(record) for (record,) in rows))
+    except sqlite3.Error:  # it is no index, or busy
+        return []
 
 
 def _fields_of_file(file: Path) -> Iterable[str]:
