@@ -437,3 +437,20 @@ def test_lit_and_whole_training_agree_before_the_first_step(place: Path, tmp_pat
             found.append(learner.validate(0))
     assert found[0]["gap"] == pytest.approx(found[1]["gap"], abs=2e-3)
     assert found[0]["text_to_image_r10"] == pytest.approx(found[1]["text_to_image_r10"], abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["dual encoder", "locked tower"])
+def test_captions_longer_than_the_context_are_counted(
+    kind: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": f"{n}.jpg", "captions": ["a red square"] + ["red blue " * 60] * (n < 3)} for n in range(8)]
+    for number in range(8):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg("red", (32, 24 + number)))
+    (tmp_path / "long.jsonl").write_bytes(jsonl(*rows))
+    data: Line = {"data": [str(tmp_path / "long.jsonl")], "batch_size": 4, "steps": 1}
+    towers = {"vision": str(place / "image-tower"), "text": str(place / "text-tower"), "dim": 24}
+    if kind == "dual encoder":
+        ran(replace(config(place, tmp_path / "out"), **data))
+    else:
+        train(LitConfig(out=tmp_path / "out", **towers, **data), lambda _: None)
+    assert "3 texts are longer than the" in capsys.readouterr().err
