@@ -65,7 +65,7 @@ def classify(
     items = read_inputs(paths, reading)
     summary = run.summary(reading.left_out)
     with Failures(records.errors, ignore=records.ignore, summary=summary) as failures, Output(records.output) as out:
-        model = run.load(embedder.model, embedder.precision)
+        model = embedder.load(run)
         targets = label_vectors(model, names, template or [DEFAULT_TEMPLATE])
         how: dict[str, Any] = {
             "batch_size": run.batch_size,

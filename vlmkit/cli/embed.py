@@ -84,9 +84,9 @@ def embed(
         if dry_run:
             results: Iterator[Record | Failed] = map(unless_failed(_without_vector), new)
         elif changed is None:
-            results = vectorised(items, run.load(embedder.model, embedder.precision))
+            results = vectorised(items, embedder.load(run))
         else:
-            results = when_needed(new, lambda some: vectorised(some, run.load(embedder.model, embedder.precision)))
+            results = when_needed(new, lambda some: vectorised(some, embedder.load(run)))
         count = partial(count_inputs, paths, reading) if changed is None else lambda: None
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
         out.write_records(failures.filter_failures(shown), (Format.JSONL if dry_run else form).value)

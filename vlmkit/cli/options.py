@@ -96,6 +96,13 @@ Workers = Annotated[int, option("--workers N", "Threads that decode; 0 for one a
 Seed = Annotated[int | None, option("--seed N", "Seed of everything random.", min=0, show_default="0", group=RUNNING)]
 
 
+def served_name(via: str, name: str) -> str:
+    """How `load_embedder` calls the model `name` of the service at `via`. Raises VlmkitError."""
+    if not via.lower().startswith(("http://", "https://")) or "#" in via:
+        raise VlmkitError(f"--via {via} is not the URL of a service", "write --via http://HOST:PORT")
+    return f"{via}#{name}"
+
+
 def cores(workers: int) -> int:
     """The threads that --workers asks for."""
     return workers or len(os.sched_getaffinity(0))
@@ -149,12 +156,21 @@ class Run(Common):
     def threads(self) -> int:
         return cores(self.workers)
 
-    def load(self, name: str, precision: Precision | None = None, *, quick_texts: bool = False) -> "Embedder":
-        """The model called `name`, on this device. With `quick_texts` texts start without PyTorch, if they can."""
+    def load(
+        self, name: str, precision: Precision | None = None, via: str | None = None, *, quick_texts: bool = False
+    ) -> "Embedder":
+        """The model called `name`, on this device or of the service at the URL `via`.
+
+        With `quick_texts` texts start without PyTorch, if they can.
+        """
         from vlmkit.io.records import name_of
         from vlmkit.models.load import INT8, load_embedder
         from vlmkit.models.types import Hardware
 
+        if via is not None:
+            if precision is not None:
+                raise VlmkitError("--precision excludes --via", "the service has a precision of its own")
+            name = served_name(via, name)
         hardware = Hardware(self.device.value, precision=precision.value if precision else None)
         chatty = not self.quiet and stderr_is_terminal()
         note = warn if self.verbose and not self.quiet else lambda _: None
@@ -214,6 +230,15 @@ EmbedPrecision = Annotated[
         "--precision",
         "Numbers that the model computes with. The vectors of int8 count as another model's.",
         show_default="fp32",
+        group=MODEL,
+    ),
+]
+Via = Annotated[
+    str | None,
+    option(
+        "--via URL",
+        "Use the model of the vlmkit serve that runs at URL; the token is $VLMKIT_TOKEN.",
+        envvar="VLMKIT_SERVER",
         group=MODEL,
     ),
 ]
@@ -292,6 +317,10 @@ class EmbedOptions:
     title: ClassVar[str] = MODEL
     model: EmbedModelName = "mini"
     precision: EmbedPrecision = None
+    via: Via = None
+
+    def load(self, run: Run) -> "Embedder":
+        return run.load(self.model, self.precision, self.via)
 
 
 class Format(StrEnum):

@@ -18,6 +18,7 @@ from vlmkit.cli.options import (
     Errors,
     IndexName,
     Run,
+    Via,
     model_option,
     option,
     valid_utf8,
@@ -116,6 +117,7 @@ def search(
     index: IndexName = "default",
     model: ModelFolder = None,
     precision: EmbedPrecision = None,
+    via: Via = None,
     errors: Errors = None,
 ) -> Exit:
     """Find pictures by words, by pictures, or by both.
@@ -166,7 +168,8 @@ def search(
             results: Iterable[Results] = islice(_groups(run, opened, wanted, among), chosen.k)
             unlimited: Callable[[], Iterable[Results | Failed]] = tuple
         else:
-            load = cache(partial(load_model, opened, model, partial(run.load, precision=precision, quick_texts=True)))
+            open_model = partial(run.load, precision=precision, via=via, quick_texts=True)
+            load = cache(partial(load_model, opened, model, open_model))
             options = _search_options(opened, parts, wanted, chosen, load, among, judged)
             found = partial(_results, run, opened, parts, wanted, load=load, left_out=left_out)
             unlimited = partial(found, replace(options, min_score=-math.inf, min_relative=-math.inf))

@@ -4,7 +4,7 @@ import os
 import secrets
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -17,6 +17,7 @@ from vlmkit.cli.options import (
     Device,
     EmbedPrecision,
     IndexName,
+    Precision,
     RunsOn,
     Workers,
     cores,
@@ -26,6 +27,9 @@ from vlmkit.cli.options import (
 from vlmkit.errors import Exit, VlmkitError, check_installed
 from vlmkit.io.images import MAX_PIXELS_VARIABLE
 from vlmkit.io.terminal import Output, warn
+
+if TYPE_CHECKING:
+    from vlmkit.serve.settings import Settings
 
 Several = list[str] | None
 MODEL_HELP = "A model that requests may name, by NAME if given; may be repeated. mini by default."
@@ -114,29 +118,13 @@ def serve(
         chosen += ["--precision", precision.value] if precision else []
         return _print(printed, address, index, chosen, limits.timeout, machine.device)
     check_installed("serve", "vlmkit[serve]", "starlette", "uvicorn", "prometheus_client", "jsonschema")
-    from vlmkit.index import index_folder
-    from vlmkit.models.types import Hardware
     from vlmkit.serve import server
     from vlmkit.serve.service import Service
-    from vlmkit.serve.settings import MIB, Settings, is_loopback
+    from vlmkit.serve.settings import is_loopback
 
     os.environ[MAX_PIXELS_VARIABLE] = str(limits.max_pixels)
     token = _token(address.token, is_loopback(address.host))
-    settings = Settings(
-        index=index_folder(index),
-        host=address.host,
-        token=token,
-        models=_models(ctx, model),
-        hardware=Hardware(machine.device.value, precision=precision.value if precision else None),
-        threads=cores(machine.workers),
-        hosts=tuple(address.allow_host or ()),
-        origins=tuple(address.cors or ()),
-        allow_private=address.allow_private,
-        max_body=limits.max_body * MIB,
-        max_queue=limits.max_queue,
-        timeout=limits.timeout,
-        idle=machine.idle,
-    )
+    settings = _settings(address, limits, machine, index, _models(ctx, model), precision, token)
     service = Service(settings)
     with server.bind(address.host, address.port) as listener:
         if token is not None and address.token is None:
@@ -147,6 +135,36 @@ def serve(
             warn(f"serving {', '.join(settings.models)} and the index {settings.index} at {url}; Ctrl-C ends it")
         server.run(service, listener, log=machine.verbose and not machine.quiet)
     return Exit.OK
+
+
+def _settings(
+    address: AddressOptions,
+    limits: LimitOptions,
+    machine: Machine,
+    index: str,
+    models: dict[str, str],
+    precision: Precision | None,
+    token: str | None,
+) -> "Settings":
+    from vlmkit.index import index_folder
+    from vlmkit.models.types import Hardware
+    from vlmkit.serve.settings import MIB, Settings
+
+    return Settings(
+        index=index_folder(index),
+        host=address.host,
+        token=token,
+        models=models,
+        hardware=Hardware(machine.device.value, precision=precision.value if precision else None),
+        threads=cores(machine.workers),
+        hosts=tuple(address.allow_host or ()),
+        origins=tuple(address.cors or ()),
+        allow_private=address.allow_private,
+        max_body=limits.max_body * MIB,
+        max_queue=limits.max_queue,
+        timeout=limits.timeout,
+        idle=machine.idle,
+    )
 
 
 def _flags(options: object) -> list[str]:

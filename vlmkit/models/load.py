@@ -8,6 +8,7 @@ from typing import Any
 
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.registry import Registry
+from vlmkit.io.sources import is_url
 from vlmkit.models.registry import CHAT_MODELS, EMBEDDERS
 from vlmkit.models.resolve import Checkpoint, resolve
 from vlmkit.models.types import ENDPOINT, ChatModel, Embedder, EndpointOptions, Hardware
@@ -27,11 +28,20 @@ def load_embedder(
     warn: Callable[[str], None] = _silent,
     note: Callable[[str], None] = _silent,
 ) -> Embedder:
-    """The embedder called `name`. Raises VlmkitError where the name is unknown or the files cannot be opened.
+    """The embedder called `name`; `http://HOST:PORT#NAME` is one of a running service.
+
+    Raises VlmkitError where the name is unknown or the files cannot be opened.
 
     With `quick_texts` a model of PyTorch embeds texts without importing it where it can; see `OnnxTextEncoder`, which
     `warn` and `note` are for.
     """
+    embedder: Embedder
+    if is_url(name):
+        from vlmkit.models.embedders.served import open_served
+
+        embedder = open_served(name)
+        embedder.load_arguments = name, hardware
+        return embedder
     if name.endswith(INT8):
         name = name.removesuffix(INT8)
         hardware = replace(hardware, precision=hardware.precision or "int8")
@@ -43,7 +53,6 @@ def load_embedder(
         raise VlmkitError(what, "leave --precision out")
     fingerprint = _fingerprint(model_class, checkpoint)
     open_model = partial(_open, EMBEDDERS, model_class, checkpoint)
-    embedder: Embedder
     if hardware.precision == "int8":
         from vlmkit.models.embedders.onnx import Int8Embedder
         from vlmkit.models.embedders.onnx_towers import int8_fingerprint

@@ -35,6 +35,7 @@ async def models(service: Service, _: Any) -> Response:
                 "tasks": tasks,
                 "loaded": bool(embedder or chat),
                 "identity": getattr(embedder, "identity", None),
+                "size": getattr(embedder, "size", None),
                 "dimensions": getattr(embedder, "dim", None),
                 "logit_scale": getattr(embedder, "logit_scale", None),
             }

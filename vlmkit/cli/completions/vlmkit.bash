@@ -65,6 +65,7 @@ _vlmkit() {
     case "$command $topic $previous" in
         "embed  -m"|"embed  --model") _vlmkit_models mini siglip2-b32 clip-b32 ;;
         "embed  --precision") _vlmkit_nothing; _vlmkit_words fp32 bf16 fp16 int8 ;;
+        "embed  --via") _vlmkit_nothing ;;
         "embed  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors ;;
         "embed  --changed") _vlmkit_indexes ;;
         "embed  -o"|"embed  --output") : ;;
@@ -98,6 +99,7 @@ _vlmkit() {
         "search  -i"|"search  --index") _vlmkit_indexes ;;
         "search  -m"|"search  --model") _vlmkit_models mini ;;
         "search  --precision") _vlmkit_nothing; _vlmkit_words fp32 bf16 fp16 int8 ;;
+        "search  --via") _vlmkit_nothing ;;
         "search  -o"|"search  --output") : ;;
         "search  --errors") : ;;
         "search  --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
@@ -106,6 +108,7 @@ _vlmkit() {
         "search  --max-pixels") _vlmkit_nothing ;;
         "classify  -m"|"classify  --model") _vlmkit_models mini siglip2-b32 clip-b32 ;;
         "classify  --precision") _vlmkit_nothing; _vlmkit_words fp32 bf16 fp16 int8 ;;
+        "classify  --via") _vlmkit_nothing ;;
         "classify  --labels") _vlmkit_nothing ;;
         "classify  --labels-file") : ;;
         "classify  --template") _vlmkit_nothing ;;
@@ -557,10 +560,10 @@ _vlmkit() {
     esac
     [[ -z "$word" ]] && if [[ "$current" == -* ]]; then
         case "$command $topic" in
-        "embed ") _vlmkit_words -m --model --precision --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "embed ") _vlmkit_words -m --model --precision --via --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "index ") _vlmkit_words --type --remove --prune --force --dry-run --merge --info --verify --dump --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version --help ;;
-        "search ") _vlmkit_words --image --minus --like --queries --duplicates --threshold --prefer --exact --dry-run -k --where --min-score --relative -l --paths -0 --null --html --preview -i --index -m --model --precision --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
-        "classify ") _vlmkit_words -m --model --precision --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "search ") _vlmkit_words --image --minus --like --queries --duplicates --threshold --prefer --exact --dry-run -k --where --min-score --relative -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --boxes --draw --attention --constitution --pairs --always --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train ") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
