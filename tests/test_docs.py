@@ -10,8 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import own_environment
 from generate import commands, documents, drifted
-from helpers import jpeg, jsonl, tar, tiny_towers
 from hosted import Hosted
 from warm import Start
 
@@ -104,81 +104,35 @@ def test_import_vlmkit_is_light() -> None:
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    """The folder that the examples are written for."""
-    folder = tmp_path_factory.mktemp("examples")
-    shutil.copytree(photos, folder / "photos")
-    colors = ["red", "green", "blue", "black", "white", "yellow"]
-    members = {f"{i:04}{end}": data for i in range(64) for end, data in _sample(colors[i % 6], i)}
-    tar(folder / "shard.tar", members)
-    tiny_towers(folder, " ".join(["a field number", *colors, *map(str, range(64))]))
-    (folder / "labels.txt").write_text("cat\ncoffee\nrocket\n")
-    _predictions(folder)
-    return folder
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `vlmkit demo --keep` leaves, made twice."""
+    folder = tmp_path_factory.mktemp("kept")
+    for _ in range(2):
+        words = ["vlmkit", "demo", "--keep", "a tour"]
+        done = subprocess.run(words, capture_output=True, cwd=folder, env=own_environment(folder), timeout=300)
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout.decode().endswith("cd 'a tour' && export VLMKIT_INDEX=./demo.index\n")
+    return folder / "a tour"
 
 
-def _predictions(folder: Path) -> None:
-    """What the examples of `eval` score: answers of two models, captions, and the files of the VQA benchmark."""
-    reported = [("coffee", "what color is the cup", "white"), ("chelsea", "is this a cat", "yes")]
-    reported += [("rocket", "what is on the launch pad", "rocket"), ("coins", "how many coins are there", "24")]
-    reported += [("chelsea", "what color is the cat", "orange"), ("page", "what does the first word say", "region")]
-    rows = [
-        {"id": f"q{i}", "image": _photo(folder, name), "question": question, "answers": [answer] * 7 + ["nothing"] * 3}
-        for i, (name, question, answer) in enumerate(reported)
-    ]
-    answers = ["white", "yes", "a rocket", "12", "brown", "Region"]
-    others = ["white", "no", "rocket", "24", "white", ""]
-    (folder / "answers.jsonl").write_bytes(jsonl(*[r | {"answer": a} for r, a in zip(rows, answers, strict=True)]))
-    (folder / "other.jsonl").write_bytes(jsonl(*[r | {"answer": a} for r, a in zip(rows, others, strict=True)]))
-    captions = [("coffee", "a cup of coffee"), ("chelsea", "a cat looks up"), ("rocket", "a rocket at night")]
-    (folder / "captions.jsonl").write_bytes(
-        jsonl(
-            *[
-                {"id": n, "image": _photo(folder, n), "caption": c, "captions": [c + ".", "a photo"]}
-                for n, c in captions
-            ]
-        )
-    )
-    results = [{"question_id": i, "answer": answer} for i, answer in enumerate(answers)]
-    annotations = [
-        {
-            "question_id": i,
-            "image_id": i,
-            "answers": [{"answer": a, "answer_id": n} for n, a in enumerate(r["answers"])],
-        }
-        for i, r in enumerate(rows)
-    ]
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "annotations.json").write_text(json.dumps({"annotations": annotations}))
-
-
-def _photo(folder: Path, name: str) -> str:
-    (found,) = folder.glob(f"photos/{name}.*")
-    return str(found.relative_to(folder))
-
-
-def _sample(color: str, number: int) -> list[tuple[str, bytes]]:
-    return [(".jpg", jpeg(color, (64 + number, 64))), (".txt", f"a {color} field, number {number}".encode())]
-
-
-def test_examples_work(sandbox: Path, environment: dict[str, str], hosted: Hosted, start: Start) -> None:
+@pytest.mark.parametrize("command", [c for c in TABLE if c.name != "demo"], ids=lambda command: command.name)
+def test_examples_work(command, kept: Path, environment: dict[str, str], hosted: Hosted, start: Start) -> None:
     """In order, as they build on each other; through a shell, but for those that a shell takes as they stand."""
-    environment |= {"XDG_DATA_HOME": str(sandbox / "data"), "OPENAI_BASE_URL": hosted.url}
-    for command in (command for command in TABLE if command.name != "demo"):  # a test of its own runs that
-        for example in command.examples:
-            if example.line.startswith("vlmkit ") and not set("|<>;&$*~") & set(example.line):
-                done = start(sandbox, *shlex.split(example.line)[1:], environment=environment).done()
-            else:
-                line = ["bash", "-o", "pipefail", "-c", example.line]
-                done = subprocess.run(line, capture_output=True, cwd=sandbox, env=environment, timeout=300)
-            assert done.returncode == 0, f"{example.line}\n{done.stderr.decode()}"
-            reported = [line for line in done.stderr.decode().splitlines() if not EXPECTED.search(line)]
-            assert reported == [], f"{example.line}\n{done.stderr.decode()}"
-            if example.prints:
-                pattern = ".*".join(map(re.escape, example.prints.split("…"))) + "\n"
-                assert re.fullmatch(pattern, done.stdout.decode(), re.DOTALL), (
-                    f"{example.line}\n{done.stdout.decode()[:1000]}"
-                )
+    environment |= {"VLMKIT_INDEX": "./demo.index", "OPENAI_BASE_URL": hosted.url}
+    for example in command.examples:
+        if example.line.startswith("vlmkit ") and not set("|<>;&$*~") & set(example.line):
+            done = start(kept, *shlex.split(example.line)[1:], environment=environment).done()
+        else:
+            line = ["bash", "-o", "pipefail", "-c", example.line]
+            done = subprocess.run(line, capture_output=True, cwd=kept, env=environment, timeout=300)
+        assert done.returncode == 0, f"{example.line}\n{done.stderr.decode()}"
+        reported = [line for line in done.stderr.decode().splitlines() if not EXPECTED.search(line)]
+        assert reported == [], f"{example.line}\n{done.stderr.decode()}"
+        if example.prints:
+            pattern = ".*".join(map(re.escape, example.prints.split("…"))) + "\n"
+            assert re.fullmatch(pattern, done.stdout.decode(), re.DOTALL), (
+                f"{example.line}\n{done.stdout.decode()[:1000]}"
+            )
 
 
 def test_demo_prints_each_line_and_finds_the_cup(environment: dict[str, str], tmp_path: Path) -> None:
@@ -188,13 +142,3 @@ def test_demo_prints_each_line_and_finds_the_cup(environment: dict[str, str], tm
     assert text.count("\n$ vlmkit ") >= 5
     assert re.search(r'\$ vlmkit search [^\n]*"a cup of coffee"[^\n]*\n[^\n]*coffee\.png', text)
     assert list(tmp_path.iterdir()) == [] or [p.name for p in tmp_path.iterdir()] == ["home"]
-
-
-def test_a_kept_demo_is_where_the_examples_run(shell, tmp_path: Path) -> None:
-    """A second time, too."""
-    for _ in range(2):
-        done = shell("vlmkit demo --keep here")
-        assert done.returncode == 0, done.stderr.decode()
-        assert "Now with your own" in done.stdout.decode()
-    done = shell("cd here && vlmkit search -i ./demo.index 'a cup of coffee' -k 1 -l")
-    assert done.returncode == 0 and done.stdout.startswith(str(tmp_path / "here/photos/coffee.png").encode())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+from vlmkit.cli.demo_files import write_files
 from vlmkit.cli.options import Common, option
 from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.terminal import console
 
 PHOTOGRAPHS = {
     "skimage/data": (
@@ -23,10 +26,11 @@ LINES = [
     "vlmkit embed photos/ | vlmkit index -i ./demo.index",
     "vlmkit index -i ./demo.index --info",
     'vlmkit search -i ./demo.index "a cup of coffee" -k 3',
-    'vlmkit search -i ./demo.index "a rocket on the launch pad" -k 3',
+    'vlmkit search -i ./demo.index "a motorcycle" -k 3',
     "vlmkit search -i ./demo.index --image photos/flower.jpg -k 3",
     "vlmkit classify photos/chelsea.png photos/motorcycle_left.png --labels cat,dog,motorcycle,building -k 2",
 ]
+RECORDS = "vlmkit index -i ./demo.index --dump -o photos.jsonl"
 
 
 def collect(folder: Path) -> int:
@@ -46,20 +50,33 @@ def collect(folder: Path) -> int:
     return count
 
 
-def _show(folder: Path) -> None:
+def _show(folder: Path, *, keep: bool) -> None:
     """Print each shell line, then run it in `folder`. Raises VlmkitError if one fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = os.environ | {"PATH": path}
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     count = collect(folder / "photos")
-    print(f"# {count} photographs of scikit-image and scikit-learn are in photos/", flush=True)
+    _say(f"# {count} photographs of scikit-image and scikit-learn are in photos/", "dim")
     for line in LINES:
-        print(f"\n$ {line}", flush=True)
-        code = subprocess.run(line, shell=True, cwd=folder, env=os.environ | {"PATH": path}).returncode
+        _say(f"\n$ {line}", "bold")
+        code = subprocess.run(line, shell=True, cwd=folder, env=environment).returncode
         if code:
             raise VlmkitError(f"a line of the demo ended with exit code {code}", f"run it yourself: {line}")
-    print(
-        '\n# Now with your own: vlmkit embed PHOTOS/ | vlmkit index, then vlmkit search "what you look for"', flush=True
-    )
+    _say("\n# Now with your own:", "dim")
+    _say("vlmkit embed ~/Pictures | vlmkit index", "bold")
+    _say('vlmkit search "what you look for"', "bold")
+    if keep:
+        write_files(folder)
+        subprocess.run(RECORDS, shell=True, cwd=folder, env=environment, check=True)
+        _say("\n# The examples of the manual pages run here:", "dim")
+        _say(f"cd {shlex.quote(str(folder))} && export VLMKIT_INDEX=./demo.index", "bold")
+
+
+def _say(text: str, style: str) -> None:
+    from rich.text import Text
+
+    console().print(Text(text, style=style), soft_wrap=True)
+    sys.stdout.flush()
 
 
 def demo(
@@ -68,7 +85,7 @@ def demo(
         Path | None,
         option(
             "--keep DIR",
-            "Leave the photographs in DIR/photos and the index in DIR: the examples of the manual run there.",
+            "Leave the photographs, the index and other files in DIR: the examples of the manual run there.",
         ),
     ] = None,
 ) -> Exit:
@@ -77,8 +94,8 @@ def demo(
     Prints each command line before it runs it, in a temporary folder unless --keep names one. Needs the extra `demo`.
     """
     if keep is not None:
-        _show(keep)
+        _show(keep, keep=True)
         return Exit.OK
     with tempfile.TemporaryDirectory(prefix="vlmkit-demo-") as name:
-        _show(Path(name))
+        _show(Path(name), keep=False)
     return Exit.OK

@@ -421,7 +421,7 @@ complete -c vlmkit -n '__vlmkit_at download' -l debug -d 'Show a traceback when 
 complete -c vlmkit -n '__vlmkit_at download' -s V -l version -d 'Print the version'
 complete -c vlmkit -n __vlmkit_start -a demo -d 'Show what vlmkit does, on photographs that come with Python packages'
 complete -c vlmkit -n '__vlmkit_at demo' -s h -l help -d 'Print the help'
-complete -c vlmkit -n '__vlmkit_at demo' -l keep -x -a '(__fish_complete_directories)' -d 'Leave the photographs in DIR/photos and the index in DIR'
+complete -c vlmkit -n '__vlmkit_at demo' -l keep -x -a '(__fish_complete_directories)' -d 'Leave the photographs, the index and other files in DIR'
 complete -c vlmkit -n '__vlmkit_at demo' -s q -l quiet -d 'No progress and no notes'
 complete -c vlmkit -n '__vlmkit_at demo' -s v -l verbose -d 'Say which model, device and precision are used'
 complete -c vlmkit -n '__vlmkit_at demo' -l debug -d 'Show a traceback when something fails'
