@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +33,7 @@ def write_files(folder: Path) -> None:
     for number, name in ((3, "answers.jsonl"), (4, "other.jsonl")):
         said = (row[number] for row in ANSWERS)
         _write(folder / name, (q | {"answer": a} for q, a in zip(questions, said, strict=True)))
-    captioned = [
+    captioned: list[Record] = [
         {"id": name, "image": f"photos/{name}", "caption": text, "captions": [f"{text}.", "a photo"]}
         for name, text in CAPTIONS.items()
     ]
@@ -54,7 +54,7 @@ def write_files(folder: Path) -> None:
         _write_shard(file)
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+def _write(path: Path, rows: Iterable[Record]) -> None:
     path.write_bytes(b"".join(map(dumps, rows)))
 
 
