@@ -173,7 +173,19 @@ def imports(arguments: list[str], tmp_path: Path, environment, stdin: bytes = b"
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path, environment) -> None:
-    heavy = {"torch", "transformers", "open_clip", "faiss", "onnxruntime", "numpy", "PIL", "rich", "tqdm", "tokenizers"}
+    heavy = {
+        "torch",
+        "transformers",
+        "open_clip",
+        "faiss",
+        "onnxruntime",
+        "numpy",
+        "PIL",
+        "rich",
+        "tqdm",
+        "tokenizers",
+        "pydantic",
+    }
     assert not imports(["--help"], tmp_path, environment) & heavy
     assert not imports(["embed", "--help"], tmp_path, environment) & heavy
 

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -60,9 +60,18 @@ class Root(HelpfulGroup):
 
     listed: ClassVar = {title: {n: e.summary for n, e in group.items()} for title, group in GROUPS.items()}
 
+    words: Sequence[str] = ()
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         alone = args[-1:] == ["--install-completion"]
-        return super().parse_args(ctx, [*args, completion.current_shell()] if alone else args)
+        self.words = [*args, completion.current_shell()] if alone else args
+        return super().parse_args(ctx, list(self.words))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Those that are named: to convert the value of others, too, libraries would load that are slow."""
+        named = {word.partition("=")[0] for word in self.words}
+        known: list[Any] = super().get_params(ctx)
+        return [param for param in known if param.is_flag or named & set(param.opts)]
 
 
 app = typer.Typer(

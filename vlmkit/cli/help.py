@@ -113,7 +113,8 @@ class HelpfulGroup(typer.core.TyperGroup):
         width = max(len(name) for commands in self.listed.values() for name in commands)
         for title, commands in self.listed.items():
             _write_rows(formatter, title, list(commands.items()), width)
-        _write_rows(formatter, "Options", [_row(param, ctx) for param in self.get_params(ctx)])
+        options = [*self.params, self.get_help_option(ctx)]
+        _write_rows(formatter, "Options", [_row(param, ctx) for param in options])
         _write_text(formatter, [f"{ctx.command_path} COMMAND --help shows the options of a command, with examples."])
 
 
@@ -128,7 +129,13 @@ def default_of(option: Any) -> str:
     if isinstance(option.show_default, str):
         return option.show_default
     switch_off = option.is_flag and not (option.default and option.secondary_opts)
-    return "" if option.default in (None, "") or switch_off else "on" if option.default is True else str(option.default)
+    return (
+        "" if option.default in (None, "") or switch_off else "on" if option.default is True else _plain(option.default)
+    )
+
+
+def _plain(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _row(param: Any, ctx: Any, default: str | None = None) -> tuple[str, str]:
