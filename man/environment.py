@@ -40,6 +40,9 @@ OTHERS = [
     ),
     Variable("NO_COLOR", "No colours in tables."),
     Variable(
+        "SHELL, ZDOTDIR, BASH_COMPLETION_USER_DIR", "Which shell, and where, --install-completion is for.", ("vlmkit",)
+    ),
+    Variable(
         "TERM, COLORTERM, TERM_PROGRAM, LC_TERMINAL, KITTY_WINDOW_ID, TMUX, STY",
         "Set by terminals; they tell which pictures --preview can show.",
         ("search",),
