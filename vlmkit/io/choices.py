@@ -4,7 +4,7 @@ import re
 import string
 from typing import Any
 
-from vlmkit.io.pictures import LEADING_MARKS
+from vlmkit.io.pictures import LEADING_MARKS, RecordError
 from vlmkit.io.records import Record
 from vlmkit.io.values import literal_list, text_of
 
@@ -24,8 +24,11 @@ def options_of(record: Record, question: str) -> dict[str, str]:
 def with_options(record: Record, question: str) -> str:
     """`question` with the options of the record, unless it lists them itself, and with what was said as a hint to it.
 
-    In the form of LLaVA's evaluations of MMBench and ScienceQA (Liu and others, 2023).
+    In the form of LLaVA's evaluations of MMBench and ScienceQA (Liu and others, 2023). Raises RecordError for more
+    options than there are letters.
     """
+    if any(len(literal_list(record.get(name)) or ()) > len(LETTERS) for name in FIELDS):
+        raise RecordError(f"more than {len(LETTERS)} options", "ask with fewer, each has a letter")
     options = _in_fields(record)
     if not options or NUMBERED.findall(question) == list(options.items()):
         return question

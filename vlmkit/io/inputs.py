@@ -25,7 +25,7 @@ from vlmkit.io.sources import (
     open_source,
     reader_of,
 )
-from vlmkit.io.tables import read_table
+from vlmkit.io.tables import is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
 from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions
@@ -110,7 +110,7 @@ def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
 
 def is_one_picture(path: str) -> bool:
     """Whether INPUT `path` stands for one picture, not for a folder, a container, records or standard input."""
-    if path == "-" or os.path.isdir(path) or (os.path.lexists(path) and reader_of(path)):
+    if path == "-" or os.path.isdir(path) or (os.path.lexists(path) and (reader_of(path) or is_table_name(path))):
         return False
     try:
         head = read_head(path) if os.path.isfile(path) else b""
@@ -306,7 +306,7 @@ def _file(name: str, how: Reading) -> Iterator[Item | Failed]:
             form = _form(head)
             if form is not None and (how.records or form == "blobs" or RECORD_START.match(head.removeprefix(BOM))):
                 yield from _records(form, stream, name, how.images or os.path.dirname(name), how)
-            elif how.columns:
+            elif how.columns or (is_table_name(name) and not how.texts):
                 yield from _table(head, stream, name, how.images or os.path.dirname(name), how)
             elif how.texts:
                 yield from map(_text, _lines(stream, how))

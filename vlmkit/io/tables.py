@@ -18,6 +18,7 @@ from vlmkit.io.sources import is_url
 from vlmkit.io.terminal import warn
 
 CELL_BYTES = 1 << 30  # a cell may contain a picture
+SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet")
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # by suffix, else those of TSV
 PARQUET = b"PAR1"
 WORKBOOK = b"PK\3\4"
@@ -58,6 +59,10 @@ def read_table(head: bytes, stream: IO[bytes], name: str, columns: Sequence[str]
             return _plain(chain([line], lines), columns[0])
     rows = _text_rows(chain([line], lines), delimiter, name, number - 1)
     return _records(_first(rows, name), rows, name, columns)
+
+
+def is_table_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def encoding_of(head: bytes) -> str:
