@@ -362,7 +362,8 @@ def test_a_table_is_records(vlmkit, tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("image,question,answers\na.png,what color is it?,red\na.png,,blue\n")
     asked = vlmkit("ask", "q.csv", code=3)
     (row,) = records(asked.stdout)
-    assert row["question"] == "what color is it?" and row["answers"] == "red" and row["image"] == str(tmp_path / "a.png")
+    assert row["question"] == "what color is it?" and row["answers"] == "red"
+    assert row["image"] == str(tmp_path / "a.png")
     assert b"no question" in asked.stderr
     (tmp_path / "texts.tsv").write_text("a dog\ta cat\n")
     assert [row["text"] for row in records(vlmkit("embed", "--text", "texts.tsv").stdout)] == ["a dog\ta cat"]
@@ -371,5 +372,5 @@ def test_a_table_is_records(vlmkit, tmp_path: Path) -> None:
 def test_more_options_than_letters_fail(vlmkit, tmp_path: Path) -> None:
     picture(tmp_path / "a.png", "red")
     row = {"image": "a.png", "question": "which?", "options": [f"thing {number}" for number in range(27)]}
-    (tmp_path / "q.jsonl").write_bytes(jsonl(row))
+    (tmp_path / "q.jsonl").write_bytes(jsonl(row, row | {"id": "b", "options": ["one", "two"]}))
     assert b"more than 26 options" in vlmkit("ask", "q.jsonl", code=3).stderr
