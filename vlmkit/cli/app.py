@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import typer
@@ -69,9 +70,9 @@ class Root(HelpfulGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Those that are named: to convert the value of others, too, libraries would load that are slow."""
-        named = {word.partition("=")[0] for word in self.words}
+        named = {word.partition("=")[0] for word in takewhile(lambda word: word.startswith("-"), self.words)}
         known: list[Any] = super().get_params(ctx)
-        return [param for param in known if param.is_flag or named & set(param.opts)]
+        return [param for param in known if named & set(param.opts)]
 
 
 app = typer.Typer(
