@@ -1,6 +1,7 @@
 """/v1/search: the records of the index that are nearest to a query of words and pictures."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -9,8 +10,10 @@ from starlette.responses import Response
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
 from vlmkit.index.where import parse_condition
-from vlmkit.io.records import name_of
+from vlmkit.io.records import Record, name_of
+from vlmkit.models.types import Embedder
 from vlmkit.search.query import combined, load_model, slots_of, weighted_text
+from vlmkit.search.reference import picture_vectors, text_vectors
 from vlmkit.search.search import SearchOptions, search_one
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.json import JsonResponse
@@ -43,40 +46,64 @@ SCHEMA = object_of(
 
 async def search(service: Service, body: dict[str, Any]) -> Response:
     """Records with `rank` and `score`, best first."""
+    conditions = _conditions(body.get("where"))
+    notes: list[str] = []
+
+    def among(index: Index) -> "np.ndarray | None":
+        return valid(lambda: _among(index, conditions, notes), "where") if conditions else None
+
+    records, more = await find(service, body, among)
+    return JsonResponse(warned({"object": "list", "data": records}, [*unused(body, SCHEMA), *more, *notes]))
+
+
+async def find(
+    service: Service,
+    body: dict[str, Any],
+    among: Callable[[Index], "np.ndarray | None"],
+    *,
+    judged: bool = False,
+) -> tuple[list[Record], list[str]]:
+    """The records that `body` asks for in the slots `among`, and what the client should know of its words.
+
+    `judged` ones have `relative` (see `search.reference`). Raises ApiError.
+    """
     texts, minus, images, like = (_listed(body.get(key)) for key in ("query", "minus", "image", "like"))
     if not (texts or minus or images or like) or not all(text.strip() for text in (*texts, *minus)):
         raise ApiError(400, "there is nothing to look for: give query, image or like", code="empty", param="query")
-    conditions = _conditions(body.get("where"))
     weighted = [weighted_text(text) for text in texts] + [(-w, text) for w, text in map(weighted_text, minus)]
     parts = [Part(False, text, "query") for _, text in weighted]
     parts += [Part(True, image, f"image.{i}") for i, image in enumerate(images)]
     check_pictures(parts)
     weights = [weight for weight, _ in weighted] + [1.0] * (len(images) + len(like))
-    notes = unused(body, SCHEMA)
+    notes: list[str] = []
     vectors: list[np.ndarray] = []
+    model: Embedder | None = None
     if parts:
         made_by = await service.look(_model_of)
         async with service.models.use("embed", name_of(made_by)) as loaded:
+            model = loaded.model
             await service.look(lambda index: load_model(index, None, lambda _: loaded.model))  # checks that it fits
             vectors = await part_vectors(service, loaded, parts)
-            _, more = await read_texts(service, name_of(made_by), loaded.model, [text for _, text in weighted])
-            notes += more
+            _, notes = await read_texts(service, name_of(made_by), loaded.model, [text for _, text in weighted])
 
     offset, k = body.get("offset") or 0, body.get("k") or RESULTS
 
-    def found(index: Index) -> list[dict[str, Any]]:
+    def found(index: Index) -> list[Record]:
         import numpy as np
 
-        slots = _valid(lambda: slots_of(index, like), "like")
+        slots = valid(lambda: slots_of(index, like), "like")
         rows = [*vectors, *(index.vector(slot) for slot in slots)]
-        vector = _valid(lambda: combined(weights, np.stack(rows)), "query")
-        among = _valid(lambda: _among(index, conditions, notes), "where") if conditions else None
+        vector = valid(lambda: combined(weights, np.stack(rows)), "query")
         least = -math.inf if body.get("min_score") is None else body["min_score"]
-        options = SearchOptions(offset + k, among, frozenset(slots), least)
+        reference = _reference(index, model if weighted else None) if judged else None
+        options = SearchOptions(offset + k, among(index), frozenset(slots), least, reference=reference)
         return search_one(index, vector, " + ".join([*texts, *like]), options).records[offset:]
 
-    records = await service.look(found)
-    return JsonResponse(warned({"object": "list", "data": records}, notes))
+    return await service.look(found), notes
+
+
+def _reference(index: Index, model: Embedder | None) -> "np.ndarray":
+    return picture_vectors(index) if model is None else text_vectors(model)
 
 
 def _listed(value: Any) -> list[str]:
@@ -86,7 +113,7 @@ def _listed(value: Any) -> list[str]:
 def _conditions(where: Any) -> list[Any]:
     if isinstance(where, dict):
         where = [f"{field}={_spelled(value)}" for field, value in where.items()]
-    return _valid(lambda: [parse_condition(text) for text in _listed(where)], "where")
+    return valid(lambda: [parse_condition(text) for text in _listed(where)], "where")
 
 
 def _spelled(value: Any) -> str:
@@ -110,7 +137,7 @@ def _model_of(index: Index) -> str:
     return index.state.model
 
 
-def _valid(work: Any, param: str) -> Any:
+def valid(work: Any, param: str) -> Any:
     """`work()`; what is wrong with the request is its error."""
     try:
         return work()

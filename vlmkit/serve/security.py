@@ -4,18 +4,19 @@ A web page of another origin, also one whose name leads to this address (DNS reb
 anything here.
 """
 
-import hmac
 import ipaddress
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlmkit.serve import session
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.settings import Settings, is_loopback, is_wildcard
 
-OPEN = ("/health",)  # for probes, which have no token
+OPEN = ("/health", "/login", "/static/")  # for probes and for browsers that have no token yet
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -35,7 +36,7 @@ class Guard:
         if is_wildcard(settings.host):
             self._names.add(socket.gethostname().lower())
         self._origins = {origin.lower().rstrip("/") for origin in settings.origins}
-        self._token = None if settings.token is None else settings.token.encode()
+        self._token = settings.token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +52,7 @@ class Guard:
         try:
             self._check(scope["method"], scope["path"], Headers(scope=scope))
         except ApiError as error:
-            return await error.response()(scope, receive, send_with_headers)
+            return await _refusal(error, scope)(scope, receive, send_with_headers)
         await self._app(scope, receive, send_with_headers)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
@@ -67,9 +68,10 @@ class Guard:
         if origin is None and cross_site:
             raise ApiError(403, "pages of other sites may not embed what is here", code="foreign_origin")
         preflight = method == "OPTIONS" and "access-control-request-method" in headers  # brings no token
-        if self._token is not None and path not in OPEN and not preflight:
+        if self._token is not None and not path.startswith(OPEN) and not preflight:
             scheme, _, token = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
+            has_token = scheme.lower() == "bearer" and session.is_token(token, self._token)
+            if not has_token and not session.is_open(method, headers, self._token):
                 what = "the token is missing or wrong: send it as Authorization: Bearer TOKEN"
                 raise ApiError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
@@ -89,3 +91,13 @@ class Guard:
     def _is_ours(self, origin: str, host: str) -> bool:
         origin = origin.lower()
         return origin in self._origins or origin in (f"http://{host.lower()}", f"https://{host.lower()}")
+
+
+def _refusal(error: ApiError, scope: Scope) -> Response:
+    """The error; for a person without the token the way to where it is asked for."""
+    is_page = scope["method"] == "GET" and "text/html" in Headers(scope=scope).get("accept", "")
+    if error.status != 401 or not is_page:
+        return error.response()
+    query = scope["query_string"].decode("latin-1")
+    target = quote(f"{scope['path']}?{query}" if query else scope["path"], safe="/")
+    return RedirectResponse("/login" if target == "/" else f"/login?next={target}", 303)
