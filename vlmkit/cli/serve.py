@@ -101,8 +101,10 @@ def serve(
     precision: EmbedPrecision = None,
     printed: Annotated[Printed | None, option("--print", PRINT_HELP, show_default=False)] = None,
 ) -> Exit:
-    """Answer over HTTP, with the interface of OpenAI's.
+    """Show a page over your pictures, and answer over HTTP with the interface of OpenAI's.
 
+    The page is at /, or /?q=WORDS: search by words and pictures, each picture with its facts and a place to ask about
+    it, duplicates, a chat (see vlmkit-page(7)). For other programs there are
     /v1/chat/completions, /v1/embeddings of texts and pictures, /v1/search in the index, /v1/classify, /v1/models,
     /metrics for Prometheus, /health, and /openapi.json, which describes them. Models are loaded when a request first
     asks for them, and requests that wait go through them together. An index that changes is opened again.
@@ -117,7 +119,7 @@ def serve(
         chosen += [word for name in model or () for word in ("--model", name)]
         chosen += ["--precision", precision.value] if precision else []
         return _print(printed, address, index, chosen, limits.timeout, machine.device)
-    check_installed("serve", "vlmkit[serve]", "starlette", "uvicorn", "prometheus_client", "jsonschema")
+    check_installed("serve", "vlmkit[serve]", "starlette", "uvicorn", "prometheus_client", "jsonschema", "python_multipart")
     from vlmkit.serve import server
     from vlmkit.serve.service import Service
     from vlmkit.serve.settings import is_loopback
@@ -131,6 +133,8 @@ def serve(
             warn(f"the token is {token}")
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if token is not None and address.token is None:
+            warn(f"a browser gets in by {url}/login?token={token}")
         if not machine.quiet:
             warn(f"serving {', '.join(settings.models)} and the index {settings.index} at {url}; Ctrl-C ends it")
         server.run(service, listener, log=machine.verbose and not machine.quiet)

@@ -360,7 +360,7 @@ complete -c vlmkit -n '__vlmkit_at eval' -s q -l quiet -d 'No progress and no no
 complete -c vlmkit -n '__vlmkit_at eval' -s v -l verbose -d 'Say which model, device and precision are used'
 complete -c vlmkit -n '__vlmkit_at eval' -l debug -d 'Show a traceback when something fails'
 complete -c vlmkit -n '__vlmkit_at eval' -s V -l version -d 'Print the version'
-complete -c vlmkit -n __vlmkit_start -a serve -d 'Answer over HTTP, with the interface of OpenAI\'s'
+complete -c vlmkit -n __vlmkit_start -a serve -d 'Show a page over your pictures, and answer over HTTP with the interface of OpenAI\'s'
 complete -c vlmkit -n '__vlmkit_at serve' -s h -l help -d 'Print the help'
 complete -c vlmkit -n '__vlmkit_at serve' -l host -x -d 'The address to listen at'
 complete -c vlmkit -n '__vlmkit_at serve' -l port -x -d 'The port'
