@@ -119,7 +119,8 @@ def serve(
         chosen += [word for name in model or () for word in ("--model", name)]
         chosen += ["--precision", precision.value] if precision else []
         return _print(printed, address, index, chosen, limits.timeout, machine.device)
-    check_installed("serve", "vlmkit[serve]", "starlette", "uvicorn", "prometheus_client", "jsonschema", "python_multipart")
+    needed = ("starlette", "uvicorn", "prometheus_client", "jsonschema", "python_multipart")
+    check_installed("serve", "vlmkit[serve]", *needed)
     from vlmkit.serve import server
     from vlmkit.serve.service import Service
     from vlmkit.serve.settings import is_loopback
