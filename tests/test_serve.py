@@ -71,6 +71,7 @@ def test_chat_streams_the_same(client: openai.OpenAI, photos: Path) -> None:
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
 
 
+@pytest.mark.slow
 def test_a_stop_ends_an_answer_before_it(client: openai.OpenAI, tiny: Served) -> None:
     ask = {"model": "chat", "messages": [{"role": "user", "content": "say"}], "max_tokens": 24}
     long = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none")
@@ -85,6 +86,7 @@ def test_a_stop_ends_an_answer_before_it(client: openai.OpenAI, tiny: Served) ->
     assert (cut.message.content, cut.finish_reason) == (before, "stop")
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_answer_whoever_else_asks(tiny: Served) -> None:
     def say(seed: int | None) -> str:
         body = {"model": "chat", "messages": [{"role": "user", "content": "say"}], "temperature": 1.5, "max_tokens": 12}
@@ -113,6 +115,7 @@ def test_an_answer_that_misses_its_schema_is_told(served: Served, photos: Path) 
         served.error(400, "/v1/chat/completions", body | {"response_format": form})
 
 
+@pytest.mark.slow
 def test_conversations_and_what_a_model_does_not_read(served: Served, tiny: Served, photos: Path) -> None:
     talk = [{"role": "system", "content": "be short"}, *shown(cup(photos), "what is this?")]
     talk += [{"role": "assistant", "content": "a cup"}, {"role": "user", "content": "what is in it?"}]
@@ -257,6 +260,7 @@ def test_classify_agrees_with_classify(served: Served, photos: Path, vlmkit) -> 
     served.error(400, "/v1/classify", {"input": cup(photos), "labels": ["a"], "template": "no place"})
 
 
+@pytest.mark.slow
 def test_models_are_loaded_when_asked_for_and_unloaded_when_idle(tiny: Served) -> None:
     def loaded() -> dict[str, bool]:
         return {one["id"]: one["loaded"] for one in tiny.get("/v1/models").json()["data"]}
@@ -273,6 +277,7 @@ def test_models_are_loaded_when_asked_for_and_unloaded_when_idle(tiny: Served) -
     assert "vlmkit_model_loaded" in tiny.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_a_changed_index_is_seen(photo_rows: bytes, vlmkit, environment, tmp_path: Path) -> None:
     first, *rest = photo_rows.splitlines(keepends=True)
     service = Served(tmp_path, environment)

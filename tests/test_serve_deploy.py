@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow  # kubernetes-validate and check-jsonschema take seconds to start
+
 OPTIONS = [
     "-i",
     "./my photos.index",

@@ -73,6 +73,7 @@ def test_without_the_token_nothing_is_answered(guarded: Served) -> None:
     assert guarded.get("/v1/models").status_code == 200
 
 
+@pytest.mark.slow
 def test_an_open_address_gets_a_token(tmp_path: Path) -> None:
     service = Served(tmp_path, own_environment(tmp_path), "--host", "0.0.0.0")
     token = service.said().partition("the token is ")[2].split()[0]
@@ -224,7 +225,8 @@ def test_clients_that_go_away_leave_nothing(served: Served, photos: Path) -> Non
     assert "Traceback" not in served.said()
 
 
-def test_a_slow_head_comes_to_an_end(monkeypatch: pytest.MonkeyPatch, guarded: Served) -> None:
+@pytest.mark.slow
+def test_a_slow_head_comes_to_an_end(guarded: Served) -> None:
     """It takes 20 s, so several wait at the same time."""
     connections = [socket.create_connection(("127.0.0.1", guarded.port), 40) for _ in range(3)]
     connections[1].sendall(b"GET /health HT")
@@ -235,6 +237,7 @@ def test_a_slow_head_comes_to_an_end(monkeypatch: pytest.MonkeyPatch, guarded: S
         connection.close()
 
 
+@pytest.mark.slow
 def test_sigterm_answers_what_runs(tmp_path: Path) -> None:
     """The model is still being loaded when the signal comes."""
     service = Served(tmp_path, own_environment(tmp_path))
@@ -258,6 +261,19 @@ def test_sigterm_answers_what_runs(tmp_path: Path) -> None:
     service.end()
 
 
+@pytest.mark.slow
+def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    """The model takes longer to load; it goes on loading for who asks again."""
+    service = Served(tmp_path, own_environment(tmp_path), "--timeout", 0.3)
+    first = service.post("/v1/embeddings", {"input": "a cat"})
+    assert first.status_code == 504 and first.json()["error"]["code"] == "timeout"
+    end = time.monotonic() + 60
+    while service.post("/v1/embeddings", {"input": "a cat"}).status_code != 200:
+        assert time.monotonic() < end
+    service.end()
+
+
+@pytest.mark.slow
 def test_what_does_not_start(vlmkit, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         said = vlmkit("serve", "--port", taken.getsockname()[1], code=2).stderr.decode()

@@ -14,6 +14,7 @@ from vlmkit.serve.settings import MIB, Settings
 
 HEAD_SECONDS = 20.0  # for the head of a request
 BODY_SECONDS = 60.0
+GRACE = 10.0  # seconds for the last words of a stream
 CLOSE = {"Connection": "close"}  # what else the client sends is not read
 SMOOTHING = 0.1
 
@@ -44,13 +45,13 @@ class Limits:
                 await send(message)
 
             try:
-                await self._limited(scope, receive, send_noted)
+                await self._limited(scope, receive, send_noted, lambda: started)
             except Exception as error:  # whatever it is, the client is told
                 failure = explained(error)
                 if not started:
                     await failure.response()(scope, receive, send_noted)
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _limited(self, scope: Scope, receive: Receive, send: Send, started: Callable[[], bool]) -> None:
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return await self._app(scope, receive, send)
         if self._requests >= self._settings.max_queue:
@@ -68,7 +69,7 @@ class Limits:
         start = asyncio.get_running_loop().time()
         try:
             body = await self._body(Headers(scope=scope), receive, take)
-            await self._answer(scope, body, receive, send)
+            await self._answer(scope, body, receive, send, started)
         finally:
             self._requests -= 1
             self._bytes -= taken
@@ -108,7 +109,9 @@ class Limits:
             what = f"the body did not come within {BODY_SECONDS:.0f} s"
             raise ApiError(408, what, code="timeout", headers=CLOSE) from None
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, scope: Scope, body: bytes, receive: Receive, send: Send, started: Callable[[], bool]
+    ) -> None:
         """Have the application answer, unless the client goes away or the time is over."""
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -120,6 +123,8 @@ class Limits:
         seconds = self._settings.timeout
         try:
             done, _ = await asyncio.wait({answer, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not done and started():  # a stream says itself that its time is over
+                done, _ = await asyncio.wait({answer, gone}, timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
             if answer in done:
                 return answer.result()
         finally:

@@ -59,7 +59,7 @@ class ModelPool:
         self.names = {known: (name, tuple(tasks)) for known, (name, tasks) in names.items()}
         self._hardware, self._metrics = hardware, metrics
         self._loaded: dict[tuple[Task, str], Loaded[Any]] = {}
-        self._locks: dict[tuple[Task, str], asyncio.Lock] = {}
+        self._loading: dict[tuple[Task, str], asyncio.Task[None]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")  # imports of two threads may lock each other
 
     def name_for(self, task: Task, wanted: str | None) -> str:
@@ -82,18 +82,26 @@ class ModelPool:
     async def use(self, task: Task, name: str) -> AsyncIterator[Loaded[Any]]:
         """The model called `name` (see `name_for`), which stays loaded for the time of the block."""
         key = task, name
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            if key not in self._loaded:
-                load = asyncio.get_running_loop().run_in_executor(self._loader, self._load, task, name)
-                self._loaded[key] = await asyncio.shield(load)
-                self._metrics.loaded.labels(name, task).set(1)
-            loaded = self._loaded[key]
-            loaded.users += 1
+        if key not in self._loaded:
+            if key not in self._loading:
+                self._loading[key] = asyncio.ensure_future(self._open(task, name))
+                self._loading[key].add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.shield(self._loading[key])  # goes on for others where this request is given up
+        loaded = self._loaded[key]
+        loaded.users += 1
         try:
             yield loaded
         finally:
             loaded.users -= 1
             loaded.used = time.monotonic()
+
+    async def _open(self, task: Task, name: str) -> None:
+        try:
+            load = asyncio.get_running_loop().run_in_executor(self._loader, self._load, task, name)
+            self._loaded[task, name] = await load
+            self._metrics.loaded.labels(name, task).set(1)
+        finally:
+            del self._loading[task, name]
 
     def loaded(self, task: Task, name: str) -> Any:
         """The model, if it is in memory."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import socket
 
 import uvicorn
@@ -48,7 +49,7 @@ def run(service: Service, listener: socket.socket, *, log: bool) -> None:
         limit_concurrency=CONNECTIONS,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(service.settings.timeout),
+        timeout_graceful_shutdown=math.ceil(service.settings.timeout),
         h11_max_incomplete_event_size=HEAD_BYTES,
     )
 
