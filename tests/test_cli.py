@@ -274,3 +274,10 @@ def test_closed_standard_error(shell, tmp_path: Path) -> None:
 def test_binary_data_on_standard_input_is_one_error(vlmkit, tmp_path: Path) -> None:
     done = vlmkit("embed", stdin=picture(tmp_path / "a.png").read_bytes(), code=2)
     assert done.stderr.count(b"\n") == 1
+
+
+def test_options_of_scripts_are_taken_by_every_command(vlmkit) -> None:
+    common = ["--device", "cpu", "--batch-size", 3, "--workers", 1, "--seed", 5]
+    vlmkit("index", "-i", "./new.index", *common, stdin=b"")
+    vlmkit("config", "--path", *common)
+    assert b"--device" not in vlmkit("index", "--help").stdout

@@ -12,6 +12,7 @@ from vlmkit.cli.defaults import ConfiguredCommand, is_given
 from vlmkit.errors import Exit, VlmkitError
 
 OPTIONS, FILES, RUNNING, LAST = "Options", "Reading and writing", "Running", "Every command"
+EVERYWHERE = ("--device", "--batch-size", "--workers", "--seed")  # scripts may give these to every command
 ENDING = (FILES, RUNNING, LAST)  # the headings that come last
 
 
@@ -28,9 +29,20 @@ def option(spec: str, help: str, *, group: str = "", needs: Sequence[str] = (), 
 
 
 class Command(ConfiguredCommand):
-    """A command that refuses options which do nothing: those of other topics, and those without what they `need`."""
+    """A command that refuses options which do nothing: those of other topics, and those without what they `need`.
+
+    Only the options EVERYWHERE are taken by each command, though not offered by those that have no use for them.
+    """
 
     needs: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    def make_parser(self, ctx: Any) -> Any:
+        parser = super().make_parser(ctx)
+        taken = {name for param in self.params for name in param.opts}
+        for name in EVERYWHERE:
+            if name not in taken:
+                parser.add_option(obj=self, opts=[name], dest=name)
+        return parser
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         self.topic = next((word for word in args if word in self.topic_names), "")
@@ -41,7 +53,8 @@ class Command(ConfiguredCommand):
         return rest
 
     def _check(self, ctx: Any, param: Any) -> None:
-        if self.topics and self.topics.refuses and not self.topics.uses(self.topic, param.name):
+        of_topic = not self.topics or self.topics.uses(self.topic, param.name)
+        if not of_topic and self.topics.refuses and _flag(param) not in EVERYWHERE:
             others = ", ".join(self.topics.only[param.name])
             raise VlmkitError(f"{_flag(param)} is not for {self.topic}", f"leave it out, it is for {others}")
         needs = self.needs.get(param.name, ())
