@@ -53,9 +53,9 @@ class Command(ConfiguredCommand):
         return rest
 
     def _check(self, ctx: Any, param: Any) -> None:
-        of_topic = not self.topics or self.topics.uses(self.topic, param.name)
-        if not of_topic and self.topics.refuses and _flag(param) not in EVERYWHERE:
-            others = ", ".join(self.topics.only[param.name])
+        topics = self.topics if _flag(param) not in EVERYWHERE else None
+        if topics and topics.refuses and not topics.uses(self.topic, param.name):
+            others = ", ".join(topics.only[param.name])
             raise VlmkitError(f"{_flag(param)} is not for {self.topic}", f"leave it out, it is for {others}")
         needs = self.needs.get(param.name, ())
         if needs and all(not ctx.params[name] and ctx.params[name] != "" for name in needs):
