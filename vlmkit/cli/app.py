@@ -44,7 +44,10 @@ GROUPS = {  # what one wants, and the commands for it
         "eval": Entry("vlmkit.cli.eval:eval", "Score predictions with confidence intervals, and compare two models."),
     },
     "Share": {
-        "serve": Entry("vlmkit.cli.serve:serve", "Show a page over your pictures, and answer over HTTP with the interface of OpenAI's."),
+        "serve": Entry(
+            "vlmkit.cli.serve:serve",
+            "Show a page over your pictures, and answer over HTTP with the interface of OpenAI's.",
+        ),
     },
     "Fetch and try": {
         "download": Entry("vlmkit.cli.download:download", "Fetch data sets, models, and pictures by URL."),
