@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import inside
 import pytest
+from browser import find_browser
 from hosted import Hosted
 from serving import Served
 from warm import Running, Server, Start, Warm, at_import
@@ -69,9 +69,7 @@ def shared() -> Path:
 @pytest.fixture
 def browse(tmp_path: Path) -> Callable[[Path, str], str]:
     """What headless Chromium makes of a page, with a script that runs at its end: the title that this leaves."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if browser is None:
-        pytest.skip("no browser: install chromium")
+    browser = find_browser()
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
 
     def title(page: Path, script: str) -> str:
@@ -80,6 +78,16 @@ def browse(tmp_path: Path) -> Callable[[Path, str], str]:
         return re.search(r"<title>([^<]*)", done.stdout.decode())[1]
 
     return title
+
+
+@pytest.fixture(scope="session")
+def album(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures with awkward names and records, and `home` beside it with their index."""
+    from album import make_album
+
+    folder = tmp_path_factory.mktemp("page") / "album"
+    make_album(photos, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

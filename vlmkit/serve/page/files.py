@@ -28,10 +28,11 @@ SHOWN = {
     b"GIF8": "image/gif",
     b"BM": "image/bmp",
 }
+# Without a size of its own, so that it takes the place of the picture.
 NOTHING = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect width="100" height="100" fill="#8883"/>'
-    '<path d="M30 35h40v30H30zM30 60l12-12 9 9 7-6 12 11" fill="none" stroke="#888" stroke-width="2"/>'
-    '<path d="M26 70L74 30" stroke="#888" stroke-width="2"/></svg>'
+    '<svg xmlns="http://www.w3.org/2000/svg"><rect width="100%" height="100%" fill="#8883"/>'
+    '<svg viewBox="0 0 100 100"><path d="M30 35h40v30H30zM30 60l12-12 9 9 7-6 12 11M26 70L74 30" '
+    'fill="none" stroke="#888" stroke-width="2"/></svg></svg>'
 )
 
 

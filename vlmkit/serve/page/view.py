@@ -31,7 +31,12 @@ YEAR = 31_536_000
 def html(template: str, status: int = 200, **values: Any) -> Response:
     """The page made of `template`; text in `values` is escaped."""
     text = environment().get_template(template).render(values)
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "private, no-cache"}
+    # Under no-referrer browsers send the forms of a page with the Origin null.
+    headers = {
+        "Content-Security-Policy": POLICY,
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "private, no-cache",
+    }
     return Response(text.encode(errors="backslashreplace"), status, headers, "text/html")
 
 

@@ -184,14 +184,15 @@ async function* events(response) {
       if (part.startsWith('data: ') && part !== 'data: [DONE]') yield JSON.parse(part.slice(6));
   }
 }
-async function ask(content) {
+async function ask(text, urls) {
   const [body, system] = settings();
-  const question = {role: 'user', content};
   const answer = said('assistant', '');
   answer.className = 'waiting';
   running = new AbortController();
   busy(true);
   try {
+    const pictures = (await Promise.all(urls)).map(url => ({type: 'image_url', image_url: {url}}));
+    const question = {role: 'user', content: [...pictures, {type: 'text', text}]};
     const response = await fetch('/v1/chat/completions', {
       method: 'POST',
       headers: {'Content-Type': 'application/json'},
@@ -240,7 +241,7 @@ if (chat) {
       talk = [];  // each question about one picture stands alone
       $('.log', chat).replaceChildren();
       said('user', text);
-      return ask([picture(chat.dataset.picture), {type: 'text', text}]);
+      return ask(text, [chat.dataset.picture]);
     }
     $('.welcome').hidden = true;
     const items = $$('.attached li');
@@ -248,8 +249,7 @@ if (chat) {
     const body = said('user', text);
     if (shown.length) body.before(made('span', {className: 'pictures'}, ...shown));
     $('.attached').replaceChildren();
-    const urls = await Promise.all(items.map(item => item.file ? dataUri(item.file) : item.dataset.picture));
-    await ask([...urls.map(picture), {type: 'text', text}]);
+    await ask(text, items.map(item => item.file ? dataUri(item.file) : item.dataset.picture));
   };
   if (whole) {
     $('.attached').onclick = event => { if (event.target.matches('.remove')) event.target.parentNode.remove(); };
@@ -271,8 +271,6 @@ if (chat) {
     };
   }
 }
-function picture(url) { return {type: 'image_url', image_url: {url}}; }
-
 // Duplicates: how much is ticked; and the page anew when the search has ended.
 const copies = $('form.copies');
 if (copies) {
