@@ -23,7 +23,7 @@ POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: applic
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service with a token, small limits and one page of another origin that may ask."""
     folder = tmp_path_factory.mktemp("guarded")
-    limits = ["--max-body", 1, "--max-queue", 4, "--timeout", 20]
+    limits = ["--max-body", 1, "--max-queue", 4]
     names = ["--cors", "https://pages.example", "--allow-host", "photos.example"]
     service = Served(folder, own_environment(folder), "--token", "s3cret", *limits, *names)
     service.client.headers["Authorization"] = "Bearer s3cret"
