@@ -197,7 +197,9 @@ SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
         (GOOD | {"image": "empty.png"}, "unreadable picture"),
         (GOOD | {"image": "https://example.org/a.png"}, "picture by URL"),
         (GOOD | {"image": 7}, "malformed row"),
-        ({"id": "x", "img": "a.png", "question": "What?", "answers": ["dog"]}, "malformed row"),
+        ({"id": "x", "left_photo": "a.png", "question": "What?", "answers": ["dog"]}, "malformed row"),
+        ({"id": "x", "messages": ["hi"]}, "malformed conversation"),
+        ({"id": "x", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, "malformed conversation"),
         (GOOD | {"images": ["b.png"]}, "malformed row"),
         (GOOD | {"image": "", "question": "<image>?"}, "more <image> placeholders than pictures"),
         (GOOD | {"images": ["a.png", "gone.png"]}, "missing picture"),
@@ -259,6 +261,44 @@ def test_an_empty_field_is_one_that_is_missing(tmp_path: Path) -> None:
     made = read_data([str(tmp_path / "x.jsonl")], parse_dialogues, failures=Failures())
     assert [(len(row.pictures), row.turns[0].reply) for row in made.rows] == [(0, "A dog."), (0, "dog"), (1, "A dog.")]
     assert len({row.id for row in made.rows}) == 3
+
+
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "a.png"}}
+CHAT = [{"role": "user", "content": [IMAGE_PART, {"type": "text", "text": "What?"}]}]
+CHAT += [{"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}]
+
+
+@pytest.mark.parametrize(
+    ("record", "turns"),
+    [
+        ({"messages": CHAT}, [("<image>\nWhat?", "A dog.")]),
+        (
+            {"image_path": "a.png", "messages": [{**CHAT[0], "content": "What?"}, CHAT[1]]},
+            [("<image>\nWhat?", "A dog.")],
+        ),
+        (
+            {"images": ["a.png"], "messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT[1]]},
+            [("<image>", "A dog.")],
+        ),
+        (
+            {
+                "image": "a.png",
+                "conversations": [{"role": "user", "content": "What?"}, CHAT[1] | {"content": "A dog."}],
+            },
+            [("<image>\nWhat?", "A dog.")],
+        ),
+        ({"image": "a.png", "instruction": "What?", "response": "A dog."}, [("<image>\nWhat?", "A dog.")]),
+        (
+            {"file_name": "a.png", "instruction": "Add.", "input": "1 and 2", "output": 3},
+            [("<image>\nAdd.\n1 and 2", "3")],
+        ),
+        ({"image": "a.png", "question": "How many?", "answer": 2}, [("<image>\nHow many?", "2")]),
+    ],
+)
+def test_forms_of_other_tools(tmp_path: Path, record: dict, turns: list) -> None:
+    picture(tmp_path / "a.png")
+    (row,) = read(write(tmp_path / "x.jsonl", record)).rows
+    assert asked(row) == turns and row.pictures == (open_source(str(tmp_path / "a.png")),)
 
 
 def test_a_missing_picture_of_many_rows_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ STAGES = {
     question, of captions. --from is the folder of the stage instruct. Needs the extra `prefer`.""",
 }
 GROUPS = {  # of settings, by field
-    MODEL: "start vision text llm connector lock dim lora quantize",
+    MODEL: "start vision text llm connector template lock dim lora quantize",
     "Data": "val images limit captions augmentations image_aspect max_length pack_length",
     "Steps": "epochs steps accumulate patience text_epochs",
     "Optimizer": "lr projector_lr text_lr text_layers weight_decay warmup clip beta2",

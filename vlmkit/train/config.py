@@ -133,6 +133,7 @@ class VlmConfig(TrainConfig):
 
     llm: str | None = setting(None, "Causal language model of transformers, by name or folder.", "MODEL")
     connector: str | None = setting(None, f"{', '.join(CONNECTORS.builtin)}; mlp is LLaVA's.", "C")
+    template: str | None = setting(None, "Chat template: vicuna, llama-2, chatml, or a Jinja file.", "FILE")
     projector_lr: float = setting(1e-3, "Peak learning rate of the projector.", "RATE", least=0)
     beta2: float = setting(0.999, "Decay of AdamW's second moment.", "SHARE", least=0, below=1)
     dropout: float = setting(0.0, DROPOUT, "SHARE", least=0, below=1)

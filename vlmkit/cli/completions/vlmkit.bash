@@ -256,6 +256,7 @@ _vlmkit() {
         "train align --dropout") _vlmkit_nothing ;;
         "train align --llm") _vlmkit_models tiny qwen2.5-0.5b smollm2-135m ;;
         "train align --connector") _vlmkit_nothing; _vlmkit_words mlp linear qformer cross-attention adaptive ;;
+        "train align --template") : ;;
         "train align --projector-lr") _vlmkit_nothing ;;
         "train align --beta2") _vlmkit_nothing ;;
         "train align --label-smoothing") _vlmkit_nothing ;;
@@ -294,6 +295,7 @@ _vlmkit() {
         "train instruct --dropout") _vlmkit_nothing ;;
         "train instruct --llm") _vlmkit_models tiny qwen2.5-0.5b smollm2-135m ;;
         "train instruct --connector") _vlmkit_nothing; _vlmkit_words mlp linear qformer cross-attention adaptive ;;
+        "train instruct --template") : ;;
         "train instruct --projector-lr") _vlmkit_nothing ;;
         "train instruct --beta2") _vlmkit_nothing ;;
         "train instruct --label-smoothing") _vlmkit_nothing ;;
@@ -333,6 +335,7 @@ _vlmkit() {
         "train prefer --dropout") _vlmkit_nothing ;;
         "train prefer --llm") _vlmkit_models tiny qwen2.5-0.5b smollm2-135m ;;
         "train prefer --connector") _vlmkit_nothing; _vlmkit_words mlp linear qformer cross-attention adaptive ;;
+        "train prefer --template") : ;;
         "train prefer --projector-lr") _vlmkit_nothing ;;
         "train prefer --beta2") _vlmkit_nothing ;;
         "train prefer --image-aspect") _vlmkit_nothing; _vlmkit_words crop pad ;;
@@ -568,9 +571,9 @@ _vlmkit() {
         "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --boxes --draw --attention --constitution --pairs --always --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train ") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train contrastive") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --no-best --text-epochs --text-lr --text-layers --feature-dropout --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train instruct") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --lora --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train prefer") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --projector-lr --beta2 --image-aspect --quantize --max-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train instruct") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --lora --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train prefer") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --image-aspect --quantize --max-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval ") _vlmkit_words --by --metric --cluster --id --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval vqa") _vlmkit_words --variant --by --metric --cluster --prediction --references --id --question --truth --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval caption") _vlmkit_words --variant --by --metric --cluster --tokenizer -m --model --prediction --references --id --question --truth --items --html -o --output --images --json --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;

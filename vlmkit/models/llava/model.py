@@ -152,6 +152,12 @@ def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
     return found
 
 
+def use_template(vlm: Vlm, template: str) -> None:
+    """Have conversations written by the chat `template`, Jinja's source."""
+    vlm.processor.tokenizer.chat_template = template
+    vlm.processor.chat_template = PARTS + template
+
+
 def pad_to_square(vlm: Vlm) -> None:
     """Have pictures padded to a square with the mean colour instead of cropped, as LLaVA-1.5 does in stage 2."""
     crop = vlm.processor.image_processor

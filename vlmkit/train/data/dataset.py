@@ -20,6 +20,7 @@ from vlmkit.train.data.samples import (
     Captioned,
     Unusable,
     coco_records,
+    in_usual_form,
     is_coco,
     parse_captioned,
     parse_dialogues,
@@ -31,7 +32,7 @@ MISSING = "missing picture"
 AT_ONCE = 64  # rows that one thread checks
 Parse = Callable[[Record, str, tuple[Bytes, ...]], list[Row]]
 FORMS: dict[Any, str] = {
-    parse_dialogues: "captions, a question and answers, or conversations",
+    parse_dialogues: "captions, a question and answers, conversations or messages",
     parse_preferences: "image, question, chosen and rejected",
     parse_captioned: "image and captions",
 }
@@ -136,10 +137,11 @@ class _Reader:
             return _Dropped("unreadable row", item)
         id = str(item.record.get("id", place))
         try:
-            names = picture_names(item.record)
+            record = in_usual_form(item.record)
+            names = picture_names(record)
             known = item.source if len(names) == 1 else None
             paths = [name if is_url(name) else os.path.normpath(os.path.join(self.folder, name)) for name in names]
-            return self.parse(item.record, id, tuple(self.pictures.find(path, known) for path in paths))
+            return self.parse(record, id, tuple(self.pictures.find(path, known) for path in paths))
         except Unusable as unusable:
             return _Dropped(unusable.reason, Failed(id, unusable.image, str(unusable)))
 

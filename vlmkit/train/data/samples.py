@@ -14,8 +14,10 @@ from vlmkit.io.values import text_of
 
 EMPTY: tuple[Any, ...] = (None, "", [])
 FORM_FIELDS = ("conversations", "question", "captions", "caption")
+REPLIES = "response", "output"  # of an `instruction`
 SIDES = pattern(r"(?i)\b(left|right)")
-SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply", "system": "system"}
+SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply"}
+SPEAKERS |= {"system": "system", "developer": "system"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,45 @@ class Unusable(Exception):
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
         self.image = image
+
+
+def in_usual_form(record: Record) -> Record:
+    """`record` with the fields that `parse_dialogues` reads, where it has those of other tools. Raises Unusable.
+
+    `messages` of chat APIs become `conversations`, and the pictures that their parts name `images`; an `instruction`,
+    perhaps with `input`, and its `response` or `output` become `question` and `answer`.
+    """
+    if any(record.get(name) not in EMPTY for name in FORM_FIELDS):
+        return record
+    if isinstance(messages := record.get("messages"), list) and messages:
+        named: list[str] = []
+        said = [_message(message, named) for message in messages]
+        rest = {name: value for name, value in record.items() if name != "messages"}
+        return rest | {"conversations": said} | ({"images": named} if named else {})
+    reply = next((name for name in REPLIES if record.get(name) not in EMPTY), None)
+    if record.get("instruction") in EMPTY or reply is None:
+        return record
+    asked = [_text(record[name], name) for name in ("instruction", "input") if record.get(name) not in EMPTY]
+    rest = {name: value for name, value in record.items() if name not in ("instruction", "input", reply)}
+    return rest | {"question": "\n".join(asked), "answer": record[reply]}
+
+
+def _message(message: Any, named: list[str]) -> Record:
+    """A part of `conversations`; the pictures that the content names are added to `named`."""
+    if not isinstance(message, dict):
+        raise Unusable("malformed conversation", "a message is not an object")
+    content = message.get("content")
+    for part in content if isinstance(content, list) else []:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "image", "image_url"):
+            raise Unusable("malformed conversation", "a part is neither a text nor an image")
+        if kind != "text":
+            found = next((part[name] for name in ("image", "image_url", "path", "url") if part.get(name)), None)
+            found = found.get("url") if isinstance(found, dict) else found
+            named += [str(found)] * bool(found)
+    if isinstance(content, list):
+        content = "\n".join(_text(part.get("text"), "text") if part["type"] == "text" else MARK for part in content)
+    return {"from": message.get("role"), "value": content}
 
 
 def picture_names(record: Record) -> list[str]:
@@ -153,12 +194,16 @@ def _answer(record: Record) -> str:
 
 
 def _conversation(value: Any) -> tuple[str, list[Turn]]:
-    """(system text, turns) of LLaVA's conversation: human and gpt alternate, perhaps after a system text."""
+    """(system text, turns) of LLaVA's conversation: human and gpt alternate, perhaps after a system text.
+
+    The names of chat APIs, role and content, are taken too.
+    """
     said: list[tuple[str | None, str]] = []
     for part in value if isinstance(value, list) else []:
         if not isinstance(part, dict):
             raise Unusable("malformed conversation", "a part is not an object")
-        said.append((SPEAKERS.get(str(part.get("from"))), _text(part.get("value"), "value")))
+        speaker = SPEAKERS.get(str(part.get("from", part.get("role"))))
+        said.append((speaker, _text(part.get("value", part.get("content")), "value")))
     system = said.pop(0)[1] if said and said[0][0] == "system" else ""
     speakers = [speaker for speaker, _ in said]
     if not said or speakers != ["user", "reply"] * (len(said) // 2):

@@ -16,9 +16,10 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed
 from vlmkit.io.terminal import Failures, warn
 from vlmkit.models.chat.template import TemplateRefusal
+from vlmkit.models.chat.templates import chat_template
 from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.import_mini import trainable
-from vlmkit.models.llava.model import Vlm, build, open_vlm, pad_to_square, save
+from vlmkit.models.llava.model import Vlm, build, open_vlm, pad_to_square, save, use_template
 from vlmkit.train.checkpoints import load_trained
 from vlmkit.train.config import LOSS_WEIGHTINGS, VlmConfig
 from vlmkit.train.data.dataset import read_data
@@ -167,6 +168,8 @@ def open_model(config: VlmConfig, rows: list[Any]) -> Vlm:
             raise VlmkitError(what, "leave --connector out, or begin anew without --from")
     if config.image_aspect == "pad":
         pad_to_square(vlm)
+    if config.template:
+        use_template(vlm, chat_template(config.template))
     if config.stage != "align":
         _stop_where_replies_end(vlm)
     return vlm

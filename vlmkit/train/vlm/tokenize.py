@@ -4,17 +4,17 @@ Prompts and replies are tokenized apart, just as at run time, where the prompt i
 mask is exact by construction; nothing is looked up in the token ids of the full text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.template import around_reply, render, without_thought
+from vlmkit.models.chat.template import TemplateRefusal, around_reply, render, without_thought
 from vlmkit.models.llava.model import IMAGE, Vlm
-from vlmkit.train.data.samples import Dialogue
+from vlmkit.train.data.samples import Dialogue, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,8 @@ class TokenizedSample:
     def __getitem__(self, part: slice) -> "TokenizedSample":
         return TokenizedSample(self.input_ids[part], self.loss_mask[part])
 
-    @classmethod
-    def joined(cls, parts: list[tuple[list[int], bool]]) -> "TokenizedSample":
-        """Of parts in order: token ids, and whether the loss is of them."""
-        ids = np.array([token for tokens, _ in parts for token in tokens], np.int32)
-        return cls(ids, np.repeat([is_reply for _, is_reply in parts], [len(tokens) for tokens, _ in parts]))
 
-
+Part = tuple[str | list[int], bool]  # a text or token ids, and whether the loss is of them
 Encode = Callable[[Dialogue], list[TokenizedSample]]
 
 
@@ -47,13 +42,24 @@ class _Encoder:
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of `text`, one image token at each `<image>`."""
-        ids: list[int] = []
-        for number, part in enumerate(text.split(IMAGE)):
-            if number:
-                ids.append(self.image)
-            if part:
-                ids += self.tokenizer.encode(part, add_special_tokens=False)
-        return ids
+        return self.joined([(text, False)]).input_ids.tolist()
+
+    def joined(self, parts: list[Part]) -> TokenizedSample:
+        """`parts` in order, each tokenized by itself, with one image token at each `<image>`."""
+        pieces: list[Part] = []
+        for content, is_reply in parts:
+            split: Sequence[str | list[int]] = content.split(IMAGE) if isinstance(content, str) else [content]
+            for number, piece in enumerate(split):
+                pieces += [([self.image], is_reply)] * bool(number) + [(piece, is_reply)] * bool(piece)
+        texts = [piece for piece, _ in pieces if isinstance(piece, str)]
+        encoded = iter(self._encoded(texts) if texts else [])
+        ids = [next(encoded) if isinstance(piece, str) else piece for piece, _ in pieces]
+        mask = np.repeat(np.array([is_reply for _, is_reply in pieces], bool), [len(some) for some in ids])
+        return TokenizedSample(np.array([token for some in ids for token in some], np.int32), mask)
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        quick = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        return self.tokenizer(texts, add_special_tokens=False, **quick)["input_ids"]
 
 
 class Plain(_Encoder):
@@ -61,11 +67,41 @@ class Plain(_Encoder):
 
     def __call__(self, dialogue: Dialogue) -> list[TokenizedSample]:
         begin = self.tokenizer.bos_token_id
-        parts = [([begin] if self.tokenizer.encode("")[:1] == [begin] else [], False)]
+        parts: list[Part] = [([begin] if self.tokenizer.encode("")[:1] == [begin] else [], False)]
         for turn in dialogue.turns:
-            parts += [(self.tokens(turn.user), False)]
-            parts += [([*self.tokens(turn.reply), self.tokenizer.eos_token_id], True)]
-        return [TokenizedSample.joined(parts)]
+            parts += [(turn.user, False), (turn.reply, True), ([self.tokenizer.eos_token_id], True)]
+        return [self.joined(parts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a template writes around the texts of a conversation, if it writes the same in every turn."""
+
+    start: tuple[str, str]  # before a system text and behind it; without one, before the first question and ""
+    between: str  # before a later question
+    ask: str  # behind a question: where the prompt ends
+    lead: str  # before a reply
+    end: str  # of a reply, learned with it
+    gap: str
+    last: str  # in place of `lead` before the last reply, where the template adds an empty thought
+    close: str  # behind the last gap
+
+    def parts(self, dialogue: Dialogue, stop: list[int]) -> list[Part]:
+        """`dialogue` as the slow way makes it; `stop` stands where replies have no end."""
+        before, behind = self.start
+        begin = before + dialogue.system + behind
+        found: list[Part] = []
+        for turn in dialogue.turns:
+            found += [(begin + turn.user + self.ask, False), (self.lead + turn.reply + self.end, True)]
+            found += [(stop, True)] * (not self.end) + [(self.gap, False)]
+            begin = self.between
+        return found
+
+    def text(self, dialogue: Dialogue) -> str:
+        """The whole conversation as the template writes it."""
+        texts = [content for content, _ in self.parts(dialogue, []) if isinstance(content, str)]
+        reply = dialogue.turns[-1].reply
+        return "".join(texts[:-2]) + self.last + reply + self.end + self.gap + self.close
 
 
 class Chat(_Encoder):
@@ -74,18 +110,60 @@ class Chat(_Encoder):
     A reply follows the prompt that the template writes at run time, and is learned with the first special token behind
     it, without the empty thought that a template may add. Where a later prompt writes earlier turns otherwise, the
     turns from there on are a sample of their own. Raises TemplateRefusal.
+
+    A template that frames every turn alike renders a conversation once, to see that it does; others twice a turn.
     """
 
     def __init__(self, vlm: Vlm) -> None:
         super().__init__(vlm)
         if not self.tokenizer.chat_template:
-            raise VlmkitError("the language model has no chat template", "name a chat or instruct model with --llm")
+            remedy = "name a chat or instruct model with --llm, or a template with --template"
+            raise VlmkitError("the language model has no chat template", remedy)
         added = [str(token.content) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self.special = {*self.tokenizer.all_special_tokens, *added}
+        self.stop = [self.tokenizer.eos_token_id]
+        self.frame = cache(self._frame)
 
     def __call__(self, dialogue: Dialogue) -> list[TokenizedSample]:
-        samples: list[TokenizedSample] = []
-        parts: list[tuple[list[int], bool]] = []
+        frame = self.frame(bool(dialogue.system))
+        if frame and self._fits(frame, dialogue):
+            return [self.joined(frame.parts(dialogue, self.stop))]
+        return [self.joined(parts) for parts in self._turn_by_turn(dialogue)]
+
+    def _fits(self, frame: Frame, dialogue: Dialogue) -> bool:
+        if any("think" in turn.user + turn.reply for turn in dialogue.turns):  # templates take thoughts out
+            return False
+        try:
+            return render(self._apply, _messages(dialogue)) == frame.text(dialogue)
+        except TemplateRefusal:
+            return False
+
+    def _frame(self, system: bool) -> Frame | None:
+        """The frame of conversations with or without a `system` text, found in one of three turns."""
+        names = [f"NAME{i}" for i in range(6)]
+        turns = [Turn(*names[i : i + 2]) for i in range(0, 6, 2)]
+        probe = Dialogue("", (), tuple(turns), "SYSTEM0" if system else "")
+        try:
+            found = self._turn_by_turn(probe)
+            whole = render(self._apply, _messages(probe))
+        except TemplateRefusal:
+            return None
+        texts = [content for content, _ in found[0] if isinstance(content, str)]
+        if len(found) > 1 or len(texts) != 9:
+            return None
+        (begin, ask), (lead, end), gap = texts[0].split(names[0]), texts[1].split(names[1]), texts[2]
+        between = texts[3].partition(names[2])[0]
+        before, _, behind = begin.partition(probe.system) if system else (begin, "", "")
+        last, _, tail = whole.rpartition(names[5])
+        last = last.rpartition(names[4] + ask)[2]
+        frame = Frame((before, behind), between, ask, lead, end, gap, last, tail.removeprefix(end + gap))
+        same = frame.parts(probe, self.stop) == found[0] and frame.text(probe) == whole
+        return frame if same else None
+
+    def _turn_by_turn(self, dialogue: Dialogue) -> list[list[Part]]:
+        """The parts of each sample, with the prompt and the end of each reply rendered anew."""
+        samples: list[list[Part]] = []
+        parts: list[Part] = []
         messages = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
         done = ""
         for turn in dialogue.turns:
@@ -95,16 +173,14 @@ class Chat(_Encoder):
             prompt = without_thought(prompt)
             end, gap = self._end(tail)
             if not prompt.startswith(done):
-                samples.append(TokenizedSample.joined(parts))
+                samples.append(parts)
                 parts, done = [], ""
             reply = lead + turn.reply + end
-            parts += [(self.tokens(prompt[len(done) :]), False), (self.tokens(reply), True)]
-            if not end:
-                parts.append(([self.tokenizer.eos_token_id], True))
-            parts.append((self.tokens(gap), False))
+            parts += [(prompt[len(done) :], False), (reply, True)]
+            parts += [(self.stop, True)] * (not end) + [(gap, False)]
             done = prompt + reply + gap
             messages.append({"role": "assistant", "content": turn.reply})
-        return [*samples, TokenizedSample.joined(parts)]
+        return [*samples, parts]
 
     def stop_token(self) -> int | None:
         """The special token that ends a reply; None where the template writes none."""
@@ -124,3 +200,9 @@ class Chat(_Encoder):
         end = tail[: min(ends)] if ends else tail.rstrip()
         rest = tail[len(end) :]
         return end, rest[: len(rest) - len(rest.lstrip())]
+
+
+def _messages(dialogue: Dialogue) -> list[dict[str, str]]:
+    said = [("system", dialogue.system)] * bool(dialogue.system)
+    said += [pair for turn in dialogue.turns for pair in (("user", turn.user), ("assistant", turn.reply))]
+    return [{"role": role, "content": content} for role, content in said]
