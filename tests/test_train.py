@@ -13,6 +13,8 @@ import pytest
 import torch
 from helpers import SHAPE_WORDS, jpeg, shapes, tar, tiny_towers
 from safetensors.torch import load_file
+from torch.optim import AdamW
+from transformers import get_cosine_schedule_with_warmup
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import atomic_folder
@@ -20,8 +22,9 @@ from vlmkit.io.terminal import Failures
 from vlmkit.train.config import LitConfig
 from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.model import retrieval
-from vlmkit.train.contrastive.run import lr_lambda, train
+from vlmkit.train.contrastive.run import train
 from vlmkit.train.contrastive.sampler import batches, open_sample, read_pictures, read_samples
+from vlmkit.train.schedule import rate_share
 
 pytestmark = pytest.mark.slow
 
@@ -215,11 +218,19 @@ def test_captions_of_one_picture_do_not_compete(loss: str) -> None:
 
 
 def test_rate_rises_then_falls() -> None:
-    shares = [lr_lambda(step, 100, 0.1) for step in range(1, 101)]
+    shares = [rate_share(step, 100, 10, "cosine") for step in range(1, 101)]
     assert shares[0] == 0.1
     assert shares[9] == 1.0
     assert shares[-1] == pytest.approx(0.0)
     assert all(a > b for a, b in pairwise(shares[9:]))
+    assert rate_share(55, 100, 10, "linear") == pytest.approx(0.5) == rate_share(55, 100, 10, "cosine")
+    assert rate_share(100, 100, 10, "linear", 0.2) == rate_share(100, 100, 10, "cosine", 0.2) == 0.2
+    assert {rate_share(step, 100, 10, "constant") for step in range(10, 101)} == {1.0}
+    known = get_cosine_schedule_with_warmup(AdamW([torch.zeros(1)], 1.0), 7, 61)
+    for step in range(61):
+        assert rate_share(step, 61, 7, "cosine") == known.get_last_lr()[0], "bit for bit that of transformers"
+        known.optimizer.step()
+        known.step()
 
 
 def test_each_picture_stands_once_in_an_epoch() -> None:

@@ -28,10 +28,11 @@ from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.model import Vlm, build
 from vlmkit.models.registry import CONNECTORS
 from vlmkit.train.data.samples import Dialogue, Turn
+from vlmkit.train.vlm.attention import packed_attention_mask
 from vlmkit.train.vlm.collator import Group, collate
 from vlmkit.train.vlm.dpo import pairs
 from vlmkit.train.vlm.lora import adapted_layers
-from vlmkit.train.vlm.loss import PackedLossModel, packed_attention_mask
+from vlmkit.train.vlm.loss import PackedLossModel
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.tokenize import Chat, Plain, TokenizedSample
 

@@ -20,7 +20,8 @@ from vlm_data import line, write_data, write_towers
 from warm import Start
 
 from vlmkit.errors import VlmkitError
-from vlmkit.train.config import PreferConfig, check
+from vlmkit.train.checks import check
+from vlmkit.train.config import PreferConfig
 
 pytestmark = pytest.mark.slow
 

@@ -39,10 +39,11 @@ GROUPS = {  # of settings, by field
     MODEL: "start vision text llm connector template lock dim lora quantize",
     "Data": "val images limit captions augmentations image_aspect max_length pack_length",
     "Steps": "epochs steps accumulate patience text_epochs",
-    "Optimizer": "lr projector_lr text_lr text_layers weight_decay warmup clip beta2",
+    "Optimizer": "lr projector_lr train_vision vision_lr text_lr text_layers schedule min_lr warmup weight_decay clip "
+    "beta2",
     "Loss": "loss beta label_smoothing loss_weighting dropout feature_dropout",
     "Checkpoints and logs": "best save_steps keep log_every report_to",
-    RUNNING: "cache_features checkpointing fsdp",
+    RUNNING: "precision compile attention cache_features checkpointing fsdp",
 }
 StageName = Annotated[Stage, typer.Argument(metavar="STAGE", help=", ".join(Stage) + ".")]
 Data = Annotated[

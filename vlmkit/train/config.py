@@ -6,7 +6,6 @@ train.toml that a run saves.
 
 import math
 import operator
-import os
 import types
 import typing
 from contextlib import suppress
@@ -15,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmkit.errors import VlmkitError, check_installed
+from vlmkit.errors import VlmkitError
 from vlmkit.io.files import read_text
 from vlmkit.models.registry import CONNECTORS
 
@@ -30,6 +29,9 @@ class Stage(StrEnum):
 LIMITS = {"least": (operator.ge, "at least"), "above": (operator.gt, "more than")}
 LIMITS |= {"most": (operator.le, "at most"), "below": (operator.lt, "less than")}
 TRACKERS = ("wandb", "tensorboard")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("bf16", "fp16", "fp32")
+ATTENTIONS = ("auto", "flex", "mask")
 LOSS_WEIGHTINGS = {"tokens": 0.0, "root": 0.5, "replies": 1.0}  # a reply's tokens weigh 1 / length ** power
 SFT = (Stage.ALIGN, Stage.INSTRUCT)
 
@@ -77,7 +79,13 @@ class TrainConfig:
     lr: float = setting(2e-5, "Peak learning rate.", "RATE", least=0)
     weight_decay: float = setting(0.0, "Weight decay of AdamW; biases and norms have none.", "RATE", least=0)
     warmup: float = setting(0.03, "Share of the steps in which the learning rate rises.", "SHARE", least=0, most=1)
+    schedule: str = setting("cosine", "Course of the learning rate after it has risen.", choices=SCHEDULES)
+    min_lr: float = setting(0.0, "Learning rate at the end of the schedule.", "RATE", least=0)
     clip: float = setting(1.0, "Largest norm of the gradient.", "NORM", above=0)
+    precision: str | None = setting(
+        None, "Numbers that it computes in; by default bf16 on a GPU that has it, fp32 on a CPU.", choices=PRECISIONS
+    )
+    compile: bool = setting(False, "Compile the blocks of the model first (torch.compile).")
     save_steps: int | None = setting(None, "Checkpoint and validate every N steps.", least=1)
     keep: int = setting(2, "Checkpoints to keep, beside the best.", least=1)
     patience: int | None = setting(None, "Stop after N validations without improvement.", least=1)
@@ -86,6 +94,14 @@ class TrainConfig:
     seed: int = setting(0, least=0)
     device: str = setting("cpu", choices=("cpu", "cuda", "mps"))
     workers: int = setting(2, least=0)
+
+    def computes_in(self) -> str:
+        """The precision of the run, one of PRECISIONS."""
+        if self.precision is not None or self.device != "cuda":
+            return self.precision or "fp32"
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
@@ -135,6 +151,8 @@ class VlmConfig(TrainConfig):
     connector: str | None = setting(None, f"{', '.join(CONNECTORS.builtin)}; mlp is LLaVA's.", "C")
     template: str | None = setting(None, "Chat template: vicuna, llama-2, chatml, or a Jinja file.", "FILE")
     projector_lr: float = setting(1e-3, "Peak learning rate of the projector.", "RATE", least=0)
+    train_vision: bool = setting(False, "Train the vision tower, too.", stages=SFT)
+    vision_lr: float = setting(2e-6, "Peak learning rate of the vision tower.", "RATE", stages=SFT, least=0)
     beta2: float = setting(0.999, "Decay of AdamW's second moment.", "SHARE", least=0, below=1)
     dropout: float = setting(0.0, DROPOUT, "SHARE", least=0, below=1)
     label_smoothing: float = setting(0.0, "Smoothing of the labels.", "SHARE", stages=SFT, least=0, below=1)
@@ -150,6 +168,9 @@ class VlmConfig(TrainConfig):
     pack_length: int = setting(1024, "Length of a row, which samples share.", "TOKENS", stages=SFT, least=1)
     cache_features: bool = setting(False, "Compute the features of the frozen vision tower once, on disk.")
     checkpointing: bool = setting(False, "Compute activations again in the backward pass, to save memory.")
+    attention: str = setting(
+        "auto", "How packed rows attend; auto: flex on a GPU that has it, else mask.", choices=ATTENTIONS, stages=SFT
+    )
     fsdp: bool = setting(False, "Under torchrun: shard the model over the GPUs (FSDP2), not copies.")
 
 
@@ -357,39 +378,3 @@ def _in_type(field: str, value: Any, where: str) -> Any:
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
     expected = " or ".join(names.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType)
     raise VlmkitError(f"{where}{name_of(field)} = {value!r} has the wrong type", f"give {expected}")
-
-
-def check(config: TrainConfig) -> None:
-    """Raises VlmkitError where settings contradict each other, or need hardware or packages that are missing."""
-    from vlmkit.train.distributed import world
-
-    check_installed("train", "vlmkit[train]", "accelerate", "matplotlib", "onnx", "peft", "tomli_w")
-    if config.patience and config.val is None:
-        raise VlmkitError("--early-stop requires validation", "give --val")
-    if config.report_to is not None:
-        requirement = "vlmkit[tensorboard]" if config.report_to == "tensorboard" else config.report_to
-        check_installed(f"--report-to {config.report_to}", requirement, config.report_to)
-    if isinstance(config, VlmConfig):
-        _check_vlm(config, world())
-    elif config.batch_size < max(2, world()):
-        raise VlmkitError(f"--batch-size {config.batch_size} is too small", "give at least 2, and 1 a process")
-
-
-def _check_vlm(config: VlmConfig, world: int) -> None:
-    on_cuda = config.device == "cuda"
-    if config.batch_size % (config.accumulate * world):
-        what = f"{config.batch_size} pictures cannot be divided into {config.accumulate * world} equal parts"
-        raise VlmkitError(what, "change --batch-size or --accumulate")
-    if config.start not in (None, "mini") and not os.path.isdir(config.start):
-        raise VlmkitError(f"{config.start} is not a folder", "name one that vlmkit train made, or mini")
-    if config.quantize:
-        if not on_cuda:
-            raise VlmkitError("--quantize requires a CUDA device, and there is none", "leave --quantize out")
-        if config.stage is not Stage.ALIGN and not config.lora:
-            raise VlmkitError("4-bit weights cannot be trained themselves", "add --lora R to train adapters (QLoRA)")
-        check_installed("--quantize", "bitsandbytes", "bitsandbytes")
-    if config.fsdp and (not on_cuda or world == 1):
-        lack = "this is one process" if on_cuda else "there is none"
-        raise VlmkitError(f"--fsdp requires several GPUs, and {lack}", "use torchrun, or leave it out")
-    if config.stage is Stage.PREFER:
-        check_installed("prefer", "vlmkit[prefer]", "trl")

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from vlmkit.io.terminal import Failures
-from vlmkit.train.config import ContrastiveConfig, VlmConfig, check
+from vlmkit.train.checks import check
+from vlmkit.train.config import ContrastiveConfig, VlmConfig
 from vlmkit.train.contrastive.gradcache import full_batch_gradient
 from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.run import open_model, plan, steps_of

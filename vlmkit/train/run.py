@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import Failures, steps_bar, warn
 from vlmkit.train.checkpoints import begin, finishing, open_run, removed_unless_begun
-from vlmkit.train.config import check
+from vlmkit.train.checks import check
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.report import show
 from vlmkit.train.distributed import deterministic, join_processes, leave_processes, rank, rank_zero_only

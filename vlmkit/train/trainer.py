@@ -1,6 +1,5 @@
 """The trainer of all four stages: transformers' `Trainer` by its public hooks, for runs that may be killed any time."""
 
-import math
 import resource
 import shutil
 import time
@@ -90,11 +89,14 @@ class CheckpointedTrainer(Trainer):
         """`emit` gets each logged object, in the first process."""
         self.config, self.validates, self.emit = config, validates, emit
         self.counts: dict[str, float] = {}  # what was trained on since the last logged step
+        self.watched: list[tuple[Tensor, int, Sequence[str]]] = []  # losses nobody looked at: with step and samples
         self.since = time.perf_counter()
         self.saving: str | None = None  # the checkpoint that is being written
         super().__init__(*args, **rest)
         self.folder = Path(self.args.output_dir or ".").parent
         self.remove_callback(PrinterCallback)
+        if config.device == "cuda" and config.computes_in() != "fp32":
+            torch.set_float32_matmul_precision("high")  # TF32, for what autocast leaves in float32
 
     @property
     def trained_model(self) -> nn.Module:
@@ -126,13 +128,20 @@ class CheckpointedTrainer(Trainer):
         return None
 
     def watch(self, loss: Tensor, names: Sequence[str], **counts: float) -> None:
-        """Count a micro-batch. Raises VlmkitError if its loss is not finite."""
-        if not math.isfinite(value := float(loss.detach())):
-            where = f"step {self.state.global_step + 1}" + (f", process {rank()}" if rank() else "")
-            what = f"the loss is {value} at {where}, samples {', '.join(names)}"
-            raise VlmkitError(what, "try a lower rate, in a new folder")
+        """Count a micro-batch. Its loss is looked at later, by `check_losses`: that waits for the GPU."""
+        self.watched.append((loss.detach(), self.state.global_step + 1, names))
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
+
+    def check_losses(self) -> None:
+        """Raises VlmkitError if a loss since the last call is not finite."""
+        watched, self.watched = self.watched, []
+        if not watched or torch.stack([loss for loss, *_ in watched]).isfinite().all():
+            return
+        loss, step, names = next(each for each in watched if not each[0].isfinite())
+        where = f"step {step}" + (f", process {rank()}" if rank() else "")
+        what = f"the loss is {float(loss)} at {where}, samples {', '.join(names)}"
+        raise VlmkitError(what, "try a lower rate, in a new folder")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Emit one JSON object: step, loss, lr, grad_norm, epoch, and what was done a second since the last one."""
@@ -223,6 +232,9 @@ class _RunCallback(TrainerCallback):
         self.on_step(state.global_step)
         control.should_log |= state.global_step >= state.max_steps
         control.should_evaluate = self.trainer.validates and self.trainer.validates_at(state.global_step)
+        waits = control.should_log or control.should_evaluate or control.should_save
+        if waits or args.device.type == "cpu":
+            self.trainer.check_losses()
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step:

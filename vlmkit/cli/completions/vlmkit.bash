@@ -182,6 +182,8 @@ _vlmkit() {
         "train  --lr") _vlmkit_nothing ;;
         "train  --weight-decay") _vlmkit_nothing ;;
         "train  --warmup") _vlmkit_nothing ;;
+        "train  --schedule") _vlmkit_nothing; _vlmkit_words cosine linear constant ;;
+        "train  --min-lr") _vlmkit_nothing ;;
         "train  --clip") _vlmkit_nothing ;;
         "train  --save-steps") _vlmkit_nothing ;;
         "train  --keep") _vlmkit_nothing ;;
@@ -195,6 +197,7 @@ _vlmkit() {
         "train  --batch-size") _vlmkit_nothing ;;
         "train  --workers") _vlmkit_nothing ;;
         "train  --max-pixels") _vlmkit_nothing ;;
+        "train  --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
         "train  --seed") _vlmkit_nothing ;;
         "train contrastive --preset") _vlmkit_words debug small full ;;
         "train contrastive --config") : ;;
@@ -210,6 +213,8 @@ _vlmkit() {
         "train contrastive --lr") _vlmkit_nothing ;;
         "train contrastive --weight-decay") _vlmkit_nothing ;;
         "train contrastive --warmup") _vlmkit_nothing ;;
+        "train contrastive --schedule") _vlmkit_nothing; _vlmkit_words cosine linear constant ;;
+        "train contrastive --min-lr") _vlmkit_nothing ;;
         "train contrastive --clip") _vlmkit_nothing ;;
         "train contrastive --save-steps") _vlmkit_nothing ;;
         "train contrastive --keep") _vlmkit_nothing ;;
@@ -232,6 +237,7 @@ _vlmkit() {
         "train contrastive --batch-size") _vlmkit_nothing ;;
         "train contrastive --workers") _vlmkit_nothing ;;
         "train contrastive --max-pixels") _vlmkit_nothing ;;
+        "train contrastive --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
         "train contrastive --seed") _vlmkit_nothing ;;
         "train align --preset") _vlmkit_words debug small full ;;
         "train align --config") : ;;
@@ -247,6 +253,8 @@ _vlmkit() {
         "train align --lr") _vlmkit_nothing ;;
         "train align --weight-decay") _vlmkit_nothing ;;
         "train align --warmup") _vlmkit_nothing ;;
+        "train align --schedule") _vlmkit_nothing; _vlmkit_words cosine linear constant ;;
+        "train align --min-lr") _vlmkit_nothing ;;
         "train align --clip") _vlmkit_nothing ;;
         "train align --save-steps") _vlmkit_nothing ;;
         "train align --keep") _vlmkit_nothing ;;
@@ -258,6 +266,7 @@ _vlmkit() {
         "train align --connector") _vlmkit_nothing; _vlmkit_words mlp linear qformer cross-attention adaptive ;;
         "train align --template") : ;;
         "train align --projector-lr") _vlmkit_nothing ;;
+        "train align --vision-lr") _vlmkit_nothing ;;
         "train align --beta2") _vlmkit_nothing ;;
         "train align --label-smoothing") _vlmkit_nothing ;;
         "train align --loss-weighting") _vlmkit_nothing; _vlmkit_words tokens root replies ;;
@@ -271,6 +280,8 @@ _vlmkit() {
         "train align --batch-size") _vlmkit_nothing ;;
         "train align --workers") _vlmkit_nothing ;;
         "train align --max-pixels") _vlmkit_nothing ;;
+        "train align --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
+        "train align --attention") _vlmkit_nothing; _vlmkit_words auto flex mask ;;
         "train align --seed") _vlmkit_nothing ;;
         "train instruct --preset") _vlmkit_words debug small full ;;
         "train instruct --config") : ;;
@@ -286,6 +297,8 @@ _vlmkit() {
         "train instruct --lr") _vlmkit_nothing ;;
         "train instruct --weight-decay") _vlmkit_nothing ;;
         "train instruct --warmup") _vlmkit_nothing ;;
+        "train instruct --schedule") _vlmkit_nothing; _vlmkit_words cosine linear constant ;;
+        "train instruct --min-lr") _vlmkit_nothing ;;
         "train instruct --clip") _vlmkit_nothing ;;
         "train instruct --save-steps") _vlmkit_nothing ;;
         "train instruct --keep") _vlmkit_nothing ;;
@@ -297,6 +310,7 @@ _vlmkit() {
         "train instruct --connector") _vlmkit_nothing; _vlmkit_words mlp linear qformer cross-attention adaptive ;;
         "train instruct --template") : ;;
         "train instruct --projector-lr") _vlmkit_nothing ;;
+        "train instruct --vision-lr") _vlmkit_nothing ;;
         "train instruct --beta2") _vlmkit_nothing ;;
         "train instruct --label-smoothing") _vlmkit_nothing ;;
         "train instruct --loss-weighting") _vlmkit_nothing; _vlmkit_words tokens root replies ;;
@@ -311,6 +325,8 @@ _vlmkit() {
         "train instruct --batch-size") _vlmkit_nothing ;;
         "train instruct --workers") _vlmkit_nothing ;;
         "train instruct --max-pixels") _vlmkit_nothing ;;
+        "train instruct --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
+        "train instruct --attention") _vlmkit_nothing; _vlmkit_words auto flex mask ;;
         "train instruct --seed") _vlmkit_nothing ;;
         "train prefer --preset") _vlmkit_words debug small full ;;
         "train prefer --config") : ;;
@@ -326,6 +342,8 @@ _vlmkit() {
         "train prefer --lr") _vlmkit_nothing ;;
         "train prefer --weight-decay") _vlmkit_nothing ;;
         "train prefer --warmup") _vlmkit_nothing ;;
+        "train prefer --schedule") _vlmkit_nothing; _vlmkit_words cosine linear constant ;;
+        "train prefer --min-lr") _vlmkit_nothing ;;
         "train prefer --clip") _vlmkit_nothing ;;
         "train prefer --save-steps") _vlmkit_nothing ;;
         "train prefer --keep") _vlmkit_nothing ;;
@@ -349,6 +367,7 @@ _vlmkit() {
         "train prefer --batch-size") _vlmkit_nothing ;;
         "train prefer --workers") _vlmkit_nothing ;;
         "train prefer --max-pixels") _vlmkit_nothing ;;
+        "train prefer --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
         "train prefer --seed") _vlmkit_nothing ;;
         "eval  --by") _vlmkit_fields ;;
         "eval  --metric") _vlmkit_nothing ;;
@@ -569,11 +588,11 @@ _vlmkit() {
         "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --boxes --draw --attention --constitution --pairs --always --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train ") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train contrastive") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --no-best --text-epochs --text-lr --text-layers --feature-dropout --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train instruct") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --lora --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train prefer") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --image-aspect --quantize --max-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train ") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train contrastive") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --no-best --text-epochs --text-lr --text-layers --feature-dropout --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train instruct") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --lora --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train prefer") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --image-aspect --quantize --max-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --fsdp --no-fsdp --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval ") _vlmkit_words --by --metric --cluster --id --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval vqa") _vlmkit_words --variant --by --metric --cluster --prediction --references --id --question --truth --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval caption") _vlmkit_words --variant --by --metric --cluster --tokenizer -m --model --prediction --references --id --question --truth --items --html -o --output --images --json --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;

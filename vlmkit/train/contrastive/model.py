@@ -142,10 +142,10 @@ class DualEncoder(ContrastiveModel):
         return images, texts
 
     def _encode(self, encode: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """(n, D) float32, unnormalised; on a GPU computed in bfloat16."""
+        """(n, D) float32, unnormalised, computed in the precision of the run."""
         device = self.settings.device
         moved = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=self.settings.computes_in() == "bf16"):
             return encode(moved).float()
 
     def train(self, mode: bool = True) -> Self:

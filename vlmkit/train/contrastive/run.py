@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import Failures
+from vlmkit.train.blocks import compile_blocks
 from vlmkit.train.checkpoints import load_trained
 from vlmkit.train.config import ContrastiveConfig, LitConfig, is_from_scratch
 from vlmkit.train.contrastive.gradcache import full_batch_gradient
@@ -27,6 +27,7 @@ from vlmkit.train.contrastive.two_towers import LockedImageTuning
 from vlmkit.train.distributed import broadcast_object, rank, world
 from vlmkit.train.model_card import contrastive_card
 from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
+from vlmkit.train.schedule import lowest_share, rate_share, schedule_of
 from vlmkit.train.tiny_models import joined_towers, new_model
 from vlmkit.train.trainer import CheckpointedTrainer, Log, parameter_groups, training_arguments
 
@@ -36,36 +37,23 @@ Note = Callable[[str], None]
 LOGGED_FIRST = ("epoch", "step", "loss", "lr", "text_lr")
 
 
-def lr_lambda(step: int, steps: int, warmup: float) -> float:
-    """The share of the peak rate at `step` (from 1) of `steps`: linear warm-up, then half a cosine down to 0.
-
-    Unlike transformers' own, the first step has a rate above 0. Before the first step, it is 0.
-    """
-    rising = max(1, round(warmup * steps))
-    if step <= rising:
-        return max(0, step) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+def share_after(rate: Rate, done: int, steps: int, config: ContrastiveConfig) -> float:
+    """The share of the peak of `rate` after `done` of `steps` steps; the first step that it has is above 0."""
+    own = steps - rate.start
+    rising = max(1, round(config.warmup * own))
+    return rate_share(done + 1 - rate.start, own, rising, config.schedule, lowest_share(rate.peak, config.min_lr))
 
 
-def optimizer_for(model: ContrastiveModel, weight_decay: float) -> torch.optim.AdamW:
+def optimizer_for(model: ContrastiveModel, config: ContrastiveConfig) -> torch.optim.AdamW:
     """AdamW, with betas and epsilon of CLIP's vision transformers (Radford and others, 2021, table 20).
 
     A group knows the name of its rate, and for how many first steps it rests.
     """
-    groups = parameter_groups(model.model, model.rate_of, weight_decay)
+    groups = parameter_groups(model.model, model.rate_of, config.weight_decay)
     for group in groups:
         rate: Rate = group["lr"]
         group |= {"lr": rate.peak, "rate": rate.name, "start": rate.start}
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
-
-
-def schedule_for(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LambdaLR:
-    """`lr_lambda` for each group, from its own first step on."""
-
-    def share(start: int) -> Callable[[int], float]:
-        return lambda done: lr_lambda(done + 1 - start, steps - start, warmup)
-
-    return LambdaLR(optimizer, [share(group["start"]) for group in optimizer.param_groups])
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=config.device == "cuda")
 
 
 class ContrastiveTrainer(CheckpointedTrainer):
@@ -83,15 +71,19 @@ class ContrastiveTrainer(CheckpointedTrainer):
         config: ContrastiveConfig = rest["config"]
         self.stream, self.ids, self.note = stream, ids, note
         self.objective: Objective = Objective(model.model, config.loss, model.from_scratch)
-        optimizer = optimizer_for(model, config.weight_decay)
+        optimizer = optimizer_for(model, config)
         optimizer.register_step_post_hook(lambda *_: self.objective.clamp())
         self.rates = [Rate(group["rate"], group["lr"], group["start"]) for group in optimizer.param_groups]
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.keep_best = config.best
         self.batch: Batch | None = None
         self.loss = torch.tensor(math.nan)
-        schedule = schedule_for(optimizer, len(stream), config.warmup)
+        rates = iter(self.rates)
+        share = partial(share_after, steps=len(stream), config=config)
+        schedule = schedule_of(optimizer, lambda _: partial(share, next(rates)))
         arguments = TrainingArguments(**training_arguments(config, folder, len(stream)), per_device_train_batch_size=1)
+        if config.compile:
+            compile_blocks(model.model)
         super().__init__(model, args=arguments, train_dataset=stream, optimizers=(optimizer, schedule), **rest)
         torch.manual_seed(config.seed + rank())  # each process drops out other units
 
@@ -115,8 +107,8 @@ class ContrastiveTrainer(CheckpointedTrainer):
 
     def extra_metrics(self) -> dict[str, float]:
         """Loss and rates of the last step itself, and the scale."""
-        step, steps, warmup = self.state.global_step, len(self.stream), self.config.warmup
-        rates = {r.name: r.peak * lr_lambda(step - r.start, steps - r.start, warmup) for r in self.rates}
+        done, steps = self.state.global_step - 1, len(self.stream)
+        rates = {rate.name: rate.peak * share_after(rate, done, steps, self.config) for rate in self.rates}
         return {"loss": self.loss.item()} | rates | self.objective.metrics()
 
     def validates_at(self, step: int) -> bool:

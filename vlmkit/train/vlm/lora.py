@@ -9,18 +9,22 @@ from transformers.pytorch_utils import Conv1D
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import warn
+from vlmkit.models.llava.connectors import tower_features
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.config import VlmConfig
 
 LANGUAGE_MODEL = "model.language_model."
 ADAPTABLE = (nn.Linear, Conv1D)  # what peft has adapters for
 PROJECTOR = "multi_modal_projector"
+TOWER = "vision_tower"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def freeze(vlm: Vlm, config: VlmConfig) -> None:
-    """Leave to training what the stage trains: the projector, and after align the language model too.
+    """Leave to training what the stage trains: the projector, after align the language model, and what is asked for of
+    the vision tower.
 
-    With `config.lora` adapters take the language model's place. On CUDA what is frozen goes to bfloat16.
+    With `config.lora` adapters take the language model's place. What is frozen goes to the precision of the run.
     """
     model = vlm.model
     model.requires_grad_(False)
@@ -28,12 +32,32 @@ def freeze(vlm: Vlm, config: VlmConfig) -> None:
     if config.stage != "align" and not config.lora:
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
+    if config.train_vision:
+        unfreeze_tower(vlm)
     if config.checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.device == "cuda":
+        for part in (model.model.language_model, *([model.model.vision_tower] if config.train_vision else [])):
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+    if (precision := config.computes_in()) != "fp32":
         for parameter in model.parameters():
             if not parameter.requires_grad and parameter.is_floating_point():
-                parameter.data = parameter.data.to(torch.bfloat16)
+                parameter.data = parameter.data.to(DTYPES[precision])
+
+
+def unfreeze_tower(vlm: Vlm) -> None:
+    """Train what the features depend on of the vision tower: not its last layers, where an earlier one is taken.
+
+    Raises VlmkitError where there is nothing.
+    """
+    inner: Any = vlm.model.model
+    side = vlm.vision.image_size
+    weights = [weight for weight in inner.vision_tower.parameters() if weight.is_floating_point()]
+    if not weights:
+        raise VlmkitError(f"the tower {vlm.vision.model_type} has nothing to train", "leave --train-vision out")
+    inner.vision_tower.requires_grad_(True)
+    blank = torch.zeros(1, 3, side, side, dtype=weights[0].dtype, device=weights[0].device)
+    found = torch.autograd.grad(tower_features(inner, blank).sum(), weights, allow_unused=True)
+    for weight, gradient in zip(weights, found, strict=True):
+        weight.requires_grad_(gradient is not None)
 
 
 def adapted_layers(model: Any) -> tuple[list[str], list[str]]:

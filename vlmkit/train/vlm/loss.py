@@ -4,12 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout, pad
+from torch.nn.functional import cross_entropy, dropout, linear, pad
+from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 
 from vlmkit.models.llava.connectors import project, reads_text, tower_features
 from vlmkit.train.checkpoints import LoadedStrictly
+from vlmkit.train.vlm.attention import BLOCK, packed_attention_mask, packed_block_mask, uses_flex
 
+CHUNK = 2048  # labels whose logits are in memory at once
 BLOCK_ENDS = ".o_proj", ".down_proj"  # the last layers of attention and MLP, in Llama, Qwen and most others
 
 
@@ -33,12 +36,22 @@ class PackedLossModel(LoadedStrictly):
 
     def forward(self, labels: Tensor, weights: Tensor, **inputs: Any) -> Tensor:
         """The sum of the losses of `labels` (S,) times `weights` (S,); `inputs` are those of `hidden`."""
-        logits = self.model.lm_head(self.hidden(**inputs)).float()  # (S, V)
-        smoothing = self.smoothing if self.training else 0.0
-        loss = (cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) * weights).sum()
+        hidden = self.hidden(**inputs)
+        if len(labels) <= CHUNK:
+            loss = self._loss(hidden, labels, weights)
+        else:  # the logits of a chunk at a time, made again in the backward pass
+            chunks = zip(hidden.split(CHUNK), labels.split(CHUNK), weights.split(CHUNK), strict=True)
+            loss = torch.stack([checkpoint(self._loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
         if inputs.get("pixel_values") is None:  # every process must have a gradient for the projector, or others wait
             loss = loss + 0 * sum(p.sum() for p in self.model.model.multi_modal_projector.parameters())
         return loss
+
+    def _loss(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        head: Any = self.model.lm_head
+        logits = linear(hidden, head.weight, head.bias)  # (S, V)
+        smoothing = self.smoothing if self.training else 0.0
+        losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)  # (S,)
+        return (losses * weights).sum()
 
     def hidden(
         self,
@@ -65,22 +78,19 @@ class PackedLossModel(LoadedStrictly):
                 text, mask = prompt_embeddings(embeds, is_image, segment_ids, label_positions, len(pixel_values))
             image = project(inner, features, text, mask).to(embeds.dtype)  # (P, Q, D)
             embeds = embeds.masked_scatter(is_image[..., None], image)
+        embeds = dropout(embeds, self.drop, self.training)
+        width = input_ids.shape[1]
+        if uses_flex(inner.language_model):
+            more = -width % BLOCK
+            embeds = pad(embeds, (0, 0, 0, more))
+            position_ids, branch_ids = pad(position_ids, (0, more)), pad(branch_ids, (0, more))
+            attended: Any = packed_block_mask(pad(segment_ids, (0, more), value=-1), branch_ids)
+        else:
+            attended = packed_attention_mask(segment_ids, branch_ids)[:, None]
         out = inner.language_model(
-            inputs_embeds=dropout(embeds, self.drop, self.training),
-            attention_mask=packed_attention_mask(segment_ids, branch_ids)[:, None],
-            position_ids=position_ids,
-            use_cache=False,
-        )
-        return out.last_hidden_state.flatten(0, 1)[label_positions]
-
-
-def packed_attention_mask(segment_ids: Tensor, branch_ids: Tensor) -> Tensor:
-    """(R, L, L): which tokens each token attends to. Padding attends to itself: a softmax over nothing is NaN."""
-    order = torch.arange(segment_ids.shape[1], device=segment_ids.device)
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    shared = (branch_ids[:, None, :] == 0) | (branch_ids[:, :, None] == branch_ids[:, None, :])
-    filled = (segment_ids >= 0)[:, :, None] | (order[:, None] == order)
-    return (same & shared & (order[:, None] >= order)) & filled
+            inputs_embeds=embeds, attention_mask=attended, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return out[:, :width].flatten(0, 1)[label_positions]
 
 
 def prompt_embeddings(

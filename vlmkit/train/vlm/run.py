@@ -20,6 +20,7 @@ from vlmkit.models.chat.templates import chat_template
 from vlmkit.models.llava.connectors import reads_text
 from vlmkit.models.llava.import_mini import trainable
 from vlmkit.models.llava.model import Vlm, build, open_vlm, pad_to_square, save, use_template
+from vlmkit.train.blocks import compile_blocks
 from vlmkit.train.checkpoints import load_trained
 from vlmkit.train.config import LOSS_WEIGHTINGS, VlmConfig
 from vlmkit.train.data.dataset import read_data
@@ -30,6 +31,7 @@ from vlmkit.train.model_card import vlm_card
 from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
 from vlmkit.train.tiny_models import tiny_towers
 from vlmkit.train.trainer import CheckpointedTrainer, Log, training_arguments
+from vlmkit.train.vlm.attention import choose_attention
 from vlmkit.train.vlm.collator import CachedFeatures, Group, GroupDataset, SampleRef, collate, pixel_reader
 from vlmkit.train.vlm.lora import add_adapters, freeze, warn_of_unadapted
 from vlmkit.train.vlm.loss import PackedLossModel
@@ -68,6 +70,9 @@ class VlmStage:
 
             return VisionDPOTrainer(self.vlm, self.packer, settings, **how)
         add_adapters(model, config)
+        choose_attention(model.model.language_model, config.attention, config.device)
+        if config.compile:
+            compile_blocks(model)
         return SftTrainer(
             PackedLossModel(model, config.dropout, config.label_smoothing),
             args=TrainingArguments(**settings),
@@ -90,7 +95,7 @@ class VlmStage:
 
         Training may have rounded what it left alone, to bfloat16 or to 4 bits.
         """
-        config = replace(self.config, device="cpu", quantize=None)
+        config = replace(self.config, device="cpu", precision="fp32", quantize=None)
         vlm = self.reopen(config)
         freeze(vlm, config)
         model: Any = add_adapters(vlm.model, config)
@@ -106,9 +111,8 @@ def vlm_arguments(config: VlmConfig, folder: Path, steps: int) -> dict[str, Any]
     return training_arguments(config, folder, steps) | {
         "per_device_train_batch_size": config.batch_size // (config.accumulate * world()),
         "gradient_accumulation_steps": config.accumulate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": round(config.warmup * steps),
-        "bf16": config.device == "cuda",
+        "bf16": config.computes_in() == "bf16",
+        "fp16": config.computes_in() == "fp16",
         "ddp_find_unused_parameters": False,
         "fsdp": "full_shard" if config.fsdp else None,
         "fsdp_config": {"version": 2} if config.fsdp else None,

@@ -1,6 +1,6 @@
 """How the language stages go through their data; and align and instruct, which average over a step's labels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 
 from vlmkit.train.config import VlmConfig
 from vlmkit.train.distributed import rank, world
+from vlmkit.train.schedule import lowest_share, rate_share, schedule_of
 from vlmkit.train.trainer import CheckpointedTrainer, checked, parameter_groups
 from vlmkit.train.vlm.collator import GroupDataset, OrderedSampler, SampleRef
-from vlmkit.train.vlm.lora import PROJECTOR
+from vlmkit.train.vlm.lora import PROJECTOR, TOWER
 from vlmkit.train.vlm.loss import PackedLossModel
 
 
@@ -48,17 +49,32 @@ class VlmTrainer(CheckpointedTrainer):
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, the projector at its own rate."""
+        """AdamW, projector and vision tower at rates of their own."""
         config: VlmConfig = self.config
+        own = {PROJECTOR: config.projector_lr, TOWER: config.vision_lr}
         groups = parameter_groups(
             model or self.model,
-            lambda name: config.projector_lr if PROJECTOR in name else config.lr,
+            lambda name: next((rate for part, rate in own.items() if part in name), config.lr),
             config.weight_decay,
         )
         groups.sort(key=lambda group: group["lr"] != config.lr)  # the first one's rate is logged
         fused = self.args.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=fused)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """That of the configuration, for each rate down to the same lowest one."""
+        config, steps = self.config, num_training_steps
+        optimizer = optimizer or self.optimizer
+
+        def share(group: dict[str, Any]) -> Callable[[int], float]:
+            floor = lowest_share(group["lr"], config.min_lr)
+            return lambda done: rate_share(done, steps, round(config.warmup * steps), config.schedule, floor)
+
+        if self.lr_scheduler is None:
+            self.lr_scheduler = schedule_of(optimizer, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
 
 class SftTrainer(VlmTrainer):
