@@ -12,17 +12,14 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from vlmkit.index import Index
-from vlmkit.index.where import parse_condition
 from vlmkit.io.records import Record
 from vlmkit.io.sources import PictureError
 from vlmkit.search.reference import NOISE, chance, match_of
 from vlmkit.serve.errors import ApiError
-from vlmkit.serve.page.catalog import Catalog
 from vlmkit.serve.page.state import Page
 from vlmkit.serve.page.view import html
 from vlmkit.serve.page.wanted import PAGE, Wanted, file_url, listed, picture_url
-from vlmkit.serve.search import find, valid
+from vlmkit.serve.search import find
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -54,8 +51,7 @@ async def browse(page: Page, request: Request) -> Response:
     catalog = await page.catalog()
     if not len(catalog.slots):
         raise ApiError(404, f"the index at {page.service.settings.index} is empty", code="no_index")
-    notes: list[str] = []
-    among = await page.look(lambda index: _among(index, catalog, wanted, notes)) if wanted.is_filtered else None
+    among, notes = await page.look(lambda index: page.filters.get(index, catalog, wanted))
     if wanted.is_search:
         records, more = await _found(page, wanted, among, len(catalog.slots))
         notes += more
@@ -138,19 +134,6 @@ def _snippet(texts: Sequence[str], q: str) -> "Markup | None":
     return None
 
 
-def _among(index: Index, catalog: Catalog, wanted: Wanted, notes: list[str]) -> np.ndarray:
-    """The slots (ascending) that may be shown. Raises ApiError."""
-    after, before = wanted.times
-    chosen = np.intersect1d(catalog.between(after, before), index.live(), assume_unique=True)
-    if wanted.conditions:
-        conditions = [valid(lambda text=text: parse_condition(text), "where") for text in wanted.conditions]
-        met = index.where(conditions)
-        chosen = np.intersect1d(chosen, met, assume_unique=True)
-        if not len(met):
-            notes += valid(lambda: index.explain(conditions), "where")
-    return chosen
-
-
 async def _found(page: Page, wanted: Wanted, among: np.ndarray | None, count: int) -> tuple[list[Record], list[str]]:
     """The hits, and what there is to say of them; the first ones have `match`, if words were searched for."""
     body = {
@@ -167,7 +150,8 @@ async def _found(page: Page, wanted: Wanted, among: np.ndarray | None, count: in
     scores = [record.pop("relative") for record in records if "relative" in record]
     for record, score in zip(records, scores, strict=False):
         record["match"] = match_of(score, count)
-    if scores and chance(max(scores), count) > NOISE:
+    is_said = any(_snippet(list(texts_of(record)), wanted.q) for record in records)
+    if scores and chance(max(scores), count) > NOISE and not is_said:
         notes.append("no match is better than chance would find: try other words, there may be nothing like it")
     return records, notes
 

@@ -9,6 +9,7 @@ from vlmkit.io.records import Record
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.page.catalog import Catalog, CatalogReader, key_of
 from vlmkit.serve.page.copies import CopiesSearch
+from vlmkit.serve.page.filters import Filters
 from vlmkit.serve.page.thumbnails import Thumbnails
 from vlmkit.serve.page.uploads import Uploads
 from vlmkit.serve.service import Service
@@ -23,6 +24,7 @@ class Page:
         self.service = service
         self.thumbnails = Thumbnails(user_folder("cache") / "thumbnails")
         self.uploads = Uploads()
+        self.filters = Filters()
         self.copies = CopiesSearch(service.settings.index)
         self._catalogs = CatalogReader(service.settings.index)
 
