@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import Browser, find_browser
 from conftest import own_environment
+from PIL import Image
 from serving import Served
 
 from vlmkit.io.records import dumps
@@ -202,6 +203,15 @@ def test_search_by_a_picture(look: Browser, page: Served, album: Path, way: str)
             }})()""")
     assert look.run("location.search").startswith("?image=")
     assert look.run("document.querySelector('.name').textContent") in ("rocket.png", "moved.png")
+
+
+def test_a_picture_larger_than_a_request_is_made_smaller(look: Browser, page: Served, tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 3000), "blue").save(tmp_path / "large.bmp")
+    assert (tmp_path / "large.bmp").stat().st_size > 32 << 20
+    look.open(page.url)
+    with look.leaving():
+        look.choose(".upload input", tmp_path / "large.bmp")
+    assert look.run("location.search").startswith("?image=")
 
 
 def test_a_question_about_a_picture(look: Browser, page: Served, album: Path) -> None:

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from vlmkit.serve import chat, classify, embeddings, page, search, status
@@ -36,8 +36,8 @@ OPERATIONS = [
 
 def application(service: Service) -> ASGIApp:
     """The ASGI application of `service`."""
-    service.metrics.paths = frozenset(operation.path for operation in OPERATIONS)
     routes = [*(_route(service, operation) for operation in OPERATIONS), *page.routes(service)]
+    service.metrics.paths = frozenset(route.path for route in routes)
     handlers = {HTTPException: on_error, Exception: on_error}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     if service.settings.origins:
@@ -46,7 +46,7 @@ def application(service: Service) -> ASGIApp:
     return Guard(Limits(app, service.settings, service.metrics), service.settings)
 
 
-def _route(service: Service, operation: Operation) -> BaseRoute:
+def _route(service: Service, operation: Operation) -> Route:
     async def answer(request: Request) -> Response:
         return await operation.answer(service, request)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import re
 import socket
 
 import uvicorn
@@ -17,6 +18,7 @@ CONNECTIONS = 1000
 HEAD_BYTES = 32 << 10
 KEEP_ALIVE = 30  # seconds
 BACKLOG = 512
+TOKEN = re.compile(r"\btoken=[^&\s]+")  # in the URL of a first visit
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -62,7 +64,7 @@ def run(service: Service, listener: socket.socket, *, log: bool) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
+        warn(TOKEN.sub("token=…", record.getMessage()))
 
 
 def _log_through_warn(log: bool) -> None:

@@ -7,7 +7,7 @@ pages. files, thumbnails: the pictures in them. The page reads; it writes only i
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from vlmkit.serve.page import browse, detail, duplicates, files, login, talk
 from vlmkit.serve.page.state import Page
@@ -32,7 +32,7 @@ POST: dict[str, Handler] = {
 FILES: dict[str, Handler] = {**files.HANDLERS, "/upload": browse.uploaded, "/static/{name}": static}
 
 
-def routes(service: Service) -> list[BaseRoute]:
+def routes(service: Service) -> list[Route]:
     """The routes of the page. Its HTML has a Content-Security-Policy of its own."""
     page = Page(service)
     return [
@@ -42,7 +42,7 @@ def routes(service: Service) -> list[BaseRoute]:
     ]
 
 
-def _route(page: Page, path: str, handler: Handler, method: str) -> BaseRoute:
+def _route(page: Page, path: str, handler: Handler, method: str) -> Route:
     async def answer(request: Request) -> Response:
         return await handler(page, request)
 

@@ -94,18 +94,34 @@ if ($('.picture')) {
 }
 
 // A picture that is chosen, dropped or pasted is searched by, or goes along with a message.
+const SIDE = 1600;
 const chosen = $('.upload input');
-if (chosen) chosen.onchange = () => chosen.form.submit();
+const searchBy = async file => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([await shrunk(file)], file.name, {type: file.type}));
+  chosen.files = transfer.files;
+  chosen.form.submit();
+};
+if (chosen) chosen.onchange = () => { if (chosen.files.length) searchBy(chosen.files[0]); };
+async function shrunk(file) {  // what is no larger than models look at
+  try {
+    const bitmap = await createImageBitmap(file);
+    const scale = SIDE / Math.max(bitmap.width, bitmap.height);
+    if (scale >= 1) return file;
+    const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale));
+    canvas.getContext('2d').drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    return await canvas.convertToBlob({type: 'image/jpeg', quality: .9});
+  } catch {
+    return file;  // what the browser cannot open the service may
+  }
+}
 const take = files => {
   const pictures = [...files].filter(file => file.type.startsWith('image/') || /\.hei[cf]$/i.test(file.name));
   if (!pictures.length) return false;
   if (chat?.matches('.whole')) {
     pictures.forEach(attach);
   } else if (chosen) {
-    const transfer = new DataTransfer();
-    transfer.items.add(pictures[0]);
-    chosen.files = transfer.files;
-    chosen.form.submit();
+    searchBy(pictures[0]);
   }
   return true;
 };
@@ -126,7 +142,6 @@ addEventListener('drop', event => {
 addEventListener('paste', event => { if (take(event.clipboardData.files)) event.preventDefault(); });
 
 // Questions. A picture of the index goes by the id of its record, another one as a data URI.
-const SIDE = 1600;
 let talk = [], running = null;
 
 function attach(file) {
@@ -141,16 +156,7 @@ function addAttached(item, image, name) {
   $('[name=question]', chat).focus();
 }
 async function dataUri(file) {
-  let data = file;
-  try {
-    const bitmap = await createImageBitmap(file);
-    const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
-    if (scale < 1) {
-      const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
-      canvas.getContext('2d').drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-      data = await canvas.convertToBlob({type: 'image/jpeg', quality: .9});
-    }
-  } catch {}  // what the browser cannot open the service may
+  const data = await shrunk(file);
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.replace(/^data:(?!image)[^;,]*/, 'data:image/heic'));
