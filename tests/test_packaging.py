@@ -73,6 +73,8 @@ def test_the_wheel_holds_the_package_and_its_manual_alone(built: Path, wheel: Pa
     pages = {path.name for path in (ROOT / "man").glob("*.[157]")}
     assert pages <= {Path(name).name for name in names}
     assert "vlmkit/models/mini/talk.onnx" in names
+    page = ROOT / "vlmkit/serve/page"
+    assert {str(path.relative_to(ROOT)) for path in page.rglob("*.*") if path.suffix != ".pyc"} <= set(names)
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         inside = {name.split("/", 1)[1] for name in sdist.getnames()}
     assert {"tests/test_packaging.py", "man/sbom.py", "vlmkit/recipes/mini/data.py", "LICENSE"} <= inside
