@@ -425,3 +425,17 @@ def test_raw_paths(page: Served) -> None:
             connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status = connection.recv(65536).split(b" ", 2)[1]
         assert status in (b"200", b"404"), (path[:30], status)
+
+
+def test_a_search_for_copies_ends_with_the_service(album: Path) -> None:
+    service = Served(album.parent, own_environment(album.parent / "home"))
+    service.client.post("/duplicates", data={"threshold": "0.9"})
+    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children")
+    end = time.monotonic() + 30
+    while not (started := children.read_text().split()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    service.end()
+    while any(Path(f"/proc/{child}").exists() for child in started):
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,6 @@ class CopiesSearch:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._process: Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._number = 0
         self.last: Copies | None = None
@@ -52,7 +51,7 @@ class CopiesSearch:
         self.stop()
         self._number += 1
         self.last = Copies(self._number, threshold, path)
-        self._task = asyncio.ensure_future(self._run(self.last))
+        self._task = asyncio.ensure_future(self._run_to_end(self.last))
 
     def stop(self) -> None:
         """End a search that runs."""
@@ -62,13 +61,22 @@ class CopiesSearch:
         if self.last is not None and self.last.running:
             self.last = None
 
+    async def _run_to_end(self, copies: Copies) -> None:
+        try:
+            await self._run(copies)
+        except OSError as error:
+            copies.failed = True
+            copies.notes.append(f"the search cannot be started: {error.strerror}")
+        finally:
+            copies.running = False
+
     async def _run(self, copies: Copies) -> None:
         folder = os.path.abspath(self._folder)
         words = ["search", "--duplicates", "--json", f"--threshold={copies.threshold}", "-i", f"{folder}/"]
         words += [f"--where=image~*{glob.escape(copies.path)}*"] if copies.path else []
         environment = {name: value for name, value in os.environ.items() if name != "VLMKIT_TOKEN"}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "vlmkit", *words, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=PIPE,
+            sys.executable, "-m", "vlmkit", *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
             env=environment,
         )  # fmt: skip
 
@@ -84,9 +92,9 @@ class CopiesSearch:
                 _lines(process.stderr, lambda line: copies.notes.append(_said(line))),
             )
             copies.failed = await process.wait() not in (Exit.OK, Exit.NOTHING_FOUND, Exit.SOME_FAILED)
-            copies.running = False
         finally:
             kill()
+            await process.communicate()  # its pipes are closed before the event loop is
             atexit.unregister(kill)
 
 

@@ -12,17 +12,16 @@ async def login(page: Page, request: Request) -> Response:
     """The form; with `token` in the URL, as on the first visit, no more than a way to the page without it."""
     target = _target(request.query_params.get("next"))
     token = page.service.settings.token
-    if token is None:
-        return RedirectResponse(target, 303)
-    if (given := request.query_params.get("token")) is not None:
-        return _answer(given, token, target)
+    given = request.query_params.get("token")
+    if token is None or given is not None:
+        return _answer(given or "", token, target)
     return html("login.html", target=target, wrong=False)
 
 
 async def check(page: Page, request: Request) -> Response:
     async with request.form(max_files=0, max_fields=8) as form:
         given, target = str(form.get("token", "")), _target(str(form.get("next", "")))
-    return _answer(given, page.service.settings.token or "", target)
+    return _answer(given, page.service.settings.token, target)
 
 
 async def logout(page: Page, _: Request) -> Response:
@@ -32,7 +31,9 @@ async def logout(page: Page, _: Request) -> Response:
     return response
 
 
-def _answer(given: str, token: str, target: str) -> Response:
+def _answer(given: str, token: str | None, target: str) -> Response:
+    if token is None:
+        return RedirectResponse(target, 303)
     if not session.is_token(given, token):
         return html("login.html", 401, target=target, wrong=True)
     response = RedirectResponse(target, 303)
