@@ -295,7 +295,7 @@ def test_text_is_read_from_pictures_alone(vlmkit, folder: Path, model: str) -> N
         ({"film": "clips/a.mov"}, "film"),
         ({"image": "some/a.png", "image_2": "some/b.png"}, "image_2"),
         ({"image": "some/a.png", "images": ["some/b.png"]}, '"image" and "images"'),
-        ({"image": "data:image/png;base64,AAAA"}, "holds a picture"),
+        ({"image": "data:image/png;base64,AAAA"}, "bad: not a picture"),
         ({"images": [""]}, "images is not a list of paths"),
         ({"question": "<image>\nwhat is it?"}, "picture of an <image> mark is missing"),
         ({"question": "look at <image 1>"}, "picture of an <image> mark is missing"),

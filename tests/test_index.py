@@ -305,3 +305,9 @@ def test_a_vector_that_its_model_does_not_make_is_not_taken_over(vlmkit, photos:
     odd = jsonl(row | {"embedding": [1, 2, 3]}, row)
     done = vlmkit("classify", "--labels", "cup,cat", code=3, stdin=odd)
     assert len(records(done.stdout)) == 1 and b"its embedding has 3 numbers" in done.stderr
+
+
+def test_an_index_behind_a_link_to_nothing(vlmkit, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("gone")
+    row = jsonl({"id": "1", "model": "m@123456123456", "embedding": [1, 0]})
+    assert b"link is a link that leads nowhere" in vlmkit("index", "-i", "./link", stdin=row, code=2).stderr

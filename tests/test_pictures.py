@@ -1,5 +1,6 @@
 """embed over a folder of hostile pictures: good ones get the right vector, bad ones are named, and that is all."""
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -153,8 +154,57 @@ def test_a_group_of_copies_stands_for_its_pictures(vlmkit, tmp_path: Path) -> No
     assert row["id"] == " ".join(paths) and row["images"] == paths
     one = jsonl({"id": "1", "images": ["a.png"]})
     assert records(vlmkit("embed", stdin=one).stdout)[0]["image"] == paths[0]
-    several = jsonl({"id": "1", "images": paths})
-    assert b"neither image nor text" in vlmkit("embed", stdin=several, code=2).stderr
+    for field in ("image", "images"):
+        several = jsonl({"id": "1", field: paths})
+        assert b"several pictures where one is required" in vlmkit("embed", stdin=several, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda path, data: f"data:image/png;base64,{data}",
+        lambda path, data: data,
+        lambda path, data: {"bytes": data, "path": "gone.png"},
+        lambda path, data: {"bytes": None, "path": str(path)},
+        lambda path, data: [path.name],
+        lambda path, data: path.as_uri(),
+    ],
+    ids=["data", "base64", "bytes", "path", "list", "file"],
+)
+def test_a_record_may_hold_its_picture(vlmkit, tmp_path: Path, form) -> None:
+    image = picture(tmp_path / "a b.png", "teal")
+    (expected,) = records(vlmkit("embed", image).stdout)
+    row = {"image": form(image, base64.b64encode(image.read_bytes()).decode()), "question": "red?", "answer": "no"}
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(row))
+    embedded = vlmkit("embed", "rows.jsonl").stdout
+    (found,) = records(embedded)
+    assert found["embedding"] == expected["embedding"] and len(found["id"]) < 200 and isinstance(found["image"], str)
+    assert records(vlmkit("classify", "--labels", "red,teal", stdin=embedded).stdout)[0]["labels"]
+    assert records(vlmkit("ask", "--max-tokens", 3, stdin=embedded).stdout)[0]["answer"]
+    dry = vlmkit("train", "instruct", "rows.jsonl", "-o", "m", "--preset", "debug", "--dry-run")
+    assert b"1 kept" in dry.stderr
+    vlmkit("index", stdin=embedded)
+    assert records(vlmkit("search", "--image", image).stdout)[0]["id"] == found["id"]
+
+
+def test_what_a_record_holds_may_be_no_picture(vlmkit) -> None:
+    long = base64.b64encode(b"\x89PNG" + bytes(5000)).decode()
+    done = vlmkit("embed", stdin=jsonl({"id": "x", "image": long}, {"image": "data:image/png;base64,?"}), code=3)
+    assert [len(line) < 200 for line in done.stderr.splitlines()] == [True, True] and b"x: " in done.stderr
+
+
+def test_pictures_in_a_parquet_file(vlmkit, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    from pyarrow.parquet import write_table
+
+    data = picture(tmp_path / "a.png", "teal").read_bytes()
+    columns = {"image": [{"bytes": data, "path": None}], "jpg": [data], "list": [[{"bytes": data}]]}
+    for name, column in columns.items():
+        field = "images" if name == "list" else "image"
+        write_table(pyarrow.table({field: column, "raw": [b"\0\1"]}), tmp_path / f"{name}.parquet")
+        done = vlmkit("embed", f"{name}.parquet")
+        (row,) = records(done.stdout)
+        assert row["width"] and "raw" not in row and b"raw: bytes that are no picture" in done.stderr
 
 
 @pytest.mark.parametrize("key", ["image_path", "img", "file_name", "filename", "path", "image_file", "image_url"])

@@ -206,7 +206,8 @@ def is_reusable(record: Record, fingerprint: str | None) -> bool:
 def _text(record: Record) -> str:
     text = record.get("text")
     if not isinstance(text, str):
-        picture_names(record)  # raises ValueError that names a field with another picture
+        if len(picture_names(record)) > 1:  # raises ValueError that names a field with another picture
+            raise ValueError("several pictures where one is required")
         if text is None and record.get("embedding") is not None:
             made_by = record.get("model") or "an unnamed model"
             raise ValueError(f"its embedding is by {made_by}, and there is neither image nor text to embed")

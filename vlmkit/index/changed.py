@@ -11,7 +11,7 @@ import numpy as np
 from vlmkit.index.reader import Index, NoIndex
 from vlmkit.io.inputs import Item
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.io.sources import PictureError, UnreadContainer, content_hash, file_facts, is_gone, is_url
+from vlmkit.io.sources import PictureError, UnreadContainer, content_hash, file_facts, is_gone, is_uri
 
 FACTS = {"image": str, "hash": str, "bytes": int}  # of a record of a file
 FACTS_OF_CONTENT = ("width", "height", "taken", "camera", "lat", "lon")
@@ -55,7 +55,7 @@ def _look(item: Item, index: Index, known: "_Contents") -> Item | None:
         record = None
     if not isinstance(image, str):
         return None if record and image is None and item.record.get("text") == record.get("text") else item
-    if is_url(image):
+    if is_uri(image):
         return item if record is None else None
     try:
         source = item.locate()

@@ -50,6 +50,8 @@ class Writer:
         self._failed = False
         self._db: sqlite3.Connection | None = None
         if os.path.lexists(folder) and not folder.is_dir():
+            if not os.path.exists(folder):
+                raise VlmkitError(f"{folder} is a link that leads nowhere", "mount or make the place that it leads to")
             raise VlmkitError(f"{folder} is a file, not an index", "name another folder with -i")
         # In this order: another writer may make the index meanwhile.
         if folder.exists() and any(folder.iterdir()) and not store.exists(folder):

@@ -17,10 +17,12 @@ from vlmkit.io.sources import (
     PictureError,
     Reader,
     Source,
+    content_hash,
     exists,
+    is_data,
     is_picture,
     is_picture_name,
-    is_url,
+    is_uri,
     open_file,
     open_source,
     reader_of,
@@ -237,7 +239,7 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str, how: Reading)
         if isinstance(row, Failed):
             yield row
         else:
-            yield from (Item(_absolute(one, folder)) for one in (singly(row) if how.one_picture else [row]))
+            yield from _items(row, folder, how)
 
 
 def _table(head: bytes, stream: IO[bytes], name: str, folder: str, how: Reading) -> Iterator[Item | Failed]:
@@ -245,7 +247,12 @@ def _table(head: bytes, stream: IO[bytes], name: str, folder: str, how: Reading)
         if isinstance(row, Failed):
             yield row
         else:
-            yield Item(_absolute({column: cell for column, cell in row.items() if cell is not None}, folder))
+            yield from _items({column: cell for column, cell in row.items() if cell is not None}, folder, how)
+
+
+def _items(row: Record, folder: str, how: Reading) -> Iterator[Item]:
+    row = with_image(row)
+    return (Item(_absolute(one, folder)) for one in (singly(row) if how.one_picture else [row]))
 
 
 def _is_jsonl(stream: IO[bytes]) -> bool:
@@ -261,7 +268,6 @@ def _is_jsonl(stream: IO[bytes]) -> bool:
 
 def _absolute(record: Record, folder: str) -> Record:
     """`record` with absolute `image` and `images`, and an `id` if it can be made from its picture or text."""
-    record = with_image(record)
     for name in FIELDS:
         if record.get(name):
             record[name] = locate(record[name], lambda path: _absolute_path(path, folder))
@@ -269,6 +275,8 @@ def _absolute(record: Record, folder: str) -> Record:
         return record if isinstance(record["id"], str) else record | {"id": str(record["id"])}
     image = record.get("image")
     key = image if image and isinstance(image, str) else record.get("text")
+    if isinstance(key, str) and is_data(key):
+        key = f"data:{content_hash(key.encode())}"
     rest = {name: value for name, value in record.items() if name != "id"}
     return rest if key is None else {"id": key} | rest
 
@@ -277,13 +285,13 @@ def _absolute_path(image: str, folder: str) -> str:
     # The first condition is true of most absolute, normalised paths, and quicker than os.path.abspath.
     if (image[:1] == "/" and "//" not in image and "/." not in image and image[-1] != "/") or not image:
         return image
-    return image if is_url(image) else os.path.abspath(os.path.join(folder, image))
+    return image if is_uri(image) else os.path.abspath(os.path.join(folder, image))
 
 
 def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if path == os.devnull:  # the usual name of an empty input
         return
-    name = path if is_url(path) else os.path.abspath(path)
+    name = path if is_uri(path) else os.path.abspath(path)
     if not os.path.lexists(name):  # a URL, a member of a container
         yield _picture(name)
     elif os.path.isdir(name):

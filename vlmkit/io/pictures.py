@@ -1,12 +1,14 @@
 """The pictures that a record is about: which of its fields name them, and where in its texts they stand."""
 
+import base64
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from vlmkit.io.records import Record
-from vlmkit.io.sources import is_picture_name, is_url
+from vlmkit.io.sources import as_data, is_data, is_picture, is_picture_name, is_url
 from vlmkit.io.walk import KIND_OF
 
 MARK = "<image>"  # the place of a picture in a text, as in LLaVA's data
@@ -17,7 +19,8 @@ FIELDS = ("image", "images")
 # Keys under which other tools name the picture of a record.
 OTHER_KEYS = ["image_path", "image_file", "image_url", "img", "img_path", "file_name", "filename", "file", "path"]
 OTHER_KEYS += ["file_path", "filepath"]
-LONGEST_PATH = 4096  # characters; what is longer is a picture in base64
+LONGEST_PATH = 4096  # characters
+BASE64 = re.compile(r"[A-Za-z0-9+/]{64}")  # what it begins with
 # Texts, which may end like the name of a picture.
 TEXTS = {"question", "text", "answer", "answers", "caption", "captions", "conversations", "query", "prompt", "system"}
 TEXTS |= {"ocr", "label", "labels", "category", "chosen", "rejected", "reasoning", "error", "model"}
@@ -59,12 +62,16 @@ def picture_names(record: Record) -> list[str]:
 def with_image(record: Record) -> Record:
     """`record` with the picture that it names under one of OTHER_KEYS as its `image`.
 
-    As it is where it has one already, or where these keys name several.
+    As it is where it has one already, or where these keys name several. A list in `image` is `images`, or the one that
+    it holds.
     """
+    if isinstance(several := record.get("image"), list) and not record.get("images"):
+        name, value = ("image", several[0]) if len(several) == 1 else ("images", several)
+        return {name if key == "image" else key: value if key == "image" else old for key, old in record.items()}
     if any(record.get(field) for field in FIELDS):
         return record
     values = [(key, value) for key in OTHER_KEYS if isinstance(value := record.get(key), str)]
-    named = {value for key, value in values if _names_picture(key, value) and _is_path(value)}
+    named = {value for key, value in values if _names_picture(key, value) and _is_usable(value)}
     return record | {"image": named.pop()} if len(named) == 1 else record
 
 
@@ -75,7 +82,7 @@ def singly(record: Record) -> list[Record]:
     that names a single picture in `images` has it as its `image`.
     """
     images = record.get("images")
-    if not isinstance(images, list) or record.get("image") or not all(isinstance(one, str) for one in images):
+    if not isinstance(images, list) or record.get("image") or not all(isinstance(one, str | dict) for one in images):
         return [record]
     if not isinstance(ids := record.get("ids"), list) or "id" in record:
         return [record | {"image": images[0]}] if len(images) == 1 else [record]
@@ -85,15 +92,27 @@ def singly(record: Record) -> list[Record]:
 
 
 def locate(value: Any, absolute: Callable[[str], str]) -> Any:
-    """The value of `image` or `images` with `absolute` paths; {path} and {url} are a path, as other tools write it."""
+    """The value of `image` or `images` with `absolute` paths, file: URLs among them, and base64 as data: URLs.
+
+    {path}, {url} and {bytes} are what they hold, as other tools write it; bytes come before the path that they had.
+    """
     if isinstance(value, str):
-        return absolute(value)
+        if _is_base64(value):
+            return as_data("".join(value.split()))
+        if value[:7].lower() == "file://":
+            return unquote(urlsplit(value).path)
+        return value if is_data(value) else absolute(value)
     if isinstance(value, list):
         return [locate(one, absolute) for one in value]
     if isinstance(value, dict) and value.keys() <= {"path", "bytes", "url", "detail"}:
-        named = value.get("path") or value.get("url")
-        return absolute(named) if isinstance(named, str) else value
+        named = value.get("bytes") or value.get("path") or value.get("url")
+        return locate(named, absolute) if isinstance(named, str) else value
     return value
+
+
+def _is_base64(value: str) -> bool:
+    """Whether a text is a picture in base64: a path may be as long, but does not begin as a picture does."""
+    return bool(BASE64.fullmatch(value[:64])) and is_picture(base64.b64decode(value[:64]))
 
 
 def at_marks(text: str, pictures: Sequence[Any]) -> Iterator[Any]:
@@ -115,14 +134,14 @@ def _names(value: Any, field: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(one, str) and one.strip() for one in values):
         raise RecordError(f"{field} is not a path" if field == "image" else f"{field} is not a list of paths")
-    if not all(map(_is_path, values)):
-        raise RecordError(f"{field} holds a picture, not its path", "save the picture as a file")
+    if not all(map(_is_usable, values)):
+        raise RecordError(f"{field} is neither a path nor a picture in base64", "save the picture as a file")
     return values
 
 
-def _is_path(value: str) -> bool:
-    """Whether this is no picture in base64."""
-    return len(value) <= LONGEST_PATH and "data:image/" not in value
+def _is_usable(value: str) -> bool:
+    """Whether this may be a path, or holds a picture."""
+    return len(value) <= LONGEST_PATH or is_data(value)
 
 
 def _is_sibling(key: str, value: Any, names: list[str]) -> bool:

@@ -50,7 +50,9 @@ class Failed:
     @classmethod
     def of(cls, record: Record, error: object, remedy: str = "") -> "Failed":
         """The failure of `record`, keyed as the record itself would be."""
-        image = record["image"] if isinstance(record.get("image"), str) and len(record["image"]) < 4096 else None
+        image = record.get("image")
+        if not isinstance(image, str) or len(image) > 4096 or image.startswith("data:"):
+            image = None
         return cls(record.get("id", image or record.get("text")), image or None, str(error), remedy)
 
     def as_record(self) -> Record:

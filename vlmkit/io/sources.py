@@ -4,6 +4,7 @@ A new kind of container is one file with a `Reader` and one line in READERS; pac
 group `vlmkit.readers`, whose name is the suffix without its dot (`pdf = "package.module:PdfReader"`).
 """
 
+import base64
 import contextlib
 import errno
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote_to_bytes
 
 from vlmkit.io.registry import Registry
 
@@ -89,7 +91,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A picture from standard input."""
+    """A picture from standard input, or one that a record holds itself."""
 
     data: bytes
     mtime: float | None = None
@@ -135,6 +137,8 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
         if web is None:
             raise PictureError("this command does not fetch pictures by URL")
         return web.fetch(path)
+    if is_data(path):
+        return _decoded(path)
     try:
         return open_file(path)
     except (OSError, ValueError) as error:
@@ -189,7 +193,7 @@ def exists(path: str) -> bool:
 
     True as well where a container is damaged and may hold it: opening it says so.
     """
-    if is_url(path) or os.path.lexists(path):
+    if is_uri(path) or os.path.lexists(path):
         return True
     try:
         return not is_gone(path)
@@ -202,7 +206,7 @@ def is_gone(path: str) -> bool:
 
     Raises UnreadContainer for what is not found in a container that could not be read whole.
     """
-    if is_url(path):
+    if is_uri(path):
         return False
     try:
         os.stat(path)
@@ -252,6 +256,29 @@ def _reader(suffix: str) -> Reader | None:
 
 def is_url(path: str) -> bool:
     return path[:8].lower().startswith(("http://", "https://"))
+
+
+def is_data(path: str) -> bool:
+    """Whether this is no name of a picture but the picture itself, as a data: URL."""
+    return path[:5].lower() == "data:"
+
+
+def is_uri(path: str) -> bool:
+    return is_url(path) or is_data(path)
+
+
+def as_data(picture: bytes | str) -> str:
+    """A picture, its bytes or these in base64, as a data: URL."""
+    text = picture if isinstance(picture, str) else base64.b64encode(picture).decode()
+    return f"data:image/*;base64,{text}"
+
+
+def _decoded(url: str) -> Memory:
+    head, _, data = url.partition(",")
+    try:
+        return Memory(base64.b64decode(data, validate=True) if head.endswith(";base64") else unquote_to_bytes(data))
+    except ValueError:
+        raise PictureError("its data: URL is not in base64") from None
 
 
 def is_picture_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from vlmkit.errors import VlmkitError, check_installed, first_line
 from vlmkit.io.records import Failed, Record, dumps
-from vlmkit.io.sources import is_url
+from vlmkit.io.sources import as_data, is_picture, is_url
 from vlmkit.io.terminal import warn
 
 CELL_BYTES = 1 << 30  # a cell may contain a picture
@@ -23,6 +23,7 @@ DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # by suffix, else those of TSV
 PARQUET = b"PAR1"
 WORKBOOK = b"PK\3\4"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+PARQUET_ROWS = 64  # read at a time: each may hold a picture
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Cells = Iterator[tuple[int, Sequence[Any]] | Failed]  # each with the number of its line or row
@@ -192,7 +193,7 @@ def _sheet_value(value: Any, formula: Any) -> Any:
 
 def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[Record | Failed]:
     check_installed("a Parquet file", "vlmkit[parquet]", "pyarrow")
-    from pyarrow import ArrowException, types
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -203,20 +204,25 @@ def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[R
         ) from None
     schema = table.schema_arrow
     check_columns(name, schema.names, columns)
-    binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
-    kept = [field.name for field in schema if not any(test(field.type) for test in binary)]
 
     def rows() -> Iterator[Record | Failed]:
+        lost: set[str] = set()
         try:
-            for batch in table.iter_batches(1024, columns=kept):
+            for batch in table.iter_batches(PARQUET_ROWS):
                 for row in batch.to_pylist():
+                    for column in _unheld(row) - lost:
+                        warn(f"{name}: {column}: bytes that are no picture, which a record cannot hold: left out")
+                        lost.add(column)
                     yield _parquet_record(row, name)
         except (ArrowException, OSError) as error:
             yield Failed(name, None, f"the Parquet file is damaged ({first_line(error)})")
 
-    if left_out := [column for column in schema.names if column not in kept]:
-        warn(f"{name}: {', '.join(left_out)}: bytes, which a record cannot hold: left out")
     return rows()
+
+
+def _unheld(row: Record) -> set[str]:
+    """The columns whose bytes no record can hold."""
+    return {column for column, value in row.items() if isinstance(value, bytes) and not is_picture(value)}
 
 
 def _parquet_record(row: Record, name: str) -> Record | Failed:
@@ -226,10 +232,16 @@ def _parquet_record(row: Record, name: str) -> Record | Failed:
         dumps(record)
     except ValueError as error:
         return Failed(name, None, str(error))
-    return record
+    return {column: value for column, value in record.items() if column not in _unheld(row)}
 
 
 def _plain_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return as_data(value) if is_picture(value) else None
+    if isinstance(value, list):
+        return [_plain_value(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain_value(one) for key, one in value.items()}
     return str(value) if isinstance(value, date | time | timedelta | Decimal) else value

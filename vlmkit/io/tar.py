@@ -85,7 +85,11 @@ class TarReader:
         listing = LISTINGS.of(file)
         if (found := listing.find(member)) is not None:
             return found
-        raise PictureError(f"not in the readable part of a {listing.damage}") if listing.damage else MissingMember
+        raise (
+            PictureError(f"not found, as its tar cannot be read whole: {listing.damage}")
+            if listing.damage
+            else MissingMember
+        )
 
 
 class _Headers:

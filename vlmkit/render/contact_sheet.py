@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from vlmkit.errors import one_line
 from vlmkit.io.records import Record
-from vlmkit.io.sources import is_url
+from vlmkit.io.sources import is_data, is_url
 from vlmkit.render.html import picture, placeholder, render
 
 PIXELS = 400  # of the longer side: shown at half of it, full size in the large view
@@ -20,7 +20,8 @@ def contact_sheet(title: str, lists: Iterable[tuple[str, list[Record]]]) -> Iter
     def figure(record: Record) -> tuple:
         nonlocal shown
         image = record.get("image")
-        name = one_line(str(image or record.get("text") or record["id"]))
+        shown_as = None if isinstance(image, str) and is_data(image) else image
+        name = one_line(str(shown_as or record.get("text") or record["id"]))
         numbers = [f"{record['rank']}."] if "rank" in record else []
         numbers += [f"{record[field]:.3f}" for field in ("score", "relative") if field in record]
         if image is None:
@@ -31,7 +32,9 @@ def contact_sheet(title: str, lists: Iterable[tuple[str, list[Record]]]) -> Iter
             box = picture(image, PIXELS)
         opens = box.startswith("<img")
         shown += opens
-        link = None if not isinstance(image, str) else image if is_url(image) else f"file://{quote(os.fsencode(image))}"
+        link = None
+        if isinstance(image, str) and not is_data(image):
+            link = image if is_url(image) else f"file://{quote(os.fsencode(image))}"
         return name, link, " ".join(numbers), box, opens
 
     lists_of_figures = ((one_line(heading), map(figure, records)) for heading, records in lists)

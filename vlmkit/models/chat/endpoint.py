@@ -78,6 +78,7 @@ class Endpoint(ChatModel):
         self._detail = {} if detail is None else {"detail": detail}
         self._options = options
         self._key, variable = _api_key(endpoint.key_variable), endpoint.key_variable
+        self._place_remedy = f"check the model's name, {self._name}, and --base-url, which usually ends in /v1"
         self._key_remedy = f"check the key, {variable}" if self._key else f"set {variable} to your key"
         client = self._client(endpoint.base_url)
         self._completions = client.chat.completions
@@ -230,9 +231,9 @@ class Endpoint(ChatModel):
             reply = loads(data)
         except ValueError:
             reply = None
+        what = f"the response contains no answer: {self._short(text)}" if text.strip() else "the response is empty"
         if reply is None and text.lstrip()[:1] == "<":
-            remedy = f"check the model's name, {self._name}, and --base-url, which usually ends in /v1"
-            raise Failure(f"the response contains no answer: {self._short(text)}", remedy)
+            raise Failure(what, self._place_remedy)
         try:
             return self._answer(reply, request)
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -240,7 +241,8 @@ class Endpoint(ChatModel):
         found = reply[0] if isinstance(reply, list) and reply else reply
         named = isinstance(found, dict) and not found.keys().isdisjoint(("error", "errors", "detail", "message"))
         if not named or not (reason := reason_of(reply)):
-            raise Failure(f"the response contains no answer: {self._short(text)}", LATER)
+            # Neither an answer nor an error: what another interface than that of OpenAI replies.
+            raise Failure(what, LATER if isinstance(found, dict) and "choices" in found else self._place_remedy)
         refusal = self._refusal(status_in(reply) or 200, reply, reason, headers, body, request)
         raise refusal.failure(self.device, self._name, self._key_remedy)
 

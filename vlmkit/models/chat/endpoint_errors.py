@@ -50,6 +50,7 @@ ONE_REQUEST = _words(
 PLACE = _words(
     r"(unexpected|unknown|invalid|no such) (endpoint|url|path|route|model)|cannot (post|get) /|not a valid model"
     r"|model.{0,80}(not (found|exist|available)|does(n't| not) exist)|no models? (is |are )?loaded"
+    r"|\A(404:? )?not found\.?\Z"
 )
 PERMISSION = _words(r"permission|not allowed|access|region|country|territor|location|disabled|suspended|limit|verified")
 GENERAL = _words(
@@ -103,7 +104,7 @@ class Refusal:
     def failure(self, place: str, name: str, key_remedy: str) -> Failure:
         """What it means for a request to the model `name` of the endpoint at `place`."""
         scope, remedy, wait = self._meaning(name, key_remedy)
-        said = f"answers {self.status}, {self.reason}" if self.status != 200 else f"answers: {self.reason}"
+        said = f"answers: {self.reason}" if self.status == 200 else f"answers {self.status}, {self.reason}".rstrip(", ")
         who = place if scope is Scope.ALL else "the endpoint"
         return Failure(f"{who} {said}", remedy, scope, wait, self.status, self.reason)
 

@@ -81,7 +81,12 @@ def read_answer(reply: Any, start: str = "") -> Answer | RequestError:
     if choice.get("error") or finish in BROKEN:
         reason = reason_of(choice.get("error")) or reason_of(reply.get("error")) or finish
         raise Failure(f"the answer broke off: {reason}", LATER, Scope.UNKNOWN, 0.0, reason=reason)
-    said, thought = _parts(message.get("content"))
+    content = message.get("content")
+    said, thought = _parts(content)
+    if content and not said and not thought:
+        raise ValueError("a content that is no text")
+    if not said.strip() and (tool := _tool_called(message)):
+        return RequestError(f"the model calls a tool, {tool}, in place of an answer", "name another model")
     reasoning, text = split_reasoning(said)
     thoughts = [*(_parts(message.get(key))[0] for key in THOUGHTS), thought, reasoning]
     if not any(thoughts):
@@ -101,10 +106,17 @@ def read_answer(reply: Any, start: str = "") -> Answer | RequestError:
     return answer.failure() or answer
 
 
+def _tool_called(message: Any) -> str:
+    calls = [call.get("function") for call in message.get("tool_calls") or ()] + [message.get("function_call")]
+    return ", ".join(str(call.get("name")) for call in calls if call)
+
+
 def _parts(content: Any) -> tuple[str, str]:
     """(what is said, what is thought) in a text, or in a list of parts as some servers send it."""
     if isinstance(content, str):
         return content, ""
+    if isinstance(content, int | float):
+        return str(content), ""
     said, thought = "", ""
     for part in content if isinstance(content, list) else ():
         kind = str(part.get("type"))

@@ -12,7 +12,7 @@ from vlmkit.io.executor import ahead
 from vlmkit.io.images import check_picture
 from vlmkit.io.inputs import Item, Reading, read_inputs
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.io.sources import Bytes, PictureError, is_url, open_source
+from vlmkit.io.sources import Bytes, PictureError, is_data, is_uri, is_url, open_source
 from vlmkit.io.terminal import Failures, progress
 from vlmkit.train.data.mixture import Mixture, Row, parse_weight
 from vlmkit.train.data.report import Counts
@@ -111,7 +111,7 @@ class _Pictures:
             if self.check:
                 check_picture(source)
         except PictureError as error:
-            return Unusable(reason, str(error), name)
+            return Unusable(reason, str(error), None if is_data(name) else name)
         return source
 
 
@@ -140,7 +140,7 @@ class _Reader:
             record = in_usual_form(item.record)
             names = picture_names(record)
             known = item.source if len(names) == 1 else None
-            paths = [name if is_url(name) else os.path.normpath(os.path.join(self.folder, name)) for name in names]
+            paths = [name if is_uri(name) else os.path.normpath(os.path.join(self.folder, name)) for name in names]
             return self.parse(record, id, tuple(self.pictures.find(path, known) for path in paths))
         except Unusable as unusable:
             return _Dropped(unusable.reason, Failed(id, unusable.image, str(unusable)))
