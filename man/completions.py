@@ -267,7 +267,11 @@ _{PROGRAM}() {{
 {end.join(cases)}
     esac
 }}
-_{PROGRAM} "$@"
+if [[ $funcstack[1] == _{PROGRAM} ]]; then
+    _{PROGRAM} "$@"
+else  # read by source
+    compdef _{PROGRAM} {PROGRAM}
+fi
 """
 
 

@@ -47,10 +47,6 @@ OTHERS = [
         "Set by terminals; they tell which pictures --preview can show.",
         ("search",),
     ),
-    Variable(
-        "SHELL, BASH_COMPLETION_USER_DIR",
-        "For --install-completion: the shell, and the folder of bash's completions.",
-    ),
     Variable("RANK, LOCAL_RANK, WORLD_SIZE", "Set by torchrun, for training in several processes.", ("train",)),
     Variable(
         "DO_NOT_TRACK, GRADIO_ANALYTICS_ENABLED, HF_HUB_DISABLE_TELEMETRY, ORT_DISABLE_TELEMETRY, "

@@ -107,6 +107,13 @@ def in_zsh(zsh: str, folder: Path, environment: dict[str, str]) -> Complete:
     return complete
 
 
+def test_zsh_takes_what_is_printed(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Read by source, it registers itself instead of completing at once."""
+    script = f"autoload -Uz compinit; compinit -u -D; source {COMPLETIONS}/_vlmkit; print $_comps[vlmkit]"
+    done = subprocess.run([program("zsh"), "-f", "-c", script], capture_output=True, cwd=tmp_path, env=environment)
+    assert done.stdout == b"_vlmkit\n" and done.stderr == b""
+
+
 def test_commands_options_and_fixed_values(complete: Complete) -> None:
     assert complete("vlmkit cl") == {"classify"}
     assert complete("vlmkit embed --batch") == {"--batch-size"}

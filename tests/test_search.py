@@ -189,3 +189,16 @@ def test_classify_uses_embeddings_that_are_there(vlmkit, photos: Path, tmp_path:
     assert found["label"] == "cat" and found["embedding"] == rows[0]["embedding"]
     assert found["labels"][0]["score"] == pytest.approx(direct["labels"][0]["score"], abs=0.01)
     vlmkit("classify", "--labels", "cat,dog", stdin=json.dumps({"image": "/gone.png"}).encode(), code=2)
+
+
+def test_a_picture_in_place_of_words_is_refused(vlmkit, indexed: Path) -> None:
+    """The letters of its name would be the query."""
+    done = vlmkit("search", indexed / "chelsea.png", code=2)
+    assert done.stdout == b"" and b"look for what is like it with --image" in done.stderr
+
+
+def test_a_missing_index_is_made_or_another_is_meant(vlmkit, photo_rows: bytes) -> None:
+    assert vlmkit("search", "a cat", code=2).stderr.endswith(b"make one: vlmkit embed PHOTOS | vlmkit index\n")
+    vlmkit("index", "-i", "holidays", stdin=photo_rows)
+    assert vlmkit("search", "a cat", "-i", "holiday", code=2).stderr.endswith(b"did you mean -i holidays?\n")
+    assert b"vlmkit index -i './my photos'" in vlmkit("search", "a cat", "-i", "./my photos", code=2).stderr

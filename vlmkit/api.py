@@ -57,12 +57,12 @@ def embed_images(paths: Iterable[Path], model: str | Embedder = "mini", *, batch
 
     A `batch_size` of 0 is the one that suits the model and its device.
     """
-    return _vectors([{"id": str(path), "image": _located(path)} for path in paths], model, batch_size)
+    return _vectors([{"id": str(path), "image": _located(path)} for path in _listed(paths)], model, batch_size)
 
 
 def embed_texts(texts: Iterable[str], model: str | Embedder = "mini", *, batch_size: int = 0) -> "np.ndarray":
     """Unit vectors of texts: N texts -> (N, D) float32, in order, in the space of `embed_images`."""
-    return _vectors([{"id": text, "text": text} for text in texts], model, batch_size)
+    return _vectors([{"id": text, "text": text} for text in _listed(texts)], model, batch_size)
 
 
 def caption_images(
@@ -78,7 +78,7 @@ def caption_images(
     from vlmkit.generate.questions import ChatSample
 
     chat_model = load_chat_model(model) if isinstance(model, str) else model
-    samples = [ChatSample({"id": str(path)}, [_located(path)], n) for n, path in enumerate(paths)]
+    samples = [ChatSample({"id": str(path)}, [_located(path)], n) for n, path in enumerate(_listed(paths))]
     sampling = caption_sampling(chat_model, length, Sampling(0), max_tokens)
     found = caption(samples, chat_model, sampling, length=length, start=prompt, batch_size=0, workers=_cores())
     return [record["caption"] for record in _complete(found)]
@@ -98,7 +98,7 @@ def ask_images(
     from vlmkit.generate.questions import ChatSample
 
     chat_model = load_chat_model(model) if isinstance(model, str) else model
-    located = [_located(path) for path in paths]
+    located = [_located(path) for path in _listed(paths)]
     groups = [located] if together else [[path] for path in located]
     samples = [
         ChatSample({"id": " ".join(group), "question": question}, list(group), n) for n, group in enumerate(groups)
@@ -154,7 +154,7 @@ class Index:
         minus: str | Sequence[str] = (),
         like: str | Sequence[str] = (),
         k: int = 10,
-        where: Sequence[str] = (),
+        where: str | Sequence[str] = (),
         model: str | Embedder | None = None,
     ) -> list[Record]:
         """The `k` nearest records, best first, with `rank` (from 1) and `score`, the cosine in -1..1.
@@ -169,7 +169,12 @@ class Index:
 
         images = [_located(path) for path in _several(image)]
         query = Query(_several(text), images, _several(minus), _several(like))
-        among = self._reader.where([parse_condition(one) for one in where]) if where else None
+        if not query.needs_model and not query.like:
+            raise VlmkitError("nothing to look for", "give text, image= or like=")
+        conditions = [parse_condition(one) for one in _several(where)]
+        among = self._reader.where(conditions) if conditions else None
+        if among is not None and not len(among):
+            self._reader.explain(conditions)  # raises where no record has such a field
         embedder = self._model_of(model) if query.needs_model else None
         vector = query_vector(query, self._reader, embedder)
         return search_one(self._reader, vector, str(query), SearchOptions(k, among)).records
@@ -178,7 +183,10 @@ class Index:
         """The `k` records nearest to a unit vector (D numbers), best first, with `rank` and `score`."""
         import numpy as np
 
-        (hits,) = self._reader.search(np.asarray(vector, np.float32)[None], k)
+        given = np.asarray(vector, np.float32)
+        if given.shape != (dim := self._reader.state.dim,):
+            raise VlmkitError(f"the index has vectors of {dim} numbers, not {given.shape}", "give one of its model")
+        (hits,) = self._reader.search(given[None], k)
         return [hit.record | {"rank": rank, "score": round(hit.score, 6)} for rank, hit in enumerate(hits, 1)]
 
     def vector(self, key: str) -> "np.ndarray":
@@ -199,6 +207,13 @@ class Index:
         elif model is not None or self._embedder is None:
             self._embedder = load_model(self._reader, model, load_embedder)
         return self._embedder
+
+
+def _listed(values: Iterable[Any]) -> Iterable[Any]:
+    """The `values`. Raises VlmkitError for a single one, whose characters would be taken for them."""
+    if isinstance(values, str | bytes | os.PathLike):
+        raise VlmkitError(f"{os.fspath(values)!r} is one, and a list is needed", "put it in brackets")
+    return values
 
 
 def _several(value: Any) -> list[Any]:

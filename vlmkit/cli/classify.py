@@ -77,18 +77,18 @@ def classify(
         count = partial(count_inputs, paths, reading)
         found = failures.filter_failures(progress(results, quiet=run.quiet, unit="records", count=count))
         if records.for_person:
-            _show(found, names, out)
+            _show(found, names, out, best_alone=k == 1)
         else:
             out.write_records(found)
         return failures.exit_code()
 
 
-def _show(records: "Iterable[Record]", labels: list[str], out: Output) -> None:
+def _show(records: "Iterable[Record]", labels: list[str], out: Output, *, best_alone: bool) -> None:
     """A row each, as they come: the picture, its best label, how sure, and the other labels."""
     from rich.cells import cell_len
 
     widths = name_width(), min(max(map(cell_len, labels)), LONGEST), 5, 0
-    rows = Rows(out, widths, ("picture", "label", "", "others"))
+    rows = Rows(out, widths, ("picture", "label", "", "" if best_alone else "others"))
     for record in records:
         best, *others = record["labels"]
         own = [f"labelled {record['label']}"] if record.get("label") != best["label"] else []

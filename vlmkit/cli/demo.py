@@ -28,7 +28,7 @@ LINES = [
     'vlmkit search -i ./demo.index "a cup of coffee" -k 3',
     'vlmkit search -i ./demo.index "a motorcycle" -k 3',
     "vlmkit search -i ./demo.index --image photos/flower.jpg -k 3",
-    "vlmkit classify photos/chelsea.png photos/motorcycle_left.png --labels cat,dog,motorcycle,building -k 2",
+    "vlmkit classify photos/chelsea.png photos/motorcycle_left.png --labels cat,dog,motorcycle -k 1",
 ]
 RECORDS = "vlmkit index -i ./demo.index --dump -o photos.jsonl"
 

@@ -135,7 +135,9 @@ def default_of(option: Any) -> str:
 
 
 def _plain(default: Any) -> str:
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    if isinstance(default, float):
+        return f"{default:g}"
+    return f"{default:,}" if isinstance(default, int) and default >= 100_000 else str(default)
 
 
 def _row(param: Any, ctx: Any, default: str | None = None) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from vlmkit.cli.options import Common, Errors, Format, Ignore, IndexName, Json, 
 from vlmkit.cli.screen import Name, Rows, for_person, print_facts
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import unless_failed
-from vlmkit.io.terminal import Failures, Output, progress, stdin_is_terminal, warn
+from vlmkit.io.terminal import Failures, Output, progress, stdin_is_pipe, stdin_is_terminal, warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,10 +195,12 @@ def _add(run: Common, writer: "Writer", files: list[str], failures: Failures) ->
 
     for name in files:
         if os.path.isdir(name):
-            raise VlmkitError(f"{name} is a folder of pictures, not of records", f"vlmkit embed {name} | vlmkit index")
+            remedy = f"vlmkit embed {shlex.quote(name)} | vlmkit index"
+            raise VlmkitError(f"{name} is a folder of pictures, not of records", remedy)
     gc.set_threshold(COLLECTED)
     fitting = map(unless_failed(writer.check_length), decode_records(records_of(files)))
-    for record in failures.filter_failures(progress(fitting, quiet=run.quiet, unit="records")):
+    no_bar = run.quiet or (set(files) <= {"-"} and stdin_is_pipe())  # what writes into the pipe has one
+    for record in failures.filter_failures(progress(fitting, quiet=no_bar, unit="records")):
         writer.add(record)
 
 

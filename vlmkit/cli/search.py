@@ -25,6 +25,7 @@ from vlmkit.cli.options import (
 )
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import Failed, Record, fingerprint_of
+from vlmkit.io.sources import is_picture_name
 from vlmkit.io.terminal import Failures, Output, stdin_is_terminal, warn
 from vlmkit.io.walk import LeftOut
 
@@ -65,14 +66,10 @@ WHERE_HELP = "Only records whose field is VALUE; also != < <= > >= and ~ for a g
 QUERIES_HELP = "One result list for each record of FILE, or line of text; - for a pipe."
 RELATIVE_HELP = "Add relative: by how much the query beats everyday texts at this picture."
 K_DEFAULT = "10; of duplicates all groups"
-SCORE_HELP = "Only results with at least this score (--relative: that one)."
+SCORE_HELP = "Only results with at least this score; with --relative, this relative score."
 
 
-DUPLICATES = "Duplicates"
-
-
-def _of_duplicates(spec: str, help: str, **settings: Any) -> Any:
-    return option(spec, help, group=DUPLICATES, needs=["duplicates"], **settings)
+_of_duplicates = partial(option, needs=["duplicates"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +81,6 @@ class QueryOptions:
     minus: Annotated[Several, option("--minus TEXT", MINUS_HELP)] = None
     like: Annotated[Several, option("--like ID", LIKE_HELP)] = None
     queries: Annotated[str | None, option("--queries FILE", QUERIES_HELP)] = None
-    duplicates: Annotated[
-        bool, option("--duplicates", "Groups of copies and near copies, the one to keep first.", group=DUPLICATES)
-    ] = False
-    threshold: Annotated[float, _of_duplicates("--threshold S", "The lowest score in a group.", min=-1, max=1)] = 0.95
-    prefer: Annotated[Several, _of_duplicates("--prefer DIR", "Keep those under DIR. May be repeated.")] = None
-    exact: Annotated[bool, _of_duplicates("--exact", "Compare all pairs, however many; as by default.")] = False
-    dry_run: Annotated[bool, _of_duplicates("--dry-run", "Tell what would be compared, and end.")] = False
     allow_private: AllowPrivate = False
 
 
@@ -105,6 +95,20 @@ class ResultOptions:
     relative: Annotated[bool, option("--relative", RELATIVE_HELP)] = False
 
 
+@dataclass(frozen=True, slots=True)
+class DuplicateOptions:
+    """Which pictures are copies of each other."""
+
+    title: ClassVar[str] = "Duplicates"
+    duplicates: Annotated[bool, option("--duplicates", "Groups of copies and near copies, the one to keep first.")] = (
+        False
+    )
+    threshold: Annotated[float, _of_duplicates("--threshold S", "The lowest score in a group.", min=-1, max=1)] = 0.95
+    prefer: Annotated[Several, _of_duplicates("--prefer DIR", "Keep those under DIR. May be repeated.")] = None
+    exact: Annotated[bool, _of_duplicates("--exact", "Compare all pairs, however many: the default.")] = False
+    dry_run: Annotated[bool, _of_duplicates("--dry-run", "Tell what would be compared, and end.")] = False
+
+
 ModelFolder = Annotated[str | None, model_option("Where the model of the index is, if it was moved.")]
 
 
@@ -112,6 +116,7 @@ def search(
     run: Run,
     wanted: QueryOptions,
     chosen: ResultOptions,
+    copies: DuplicateOptions,
     shown: DisplayOptions,
     query: QueryText = None,
     index: IndexName = "default",
@@ -153,7 +158,7 @@ def search(
     from vlmkit.search.query import Query, load_model
 
     parts = Query(query or [], wanted.image or [], wanted.minus or [], wanted.like or [], wanted.allow_private)
-    _check_flags(parts, wanted, chosen)
+    _check_flags(parts, wanted, chosen, copies)
     _check_files(wanted.queries, shown.output, errors, shown.html)
     form = Form.of(shown)
     judged = form.for_person and parts.is_words
@@ -162,10 +167,10 @@ def search(
     with Index(index_folder(index)) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
         among = _among(opened, chosen.where or [], quiet=run.quiet)
         candidates = len(opened) if among is None else len(among)
-        if wanted.dry_run:
+        if copies.dry_run:
             return _report_survey(opened, among, shown.output)
-        if wanted.duplicates:
-            results: Iterable[Results] = islice(_groups(run, opened, wanted, among), chosen.k)
+        if copies.duplicates:
+            results: Iterable[Results] = islice(_groups(run, opened, copies, among), chosen.k)
             unlimited: Callable[[], Iterable[Results | Failed]] = tuple
         else:
             open_model = partial(run.load, precision=precision, via=via, quick_texts=True)
@@ -178,12 +183,12 @@ def search(
                 results = with_matches(results, candidates, keep_scores=chosen.relative, quiet=run.quiet)
         out = files.enter_context(Output(shown.output))
         page = files.enter_context(Output(shown.html)) if shown.html is not None else None
-        title = f"vlmkit search {'--duplicates' if wanted.duplicates else wanted.queries or parts}"
+        title = f"vlmkit search {'--duplicates' if copies.duplicates else wanted.queries or parts}"
         count = write_results(results, form, out, page, title)
         exit_code = failures.exit_code()
         no_queries = wanted.queries is not None and not failures.seen
         if candidates and not (count or no_queries or failures.count or run.quiet):
-            warn(f"nothing found: {_why_nothing(candidates, parts, wanted, chosen, unlimited)}")
+            warn(f"nothing found: {_why_nothing(candidates, parts, wanted, chosen, copies, unlimited)}")
     return exit_code or (Exit.OK if count or no_queries else Exit.NOTHING_FOUND)
 
 
@@ -211,11 +216,12 @@ def _why_nothing(
     query: "Query",
     wanted: QueryOptions,
     chosen: ResultOptions,
+    copies: DuplicateOptions,
     unlimited: "Callable[[], Iterable[Results | Failed]]",
 ) -> str:
     """Why none of `count` records was found, and what to do; `unlimited` searches without --min-score."""
-    if wanted.duplicates:
-        return f"no two of {count:,} records are copies at --threshold {wanted.threshold:g}: lower it"
+    if copies.duplicates:
+        return f"no two of {count:,} records are copies at --threshold {copies.threshold:g}: lower it"
     if wanted.queries is None and not (lists := list(unlimited())):
         return f"the model does not know any word of {query}: use words of a language that it knows"
     if chosen.min_score is None:
@@ -276,15 +282,18 @@ def _results(
     return [search_one(index, query_vector(query, index, model), str(query), options)]
 
 
-def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions) -> None:
+def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions, copies: DuplicateOptions) -> None:
     """Raise VlmkitError unless there is exactly one of a query, --queries and --duplicates."""
-    things = [query.needs_model or bool(query.like), wanted.queries is not None, wanted.duplicates]
+    things = [query.needs_model or bool(query.like), wanted.queries is not None, copies.duplicates]
     if sum(things) > 1:
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
-    if wanted.duplicates and (chosen.relative or chosen.min_score is not None):
+    if copies.duplicates and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--duplicates excludes --relative and --min-score", "use --threshold")
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
+    for name in query.texts:
+        if is_picture_name(name) and os.path.isfile(name):
+            raise VlmkitError(f"{name} is a picture, and a query is in words", "look for what is like it with --image")
 
 
 def _check_files(*names: str | None) -> None:
@@ -300,7 +309,7 @@ def _embed_queries(
 ) -> "Iterator[Embedded | Failed]":
     """Records of --queries with their vectors: their own where they are by `made_by`, the model of the index."""
     from vlmkit.embed import own_vectors, vectors
-    from vlmkit.io.inputs import Reading, is_picture_name, read_inputs
+    from vlmkit.io.inputs import Reading, read_inputs
 
     if name == "-" and stdin_is_terminal():
         raise VlmkitError("no queries", "pipe records or lines of text in")
@@ -317,12 +326,12 @@ def _report_survey(index: "Index", among: "np.ndarray | None", output: str | Non
     return Exit.OK
 
 
-def _groups(run: Run, index: "Index", wanted: QueryOptions, among: "np.ndarray | None") -> "Iterator[Results]":
+def _groups(run: Run, index: "Index", copies: DuplicateOptions, among: "np.ndarray | None") -> "Iterator[Results]":
     from vlmkit.search.duplicates import duplicates
     from vlmkit.search.search import Results
 
     how: dict[str, Any] = {} if run.quiet else {"note": warn}
-    groups = duplicates(index, wanted.threshold, among, prefer=wanted.prefer or [], workers=run.threads, **how)
+    groups = duplicates(index, copies.threshold, among, prefer=copies.prefer or [], workers=run.threads, **how)
     for group in groups:
         pictures = [{"id": name, "image": name} for name in group["images"]] or [{"id": key} for key in group["ids"]]
         yield Results(f"{len(pictures)} alike, {group['score']:.3f}", [group], pictures)

@@ -41,7 +41,7 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not store.exists(folder):
-            raise NoIndex(f"no index at {folder}", "make one: vlmkit embed PHOTOS | vlmkit index -i INDEX")
+            raise NoIndex(f"no index at {folder}", store.without_index(folder))
         with store.index_errors(folder):
             self.db = store.connect(folder, write=False)
             try:

@@ -1,7 +1,9 @@
 """The folder of an index: its files, its database, and its errors, each in one line."""
 
 import contextlib
+import difflib
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -87,6 +89,17 @@ def index_folder(name: str) -> Path:
     if not folder.exists() and exists(Path(name)):
         raise VlmkitError(f"there is no index named {name}, but the folder {name} is one", f"use -i ./{name}")
     return folder
+
+
+def without_index(folder: Path) -> str:
+    """What to do where there is no index in `folder`."""
+    named = folder.parent == (data := user_folder("data"))
+    others = [found.parent.name for found in data.glob("*/index.sqlite")] if named else []
+    if near := difflib.get_close_matches(folder.name, others, 1):
+        return f"did you mean -i {near[0]}?"
+    name = folder.name if named else str(folder) if "/" in str(folder) else f"./{folder}"
+    flag = "" if folder == data / "default" else f" -i {shlex.quote(name)}"
+    return f"make one: vlmkit embed PHOTOS | vlmkit index{flag}"
 
 
 def exists(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from vlmkit.io.summary import Accepted, Summary
 
 SNIFF_BYTES = 16
 LINE_BYTES = 4096  # what the first line may have to be a path
+LONGEST_NAME = 300  # characters of a name in a message
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and line break
 
 T = TypeVar("T")
@@ -164,7 +166,7 @@ class Failures:
                 self.count += 1
                 where = "record" if result.image is None else "address" if "://" in result.image else "file"
                 remedy = result.remedy or f"check the {where}"
-                warn(f"{result.image or result.id}: {result.error}: left out, {remedy}")
+                warn(f"{_shortened(result.image or result.id)}: {result.error}: left out, {remedy}")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 
@@ -181,6 +183,11 @@ class Failures:
             self._output.__exit__(*(None, None, None) if is_done else (kind, *error))
         if self._summary and is_done and (line := self._summary.line(self.seen, self.count, self.accepted)):
             warn(line)
+
+
+def _shortened(name: str) -> str:
+    """A name without its middle if it is very long, as that of a list of names without -0."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]} … {name[-LONGEST_NAME // 2 :]}"
 
 
 class AlreadyReported(Exception):
@@ -219,7 +226,7 @@ def progress(
 def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int | None]) -> Iterator[T | Failed]:
     from tqdm import tqdm
 
-    with tqdm(unit=unit, unit_scale=True, smoothing=0.05, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(unit=f" {unit}", smoothing=0.05, dynamic_ncols=True, leave=False) as bar:
         Thread(target=lambda: setattr(bar, "total", count()), daemon=True).start()
         for result in results:
             bar.update()
@@ -238,7 +245,7 @@ def steps_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     before: list[int] = []
-    with tqdm(total=total, unit="steps", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=total, unit=" steps", dynamic_ncols=True, leave=False) as bar:
 
         def show(done: int) -> None:
             if not before:
@@ -273,6 +280,11 @@ def stderr_is_terminal() -> bool:
 def stdin_is_terminal() -> bool:
     """Whether nothing is piped in: standard input is a terminal or closed."""
     return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
+
+
+def stdin_is_pipe() -> bool:
+    """Whether another program writes into standard input."""
+    return sys.stdin is not None and not sys.stdin.closed and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
 
 
 def stdin_bytes() -> tuple[bytes, IO[bytes]]:

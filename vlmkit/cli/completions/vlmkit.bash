@@ -90,11 +90,11 @@ _vlmkit() {
         "search  --minus") _vlmkit_nothing ;;
         "search  --like") _vlmkit_nothing ;;
         "search  --queries") : ;;
-        "search  --threshold") _vlmkit_nothing ;;
-        "search  --prefer") _vlmkit_folders ;;
         "search  -k") _vlmkit_nothing ;;
         "search  --where") _vlmkit_where ;;
         "search  --min-score") _vlmkit_nothing ;;
+        "search  --threshold") _vlmkit_nothing ;;
+        "search  --prefer") _vlmkit_folders ;;
         "search  --html") : ;;
         "search  -i"|"search  --index") _vlmkit_indexes ;;
         "search  -m"|"search  --model") _vlmkit_models mini ;;
@@ -584,7 +584,7 @@ _vlmkit() {
         case "$command $topic" in
         "embed ") _vlmkit_words -m --model --precision --via --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "index ") _vlmkit_words --type --remove --prune --force --dry-run --merge --info --verify --dump --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version --help ;;
-        "search ") _vlmkit_words --image --minus --like --queries --duplicates --threshold --prefer --exact --dry-run -k --where --min-score --relative -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "search ") _vlmkit_words --image --minus --like --queries -k --where --min-score --relative --duplicates --threshold --prefer --exact --dry-run -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --boxes --draw --attention --constitution --pairs --always --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
