@@ -94,10 +94,11 @@ async def static(_: Page, request: Request) -> Response:
 
 def as_bytes(count: float) -> str:
     """`1.2 MB`"""
-    for unit in ("bytes", "kB", "MB"):
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB"):
         if count < 1000:
             break
-        count, unit = count / 1000, {"bytes": "kB", "kB": "MB", "MB": "GB"}[unit]
+        count, unit = count / 1000, larger
     return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
 
 
