@@ -43,7 +43,7 @@ GROUPS = {  # of settings, by field
     "beta2",
     "Loss": "loss beta label_smoothing loss_weighting dropout feature_dropout",
     "Checkpoints and logs": "best save_steps keep log_every report_to",
-    RUNNING: "precision compile attention cache_features checkpointing fsdp",
+    RUNNING: "precision compile attention cache_features checkpointing fsdp offload",
 }
 StageName = Annotated[Stage, typer.Argument(metavar="STAGE", help=", ".join(Stage) + ".")]
 Data = Annotated[

@@ -16,12 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.train.config import SETTINGS as FIELDS
 from vlmkit.train.config import TrainConfig, name_of
-from vlmkit.train.distributed import broadcast, rank
+from vlmkit.train.distributed import broadcast, rank, wait
+from vlmkit.train.sharding import SHARDS, free_gathered, load_shards, save_shards, units
 
 CHECKPOINT = "checkpoint-"
 PARTIAL = ".partial"  # in which a checkpoint is written
@@ -90,29 +91,38 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_trained(model: nn.Module, folder: Path) -> None:
-    """Write the trained state, in full where processes hold shards of it; the first process writes."""
+    """Write the trained state; the first process does."""
     broadcast(list(model.buffers()))
-    state = {name: _full(value).detach().cpu().clone() for name, value in trained_state(model).items()}
     if rank() == 0:
+        state = {name: value.detach().cpu().clone() for name, value in trained_state(model).items()}
         folder.mkdir(parents=True, exist_ok=True)
         save_file(state, folder / WEIGHTS)
 
 
-def load_trained(model: nn.Module, checkpoint: Path) -> None:
-    """Load what `save_trained` wrote, all of it. Raises VlmkitError where the names differ."""
+def save_trained_shards(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
+    """Write the trained state of a sharded `model`, and that of its optimizer, each process its own part."""
+    free_gathered(model)
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({}, folder / WEIGHTS)  # `Trainer` takes no folder for a checkpoint without it
+    wait()
+    save_shards(trained_state(model), optimizer, folder)
+
+
+def load_trained(model: nn.Module, checkpoint: Path, optimizer: Optimizer | None = None) -> None:
+    """Load the trained state in `checkpoint`, all of it; of shards that of `optimizer`, too.
+
+    Raises VlmkitError where the names differ.
+    """
+    if (checkpoint / SHARDS).is_dir():
+        free_gathered(model)
+        return load_shards(trained_state(model), checkpoint, optimizer, alone=not units(model))
     weights, places = load_file(checkpoint / WEIGHTS), trained_state(model)
     if odd := weights.keys() ^ places.keys():
         raise VlmkitError(f"{checkpoint} is of another run ({min(odd)})", "resume with the options it was begun with")
     with torch.no_grad():
         for name, place in places.items():
-            value = weights[name].to(place.device)
-            if isinstance(place, DTensor):
-                value = distribute_tensor(value, place.device_mesh, place.placements)
-            place.copy_(value)
-
-
-def _full(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+            place.copy_(weights[name])
 
 
 class LoadedStrictly(nn.Module):

@@ -46,8 +46,18 @@ def _check_vlm(config: VlmConfig, world: int) -> None:
         if config.stage is not Stage.ALIGN and not config.lora:
             raise VlmkitError("4-bit weights cannot be trained themselves", "add --lora R to train adapters (QLoRA)")
         check_installed("--quantize", "bitsandbytes", "bitsandbytes")
-    if config.fsdp and (not on_cuda or world == 1):
-        lack = "this is one process" if on_cuda else "there is none"
-        raise VlmkitError(f"--fsdp requires several GPUs, and {lack}", "use torchrun, or leave it out")
+    _check_sharding(config)
     if config.stage is Stage.PREFER:
         check_installed("prefer", "vlmkit[prefer]", "trl")
+
+
+def _check_sharding(config: VlmConfig) -> None:
+    if config.offload and not config.fsdp:
+        raise VlmkitError("--offload requires --fsdp", "add it, or leave --offload out")
+    if not config.fsdp:
+        return
+    if "WORLD_SIZE" not in os.environ:
+        raise VlmkitError("--fsdp requires torchrun", "use torchrun -m vlmkit, or leave it out")
+    if config.quantize or config.computes_in() == "fp16":
+        which = "--quantize" if config.quantize else "--precision fp16"
+        raise VlmkitError(f"--fsdp and {which} exclude each other", "leave one of them out")

@@ -171,7 +171,8 @@ class VlmConfig(TrainConfig):
     attention: str = setting(
         "auto", "How packed rows attend; auto: flex on a GPU that has it, else mask.", choices=ATTENTIONS, stages=SFT
     )
-    fsdp: bool = setting(False, "Under torchrun: shard the model over the GPUs (FSDP2), not copies.")
+    fsdp: bool = setting(False, "Under torchrun: shard the model over the processes (FSDP2), not copies.", stages=SFT)
+    offload: bool = setting(False, "With --fsdp: keep the shards in main memory between their turns.", stages=SFT)
 
 
 # LLaVA-1.5 (Liu and others, 2023, table 9); TinyLLaVA (Zhou and others, 2024) for the small language models.

@@ -23,9 +23,11 @@ from vlmkit.train.checkpoints import (
     explain_full_disk,
     load_trained,
     save_trained,
+    save_trained_shards,
     trained_parameters,
 )
 from vlmkit.train.distributed import rank, wait, world
+from vlmkit.train.sharding import units
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -203,7 +205,11 @@ class CheckpointedTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what is trained into `output_dir`: `Trainer` begins a checkpoint so."""
         self.saving = f"the checkpoint of step {self.state.global_step}"
-        save_trained(self.trained_model, Path(output_dir or self.folder))
+        folder = Path(output_dir or self.folder)
+        if units(self.model):
+            save_trained_shards(self.trained_model, self.optimizer, folder)  # type: ignore[arg-type]
+        else:
+            save_trained(self.trained_model, folder)
 
     def commit(self) -> None:
         """Give the checkpoint that was just written its place, and remove old ones."""
@@ -223,7 +229,7 @@ class _RunCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.checkpoint:
-            load_trained(self.trainer.trained_model, self.checkpoint)
+            load_trained(self.trainer.trained_model, self.checkpoint, self.trainer.optimizer)
         elif self.trainer.validates and self.trainer.validates_first:
             self.trainer.evaluate()
         self.on_step(state.global_step)

@@ -29,11 +29,12 @@ from vlmkit.train.data.samples import Dialogue, Preference, Turn, parse_dialogue
 from vlmkit.train.distributed import world
 from vlmkit.train.model_card import vlm_card
 from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
+from vlmkit.train.sharding import ShardedArguments, shard
 from vlmkit.train.tiny_models import tiny_towers
 from vlmkit.train.trainer import CheckpointedTrainer, Log, training_arguments
 from vlmkit.train.vlm.attention import choose_attention
 from vlmkit.train.vlm.collator import CachedFeatures, Group, GroupDataset, SampleRef, collate, pixel_reader
-from vlmkit.train.vlm.lora import add_adapters, freeze, warn_of_unadapted
+from vlmkit.train.vlm.lora import DTYPES, add_adapters, freeze, warn_of_unadapted
 from vlmkit.train.vlm.loss import PackedLossModel
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.sft import SftTrainer, VlmTrainer
@@ -73,9 +74,13 @@ class VlmStage:
         choose_attention(model.model.language_model, config.attention, config.device)
         if config.compile:
             compile_blocks(model)
+        learner, arguments = PackedLossModel(model, config.dropout, config.label_smoothing), TrainingArguments
+        if config.fsdp:
+            shard(learner, config.device, DTYPES[config.computes_in()], config.offload)
+            arguments = ShardedArguments
         return SftTrainer(
-            PackedLossModel(model, config.dropout, config.label_smoothing),
-            args=TrainingArguments(**settings),
+            learner,
+            args=arguments(**settings),
             train_dataset=training,
             data_collator=partial(collate, self.packer, power=LOSS_WEIGHTINGS[config.loss_weighting]),
             **how,
@@ -111,11 +116,9 @@ def vlm_arguments(config: VlmConfig, folder: Path, steps: int) -> dict[str, Any]
     return training_arguments(config, folder, steps) | {
         "per_device_train_batch_size": config.batch_size // (config.accumulate * world()),
         "gradient_accumulation_steps": config.accumulate,
-        "bf16": config.computes_in() == "bf16",
+        "bf16": config.computes_in() == "bf16" and not config.fsdp,  # which has no need of autocast
         "fp16": config.computes_in() == "fp16",
         "ddp_find_unused_parameters": False,
-        "fsdp": "full_shard" if config.fsdp else None,
-        "fsdp_config": {"version": 2} if config.fsdp else None,
         "average_tokens_across_devices": False,
     }
 

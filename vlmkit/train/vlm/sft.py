@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from vlmkit.train.config import VlmConfig
 from vlmkit.train.distributed import rank, world
 from vlmkit.train.schedule import lowest_share, rate_share, schedule_of
+from vlmkit.train.sharding import ShardedAdamW, units
 from vlmkit.train.trainer import CheckpointedTrainer, checked, parameter_groups
 from vlmkit.train.vlm.collator import GroupDataset, OrderedSampler, SampleRef
 from vlmkit.train.vlm.lora import PROJECTOR, TOWER
@@ -59,7 +60,8 @@ class VlmTrainer(CheckpointedTrainer):
         )
         groups.sort(key=lambda group: group["lr"] != config.lr)  # the first one's rate is logged
         fused = self.args.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=fused)
+        kind = ShardedAdamW if units(self.model) else torch.optim.AdamW
+        self.optimizer = kind(groups, betas=(0.9, config.beta2), fused=fused)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
