@@ -56,6 +56,7 @@ class AnswerOptions:
     ] = None
     schema: Annotated[Text, option("--schema FILE|JSON", SCHEMA_HELP)] = None
     ocr: Annotated[bool, option("--ocr", "Read what is written in the pictures.")] = False
+    raw: Annotated[bool, option("--raw", "Continue the text as it stands, without a chat template.")] = False
     boxes: Annotated[bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")] = (
         False
     )
@@ -73,7 +74,7 @@ class AnswerOptions:
 
     @property
     def task(self) -> str:
-        return "ocr" if self.ocr else "boxes" if self.boxes else "answer"
+        return "ocr" if self.ocr else "boxes" if self.boxes else "raw" if self.raw else "answer"
 
     def generate_options(self, stats: bool) -> "GenerateOptions":
         from vlmkit.generate.constitution import read_constitution
@@ -117,7 +118,7 @@ def ask(
     valid_utf8(question)
     check_files(named, records, resume)
     _check(chat, answer, records, resume, chat_model.stats)
-    sampling = chat_model.sampling(ANSWER_TOKENS if answer.task == "answer" else PAGE_TOKENS)
+    sampling = chat_model.sampling(ANSWER_TOKENS if answer.task in ("answer", "raw") else PAGE_TOKENS)
     options = answer.generate_options(chat_model.stats)
     if chat:
         model = run.load_chat_model(chat_model.model, chat_model.endpoint)
@@ -156,6 +157,7 @@ def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | No
     from vlmkit.render.draw import check_drawing
 
     modes = {"--chat": chat, "--schema": answer.schema, "--ocr": answer.ocr, "--boxes": answer.boxes}
+    modes |= {"--raw": answer.raw}
     modes |= {"--constitution": answer.constitution, "--attention": answer.attention}
     chosen = [flag for flag, value in modes.items() if value]
     if len(chosen) > 1:

@@ -112,6 +112,7 @@ class ChatOptions:
                 "ocr": "cannot read text in pictures",
                 "boxes": "cannot find boxes",
                 "attention": "has no attention maps",
+                "raw": "continues no text as it stands",
             }
             what = f"{model.identity} {lacks[task]}"
             raise VlmkitError(what, "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")

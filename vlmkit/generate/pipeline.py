@@ -33,10 +33,10 @@ class GenerateOptions:
     """The options of a run of `ask` or `caption`.
 
     `prompt` is asked of every picture in place of its record's question, `start` is how each answer begins. `task`:
-    answer, boxes (where in the picture what is asked for is) or ocr (what is written there). `boxes`: find every
-    object, too, with this sampling. `on_text` is called with each piece of text as soon as it is there, `on_attention`
-    with the attention maps of an answer, `on_pair` with the better and the worse of two answers, as `train prefer`
-    reads them.
+    answer, raw (what follows the text), boxes (where in the picture what is asked for is) or ocr (what is written
+    there). `boxes`: find every object, too, with this sampling. `on_text` is called with each piece of text as soon as
+    it is there, `on_attention` with the attention maps of an answer, `on_pair` with the better and the worse of two
+    answers, as `train prefer` reads them.
     """
 
     system: str = ""
@@ -55,9 +55,9 @@ class GenerateOptions:
         """The request for `sample`; see `ChatModel.interleaved`."""
         question = sample.record.get("question", "") if sample.prompt is None else sample.prompt
         texts = [*(text for text, _ in sample.earlier), question if self.prompt is None else self.prompt]
-        pictures, prompt = sample.pictures, _unmarked(texts[-1])
+        pictures, prompt = sample.pictures, texts[-1] if self.task == "raw" else _unmarked(texts[-1])
         earlier: list[Turn] = []
-        if interleaved and self.task != "boxes":
+        if interleaved and self.task not in ("boxes", "raw"):
             rest = iter(pictures)
             for text, (_, answer) in zip(texts, sample.earlier, strict=False):
                 earlier.append(Turn(_after_leading_marks(text), list(islice(rest, text.count(MARK))), answer))
@@ -219,7 +219,7 @@ def ask(
         if options.on_pair and reply.chosen is not None:
             keys = {key: record[key] for key in ("id", "image", "images", "question") if key in record}
             options.on_pair(keys | {"chosen": reply.chosen, "rejected": reply.rejected})
-        keeps_lines = options.schema or options.task == "ocr"
+        keeps_lines = options.schema or options.task in ("ocr", "raw")
         text = reply.answer.text if keeps_lines else " ".join(reply.answer.text.split())
         made = {"answer": text, "answer_model": model.identity}
         return with_reply(record, made, reply, sampling.max_tokens, options.stats)

@@ -209,7 +209,8 @@ class Request:
     In `prompt` and those of `earlier`, the conversation before, `<image>` is the place of a picture if there are as
     many as pictures; else these stand before the text. `start` is how the reply begins; it is part of the answer.
     `number` is that of the request in its run, so that what is random does not depend on batches. `task` is answer,
-    boxes or ocr. The reply is JSON of the JSON Schema `schema`, where the model supports that.
+    boxes, ocr, or raw: to continue the prompt as it stands. The reply is JSON of the JSON Schema `schema`, where the
+    model supports that.
     """
 
     prompt: str = ""

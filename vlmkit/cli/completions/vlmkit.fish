@@ -208,6 +208,7 @@ complete -c vlmkit -n '__vlmkit_at ask' -l system -x -d 'Instructions to the mod
 complete -c vlmkit -n '__vlmkit_at ask' -l stream -l no-stream -d 'Show a single answer as it comes'
 complete -c vlmkit -n '__vlmkit_at ask' -l schema -r -F -d 'Answer in JSON of this JSON Schema, or of fields'
 complete -c vlmkit -n '__vlmkit_at ask' -l ocr -d 'Read what is written in the pictures'
+complete -c vlmkit -n '__vlmkit_at ask' -l raw -d 'Continue the text as it stands, without a chat template'
 complete -c vlmkit -n '__vlmkit_at ask' -l boxes -d 'Find what the question names, or everything'
 complete -c vlmkit -n '__vlmkit_at ask' -l draw -r -F -d 'Save the picture with the boxes drawn in it'
 complete -c vlmkit -n '__vlmkit_at ask' -l attention -r -F -d 'Save a picture of where each word of the answer looked'

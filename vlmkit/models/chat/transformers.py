@@ -212,7 +212,8 @@ class ImageTextToText(TransformersChatModel):
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
         self.captions = PROMPTLESS_CAPTIONS if self._stage else CAPTIONS
         self._boxes = FORMATS.get(model_type)
-        supported = {"answer": True, "attention": True, "ocr": not self._stage, "boxes": bool(self._boxes)}
+        supported = {"answer": True, "raw": True, "attention": True}
+        supported |= {"ocr": not self._stage, "boxes": bool(self._boxes)}
         self.tasks = [task for task, does in supported.items() if does]
         template = self._processor.chat_template or self._tokenizer.chat_template
         if not template and self._stage != "align":
@@ -254,7 +255,12 @@ class ImageTextToText(TransformersChatModel):
         finally:
             shown.end()
 
+    def _refusal(self, request: Request) -> str | None:
+        return "a text is continued without pictures" if request.task == "raw" and request.all_pictures() else None
+
     def _batch_key(self, request: Request) -> Hashable:
+        if request.task == "raw":
+            return request.number  # alone: padding would change the last bits
         return len(request.all_pictures())  # processors take one number at a time
 
     def _generate(self, requests: list[Request], sampling: Sampling, streamer: Any = None) -> list[Answer]:
@@ -263,6 +269,8 @@ class ImageTextToText(TransformersChatModel):
             requests = [replace(request, prompt=form.prompt_for(request.prompt)) for request in requests]
         inputs = self._inputs(requests)
         rows = self._tokens(self._encode_once(inputs, requests), requests, sampling, streamer)
+        if requests[0].task == "raw":
+            return [self._continuation(row, inputs["input_ids"].shape[1]) for row in rows]
         generated = [row[inputs["input_ids"].shape[1] :] for row in rows]
         if form is None:
             prompts = inputs["attention_mask"].sum(1).tolist()  # without padding
@@ -275,7 +283,16 @@ class ImageTextToText(TransformersChatModel):
             for tokens, request, size in zip(generated, requests, self._scaled_sizes(inputs), strict=True)
         ]
 
+    def _continuation(self, row: list[int], start: int) -> Answer:
+        """What follows the first `start` tokens of `row`, with its spaces."""
+        tokens, finish, count = self._cut(row[start:])
+        parts = row[:start], row[:start] + tokens
+        known, whole = (self._tokenizer.decode(ids, skip_special_tokens=True) for ids in parts)
+        return Answer(whole.removeprefix(known), finish, count, prompt_tokens=start)
+
     def _inputs(self, requests: list[Request]) -> Any:
+        if requests[0].task == "raw":
+            return self._processed(text=[request.prompt for request in requests])
         texts = [self._begun(request) for request in requests]
         bos = self._tokenizer.bos_token
         complete = self._stage is not None or (bos is not None and texts[0].startswith(bos))
