@@ -311,3 +311,19 @@ def test_an_index_behind_a_link_to_nothing(vlmkit, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("gone")
     row = jsonl({"id": "1", "model": "m@123456123456", "embedding": [1, 0]})
     assert b"link is a link that leads nowhere" in vlmkit("index", "-i", "./link", stdin=row, code=2).stderr
+
+
+def test_a_full_disk_does_not_keep_readers_out(shell, vlmkit, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shell("mount -t tmpfs -o size=256k tmpfs disk").returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        row = jsonl({"id": "1", "model": "m@123456123456", "embedding": [1, 0]})
+        vlmkit("index", "-i", "./disk/i", stdin=row)
+        shell("head -c 300000 /dev/zero > disk/full")
+        assert vlmkit("index", "-i", "./disk/i", stdin=row, code=2).stderr.count(b"\n") == 1
+        assert json.loads(vlmkit("index", "-i", "./disk/i", "--info").stdout)["count"] == 1
+        assert records(vlmkit("index", "-i", "./disk/i", "--dump").stdout)[0]["id"] == "1"
+    finally:
+        shell("umount disk")

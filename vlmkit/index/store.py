@@ -136,19 +136,26 @@ def connect(folder: Path, *, write: bool = True) -> sqlite3.Connection:
         return db
     writable = os.access(folder, os.W_OK) and os.access(path, os.W_OK)
     db = _open(path, "mode=rw") if writable else _connect_unwritable(path)
+    try:
+        db.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError as error:
+        if not writable or error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
+            raise
+        db.close()
+        db = _connect_unwritable(path, has_space=False)
     db.execute("PRAGMA query_only = ON")
     db.execute(f"PRAGMA mmap_size = {MAPPED}")
     return db
 
 
-def _connect_unwritable(path: Path) -> sqlite3.Connection:
+def _connect_unwritable(path: Path, has_space: bool = True) -> sqlite3.Connection:
     """The database for a reader who may not write beside it, with all that is committed in its log.
 
-    SQLite reads the log by the writer's shared memory. Where that file is missing nobody writes here, and the log is
-    read without locks; without a log the database file is all there is.
+    SQLite reads the log by the writer's shared memory. Where that file is missing, or a full disk has no space for it,
+    nobody writes here, and the log is read without locks; without a log the database file is all there is.
     """
     log, shared = Path(f"{path}-wal"), Path(f"{path}-shm")
-    if log.exists() and shared.exists():
+    if has_space and log.exists() and shared.exists():
         return _open(path, "mode=ro")
     if not log.exists() or not log.stat().st_size:
         return _open(path, "mode=ro&immutable=1")
