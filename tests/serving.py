@@ -65,7 +65,7 @@ class Served:
         with socket.create_connection(("127.0.0.1", self.port), seconds) as connection:
             with contextlib.suppress(OSError):  # it may have had enough before the end
                 connection.sendall(data)
-            return b"".join(_received(connection))
+            return b"".join(received_until_end(connection))
 
     def end(self, code: int = 143) -> str:
         """End it by SIGTERM; what it said on standard error."""
@@ -76,7 +76,7 @@ class Served:
         return self.said()
 
 
-def _received(connection: socket.socket) -> Iterator[bytes]:
+def received_until_end(connection: socket.socket) -> Iterator[bytes]:
     with contextlib.suppress(ConnectionResetError):
         while data := connection.recv(65536):
             yield data

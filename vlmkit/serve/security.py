@@ -5,6 +5,7 @@ anything here.
 """
 
 import ipaddress
+import re
 import socket
 from urllib.parse import quote, urlsplit
 
@@ -16,7 +17,7 @@ from vlmkit.serve import session
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.settings import Settings, is_loopback, is_wildcard
 
-OPEN = ("/health", "/login", "/static/")  # for probes and for browsers that have no token yet
+OPEN = re.compile(r"/health|/login|/static/[^/]+")  # whole paths: for probes, and browsers that have no token yet
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -68,7 +69,7 @@ class Guard:
         if origin is None and cross_site:
             raise ApiError(403, "pages of other sites may not embed what is here", code="foreign_origin")
         preflight = method == "OPTIONS" and "access-control-request-method" in headers  # brings no token
-        if self._token is not None and not path.startswith(OPEN) and not preflight:
+        if self._token is not None and OPEN.fullmatch(path) is None and not preflight:
             scheme, _, token = headers.get("authorization", "").partition(" ")
             has_token = scheme.lower() == "bearer" and session.is_token(token, self._token)
             if not has_token and not session.is_open(method, headers, self._token):
