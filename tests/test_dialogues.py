@@ -167,7 +167,7 @@ def test_tar_shards_and_records_about_their_members(tmp_path: Path) -> None:
         shard, write(tmp_path / "q.jsonl", {"image": f"{shard}/a.jpg", "question": "Color?", "answers": ["red"]})
     )
     assert [row.turns[0].reply for row in made.rows] == ["One.", "Two.", "A blue thing.", "green", "red"]
-    assert made.groups == [[0, 1, 4], [2], [3]]  # the same picture, named in two ways
+    assert list(made.groups) == [[0, 1, 4], [2], [3]]  # the same picture, named in two ways
 
 
 def test_standard_input_is_data(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_preferences(tmp_path: Path) -> None:
     with Failures() as failures:
         made = read_data([str(data)], parse_preferences, failures=failures)
     source = open_source(str(tmp_path / "a.png"))
-    assert made.rows == [
+    assert list(made.rows) == [
         Preference("1", (source,), "<image>\nWhat?", "A dog.", "A cat."),
         Preference("5", (source,), "<image>", "A dog.", "A cat."),
     ]
@@ -466,8 +466,8 @@ def test_an_epoch_draws_by_weight(data: list[tuple[float, list[int]]], seed: int
         assert len({(made.rows[row].pictures, data[made.sources[row]][0]) for row in group}) == 1
     drawn: Counter[int] = Counter()
     for epoch in range(8):
-        rows = made.epoch_rows(seed, epoch)
-        assert rows == made.epoch_rows(seed, epoch)
+        rows = made.epoch_rows(seed, epoch).tolist()
+        assert rows == made.epoch_rows(seed, epoch).tolist()
         assert rows == [row for group in made.epoch_groups(seed, epoch) for row in made.groups[group]]
         drawn.update(rows)
         for row in range(len(made.rows)):
@@ -476,7 +476,7 @@ def test_an_epoch_draws_by_weight(data: list[tuple[float, list[int]]], seed: int
 
 def test_half_of_a_source_comes_in_turn() -> None:
     made = mixture((0.5, [0] * 1000), (2, [0] * 10))
-    first, second, third = (made.epoch_rows(7, epoch) for epoch in range(3))
+    first, second, third = (made.epoch_rows(7, epoch).tolist() for epoch in range(3))
     half = {row for row in first if row < 1000}
     assert 430 < len(half) < 570
     assert {row for row in second if row < 1000} == set(range(1000)) - half

@@ -111,7 +111,7 @@ def _vlm(config: VlmConfig, failures: Failures, quiet: bool) -> dict[str, Any]:
     return {
         "stage": config.stage,
         **parameters,
-        "samples": sum(len(group.samples) for group in prepared.training),
+        "samples": int(prepared.training.sizes.values.sum()),
         "steps": prepared.steps,
         "tokens_per_step": round(tokens),
         "memory_gb": float(f"{memory / 2**30:.3g}"),

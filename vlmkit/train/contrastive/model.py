@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -89,8 +89,8 @@ class DualEncoder(ContrastiveModel):
         settings: ContrastiveConfig,
         start: str,
         from_scratch: bool,
-        training: list[Captioned],
-        validation: list[Captioned],
+        training: Sequence[Captioned],
+        validation: Sequence[Captioned],
     ) -> None:
         """`start` is a model with weights, random ones if `from_scratch`. Raises VlmkitError."""
         super().__init__()
@@ -199,7 +199,7 @@ class DualEncoder(ContrastiveModel):
                 shutil.copyfile(path, made / path.name)
 
 
-def warn_of_cut_captions(tokenizer: Any, samples: list[Captioned]) -> None:
+def warn_of_cut_captions(tokenizer: Any, samples: Sequence[Captioned]) -> None:
     """Tell how many captions are longer than `tokenizer` (of the package tokenizers, or None) cuts them to."""
     captions = [caption for sample in samples for caption in sample.captions]
     if tokenizer is None or rank() > 0:

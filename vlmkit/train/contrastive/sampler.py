@@ -154,7 +154,7 @@ def read_samples(data: list[str], images: str | None = None, limit: int | None =
     pictures = read_pictures(data, failures, images, limit)
     if failures.count:
         raise VlmkitError(f"{failures.count} rows cannot be used", "fix or remove them")
-    return pictures.rows
+    return list(pictures.rows)
 
 
 def open_sample(sample: Captioned, size: int) -> Image:

@@ -238,8 +238,8 @@ class LockedImageTuning(ContrastiveModel):
         self,
         settings: LitConfig,
         towers: tuple[str, str],
-        training: list[Captioned],
-        validation: list[Captioned],
+        training: Sequence[Captioned],
+        validation: Sequence[Captioned],
         heads_alone: int,
     ) -> None:
         """`towers` are names or folders; only the heads are trained for `heads_alone` steps. Raises VlmkitError."""
@@ -255,7 +255,7 @@ class LockedImageTuning(ContrastiveModel):
         self.data = self._prepared(training, settings.augmentations)
         self.validation = self._prepared(validation, 1) if validation else None
 
-    def _prepared(self, samples: list[Captioned], views: int) -> Prepared:
+    def _prepared(self, samples: Sequence[Captioned], views: int) -> Prepared:
         size = self.description["model_cfg"]["vision_cfg"]["image_size"]
         preprocess = image_transform_v2(PreprocessCfg(size=size, **self.description["preprocess_cfg"]), is_train=False)
         trunk = self.model.visual.trunk

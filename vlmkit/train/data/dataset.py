@@ -1,11 +1,16 @@
 """DATA for `vlmkit train`: every row read and checked before the first step."""
 
 import hashlib
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
-from typing import Any, NamedTuple
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.executor import ahead
@@ -14,7 +19,8 @@ from vlmkit.io.inputs import Item, Reading, read_inputs
 from vlmkit.io.records import Failed, Record, batched
 from vlmkit.io.sources import Bytes, PictureError, is_data, is_uri, is_url, open_source
 from vlmkit.io.terminal import Failures, progress
-from vlmkit.train.data.mixture import Mixture, Row, parse_weight
+from vlmkit.train.data.cache import Noted, kept
+from vlmkit.train.data.mixture import Mixture, parse_weight
 from vlmkit.train.data.report import Counts
 from vlmkit.train.data.samples import (
     Captioned,
@@ -27,9 +33,11 @@ from vlmkit.train.data.samples import (
     parse_preferences,
     picture_names,
 )
+from vlmkit.train.data.store import DROPPED, REPORT, Encoded, Row, RowFile, RowWriter, encoded
 
 MISSING = "missing picture"
 AT_ONCE = 64  # rows that one thread checks
+KNOWN = 1 << 16  # pictures whose check is remembered
 Parse = Callable[[Record, str, tuple[Bytes, ...]], list[Row]]
 FORMS: dict[Any, str] = {
     parse_dialogues: "captions, a question and answers, conversations or messages",
@@ -55,27 +63,79 @@ def read_data(
     the folder of relative picture names. A row that cannot be used is dropped, counted and goes to `failures`: a
     picture that is missing or, with `check`, incomplete judging by header and end, no reply, placeholders that do not
     match the pictures, speakers that do not alternate, the exact repeat of an earlier row. Pictures are not decoded
-    here, so damage inside one is found only in training. No picture is kept in memory: 558,000 rows take 0.6 GB, and
-    1.1 GB while they are read from one JSON array. Raises VlmkitError where nothing is left.
+    here, so damage inside one is found only in training. The rows lie in files that later runs take over while nothing
+    has changed (see `cache`), and are read from there one by one. Raises VlmkitError where nothing is left.
     """
-    made: Mixture[Row] = Mixture([], [], [Counts(*parse_weight(text)) for text in data or ["-"]])
-    opened = [read_inputs([counts.name], Reading(images=images)) for counts in made.table]  # a missing one raises here
-    pictures = _Pictures(check)
-    seen: set[int] = set()
-    for number, (counts, items) in enumerate(zip(made.table, opened, strict=True)):
-        reader = _Reader(parse, pictures, counts.name, os.path.abspath(images or os.path.dirname(counts.name)))
-        rows = enumerate(islice(chain.from_iterable(map(_expand, items)), limit), 1)
-        results = chain.from_iterable(ahead(batched(rows, AT_ONCE), reader.read, workers, 4 * workers))
-        counted = _count(results, counts, seen)
-        digest = hashlib.sha256()
-        for found in failures.filter_failures(progress(counted, quiet=quiet, unit="rows")):
-            made.rows.extend(found)
-            made.sources.extend([number] * len(found))
-            digest.update(_content(found))
-        counts.fingerprint = digest.hexdigest()[:12]
-    if not made.rows:
-        raise _nothing_left(made.table, FORMS[parse])
-    return made
+    table = [Counts(*parse_weight(text)) for text in data or ["-"]]
+    opened = [read_inputs([counts.name], Reading(images=images)) for counts in table]  # a missing one raises here
+    reading = _Build(table, opened, parse, failures, images, limit, check, workers, quiet)
+    settings = [parse.__name__, images and os.path.abspath(images), limit, check]
+    with kept([counts.name for counts in table], settings, reading.build) as folder:
+        if not reading.done:
+            found = json.loads((folder / REPORT).read_bytes())
+            for counts, known in zip(table, found, strict=True):
+                counts.read, counts.samples, counts.reasons = known["read"], known["samples"], Counter(known["reasons"])
+                counts.fingerprint = known["fingerprint"]
+            for _ in failures.filter_failures(_told_before(folder / DROPPED, sum(counts.read for counts in table))):
+                pass
+        rows: RowFile[Row] = RowFile.open(folder)
+    return Mixture(rows, rows.columns["source"], table)
+
+
+@dataclass(slots=True)
+class _Build:
+    """Reads and checks the rows of DATA into a store."""
+
+    table: list[Counts]
+    opened: list[Iterator[Item | Failed]]
+    parse: Callable[[Record, str, tuple[Bytes, ...]], list[Any]]
+    failures: Failures
+    images: str | None
+    limit: int | None
+    check: bool
+    workers: int
+    quiet: bool
+    done: bool = False
+
+    def build(self, folder: Path, noted: Noted) -> None:
+        writer, pictures = RowWriter(folder), _Pictures(self.check, noted)
+        with closing(writer), closing(noted), open(folder / DROPPED, "wb") as dropped:
+            before = 0
+            for number, (counts, items) in enumerate(zip(self.table, self.opened, strict=True)):
+                base = os.path.abspath(self.images or os.path.dirname(counts.name))
+                reader = _Reader(self.parse, pictures, counts.name, base)
+                rows = enumerate(islice(chain.from_iterable(map(_expand, items)), self.limit), 1)
+                results = chain.from_iterable(
+                    ahead(batched(rows, AT_ONCE), reader.read, self.workers, 4 * self.workers)
+                )
+                counted = _count(results, counts, partial(writer.add, number), partial(_tell, dropped, before))
+                digest = hashlib.sha256()
+                for found in self.failures.filter_failures(progress(counted, quiet=self.quiet, unit="rows")):
+                    digest.update(found.content)
+                counts.fingerprint = digest.hexdigest()[:12]
+                before += counts.read
+        if not writer.at:
+            raise _nothing_left(self.table, FORMS[self.parse])
+        names = "read", "samples", "reasons", "fingerprint"
+        report = [{name: getattr(counts, name) for name in names} for counts in self.table]
+        (folder / REPORT).write_text(json.dumps(report))
+        self.done = True
+
+
+def _tell(file: IO[bytes], before: int, number: int, failed: Failed) -> None:
+    told = before + number, failed.id, failed.image, failed.error, failed.remedy
+    file.write(json.dumps(told).encode() + b"\n")
+
+
+def _told_before(path: Path, rows: int) -> Iterator[Failed | None]:
+    """What became of each row, as it was told when they were read."""
+    at = 0
+    with open(path, "rb") as lines:
+        for number, *failed in map(json.loads, lines):
+            yield from repeat(None, number - at)
+            yield Failed(*failed)
+            at = number + 1
+    yield from repeat(None, rows - at)
 
 
 def _expand(item: Item | Failed) -> Iterable[Item | Failed]:
@@ -85,18 +145,16 @@ def _expand(item: Item | Failed) -> Iterable[Item | Failed]:
     return (found if isinstance(found, Failed) else Item(found) for found in coco_records(item.record))
 
 
-@dataclass(slots=True)
 class _Pictures:
-    """The pictures so far, each checked once: its source, or why it cannot be used."""
+    """The pictures so far, the last KNOWN of them checked once: the source, or why it cannot be used."""
 
-    check: bool
-    known: dict[str, Bytes | Unusable] = field(default_factory=dict)
+    def __init__(self, check: bool, noted: Noted) -> None:
+        self.check, self.noted = check, noted
+        self.known: Callable[[str, Any], Bytes | Unusable] = lru_cache(KNOWN)(self._open)
 
     def find(self, name: str, source: Bytes | None) -> Bytes:
         """The picture `name`, an absolute path, at `source` where that is known. Raises Unusable."""
-        found = self.known.get(name)
-        if found is None:
-            found = self.known[name] = self._open(name, source)
+        found = self._open(name, source) if is_data(name) else self.known(name, source)
         if isinstance(found, Unusable):
             raise found
         return found
@@ -107,12 +165,26 @@ class _Pictures:
         reason = MISSING
         try:
             source = source or open_source(name)
+            if not is_data(name):
+                self.noted.note(getattr(source, "path", name.partition("#")[0]))
             reason = "unreadable picture"
             if self.check:
                 check_picture(source)
         except PictureError as error:
-            return Unusable(reason, str(error), None if is_data(name) else name)
+            if is_data(name):
+                return Unusable(reason, str(error))
+            self.noted.note(name)
+            return Unusable(reason, str(error), name)
         return source
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """The samples of a row: what they say, the id, and each as a store has it."""
+
+    content: bytes
+    id: str
+    stored: list[Encoded]
 
 
 class _Dropped(NamedTuple):
@@ -129,10 +201,10 @@ class _Reader:
     path: str
     folder: str
 
-    def read(self, rows: list[tuple[int, Item | Failed]]) -> list[list[Any] | _Dropped]:
+    def read(self, rows: list[tuple[int, Item | Failed]]) -> list[_Parsed | _Dropped]:
         return [self._read(item, f"{self.path}:{number}") for number, item in rows]
 
-    def _read(self, item: Item | Failed, place: str) -> list[Any] | _Dropped:
+    def _read(self, item: Item | Failed, place: str) -> _Parsed | _Dropped:
         if isinstance(item, Failed):
             return _Dropped("unreadable row", item)
         id = str(item.record.get("id", place))
@@ -141,25 +213,30 @@ class _Reader:
             names = picture_names(record)
             known = item.source if len(names) == 1 else None
             paths = [name if is_uri(name) else os.path.normpath(os.path.join(self.folder, name)) for name in names]
-            return self.parse(record, id, tuple(self.pictures.find(path, known) for path in paths))
+            rows = self.parse(record, id, tuple(self.pictures.find(path, known) for path in paths))
         except Unusable as unusable:
             return _Dropped(unusable.reason, Failed(id, unusable.image, str(unusable)))
+        return _Parsed(_content(rows), rows[0].id, [encoded(row, paths) for row in rows])
 
 
-def _count(results: Iterator[list[Row] | _Dropped], counts: Counts, seen: set[int]) -> Iterator[list[Row] | Failed]:
-    """The usable rows and the failures, counted in `counts`; repeated rows fail. `seen` are hashes of rows."""
-    for result in results:
+def _count(
+    results: Iterator[_Parsed | _Dropped],
+    counts: Counts,
+    add: Callable[[list[Encoded]], bool],
+    tell: Callable[[int, Failed], None],
+) -> Iterator[_Parsed | Failed]:
+    """The usable rows and the failures, counted in `counts`; rows that `add` knows already fail."""
+    for number, result in enumerate(results):
         counts.read += 1
         if not isinstance(result, _Dropped):
-            key = hash(tuple(result))
-            if key not in seen:
-                seen.add(key)
-                counts.samples += len(result)
+            if add(result.stored):
+                counts.samples += len(result.stored)
                 yield result
                 continue
             repeats = "repeats an earlier row"
-            result = _Dropped(repeats, Failed(result[0].id, None, repeats))
+            result = _Dropped(repeats, Failed(result.id, None, repeats))
         counts.reasons[result.reason] += 1
+        tell(number, result.failed)
         yield result.failed
 
 

@@ -3,24 +3,23 @@
 Hashes of the ids decide, so nothing shifts as data grow or come in another order.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self
 
 import numpy as np
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.sources import Bytes
 from vlmkit.train.data.report import Counts
-from vlmkit.train.data.samples import Captioned, Dialogue, Preference
+from vlmkit.train.data.store import COLUMN, Row, RowFile, columns_of, share32
 
 GROUP = 16  # dialogues about one picture that stay together
 WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+):(.+)", re.DOTALL)
-Row = TypeVar("Row", bound=Dialogue | Preference | Captioned)
+SHARES = 2.0**32
+KEY = 0x9E3779B97F4A7C15  # odd: what is multiplied by it stays different
 
 
 def parse_weight(text: str) -> tuple[str, float]:
@@ -37,37 +36,78 @@ def parse_weight(text: str) -> tuple[str, float]:
     return found[2], weight
 
 
+@dataclass(frozen=True, slots=True)
+class Ragged(Sequence[list[int]]):
+    """Lists of numbers, one behind the other in `values`; `ends` (G,) are where each ends."""
+
+    values: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, values: np.ndarray) -> "Ragged":
+        return cls(values, np.cumsum(lengths))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: Any) -> Any:
+        start = self.ends[number - 1] if number else 0
+        return self.values[start : self.ends[number]].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[number] for number in range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.ends, prepend=0)
+
+    def take(self, numbers: np.ndarray) -> "Ragged":
+        """The lists of these `numbers`, in their order."""
+        lengths = self.lengths[numbers]
+        ends = np.cumsum(lengths)
+        places = np.repeat(self.ends[numbers] - ends, lengths) + np.arange(lengths.sum())
+        return Ragged(self.values[places], ends)
+
+
 @dataclass(frozen=True)
 class Mixture(Generic[Row]):
     """The rows of all DATA in order, the number of the DATA that each one is from, and the counts of each DATA."""
 
-    rows: list[Row]
-    sources: list[int]
+    rows: Sequence[Row]
+    sources: Sequence[int] | np.ndarray
     table: list[Counts]
 
     @cached_property
-    def groups(self) -> list[list[int]]:
+    def columns(self) -> np.ndarray:
+        """(R,) COLUMN: what draws need to know of each row."""
+        if isinstance(self.rows, RowFile):
+            return self.rows.columns
+        found = [columns_of(repr(row.pictures).encode() if row.pictures else b"", row.id) for row in self.rows]
+        return np.array([(0, 0, s, *c) for s, c in zip(self.sources, found, strict=True)], COLUMN)
+
+    @cached_property
+    def groups(self) -> Ragged:
         """Numbers of rows with equal pictures and weight, at most GROUP together, in order of appearance.
 
         Rows without pictures stand alone.
         """
-        groups: list[list[int]] = []
-        open_groups: dict[tuple[float, tuple[Bytes, ...]], list[int]] = {}
-        for number, (row, source) in enumerate(zip(self.rows, self.sources, strict=True)):
-            key = (self.table[source].weight, row.pictures)
-            group = open_groups.get(key) if row.pictures else None
-            if group is None or len(group) == GROUP:
-                group = open_groups[key] = []
-                groups.append(group)
-            group.append(number)
-        return groups
+        pictures = self.columns["pictures"]
+        _, weight = np.unique([counts.weight for counts in self.table], return_inverse=True)
+        keys = pictures * np.uint64(KEY) + weight[np.asarray(self.sources, np.int64)].astype(np.uint64)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+        within = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+        begins = np.flatnonzero((pictures[order] == 0) | (within % GROUP == 0))
+        found = Ragged.of(np.diff(begins, append=len(order)), order)
+        return found.take(np.argsort(order[begins]))
 
     @cached_property
     def _odds(self) -> tuple[np.ndarray, np.ndarray]:
         """(G,) weights of the groups, (G,) a number between 0 and 1 for each."""
-        first = [group[0] for group in self.groups]
-        weights = np.array([self.table[self.sources[row]].weight for row in first])
-        return weights, np.array([share(f"mixture {self.rows[row].id}") for row in first])
+        first = self.groups.values[self.groups.ends - self.groups.lengths]
+        weights = np.array([counts.weight for counts in self.table])
+        return weights[np.asarray(self.sources, np.int64)[first]], self.columns["odds"][first] / SHARES
 
     def times(self, epoch: int) -> np.ndarray:
         """(G,) how often `epoch` (from 0) draws each group.
@@ -78,32 +118,33 @@ class Mixture(Generic[Row]):
         weights, start = self._odds
         return (np.floor(weights * (epoch + 1) + start) - np.floor(weights * epoch + start)).astype(np.int64)
 
-    def epoch_groups(self, seed: int, epoch: int) -> list[int]:
+    def epoch_groups(self, seed: int, epoch: int) -> np.ndarray:
         """The groups that an epoch draws, shuffled: a pure function of the data, `seed` and `epoch`."""
         drawn = np.repeat(np.arange(len(self.groups)), self.times(epoch))
-        return np.random.default_rng([seed, epoch]).permutation(drawn).tolist()
+        return np.random.default_rng([seed, epoch]).permutation(drawn)
 
-    def epoch_rows(self, seed: int, epoch: int) -> list[int]:
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of `epoch_groups`, those of a group one after the other."""
-        return [row for group in self.epoch_groups(seed, epoch) for row in self.groups[group]]
+        return self.groups.take(self.epoch_groups(seed, epoch)).values
 
     def split(self, fraction: float) -> tuple[Self, Self]:
         """(training, validation): about `fraction` of the rows held out by their ids. Raises VlmkitError."""
         if not 0 < fraction < 1:
             raise VlmkitError(f"validation fraction {fraction} is not between 0 and 1", "give for example 0.1")
-        out = [held_out(row.id, fraction) for row in self.rows]
-        training, validation = (self._only([i for i, o in enumerate(out) if o is side]) for side in (False, True))
-        if not training.rows or not validation.rows:
+        out = self.columns["id"] / SHARES < fraction
+        training, validation = (self._only(np.flatnonzero(out == side)) for side in (False, True))
+        if not len(training.rows) or not len(validation.rows):
             raise VlmkitError("too few rows to hold some out for validation", "give more data, or --val DATA")
         return training, validation
 
-    def _only(self, rows: Sequence[int]) -> Self:
-        return type(self)([self.rows[i] for i in rows], [self.sources[i] for i in rows], self.table)
+    def _only(self, numbers: np.ndarray) -> Self:
+        rows = self.rows.only(numbers) if isinstance(self.rows, RowFile) else [self.rows[i] for i in numbers]
+        return type(self)(rows, np.asarray(self.sources)[numbers], self.table)
 
 
 def share(key: str) -> float:
-    """A number between 0 and 1 from `key`, uniform over many keys: 32 bits of its SHA-256."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32
+    """A number between 0 and 1 from `key`, uniform over many keys."""
+    return share32(key) / SHARES
 
 
 def held_out(id: str, fraction: float) -> bool:

@@ -3,8 +3,9 @@
 import hashlib
 import os
 import zlib
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,22 +22,12 @@ from vlmkit.io.sources import Bytes, PictureError
 from vlmkit.models.llava.connectors import tower_features
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.data.augment import view_of
+from vlmkit.train.vlm.groups import Group
 from vlmkit.train.vlm.packing import Packer
-from vlmkit.train.vlm.tokenize import TokenizedSample
 
 CHUNK = 16  # pictures that the tower sees at once while features are cached
 TENSORS = "input_ids", "position_ids", "segment_ids", "branch_ids", "label_positions", "labels"
 ReadPixels = Callable[[Bytes, int, bool], Tensor]  # (picture, view, whether it may be mirrored) -> (3, H, W) or (N, F)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Samples about the same pictures."""
-
-    name: str  # the id of the first sample
-    pictures: tuple[Bytes, ...]
-    samples: list[TokenizedSample]
-    mirror: bool  # whether the pictures may be mirrored
 
 
 class SampleRef(NamedTuple):
@@ -44,6 +35,30 @@ class SampleRef(NamedTuple):
 
     group: int
     epoch: int
+
+
+class Order(Sequence[SampleRef]):
+    """The first `total` groups that `epoch(0)`, `epoch(1)` and so on draw; each (N,) numbers of groups.
+
+    An epoch is drawn when it is needed, and the last ones are kept.
+    """
+
+    def __init__(self, epoch: Callable[[int], np.ndarray], total: int) -> None:
+        self.epoch, self.total = lru_cache(2)(epoch), total
+        self.starts = [0]  # of the epochs so far, and where the next one starts
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(self.total))]
+        if not 0 <= place < self.total:
+            raise IndexError(place)
+        while place >= self.starts[-1]:
+            self.starts.append(self.starts[-1] + len(self.epoch(len(self.starts) - 1)))
+        number = bisect(self.starts, place) - 1
+        return SampleRef(int(self.epoch(number)[place - self.starts[number]]), number)
 
 
 class OrderedSampler(Sampler[list[SampleRef]]):
@@ -75,9 +90,9 @@ class GroupDataset(Dataset[SampleRef]):
     def __getitem__(self, ref: SampleRef) -> SampleRef:
         return ref  # `read_batch` reads it, with the rest of its batch
 
-    def refs(self) -> list[SampleRef]:
+    def refs(self) -> Sequence[SampleRef]:
         """Each group once, in order."""
-        return [SampleRef(group, 0) for group in range(len(self))]
+        return Order(lambda epoch: np.arange(len(self)), len(self))
 
     def read(self, ref: SampleRef) -> tuple[Group, list[Tensor]]:
         """The group with its pictures, in a view that depends on seed, epoch and group. Raises VlmkitError."""

@@ -21,7 +21,8 @@ from vlmkit.models.llava.model import Vlm
 from vlmkit.train.checkpoints import trained_parameters
 from vlmkit.train.config import PreferConfig
 from vlmkit.train.trainer import checked
-from vlmkit.train.vlm.collator import Group, GroupDataset, OrderedSampler
+from vlmkit.train.vlm.collator import GroupDataset, OrderedSampler
+from vlmkit.train.vlm.groups import Group
 from vlmkit.train.vlm.lora import PROJECTOR, lora_config
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.sft import VlmTrainer
@@ -98,7 +99,9 @@ def _take_features(model: Any) -> None:
 
 def _described(groups: GroupDataset) -> Dataset:
     """What TRL looks at to see that the samples have pictures; it gets them from the loader."""
-    return Dataset.from_dict({"images": [[str(picture) for picture in group.pictures] for group in groups.groups]})
+    some: Any = groups.groups
+    pictures = [[str(picture) for picture in group.pictures] for group in some.without_samples()]
+    return Dataset.from_dict({"images": pictures})
 
 
 def pairs(packer: Packer, reads_text: bool) -> Callable[[list[tuple[Group, list[Tensor]]]], dict[str, Any]]:

@@ -89,7 +89,20 @@ class Packer:
             room[row] -= size
         return self._batch(rows)
 
+    def sizes(self, samples: list[TokenizedSample]) -> list[tuple[int, int]]:
+        """(tokens, samples) of each segment that `samples` about the same pictures become."""
+        found = []
+        for some in self._split(samples):
+            prefix = common_prefix(some) if len(some) > 1 else 0
+            tokens = self.size(some[0][:prefix]) + sum(self.size(sample[prefix:]) for sample in some)
+            found.append((tokens, len(some)))
+        return found
+
     def _segments(self, samples: list[TokenizedSample], pictures: list[int]) -> Iterator[Segment]:
+        return (self._segment(some, pictures) for some in self._split(samples))
+
+    def _split(self, samples: list[TokenizedSample]) -> Iterator[list[TokenizedSample]]:
+        """The samples of each segment, in order."""
         taken: list[TokenizedSample] = []
         size = 0
         for sample in samples:
@@ -97,11 +110,11 @@ class Packer:
             if taken and self.share:
                 own -= self.size(sample[: common_prefix([taken[0], sample])])
             if taken and (not self.share or size + own > self.length):
-                yield self._segment(taken, pictures)
+                yield taken
                 taken, size, own = [], 0, self.size(sample)
             taken.append(sample)
             size += own
-        yield self._segment(taken, pictures)
+        yield taken
 
     def _segment(self, samples: list[TokenizedSample], pictures: list[int]) -> Segment:
         prefix = common_prefix(samples) if len(samples) > 1 else 0

@@ -1,19 +1,19 @@
 """`vlmkit train align`, `instruct` and `prefer`: from a configuration to a folder that transformers opens."""
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainingArguments
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.records import Failed
 from vlmkit.io.terminal import Failures, warn
 from vlmkit.models.chat.template import TemplateRefusal
 from vlmkit.models.chat.templates import chat_template
@@ -25,7 +25,7 @@ from vlmkit.train.checkpoints import load_trained
 from vlmkit.train.config import LOSS_WEIGHTINGS, VlmConfig
 from vlmkit.train.data.dataset import read_data
 from vlmkit.train.data.mixture import Mixture
-from vlmkit.train.data.samples import Dialogue, Preference, Turn, parse_dialogues, parse_preferences
+from vlmkit.train.data.samples import parse_dialogues, parse_preferences
 from vlmkit.train.distributed import world
 from vlmkit.train.model_card import vlm_card
 from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
@@ -33,15 +33,14 @@ from vlmkit.train.sharding import ShardedArguments, shard
 from vlmkit.train.tiny_models import tiny_towers
 from vlmkit.train.trainer import CheckpointedTrainer, Log, training_arguments
 from vlmkit.train.vlm.attention import choose_attention
-from vlmkit.train.vlm.collator import CachedFeatures, Group, GroupDataset, SampleRef, collate, pixel_reader
+from vlmkit.train.vlm.collator import CachedFeatures, GroupDataset, Order, SampleRef, collate, pixel_reader
+from vlmkit.train.vlm.groups import TokenizedGroups, tokenized_groups
 from vlmkit.train.vlm.lora import DTYPES, add_adapters, freeze, warn_of_unadapted
 from vlmkit.train.vlm.loss import PackedLossModel
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.sft import SftTrainer, VlmTrainer
-from vlmkit.train.vlm.tokenize import Chat, Encode, Plain, TokenizedSample
+from vlmkit.train.vlm.tokenize import Chat, Encode, Plain
 
-REFUSED = "chat template refuses them"
-TOO_LONG = "pictures or reply do not fit into max-length"
 Rows = Mixture[Any]
 
 
@@ -51,9 +50,9 @@ class VlmStage:
 
     config: VlmConfig
     vlm: Vlm
-    training: list[Group]
-    validation: list[Group]
-    refs: list[SampleRef]
+    training: TokenizedGroups
+    validation: TokenizedGroups | None
+    refs: Sequence[SampleRef]
     steps: int
     packer: Packer
     reopen: Callable[[VlmConfig], Vlm]
@@ -90,7 +89,8 @@ class VlmStage:
         config, read = self.config, pixel_reader(self.vlm, self.config.seed)
         if config.cache_features:
             self.vlm.model.to(device)  # type: ignore[arg-type]
-            groups = chain(zip(self.training, repeat(config.augmentations)), zip(self.validation, repeat(1)))
+            seen = (self.training, config.augmentations), (self.validation, 1)
+            groups = [(group, n) for some, n in seen if some for group in some.without_samples()]
             read = CachedFeatures(self.vlm, groups, config.seed, folder, config.workers)
         validation = GroupDataset(self.validation, read, 1, config.seed) if self.validation else None
         return GroupDataset(self.training, read, config.augmentations, config.seed), validation
@@ -126,6 +126,7 @@ def vlm_arguments(config: VlmConfig, folder: Path, steps: int) -> dict[str, Any]
 @contextmanager
 def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Iterator[VlmStage]:
     """Read and check the data, and open the model. Raises VlmkitError."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes are forked, each tokenizes for itself
     parse: Any = parse_preferences if config.stage == "prefer" else parse_dialogues
     read: Callable[..., Rows] = partial(
         read_data, parse=parse, images=config.images, limit=config.limit, failures=failures, quiet=quiet
@@ -143,17 +144,17 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
         length=config.pack_length,
         share=not reads_text(vlm.model.model),
     )
-    tokenize = partial(tokenized_groups, encode, packer, config.max_length, failures=failures)
-    groups, places = tokenize(training)
-    held_out = tokenize(validation)[0] if validation else []
+    tokenize = partial(_tokenized, encode=encode, packer=packer, config=config, failures=failures, quiet=quiet)
+    groups = tokenize(training)
+    held_out = tokenize(validation) if validation else None
     if not quiet:
         show_data(training, validation, isinstance(config.val, float))
-    refs, steps = _refs(config, lambda epoch: _epoch(training, places, config, epoch))
+    refs, steps = _refs(config, groups)
     data = fingerprints(training, validation)
     yield VlmStage(config, vlm, groups, held_out, refs, steps, packer, reopen, data)
 
 
-def open_model(config: VlmConfig, rows: list[Any]) -> Vlm:
+def open_model(config: VlmConfig, rows: Sequence[Any]) -> Vlm:
     """The model to train: of an earlier stage, from two towers, or tiny ones made on the spot for `rows`."""
     torch.manual_seed(config.seed)
     four_bit = config.quantize is not None
@@ -195,80 +196,34 @@ def _stop_where_replies_end(vlm: Vlm) -> None:
         generation.eos_token_id = [*ends, token]
 
 
-def _refs(config: VlmConfig, epoch: Callable[[int], list[SampleRef]]) -> tuple[list[SampleRef], int]:
+def _refs(config: VlmConfig, groups: TokenizedGroups) -> tuple[Order, int]:
     """(what all steps of the run take, steps)."""
+    places = np.full(len(groups.numbers), -1)
+    places[groups.places] = np.arange(len(groups))
+
+    def epoch(number: int) -> np.ndarray:
+        draw = groups.reading.epoch_rows if config.stage == "prefer" else groups.reading.epoch_groups
+        drawn = places[draw(config.seed, number)]
+        return drawn[drawn >= 0]
+
     steps = config.steps or max(1, math.ceil(config.epochs * len(epoch(0)) / config.batch_size))
-    refs: list[SampleRef] = []
-    number = 0
-    while len(refs) < steps * config.batch_size:
-        refs += epoch(number)
-        number += 1
-    return refs[: steps * config.batch_size], steps
+    return Order(epoch, steps * config.batch_size), steps
 
 
-def _epoch(reading: Rows, places: list[int | None], config: VlmConfig, epoch: int) -> list[SampleRef]:
-    drawn = (reading.epoch_rows if config.stage == "prefer" else reading.epoch_groups)(config.seed, epoch)
-    return [SampleRef(place, epoch) for number in drawn if (place := places[number]) is not None]
-
-
-def tokenized_groups(
-    encode: Encode, packer: Packer, length: int, reading: Rows, failures: Failures
-) -> tuple[list[Group], list[int | None]]:
-    """(groups, where that of each drawn number is); samples of more than `length` tokens are reported and left out.
-
-    Preferences are drawn one by one, dialogues about the same pictures together.
-    """
-    alone = isinstance(reading.rows[0], Preference)
-    numbers = [[number] for number in range(len(reading.rows))] if alone else reading.groups
-    found: list[Group] = []
-    places: list[int | None] = []
+def _tokenized(
+    reading: Rows, encode: Encode, packer: Packer, config: VlmConfig, failures: Failures, quiet: bool
+) -> TokenizedGroups:
+    """The groups of `reading`. Raises VlmkitError where none can be trained on."""
     before = sum(counts.cut for counts in reading.table)
-    for group in failures.filter_failures(_tokenized(encode, packer, length, reading, numbers)):
-        places.append(len(found) if group.samples else None)
-        if group.samples:
-            found.append(group)
-    if not found:
+    found = tokenized_groups(reading, encode, packer, config.max_length, config.workers, failures, quiet)
+    if not len(found):
         why = ", ".join(dict.fromkeys(reason for counts in reading.table for reason in counts.lost))
         raise VlmkitError(f"no sample can be trained on: {why}", "raise --max-length, or change the data")
     if cut := sum(counts.cut for counts in reading.table) - before:
         failures.incomplete = True
-        warn(f"{cut} of {len(reading.rows)} samples are longer than {length} tokens and were cut: raise --max-length")
-    return found, places
-
-
-def _tokenized(
-    encode: Encode, packer: Packer, length: int, reading: Rows, numbers: list[list[int]]
-) -> Iterator[Group | Failed]:
-    for some in numbers:
-        samples: list[TokenizedSample] = []
-        rows = [reading.rows[number] for number in some]
-        for row, number in zip(rows, some, strict=True):
-            counts = reading.table[reading.sources[number]]
-            try:
-                whole = [encode(dialogue) for dialogue in _dialogues(row)]
-            except TemplateRefusal as error:
-                counts.drop_sample(REFUSED)
-                yield Failed(row.id, None, f"the model's {REFUSED} ({error})")
-                continue
-            fitting = [[packer.truncate(turns, length) for turns in dialogue] for dialogue in whole]
-            # Of a dialogue the first turns are enough; of a preference both sides are needed.
-            kept = [[turns for turns in dialogue if turns is not None] for dialogue in fitting]
-            if not all(kept):
-                counts.drop_sample(TOO_LONG)
-                yield Failed(row.id, None, f"its {TOO_LONG}")
-                continue
-            pairs = zip(chain.from_iterable(whole), chain.from_iterable(fitting), strict=True)
-            counts.cut += any(before is not after for before, after in pairs)
-            samples += chain.from_iterable(kept)
-        mirror = all(getattr(row, "mirror", False) for row in rows)
-        yield Group(rows[0].id, rows[0].pictures, samples, mirror)
-
-
-def _dialogues(row: Dialogue | Preference) -> list[Dialogue]:
-    if isinstance(row, Dialogue):
-        return [row]
-    replies = row.chosen, row.rejected
-    return [Dialogue(row.id, row.pictures, (Turn(row.question, reply),), row.system) for reply in replies]
+        what = f"{cut} of {len(reading.rows)} samples are longer than {config.max_length} tokens and were cut"
+        warn(f"{what}: raise --max-length")
+    return found
 
 
 def train(

@@ -1,6 +1,6 @@
 """How the language stages go through their data; and align and instruct, which average over a step's labels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,12 @@ class VlmTrainer(CheckpointedTrainer):
     """Takes the groups of `training` in the order of `refs`, and validates on those of `validation`."""
 
     def __init__(
-        self, *args: Any, training: GroupDataset, validation: GroupDataset | None, refs: list[SampleRef], **rest: Any
+        self,
+        *args: Any,
+        training: GroupDataset,
+        validation: GroupDataset | None,
+        refs: Sequence[SampleRef],
+        **rest: Any,
     ) -> None:
         self.training, self.validation, self.refs = training, validation, refs
         super().__init__(*args, validates=validation is not None, **rest)

@@ -4,7 +4,7 @@ Prompts and replies are tokenized apart, just as at run time, where the prompt i
 mask is exact by construction; nothing is looked up in the token ids of the full text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -32,7 +32,6 @@ class TokenizedSample:
 
 
 Part = tuple[str | list[int], bool]  # a text or token ids, and whether the loss is of them
-Encode = Callable[[Dialogue], list[TokenizedSample]]
 
 
 class _Encoder:
@@ -206,3 +205,6 @@ def _messages(dialogue: Dialogue) -> list[dict[str, str]]:
     said = [("system", dialogue.system)] * bool(dialogue.system)
     said += [pair for turn in dialogue.turns for pair in (("user", turn.user), ("assistant", turn.reply))]
     return [{"role": role, "content": content} for role, content in said]
+
+
+Encode = Plain | Chat
