@@ -155,7 +155,7 @@ def test_progress_only_on_a_terminal(tmp_path: Path, environment) -> None:
         subprocess.run(command, stderr=slave, cwd=tmp_path, env=environment, check=True)
         os.write(slave, b"end")
         reported = os.read(master, 1 << 16)
-        assert bool(re.search(rb"vlmkit: 2 read, 2 written in [0-9.]+ s, [0-9]+ a second", reported)) == (not quiet)
+        assert bool(re.search(rb"vlmkit: 2 read, 2 written in [0-9.]+ s, [0-9.]+ a second", reported)) == (not quiet)
         os.close(master)
         os.close(slave)
     assert subprocess.run(command[:-1], capture_output=True, cwd=tmp_path, env=environment).stderr == b""

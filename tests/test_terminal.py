@@ -139,6 +139,23 @@ def test_facts_of_a_data_set(person, vlmkit) -> None:
     assert json.loads(person("download", "--card", "easy-vqa", "--json").screen)["licence"] == "MIT"
 
 
+def test_data_sets_and_models_in_two_tables(person) -> None:
+    screen = person("download", "--list").screen
+    assert (
+        screen.index("Data sets\n")
+        < screen.index("coco-captions")
+        < screen.index("Models\n")
+        < screen.index("clip-b32")
+    )
+    assert "?" not in screen.replace("on the picture?", "picture") and re.search("(?m)^smolvlm-256m +513.0 MB", screen)
+
+
+def test_facts_of_a_plan(person, few: Path) -> None:
+    (few / "captions.jsonl").write_bytes(jsonl({"image": "chelsea.png", "captions": ["a cat"]}))
+    screen = person("train", "align", few / "captions.jsonl", "--preset", "debug", "--dry-run").screen
+    assert re.search("(?m)^total parameters +[0-9,]+$", screen) and "{" not in screen
+
+
 def test_how_good_a_match_is(person, vlmkit, few: Path, photo_rows: bytes) -> None:
     vlmkit("index", stdin=photo_rows)
     seen = person("search", "a cat", "-k", "3")

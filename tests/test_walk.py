@@ -132,7 +132,7 @@ def test_a_run_ends_with_a_summary(vlmkit, tmp_path: Path) -> None:
         picture(tmp_path / "in" / name)
     touch(tmp_path / "in/c.png", tmp_path / "in/d.psd")
     done = vlmkit("embed", "in", "-v", "-o", "rows.jsonl", code=3)
-    expected = rb"vlmkit: 3 read, 2 written, 1 failed, 1 excluded in [0-9.]+ s, [0-9]+ a second; not read: 1 psd: "
+    expected = rb"vlmkit: 3 read, 2 written, 1 failed, 1 excluded in [0-9.]+ s, [0-9.]+ a second; not read: 1 psd: "
     assert re.match(expected, done.stderr.splitlines()[-1])
     done = vlmkit("index", "-v", "-i", "./i", "rows.jsonl")
     assert re.match(rb"vlmkit: 2 read, 2 written in i in [0-9.]+ s", done.stderr.splitlines()[-1])

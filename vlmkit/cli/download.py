@@ -204,7 +204,7 @@ def _files(entry: "Record") -> object:
 def _size(entry: "Record") -> str:
     from vlmkit.download.run import amount
 
-    return "?" if entry.get("bytes") is None else amount(entry["bytes"])
+    return "" if entry.get("bytes") is None else amount(entry["bytes"])
 
 
 def _show(found: "list[Record]", json: bool) -> Exit:
@@ -228,8 +228,15 @@ def _print_table(found: "list[Record]") -> None:
         rows = [[e["name"], *c, e["licence"] or "?", e["task"] or "?"] for e, c in zip(found, counts, strict=True)]
         print_table(titles, rows, right=titles[1:4])
         return
-    rows = [[e["name"], e["kind"], _size(e), e["licence"] or "?", e.get("what") or ""] for e in found]
-    print_table(["name", "kind", "size", "licence", "what"], rows, right=["size"], overflow="fold")
+    for kind, above in {"dataset": "Data sets", "model": "Models"}.items():
+        rows = [[e["name"], _size(e), _what(e)] for e in found if e["kind"] == kind]
+        if rows:
+            print_table(["name", "size", "what it is (licence)"], rows, right=["size"], overflow="fold", above=above)
+
+
+def _what(entry: "Record") -> str:
+    """What a data set or model is, with its licence where that is known."""
+    return f"{entry.get('what') or ''}{' ({})'.format(entry['licence']) if entry['licence'] else ''}".strip()
 
 
 def _is_list(name: str) -> bool:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from vlmkit.cli.command import FILES, RUNNING
-from vlmkit.cli.defaults import named_model, set_by_file
+from vlmkit.cli.defaults import is_given, named_model, set_by_file
 from vlmkit.cli.help import Topic, Topics
 from vlmkit.cli.options import MODEL, Device, Errors, Run, Seed, option
+from vlmkit.cli.screen import for_person, print_facts
 from vlmkit.errors import Exit
 from vlmkit.io.terminal import Failures, Output, warn
 from vlmkit.train.config import KINDS, LORA_LR, SETTINGS, TYPES, Stage, load_config, name_of, stages_with
@@ -99,7 +100,7 @@ def train(
         "out": Path(output) if output else Path() if dry_run else None,
         "batch_size": run.batch_size or None,
         "seed": seed,
-        "workers": run.workers or None,
+        "workers": run.threads if run.workers or is_given(ctx, "workers") else None,
         "device": None if run.device is Device.AUTO else torch_device(run.device.value),
         "preset": preset,
     }
@@ -117,7 +118,12 @@ def train(
         if dry_run:
             from vlmkit.train.estimate import estimate
 
-            emit(estimate(settled, failures, run.quiet))
+            plan = estimate(settled, failures, run.quiet)
+            if for_person(None):
+                units = {"memory_gb": "memory in GiB"}
+                print_facts({units.get(name, name.replace("_", " ")): value for name, value in plan.items()})
+            else:
+                emit(plan)
         elif stage is Stage.CONTRASTIVE:
             from vlmkit.train.contrastive.run import train as train_contrastive
 

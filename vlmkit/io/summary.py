@@ -51,7 +51,8 @@ class Summary:
         rest["excluded"] = self.left_out.excluded
         done = [f"{read} read", f"{seen - failed - accepted} {self.done} {self._target}".rstrip()]
         done += [f"{count} {what}" for what, count in rest.items() if count]
-        rate = f", {seen / max(seconds, 1e-3):.0f} a second" if seen else ""
+        speed = seen / max(seconds, 1e-3)
+        rate = f", {speed:.{0 if speed >= 10 else 1}f} a second" if seen else ""
         return f"{', '.join(done)} in {seconds:.1f} s{rate}"
 
 
