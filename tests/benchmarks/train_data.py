@@ -29,7 +29,8 @@ from vlmkit.io.terminal import Failures
 from vlmkit.models.chat.templates import TEMPLATES
 from vlmkit.train.data.dataset import read_data
 from vlmkit.train.data.samples import parse_dialogues
-from vlmkit.train.vlm.collator import GroupDataset, Order, OrderedSampler
+from vlmkit.train.vlm.batches import Order, OrderedSampler
+from vlmkit.train.vlm.collator import GroupDataset
 from vlmkit.train.vlm.groups import tokenized_groups
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.tokenize import Chat
@@ -66,7 +67,7 @@ def measure(folder: Path, count: int) -> None:
     loader = GroupDataset(groups, lambda *_: blank, 1, 0)
     start = time.perf_counter()
     refs = Order(partial(rows.epoch_groups, 0), 800)
-    for some in OrderedSampler(refs, 8):
+    for (some,) in OrderedSampler(refs, 8):
         for ref in some:
             loader.read(ref)
     steps["100 micro-batches"] = time.perf_counter() - start

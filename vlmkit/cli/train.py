@@ -38,7 +38,8 @@ STAGES = {
 }
 GROUPS = {  # of settings, by field
     MODEL: "start vision text llm connector template lock dim lora quantize",
-    "Data": "val images limit captions augmentations image_aspect max_length pack_length",
+    "Data": "val images limit captions augmentations image_aspect max_length pack_length max_tokens_per_batch "
+    "max_pictures_per_batch",
     "Steps": "epochs steps accumulate patience text_epochs",
     "Optimizer": "lr projector_lr train_vision vision_lr text_lr text_layers schedule min_lr warmup weight_decay clip "
     "beta2",

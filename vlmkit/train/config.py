@@ -6,6 +6,7 @@ train.toml that a run saves.
 
 import math
 import operator
+import os
 import types
 import typing
 from contextlib import suppress
@@ -93,7 +94,13 @@ class TrainConfig:
     report_to: str | None = setting(None, "Also log to wandb or tensorboard.", choices=TRACKERS)
     seed: int = setting(0, least=0)
     device: str = setting("cpu", choices=("cpu", "cuda", "mps"))
-    workers: int = setting(2, least=0)
+    workers: int | None = setting(None, least=0)
+
+    def loaders(self) -> int:
+        """The workers of this process: unless set, its share of the cores."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def computes_in(self) -> str:
         """The precision of the run, one of PRECISIONS."""
@@ -165,7 +172,13 @@ class VlmConfig(TrainConfig):
     )
     quantize: str | None = setting(None, "Hold the frozen language model in 4 bits (QLoRA; CUDA).", choices=("4bit",))
     max_length: int = setting(2048, "Longest sample; the text of longer ones is cut.", "TOKENS", least=1)
-    pack_length: int = setting(1024, "Length of a row, which samples share.", "TOKENS", stages=SFT, least=1)
+    pack_length: int | None = setting(
+        None, "Length of a row, which samples share; by default four pictures and more.", "TOKENS", stages=SFT, least=1
+    )
+    max_tokens_per_batch: int = setting(
+        16384, "Tokens, with padding, that go through the model at once.", "TOKENS", stages=SFT, least=1
+    )
+    max_pictures_per_batch: int = setting(128, "Pictures that go through the model at once.", stages=SFT, least=1)
     cache_features: bool = setting(False, "Compute the features of the frozen vision tower once, on disk.")
     checkpointing: bool = setting(False, "Compute activations again in the backward pass, to save memory.")
     attention: str = setting(

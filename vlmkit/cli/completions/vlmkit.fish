@@ -290,6 +290,8 @@ complete -c vlmkit -n '__vlmkit_at train align instruct prefer' -l image-aspect 
 complete -c vlmkit -n '__vlmkit_at train align instruct prefer' -l quantize -x -d 'Hold the frozen language model in 4 bits (QLoRA'
 complete -c vlmkit -n '__vlmkit_at train align instruct prefer' -l max-length -x -d 'Longest sample'
 complete -c vlmkit -n '__vlmkit_at train align instruct' -l pack-length -x -d 'Length of a row, which samples share'
+complete -c vlmkit -n '__vlmkit_at train align instruct' -l max-tokens-per-batch -x -d 'Tokens, with padding, that go through the model at once'
+complete -c vlmkit -n '__vlmkit_at train align instruct' -l max-pictures-per-batch -x -d 'Pictures that go through the model at once'
 complete -c vlmkit -n '__vlmkit_at train instruct prefer' -l lora -x -d 'Train adapters of rank R in the place of the language model'
 complete -c vlmkit -n '__vlmkit_at train prefer' -l beta -x -d 'Pull of DPO towards the model as it was'
 complete -c vlmkit -n '__vlmkit_at train' -l resume -d 'Go on from the last checkpoint of a killed run'

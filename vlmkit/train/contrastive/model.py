@@ -110,8 +110,8 @@ class DualEncoder(ContrastiveModel):
     def load(self, batches: Iterable[Batch]) -> Iterator[list[Inputs]]:
         shares, coming = tee(batch.own_parts(self.settings.accumulate) for batch in batches)
         places = ((part, i) for parts in coming for part in parts for i in range(len(part.pictures)))
-        depth = 4 * self.settings.workers + self.settings.batch_size // self.settings.accumulate
-        decoded = ahead(places, self._picture, self.settings.workers, depth)
+        depth = 4 * self.settings.loaders() + self.settings.batch_size // self.settings.accumulate
+        decoded = ahead(places, self._picture, self.settings.loaders(), depth)
         for parts in shares:
             yield [self._inputs(part, list(islice(decoded, len(part.pictures)))) for part in parts]
 
@@ -162,7 +162,7 @@ class DualEncoder(ContrastiveModel):
         decoded = ahead(
             self.validation,
             lambda sample: self.embedder.preprocess(open_sample(sample, side)),
-            self.settings.workers,
+            self.settings.loaders(),
             4 * CHUNK,
         )
         captions = [caption for sample in self.validation for caption in sample.captions]

@@ -150,7 +150,7 @@ def image_features(
         return torch.stack([preprocess(make(view)) for view in range(views)])  # (views, 3, size, size)
 
     def features() -> Iterator[Tensor]:
-        decoded = ahead(enumerate(samples), pictures, settings.workers, depth=4 * PICTURES_AT_ONCE)
+        decoded = ahead(enumerate(samples), pictures, settings.loaders(), depth=4 * PICTURES_AT_ONCE)
         for some in batched(decoded, max(1, PICTURES_AT_ONCE // views)):
             x = torch.stack(some).flatten(0, 1).to(settings.device, memory_format=torch.channels_last)
             yield trunk(x).float().unflatten(0, (len(some), views))  # (n, views, F)

@@ -3,16 +3,15 @@
 import hashlib
 import os
 import zlib
-from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.executor import ahead
@@ -22,6 +21,7 @@ from vlmkit.io.sources import Bytes, PictureError
 from vlmkit.models.llava.connectors import tower_features
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.data.augment import view_of
+from vlmkit.train.vlm.batches import MicroBatch, Order, SampleRef
 from vlmkit.train.vlm.groups import Group
 from vlmkit.train.vlm.packing import Packer
 
@@ -30,56 +30,8 @@ TENSORS = "input_ids", "position_ids", "segment_ids", "branch_ids", "label_posit
 ReadPixels = Callable[[Bytes, int, bool], Tensor]  # (picture, view, whether it may be mirrored) -> (3, H, W) or (N, F)
 
 
-class SampleRef(NamedTuple):
-    """One group in one epoch, from 0."""
-
-    group: int
-    epoch: int
-
-
-class Order(Sequence[SampleRef]):
-    """The first `total` groups that `epoch(0)`, `epoch(1)` and so on draw; each (N,) numbers of groups.
-
-    An epoch is drawn when it is needed, and the last ones are kept.
-    """
-
-    def __init__(self, epoch: Callable[[int], np.ndarray], total: int) -> None:
-        self.epoch, self.total = lru_cache(2)(epoch), total
-        self.starts = [0]  # of the epochs so far, and where the next one starts
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(self.total))]
-        if not 0 <= place < self.total:
-            raise IndexError(place)
-        while place >= self.starts[-1]:
-            self.starts.append(self.starts[-1] + len(self.epoch(len(self.starts) - 1)))
-        number = bisect(self.starts, place) - 1
-        return SampleRef(int(self.epoch(number)[place - self.starts[number]]), number)
-
-
-class OrderedSampler(Sampler[list[SampleRef]]):
-    """The groups of a whole run in their order, in micro-batches of `batch_size`, those of process `rank`.
-
-    A step takes the same groups for any number of processes and micro-batches.
-    """
-
-    def __init__(self, refs: Sequence[SampleRef], batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.refs, self.batch_size, self.rank, self.world = refs, batch_size, rank, world
-
-    def __len__(self) -> int:
-        return -(-len(self.refs) // (self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[list[SampleRef]]:
-        for start in range(self.rank * self.batch_size, len(self.refs), self.batch_size * self.world):
-            yield list(self.refs[start : start + self.batch_size])
-
-
-class GroupDataset(Dataset[SampleRef]):
-    """Groups with their pictures as the model takes them, read a batch at a time."""
+class GroupDataset(Dataset[list[SampleRef]]):
+    """Groups with their pictures as the model takes them, read a micro-batch at a time."""
 
     def __init__(self, groups: Sequence[Group], read_pixels: ReadPixels, views: int, seed: int) -> None:
         self.groups, self.read_pixels, self.views, self.seed = groups, read_pixels, views, seed
@@ -87,8 +39,8 @@ class GroupDataset(Dataset[SampleRef]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, ref: SampleRef) -> SampleRef:
-        return ref  # `read_batch` reads it, with the rest of its batch
+    def __getitem__(self, part: list[SampleRef]) -> list[SampleRef]:
+        return part  # `read_batch` reads it, with the rest of its batch
 
     def refs(self) -> Sequence[SampleRef]:
         """Each group once, in order."""
@@ -98,18 +50,34 @@ class GroupDataset(Dataset[SampleRef]):
         """The group with its pictures, in a view that depends on seed, epoch and group. Raises VlmkitError."""
         group = self.groups[ref.group]
         view = self.views - 1 - int(np.random.default_rng([self.seed, ref.epoch, ref.group]).random() * self.views)
-        return group, [self.read_pixels(picture, view, group.mirror) for picture in group.pictures]
+        pixels = [self.read_pixels(picture, view, group.mirror) for picture in group.pictures]
+        return replace(group, samples=group.samples[ref.start : ref.stop]), pixels
 
-    def read_batch(self, collate: Callable[[list[Any]], dict[str, Any]], refs: list[SampleRef]) -> dict[str, Any]:
-        """The batch of `refs`, or its error: torch passes errors of loader processes on as text alone."""
+    def read_batch(self, collate: Callable[[list[Any]], dict[str, Any]], parts: MicroBatch) -> dict[str, Any]:
+        """The batch of `parts`, or its error: torch passes errors of loader processes on as text alone.
+
+        Of several parts a batch has `parts`, each a batch that goes through the model by itself.
+        """
         try:
-            return collate([self.read(ref) for ref in refs])
+            made = [self._read_part(collate, refs) for refs in parts]
         except VlmkitError as error:
             return {"error": error}
+        return made[0] if len(made) == 1 else {"parts": made}
+
+    def _read_part(self, collate: Callable[[list[Any]], dict[str, Any]], refs: list[SampleRef]) -> dict[str, Any]:
+        batch = collate([self.read(ref) for ref in refs])
+        if refs[0].counts:
+            return batch
+        return batch | {"weights": torch.zeros_like(batch["weights"]), "names": (), "tokens": 0, "slots": 0}
+
+
+def parts_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of what `GroupDataset.read_batch` gives."""
+    return batch.get("parts", [batch])
 
 
 def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]], power: float = 0.0) -> dict[str, Any]:
-    """Groups with their pictures as what `PackedLossModel` takes, with `names`, and `tokens` without padding.
+    """Groups with their pictures as what `PackedLossModel` takes, with `names`, `tokens`, and `slots` with padding.
 
     A label weighs 1 / (labels of its reply) ** power; 0.5 is the square averaging of InternVL 2.5 (arXiv:2412.05271),
     which keeps long replies from outweighing short ones. Raises VlmkitError where there is nothing to learn.
@@ -125,8 +93,12 @@ def collate(packer: Packer, items: list[tuple[Group, list[Tensor]]], power: floa
     tensors = {name: torch.from_numpy(getattr(batch, name)) for name in TENSORS}
     tensors["labels"] = tensors["labels"].long()
     tensors["weights"] = torch.from_numpy((batch.reply_lengths**-power).astype(np.float32))
-    seen = torch.stack([pixels[i] for i in batch.pictures]) if batch.pictures else None
-    return tensors | {"pixel_values": seen, "names": names, "tokens": int((batch.segment_ids >= 0).sum())}
+    shown = list(dict.fromkeys(batch.pictures))  # a picture of several segments goes through the tower once
+    if len(shown) < len(batch.pictures):
+        tensors["shown"] = torch.tensor([shown.index(i) for i in batch.pictures])
+    seen = torch.stack([pixels[i] for i in shown]) if shown else None
+    counts = {"tokens": int((batch.segment_ids >= 0).sum()), "slots": batch.segment_ids.size}
+    return tensors | {"pixel_values": seen, "names": names} | counts
 
 
 def pixel_reader(vlm: Vlm, seed: int) -> ReadPixels:

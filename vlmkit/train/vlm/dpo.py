@@ -20,8 +20,10 @@ from vlmkit.models.llava.connectors import project, reads_text
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.checkpoints import trained_parameters
 from vlmkit.train.config import PreferConfig
+from vlmkit.train.distributed import rank, world
 from vlmkit.train.trainer import checked
-from vlmkit.train.vlm.collator import GroupDataset, OrderedSampler
+from vlmkit.train.vlm.batches import ByLength
+from vlmkit.train.vlm.collator import GroupDataset
 from vlmkit.train.vlm.groups import Group
 from vlmkit.train.vlm.lora import PROJECTOR, lora_config
 from vlmkit.train.vlm.packing import Packer
@@ -57,11 +59,16 @@ class VisionDPOTrainer(VlmTrainer, DPOTrainer):
         model: Any = self.model
         return model.get_base_model() if self.config.lora else model
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of like lengths: pairs are padded to the longest."""
+        groups: Any = self.training.groups
+        refs = ByLength(self.refs, self.config.batch_size, groups)
+        return self.loader(self.training, self.sampler(self.training, refs, rank(), world()))
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All of the validation data, in order, shared out over the processes."""
         groups: Any = self.validation
-        sampler = OrderedSampler(groups.refs(), self.args.per_device_train_batch_size)
-        return self.accelerator.prepare(self.loader(groups, sampler))
+        return self.accelerator.prepare(self.loader(groups, self.sampler(groups, groups.refs())))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

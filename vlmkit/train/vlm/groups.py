@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from xxhash import xxh3_64_hexdigest
@@ -29,10 +30,11 @@ from vlmkit.train.data.store import RowFile
 from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.tokenize import Encode, TokenizedSample
 
-VERSION = 1  # of the form of what is kept
+VERSION = 2  # of the form of what is kept
 REFUSED = "chat template refuses them"
 TOO_LONG = "pictures or reply do not fit into max-length"
 CUT = "cut"
+ARRAYS = "segments", "tokens", "samples", "pictures"
 AT_ONCE = 256  # groups that a process counts
 ALONE = 8 * AT_ONCE  # groups that are not worth other processes
 
@@ -72,6 +74,7 @@ class TokenizedGroups(Sequence[Group]):
     places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # the groups that have samples
     segments: Ragged = field(default_factory=lambda: Ragged.of(np.zeros(0, int), np.zeros(0, int)))
     sizes: Ragged = field(default_factory=lambda: Ragged.of(np.zeros(0, int), np.zeros(0, int)))
+    pictures: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # how many each group has
 
     def __len__(self) -> int:
         return len(self.places)
@@ -124,11 +127,12 @@ def _dialogues(row: Dialogue | Preference) -> list[Dialogue]:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What the first pass found: by group the number of segments, of these tokens and samples, and the events."""
+    """What the first pass found: by group the number of segments, of these tokens and samples, and of pictures."""
 
     segments: np.ndarray  # (G,)
     tokens: np.ndarray  # (S,)
     samples: np.ndarray  # (S,)
+    pictures: np.ndarray  # (G,)
     events: list[Event]
 
 
@@ -148,7 +152,8 @@ def tokenized_groups(
     places = np.flatnonzero(found.segments)
     lengths = found.segments[places]
     segments, sizes = Ragged.of(lengths, found.tokens), Ragged.of(lengths, found.samples)
-    return TokenizedGroups(reading, all_groups.numbers, encode, packer, length, places, segments, sizes)
+    shown = found.pictures[places]
+    return TokenizedGroups(reading, all_groups.numbers, encode, packer, length, places, segments, sizes, shown)
 
 
 def _told(found: Counted, reading: Mixture[Any]) -> Iterator[Failed | None]:
@@ -170,15 +175,14 @@ def _counted(groups: TokenizedGroups, workers: int, quiet: bool) -> Counted:
     path = folder / f"tokens-{_key(groups)}.npz" if folder else None
     waiting = lock(folder) if folder else nullcontext()
     with waiting:
-        if path and path.exists():
-            with np.load(path) as known:
-                events = [Event(*event) for event in json.loads(known["events"].tobytes())]
-                return Counted(known["segments"], known["tokens"], known["samples"], events)
+        with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path or "") as known:
+            events = [Event(*event) for event in json.loads(known["events"].tobytes())]
+            return Counted(**{name: known[name] for name in ARRAYS}, events=events)
         found = _count(groups, workers, quiet)
         if path:
             told = np.frombuffer(json.dumps(found.events).encode(), np.uint8)
             with suppress(OSError), atomic_write(path, durable=False) as file:
-                np.savez(file, segments=found.segments, tokens=found.tokens, samples=found.samples, events=told)
+                np.savez(file, events=told, **{name: getattr(found, name) for name in ARRAYS})
     return found
 
 
@@ -216,23 +220,24 @@ def _count_some(start: int) -> list[Any]:
     return _counted_from(_counting, start)
 
 
-def _counted_from(groups: TokenizedGroups, start: int) -> list[tuple[list[tuple[int, int]], list[Event]]]:
-    """Of AT_ONCE groups: (tokens, samples) of each segment, and the events."""
+def _counted_from(groups: TokenizedGroups, start: int) -> list[tuple[list[tuple[int, int]], int, list[Event]]]:
+    """Of AT_ONCE groups: (tokens, samples) of each segment, the number of pictures, and the events."""
     found = []
     for number in range(start, min(start + AT_ONCE, len(groups.numbers))):
         group, events = groups.group(number)
-        found.append((groups.packer.sizes(group.samples) if group.samples else [], events))
+        sizes = groups.packer.sizes(group.samples) if group.samples else []
+        found.append((sizes, len(group.pictures), events))
     return found
 
 
 def _joined(results: Iterator[Any], total: int, quiet: bool) -> Counted:
-    segments = np.zeros(total, np.int32)
+    segments, pictures = np.zeros((2, total), np.int32)
     sizes = array("i")
     events: list[Event] = []
     counted: Any = progress(chain.from_iterable(results), quiet=quiet, unit="groups")
-    for number, (found, told) in enumerate(counted):
-        segments[number] = len(found)
+    for number, (found, shown, told) in enumerate(counted):
+        segments[number], pictures[number] = len(found), shown
         sizes.extend(chain.from_iterable(found))
         events += told
     tokens, samples = np.array(sizes, np.int32).reshape(-1, 2).T
-    return Counted(segments, tokens, samples, events)
+    return Counted(segments, tokens, samples, pictures, events)

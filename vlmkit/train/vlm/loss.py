@@ -61,21 +61,24 @@ class PackedLossModel(LoadedStrictly):
         branch_ids: Tensor,
         label_positions: Tensor,
         pixel_values: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> Tensor:
         """(S, D): the language model's last hidden states at `label_positions` (see `PackedBatch`).
 
-        `pixel_values` are P pictures (P, 3, H, W), or the vision tower's features of them (P, N, F).
+        `pixel_values` are pictures (U, 3, H, W), or the vision tower's features of them (U, N, F); the P that the image
+        tokens stand for are those of the numbers `shown` (P,), or all in order.
         """
         inner = self.model.model
         embeds = self.model.get_input_embeddings()(input_ids)  # (R, L, D)
         is_image = input_ids == self.model.config.image_token_id
         if pixel_values is not None:
-            features = tower_features(inner, pixel_values)  # (P, N, F)
+            features = tower_features(inner, pixel_values)  # (U, N, F)
+            features = features if shown is None else features[shown]  # (P, N, F)
             features = features.to(next(inner.multi_modal_projector.parameters()).dtype)
             features = dropout(features, self.drop, self.training)
             text, mask = None, None
             if reads_text(inner):
-                text, mask = prompt_embeddings(embeds, is_image, segment_ids, label_positions, len(pixel_values))
+                text, mask = prompt_embeddings(embeds, is_image, segment_ids, label_positions, len(features))
             image = project(inner, features, text, mask).to(embeds.dtype)  # (P, Q, D)
             embeds = embeds.masked_scatter(is_image[..., None], image)
         embeds = dropout(embeds, self.drop, self.training)

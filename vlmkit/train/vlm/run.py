@@ -33,7 +33,8 @@ from vlmkit.train.sharding import ShardedArguments, shard
 from vlmkit.train.tiny_models import tiny_towers
 from vlmkit.train.trainer import CheckpointedTrainer, Log, training_arguments
 from vlmkit.train.vlm.attention import choose_attention
-from vlmkit.train.vlm.collator import CachedFeatures, GroupDataset, Order, SampleRef, collate, pixel_reader
+from vlmkit.train.vlm.batches import Order, SampleRef
+from vlmkit.train.vlm.collator import CachedFeatures, GroupDataset, collate, pixel_reader
 from vlmkit.train.vlm.groups import TokenizedGroups, tokenized_groups
 from vlmkit.train.vlm.lora import DTYPES, add_adapters, freeze, warn_of_unadapted
 from vlmkit.train.vlm.loss import PackedLossModel
@@ -41,6 +42,7 @@ from vlmkit.train.vlm.packing import Packer
 from vlmkit.train.vlm.sft import SftTrainer, VlmTrainer
 from vlmkit.train.vlm.tokenize import Chat, Encode, Plain
 
+ROW = 1024  # tokens: lengths of rows are multiples of it
 Rows = Mixture[Any]
 
 
@@ -91,7 +93,7 @@ class VlmStage:
             self.vlm.model.to(device)  # type: ignore[arg-type]
             seen = (self.training, config.augmentations), (self.validation, 1)
             groups = [(group, n) for some, n in seen if some for group in some.without_samples()]
-            read = CachedFeatures(self.vlm, groups, config.seed, folder, config.workers)
+            read = CachedFeatures(self.vlm, groups, config.seed, folder, config.loaders())
         validation = GroupDataset(self.validation, read, 1, config.seed) if self.validation else None
         return GroupDataset(self.training, read, config.augmentations, config.seed), validation
 
@@ -141,7 +143,7 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
         image=vlm.model.config.image_token_index,
         image_tokens=vlm.image_tokens,
         pad=vlm.processor.tokenizer.pad_token_id,
-        length=config.pack_length,
+        length=config.pack_length or row_length(vlm),
         share=not reads_text(vlm.model.model),
     )
     tokenize = partial(_tokenized, encode=encode, packer=packer, config=config, failures=failures, quiet=quiet)
@@ -152,6 +154,12 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
     refs, steps = _refs(config, groups)
     data = fingerprints(training, validation)
     yield VlmStage(config, vlm, groups, held_out, refs, steps, packer, reopen, data)
+
+
+def row_length(vlm: Vlm) -> int:
+    """That of rows unless set: four pictures or more, so that little stays empty, within the model's context."""
+    wanted = -(-4 * vlm.image_tokens // ROW) * ROW
+    return min(wanted, getattr(vlm.model.config.text_config, "max_position_embeddings", None) or wanted)
 
 
 def open_model(config: VlmConfig, rows: Sequence[Any]) -> Vlm:
@@ -215,7 +223,7 @@ def _tokenized(
 ) -> TokenizedGroups:
     """The groups of `reading`. Raises VlmkitError where none can be trained on."""
     before = sum(counts.cut for counts in reading.table)
-    found = tokenized_groups(reading, encode, packer, config.max_length, config.workers, failures, quiet)
+    found = tokenized_groups(reading, encode, packer, config.max_length, config.loaders(), failures, quiet)
     if not len(found):
         why = ", ".join(dict.fromkeys(reason for counts in reading.table for reason in counts.lost))
         raise VlmkitError(f"no sample can be trained on: {why}", "raise --max-length, or change the data")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,9 +14,29 @@ from vlmkit.train.distributed import rank, world
 from vlmkit.train.schedule import lowest_share, rate_share, schedule_of
 from vlmkit.train.sharding import ShardedAdamW, units
 from vlmkit.train.trainer import CheckpointedTrainer, checked, parameter_groups
-from vlmkit.train.vlm.collator import GroupDataset, OrderedSampler, SampleRef
+from vlmkit.train.vlm.batches import Bounds, OrderedSampler, SampleRef
+from vlmkit.train.vlm.collator import GroupDataset, parts_of
 from vlmkit.train.vlm.lora import PROJECTOR, TOWER
 from vlmkit.train.vlm.loss import PackedLossModel
+
+AHEAD = 4  # micro-batches that each worker reads ahead
+
+
+def loader_of(
+    config: VlmConfig, groups: GroupDataset, sampler: OrderedSampler, collate: Callable[[list[Any]], dict[str, Any]]
+) -> DataLoader:
+    """The batches that `sampler` names; on a GPU other processes read them, on a CPU where --workers asks for them."""
+    on_gpu = config.device == "cuda"
+    workers = config.loaders() if on_gpu or config.workers else 0
+    return DataLoader(
+        groups,
+        batch_sampler=sampler,
+        collate_fn=partial(groups.read_batch, collate),
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        multiprocessing_context="fork" if workers else None,  # what Python 3.14 takes instead pickles `groups`
+        pin_memory=on_gpu,
+    )
 
 
 class VlmTrainer(CheckpointedTrainer):
@@ -38,21 +59,15 @@ class VlmTrainer(CheckpointedTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """All groups of the run that this process takes, as one epoch."""
-        sampler = OrderedSampler(self.refs, self.args.per_device_train_batch_size, rank(), world())
-        return self.loader(self.training, sampler)
+        return self.loader(self.training, self.sampler(self.training, self.refs, rank(), world()))
+
+    def sampler(self, groups: GroupDataset, refs: Sequence[SampleRef], rank: int = 0, world: int = 1) -> OrderedSampler:
+        """The micro-batches of a process."""
+        return OrderedSampler(refs, self.args.per_device_train_batch_size, rank, world)
 
     def loader(self, groups: GroupDataset, sampler: OrderedSampler) -> DataLoader:
-        """The batches that `sampler` names; on a GPU other processes read them."""
-        on_gpu = self.args.device.type == "cuda"
-        workers = self.config.workers if on_gpu else 0
-        return DataLoader(
-            groups,
-            batch_sampler=sampler,
-            collate_fn=partial(groups.read_batch, self.data_collator),
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,  # what Python 3.14 takes instead pickles `groups`
-            pin_memory=on_gpu,
-        )
+        """The batches that `sampler` names (see `loader_of`)."""
+        return loader_of(self.config, groups, sampler, self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, projector and vision tower at rates of their own."""
@@ -94,16 +109,47 @@ class SftTrainer(VlmTrainer):
         """The model within the `PackedLossModel`."""
         return self.model.model
 
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        self.filled = [0, 0]  # tokens, and places for them in rows, since the last logged step
+        super().__init__(*args, **rest)
+
+    def sampler(self, groups: GroupDataset, refs: Sequence[SampleRef], rank: int = 0, world: int = 1) -> OrderedSampler:
+        config: VlmConfig = self.config
+        bounds = Bounds(config.max_tokens_per_batch, config.max_pictures_per_batch)
+        all_groups: Any = groups.groups
+        divide = partial(bounds.parts, groups=all_groups)
+        return OrderedSampler(refs, self.args.per_device_train_batch_size, rank, world, divide)
+
     def loss_divisor(self, batches: list[Any], device: torch.device) -> Tensor:
         """The weights of all labels of a step, in all processes."""
-        count = torch.tensor(sum(float(batch["weights"].sum()) for batch in batches), device=device)
-        return self.accelerator.gather(count).sum()
+        weights = (part["weights"] for batch in batches for part in parts_of(batch))
+        return self.accelerator.gather(torch.tensor(sum(float(some.sum()) for some in weights), device=device)).sum()
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Each part by itself; gradients are exchanged with the last one."""
+        *parts, last = map(self._on_device, parts_of(inputs))
+        done = []
+        for part in parts:
+            with self.accelerator.no_sync(model):
+                done.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack([*done, super().training_step(model, last, num_items_in_batch)]).sum()
+
+    def _on_device(self, part: dict[str, Any]) -> dict[str, Any]:
+        device = self.args.device
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in part.items()}
+
+    def extra_metrics(self) -> dict[str, float]:
+        """The share of useful tokens in the rows since the last logged step."""
+        tokens, slots = self.filled
+        self.filled = [0, 0]
+        return {"packing": round(tokens / slots, 3)} if slots else {}
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Its share of the step's weighted mean over labels, times the processes, over which DDP averages."""
-        names, tokens = inputs.pop("names"), inputs.pop("tokens")
+        names, tokens, slots = (inputs.pop(name) for name in ("names", "tokens", "slots"))
+        self.filled = [self.filled[0] + tokens, self.filled[1] + slots]
         loss = model(**inputs)
         self.watch(loss, names, tokens=tokens, samples=len(names))
         return loss * self.accelerator.num_processes / num_items_in_batch
@@ -125,7 +171,8 @@ class SftTrainer(VlmTrainer):
     def _validation_batches(self) -> Iterator[dict[str, Any]]:
         if self.validation is None:
             return
-        sampler = OrderedSampler(self.validation.refs(), self.args.per_device_train_batch_size)
-        for batch in map(checked, self.loader(self.validation, sampler)):
+        sampler = self.sampler(self.validation, self.validation.refs())
+        batches = map(checked, self.loader(self.validation, sampler))
+        for batch in chain.from_iterable(map(parts_of, batches)):
             tensors = {name: value.to(self.args.device) for name, value in batch.items() if isinstance(value, Tensor)}
             yield tensors | {"weights": torch.ones_like(tensors["weights"])}
