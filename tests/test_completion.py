@@ -119,7 +119,7 @@ def test_commands_options_and_fixed_values(complete: Complete) -> None:
     assert complete("vlmkit embed --batch") == {"--batch-size"}
     assert complete("vlmkit embed --format s") == {"safetensors"}
     assert complete("vlmkit embed --device c") == {"cpu", "cuda"}
-    assert complete("vlmkit train c") == {"contrastive"}
+    assert complete("vlmkit train c") == {"contrastive", "check"}
     assert complete("vlmkit eval ch") == {"choice", "chartqa"}
     assert complete("vlmkit --show-completion ") == {"bash", "zsh", "fish"}
     assert complete("vlmkit train align --connector m") == {"mlp"}

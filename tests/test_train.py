@@ -20,6 +20,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.files import atomic_folder
 from vlmkit.io.terminal import Failures
 from vlmkit.train.config import LitConfig
+from vlmkit.train.contrastive import gradcache
 from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.model import retrieval
 from vlmkit.train.contrastive.run import train
@@ -215,6 +216,23 @@ def test_captions_of_one_picture_do_not_compete(loss: str) -> None:
     assert objective(images, texts[None]).item() == pytest.approx(expected[0].item(), rel=1e-5)
     both = objective(images, torch.stack([texts, others]))
     assert both.item() == pytest.approx(sum(map(float, expected)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "siglip"])
+def test_the_loss_by_rows_is_that_of_the_batch(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for rows in (4096, 3):
+        monkeypatch.setattr(gradcache, "ROWS", rows)
+        torch.manual_seed(0)
+        model = torch.nn.Module()
+        model.logit_scale = torch.nn.Parameter(torch.tensor(0.0))
+        objective = Objective(model, loss, from_scratch=True)
+        weights = torch.nn.Parameter(torch.randn(6, 5))
+        pictures, texts = torch.randn(11, 6) @ weights, torch.randn(2, 11, 6) @ weights
+        whole = gradcache.full_batch_gradient(lambda *_, p=pictures, t=texts: (p, t), [None], objective, [weights])
+        made.append([whole, weights.grad, *(p.grad for p in objective.parameters())])
+    for one, other in zip(*made, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_rate_rises_then_falls() -> None:

@@ -3,6 +3,7 @@
 import inspect
 import typing
 from dataclasses import MISSING, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,12 @@ from vlmkit.cli.defaults import is_given, named_model, set_by_file
 from vlmkit.cli.help import Topic, Topics
 from vlmkit.cli.options import MODEL, Device, Errors, Run, Seed, option
 from vlmkit.cli.screen import for_person, print_facts
-from vlmkit.errors import Exit
+from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, warn
 from vlmkit.train.config import KINDS, LORA_LR, SETTINGS, TYPES, Stage, load_config, name_of, stages_with
 
+CHECK = "check"
+Work = StrEnum("Work", [*((stage.name, stage.value) for stage in Stage), (CHECK.upper(), CHECK)])  # type: ignore[misc]
 STAGES = {
     Stage.CONTRASTIVE: """Train a dual encoder for embed and search, on pictures with captions.
 
@@ -31,6 +34,9 @@ STAGES = {
 
     A sample has several pictures and turns, one, or none. --lora R trains adapters in place of the language model.
     --from is the folder of the stage align, or mini.""",
+    CHECK: """Check a trained folder: its files and weights, that it opens, sees and generates, and its card.
+
+    DATA is the folder. A record a check says what is so, or what is wrong; then the command fails, too.""",
     Stage.PREFER: """Train on pairs of a chosen and a rejected answer (DPO).
 
     DATA are records with `image`, `question`, `chosen` and `rejected`, such as `vlmkit ask --pairs` writes; without a
@@ -47,7 +53,7 @@ GROUPS = {  # of settings, by field
     "Checkpoints and logs": "best save_steps keep log_every report_to",
     RUNNING: "precision compile attention cache_features checkpointing fsdp offload",
 }
-StageName = Annotated[Stage, typer.Argument(metavar="STAGE", help=", ".join(Stage) + ".")]
+StageName = Annotated[Work, typer.Argument(metavar="STAGE", help=", ".join(Work) + ".")]
 Data = Annotated[
     list[str] | None,
     typer.Argument(
@@ -96,6 +102,11 @@ def train(
     from vlmkit.train.distributed import rank_zero_only
 
     silence_libraries()
+    standing = {param.name: settings.pop(param.name) for param in set_by_file(ctx) if param.name in settings}
+    if stage.value == CHECK:
+        given = [value for value in (*settings.values(), output, preset, config) if value is not None]
+        return _check(data or [], torch_device(run.device.value), given)
+    chosen = Stage(stage.value)
     settings |= {
         "data": data,
         "out": Path(output) if output else Path() if dry_run else None,
@@ -105,7 +116,6 @@ def train(
         "device": None if run.device is Device.AUTO else torch_device(run.device.value),
         "preset": preset,
     }
-    standing = {param.name: settings.pop(param.name) for param in set_by_file(ctx) if param.name in settings}
     with Failures(errors) as failures, Output() as out:
 
         def emit(record: dict[str, Any]) -> None:
@@ -114,7 +124,7 @@ def train(
         with rank_zero_only():
             file = Path(config) if config else None
             named, device = settings.pop("preset", None), torch_device("auto")
-            settled: Any = load_config(stage, settings, named, file, device, standing)
+            settled: Any = load_config(chosen, settings, named, file, device, standing)
         note = warn if not run.quiet else lambda text: None
         if dry_run:
             from vlmkit.train.estimate import estimate
@@ -125,7 +135,7 @@ def train(
                 print_facts({units.get(name, name.replace("_", " ")): value for name, value in plan.items()})
             else:
                 emit(plan)
-        elif stage is Stage.CONTRASTIVE:
+        elif chosen is Stage.CONTRASTIVE:
             from vlmkit.train.contrastive.run import train as train_contrastive
 
             train_contrastive(settled, emit, failures, note, resume, run.quiet)
@@ -134,6 +144,22 @@ def train(
 
             train_vlm(settled, emit, failures, note, resume, run.quiet)
         return failures.exit_code()
+
+
+def _check(data: list[str], device: str, given: list[Any]) -> Exit:
+    """Print what `inspect_folder` finds. Raises VlmkitError where something is wrong."""
+    from vlmkit.train.inspect_folder import inspect_folder
+
+    if len(data) != 1 or given:
+        raise VlmkitError("check takes one trained folder, and no settings", "name it alone")
+    wrong = []
+    with Output() as out:
+        for check, detail, remedy in inspect_folder(Path(data[0]), device):
+            out.write_records([{"check": check, "ok": remedy is None, "detail": detail}])
+            wrong += [(f"{check}: {detail}", remedy)] if remedy is not None else []
+    if wrong:
+        raise VlmkitError(f"{data[0]}: {wrong[0][0]}" + f", and {len(wrong) - 1} more" * (len(wrong) > 1), wrong[0][1])
+    return Exit.OK
 
 
 def _setting_options() -> dict[str, Any]:
@@ -168,6 +194,8 @@ train.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
 def _describe(stage: str) -> Topic:
+    if stage == CHECK:
+        return Topic(STAGES[CHECK])
     return Topic(STAGES[Stage(stage)], {name: _default(Stage(stage), name) for name in SETTINGS_OF_ALL})
 
 
@@ -201,6 +229,7 @@ SETTINGS_OF_ALL = list(dict.fromkeys(name for settings in SETTINGS.values() for 
 train.topics = Topics(  # type: ignore[attr-defined]
     "Stages",
     _describe,
-    {name: stages for name in SETTINGS_OF_ALL if len(stages := stages_with(name)) < len(Stage)},
+    {name: stages_with(name) for name in SETTINGS_OF_ALL if name not in ("device", "seed")}
+    | {name: list(Stage) for name in ("preset", "config", "resume", "dry_run", "output", "errors", "seed")},
     refuses=False,  # load_config does, for files of settings, too
 )

@@ -50,7 +50,7 @@ _vlmkit() {
             [[ "$word" == -* ]] || command="$word"
         elif [[ -z "$topic" ]]; then
             case "$command $word" in
-            "train contrastive" | "train align" | "train instruct" | "train prefer" | "eval vqa" | "eval caption" | "eval retrieval" | "eval classify" | "eval choice" | "eval pope" | "eval anls" | "eval chartqa" | "eval field" | "eval compare") topic="$word" ;;
+            "train contrastive" | "train align" | "train instruct" | "train prefer" | "train check" | "eval vqa" | "eval caption" | "eval retrieval" | "eval classify" | "eval choice" | "eval pope" | "eval anls" | "eval chartqa" | "eval field" | "eval compare") topic="$word" ;;
             esac
         fi
     done
@@ -168,37 +168,8 @@ _vlmkit() {
         "ask  --workers") _vlmkit_nothing ;;
         "ask  --max-pixels") _vlmkit_nothing ;;
         "ask  --seed") _vlmkit_nothing ;;
-        "train  --preset") _vlmkit_words debug small full ;;
-        "train  --config") : ;;
-        "train  --from") _vlmkit_models mini tiny ;;
-        "train  --vision") _vlmkit_models mini patches tiny siglip2-b32 clip-b32 ;;
-        "train  --val") : ;;
-        "train  --images") _vlmkit_folders ;;
-        "train  --limit") _vlmkit_nothing ;;
-        "train  --epochs") _vlmkit_nothing ;;
-        "train  --steps") _vlmkit_nothing ;;
-        "train  --accumulate") _vlmkit_nothing ;;
-        "train  --augmentations") _vlmkit_nothing ;;
-        "train  --lr") _vlmkit_nothing ;;
-        "train  --weight-decay") _vlmkit_nothing ;;
-        "train  --warmup") _vlmkit_nothing ;;
-        "train  --schedule") _vlmkit_nothing; _vlmkit_words cosine linear constant ;;
-        "train  --min-lr") _vlmkit_nothing ;;
-        "train  --clip") _vlmkit_nothing ;;
-        "train  --save-steps") _vlmkit_nothing ;;
-        "train  --keep") _vlmkit_nothing ;;
-        "train  --early-stop") _vlmkit_nothing ;;
-        "train  --log-every") _vlmkit_nothing ;;
-        "train  --report-to") _vlmkit_nothing; _vlmkit_words wandb tensorboard ;;
-        "train  --dropout") _vlmkit_nothing ;;
-        "train  -o"|"train  --output") _vlmkit_folders ;;
-        "train  --errors") : ;;
         "train  --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
-        "train  --batch-size") _vlmkit_nothing ;;
-        "train  --workers") _vlmkit_nothing ;;
         "train  --max-pixels") _vlmkit_nothing ;;
-        "train  --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
-        "train  --seed") _vlmkit_nothing ;;
         "train contrastive --preset") _vlmkit_words debug small full ;;
         "train contrastive --config") : ;;
         "train contrastive --from") _vlmkit_models mini tiny ;;
@@ -373,6 +344,8 @@ _vlmkit() {
         "train prefer --max-pixels") _vlmkit_nothing ;;
         "train prefer --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
         "train prefer --seed") _vlmkit_nothing ;;
+        "train check --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
+        "train check --max-pixels") _vlmkit_nothing ;;
         "eval  --by") _vlmkit_fields ;;
         "eval  --metric") _vlmkit_nothing ;;
         "eval  --cluster") _vlmkit_fields ;;
@@ -592,11 +565,12 @@ _vlmkit() {
         "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --raw --boxes --draw --attention --constitution --pairs --always --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "train ") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train ") _vlmkit_words --device --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "train contrastive") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --no-best --text-epochs --text-lr --text-layers --feature-dropout --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --max-tokens-per-batch --max-pictures-per-batch --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --offload --no-offload --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train instruct") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --max-tokens-per-batch --max-pictures-per-batch --lora --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --offload --no-offload --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train prefer") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --image-aspect --quantize --max-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train check") _vlmkit_words --device --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "eval ") _vlmkit_words --by --metric --cluster --id --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval vqa") _vlmkit_words --variant --by --metric --cluster --prediction --references --id --question --truth --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval caption") _vlmkit_words --variant --by --metric --cluster --tokenizer -m --model --prediction --references --id --question --truth --items --html -o --output --images --json --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
@@ -621,11 +595,12 @@ _vlmkit() {
         "classify ") : ;;
         "caption ") : ;;
         "ask ") : ;;
-        "train ") _vlmkit_words contrastive align instruct prefer ;;
+        "train ") _vlmkit_words contrastive align instruct prefer check ;;
         "train contrastive") : ;;
         "train align") : ;;
         "train instruct") : ;;
         "train prefer") : ;;
+        "train check") : ;;
         "eval ") _vlmkit_words vqa caption retrieval classify choice pope anls chartqa field compare ;;
         "eval vqa") : ;;
         "eval caption") : ;;

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlmkit.train.distributed import all_gather, all_reduce, gather_sizes, rank
 
+ROWS = 4096  # of pairs whose logits are in memory at once
 Pair = tuple[Tensor | None, Tensor | None]
 Embed = Callable[[Any, bool], Pair]
 
@@ -31,10 +32,15 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
     vectors = [torch.cat([pair[side] for pair in made], side) for side in (0, 1)]  # type: ignore[misc]  # (b, D), (C, b, D)
     sizes = gather_sizes(len(vectors[0]))
     leaves = [all_gather(some.detach(), side, sizes).requires_grad_() for side, some in enumerate(vectors)]
-    loss = objective(*leaves)
+    own = range(sum(sizes[: rank()]), sum(sizes[: rank() + 1]))
+    if len(sizes) == 1 and len(own) <= ROWS:
+        loss = objective(*leaves)
+        if torch.isfinite(loss):
+            loss.backward()
+    else:
+        loss = _loss_by_rows(leaves, own, objective)
     if not torch.isfinite(loss):
         return loss.detach()
-    loss.backward()
     widths = [len(images) for images, _ in made if images is not None]
     starts = accumulate(widths, initial=sum(sizes[: rank()]))
     for part, pair, state, width, start in zip(parts, made, states, widths, starts, strict=False):
@@ -47,6 +53,21 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
     known = {id(parameter) for parameter in objective.parameters()}  # alike in all processes
     all_reduce([p.grad for p in trained if p.grad is not None and id(p) not in known])
     return loss.detach()
+
+
+def _loss_by_rows(leaves: list[Tensor], own: range, objective: Any) -> Tensor:
+    """The loss, with its gradients in `leaves` and `objective`, each process computing that of its `own` rows.
+
+    Of B pairs ROWS x B logits are in memory at once (local loss, and gathered gradients, in the terms of open_clip).
+    """
+    loss = leaves[0].new_zeros(())
+    for start in range(own.start, own.stop, ROWS):
+        part = objective.share(*leaves, slice(start, min(start + ROWS, own.stop)))
+        part.backward()
+        loss += part.detach()
+    found = [leaf.grad for leaf in leaves] + [p.grad for p in objective.parameters()]
+    all_reduce([loss, *(grad for grad in found if grad is not None)])
+    return loss
 
 
 def random_state() -> list[Tensor]:

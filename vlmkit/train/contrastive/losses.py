@@ -5,7 +5,7 @@ import math
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP (Radford and others, 2021), section 2.5
 LOSSES = {"infonce": ClipLoss, "siglip": SigLipLoss}
@@ -41,6 +41,22 @@ class Objective(nn.Module):
         """
         images, texts, scale = normalize(images, dim=-1), normalize(texts, dim=-1), self.scale.exp()
         return torch.stack([self.loss(images, captions, scale, self.bias) for captions in texts]).mean()
+
+    def share(self, images: Tensor, texts: Tensor, rows: slice) -> Tensor:
+        """What `rows` of the pictures, and of the captions, are of `forward`: with the logits of these rows alone."""
+        images, texts, scale = normalize(images, dim=-1), normalize(texts, dim=-1), self.scale.exp()
+        number = len(images)
+        labels = torch.arange(number, device=images.device)[rows]
+        total = images.new_zeros(())
+        for captions in texts:
+            logits = scale * images[rows] @ captions.T  # (r, B)
+            if self.bias is not None:
+                pairs = torch.full_like(logits, -1).scatter_(1, labels[:, None], 1)
+                total = total - logsigmoid(pairs * (logits + self.bias)).sum()
+                continue
+            back = scale * captions[rows] @ images.T
+            total = total + sum(cross_entropy(each, labels, reduction="sum") for each in (logits, back)) / 2
+        return total / (number * len(texts))
 
     def clamp(self) -> None:
         with torch.no_grad():
