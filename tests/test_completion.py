@@ -130,7 +130,7 @@ def test_commands_options_and_fixed_values(complete: Complete) -> None:
 
 def test_a_stage_and_a_task_offer_their_own(complete: Complete) -> None:
     assert complete("vlmkit train contrastive a.tar --te") == {"--text", "--text-epochs", "--text-lr", "--text-layers"}
-    assert complete("vlmkit train align --te") == set() and complete("vlmkit train align --llm") == {"--llm"}
+    assert complete("vlmkit train align --te") == {"--template"} and complete("vlmkit train align --llm") == {"--llm"}
     assert complete("vlmkit train prefer --beta") == {"--beta", "--beta2"}
     assert complete("vlmkit eval vqa --metric e") == {"exact"}
     assert complete("vlmkit eval caption --metric ro") == {"rouge_l"}

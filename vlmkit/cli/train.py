@@ -193,6 +193,12 @@ def _signature() -> inspect.Signature:
 train.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
+def _users(name: str) -> list[str]:
+    """The stages that use an option; what all stages do, is shown without a stage, too, and check uses none."""
+    stages = stages_with(name) or list(Stage)
+    return ["", *stages] if len(stages) == len(Stage) else list(stages)
+
+
 def _describe(stage: str) -> Topic:
     if stage == CHECK:
         return Topic(STAGES[CHECK])
@@ -229,7 +235,6 @@ SETTINGS_OF_ALL = list(dict.fromkeys(name for settings in SETTINGS.values() for 
 train.topics = Topics(  # type: ignore[attr-defined]
     "Stages",
     _describe,
-    {name: stages_with(name) for name in SETTINGS_OF_ALL if name not in ("device", "seed")}
-    | {name: list(Stage) for name in ("preset", "config", "resume", "dry_run", "output", "errors", "seed")},
+    {name: _users(name) for name in (*SETTINGS_OF_ALL, "preset", "config", "resume", "dry_run", "output", "errors")},
     refuses=False,  # load_config does, for files of settings, too
 )
