@@ -22,7 +22,8 @@ from transformers import (
 from vlmkit.errors import VlmkitError
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.resolve import resolve
-from vlmkit.models.types import Answer, Request, RequestError, Sampling
+from vlmkit.models.types import Answer, Request, RequestError, Sampling, UnsuitableModel
+from vlmkit.serve.errors import explained
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +81,7 @@ def said(folder: Path, requests: list[Request], beams: int = 1) -> list[str]:
     assert together == [model.answer([one], Sampling(8, beams=beams))[0] for one in shown]
     for answer in together:
         assert isinstance(answer, Answer)
+        assert answer.prompt_tokens > 0 or not requests[0].prompt
         assert answer.tokens == 8 if answer.finish == "length" else answer.tokens <= 8
     return [answer.text for answer in together]
 
@@ -115,6 +117,14 @@ def test_marks_of_the_text_are_no_pictures(made: Made) -> None:
     for name, marked in {"opt": "<image>red</s>?", "vqa": "[SEP]red [CLS] ?", "instruct-t5": "red<image> ?"}.items():
         plain = {"opt": "red ?", "vqa": "red ?", "instruct-t5": "red  ?"}[name]
         assert said(made(name), [Request(marked, [picture])]) == said(made(name), [Request(plain, [picture])])
+
+
+def test_a_captioner_that_is_asked_is_the_wrong_model_of_a_service(made: Made) -> None:
+    """A client can do something about it, unlike about a model that cannot be opened."""
+    model = load_chat_model(str(made("blip")))
+    with pytest.raises(UnsuitableModel) as raised:
+        model.answer([Request("red?", [model.preprocess(pictures(1)[0])])], Sampling(4))
+    assert explained(raised.value).status == 400 and explained(VlmkitError("a", "b")).status == 503
 
 
 def test_what_they_do_not_take_is_refused_alone(made: Made) -> None:

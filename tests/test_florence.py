@@ -62,7 +62,7 @@ def answered(folder: Path, prompts: list[str], beams: int = 1, **how: Any) -> li
     requests = [Request(prompt, [model.preprocess(picture())], **how) for prompt in prompts]
     together = model.answer(requests, Sampling(MOST, beams=beams))
     assert together == [model.answer([one], Sampling(MOST, beams=beams))[0] for one in requests]
-    assert all(isinstance(answer, Answer) for answer in together), together
+    assert all(isinstance(answer, Answer) and answer.prompt_tokens for answer in together), together
     return [answer for answer in together if isinstance(answer, Answer)]
 
 

@@ -71,6 +71,15 @@ def test_chat_streams_the_same(client: openai.OpenAI, photos: Path) -> None:
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
 
 
+def test_mini_says_its_answer_word_by_word(client: openai.OpenAI, photos: Path) -> None:
+    url = cup(photos)
+    ask = {"model": "mini", "messages": shown(url, "describe this picture in a sentence"), "max_tokens": 24}
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    pieces = [c.choices[0].delta.content for c in client.chat.completions.create(**ask, stream=True)]
+    pieces = [piece for piece in pieces if piece]
+    assert "".join(pieces) == whole and len(pieces) >= len(whole.split())
+
+
 @pytest.mark.slow
 def test_a_stop_ends_an_answer_before_it(client: openai.OpenAI, tiny: Served) -> None:
     ask = {"model": "chat", "messages": [{"role": "user", "content": "say"}], "max_tokens": 24}

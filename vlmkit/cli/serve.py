@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from vlmkit.serve.settings import Settings
 
 Several = list[str] | None
+NEEDED = ("starlette", "uvicorn", "prometheus_client", "jsonschema", "python_multipart")
 MODEL_HELP = "A model that requests may name, by NAME if given; may be repeated. mini by default."
 HOST_HELP = "The address to listen at; another than that of this machine alone needs a token."
 TOKEN_HELP = "Answer only who sends it as Authorization: Bearer; for an open address one is made and printed."
 ALLOW_HELP = "Answer to this value of the header Host, too, such as a name behind a proxy; may be repeated."
 PRINT_HELP = "Write the file with which that runs the service with these options, and end."
+MCP_HELP = "Answer one assistant by the Model Context Protocol on standard input and output, in place of HTTP."
 CORS_HELP = "Let web pages of this origin send requests, such as https://example.org; may be repeated."
 Models = Annotated[
     Several,
@@ -99,6 +101,7 @@ def serve(
     index: IndexName = "default",
     model: Models = None,
     precision: EmbedPrecision = None,
+    mcp: Annotated[bool, option("--mcp", MCP_HELP)] = False,
     printed: Annotated[Printed | None, option("--print", PRINT_HELP, show_default=False)] = None,
 ) -> Exit:
     """Show a page over your pictures, and answer over HTTP with the interface of OpenAI's.
@@ -113,19 +116,22 @@ def serve(
     page reaches the service unless --cors names it. Pictures come with the request, by URL from public addresses, or
     from the index by the id of a record; other files are not opened. SIGTERM ends the service after the requests that
     run. Needs the extra `serve`.
+
+    With --mcp an assistant starts the command, and has three tools that only read: search, look and ask. It needs the
+    extra `mcp`.
     """
+    if mcp:
+        return _assist(address, limits, machine, index, _models(ctx, model), precision, printed)
     if printed is not None:
         chosen = [word for options in (address, limits, machine) for word in _flags(options)]
         chosen += [word for name in model or () for word in ("--model", name)]
         chosen += ["--precision", precision.value] if precision else []
         return _print(printed, address, index, chosen, limits.timeout, machine.device)
-    needed = ("starlette", "uvicorn", "prometheus_client", "jsonschema", "python_multipart")
-    check_installed("serve", "vlmkit[serve]", *needed)
+    check_installed("serve", "vlmkit[serve]", *NEEDED)
     from vlmkit.serve import server
     from vlmkit.serve.service import Service
     from vlmkit.serve.settings import is_loopback
 
-    os.environ[MAX_PIXELS_VARIABLE] = str(limits.max_pixels)
     token = _token(address.token, is_loopback(address.host))
     settings = _settings(address, limits, machine, index, _models(ctx, model), precision, token)
     service = Service(settings)
@@ -142,6 +148,33 @@ def serve(
     return Exit.OK
 
 
+def _assist(
+    address: AddressOptions,
+    limits: LimitOptions,
+    machine: Machine,
+    index: str,
+    models: dict[str, str],
+    precision: Precision | None,
+    printed: Printed | None,
+) -> Exit:
+    """Speak with an assistant until it leaves."""
+    own = AddressOptions()
+    given: dict[str, object] = {"--host": address.host != own.host, "--port": address.port != own.port}
+    given |= {"--allow-host": address.allow_host, "--cors": address.cors, "--print": printed}
+    if unfit := next((flag for flag, value in given.items() if value), None):
+        raise VlmkitError(f"--mcp speaks on standard input and output, without {unfit}", f"leave {unfit} out")
+    check_installed("serve --mcp", "vlmkit[mcp]", "mcp", *NEEDED)
+    from vlmkit.serve.mcp import run
+    from vlmkit.serve.service import Service
+
+    settings = _settings(address, limits, machine, index, models, precision, None)
+    service = Service(settings)
+    if not machine.quiet:
+        warn(f"answering an assistant about the index {settings.index}; it ends with standard input")
+    run(service)
+    return Exit.OK
+
+
 def _settings(
     address: AddressOptions,
     limits: LimitOptions,
@@ -155,6 +188,7 @@ def _settings(
     from vlmkit.models.types import Hardware
     from vlmkit.serve.settings import MIB, Settings
 
+    os.environ[MAX_PIXELS_VARIABLE] = str(limits.max_pixels)
     return Settings(
         index=index_folder(index),
         host=address.host,

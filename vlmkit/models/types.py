@@ -287,6 +287,10 @@ class RequestError(Exception):
         self.remedy = remedy
 
 
+class UnsuitableModel(VlmkitError):
+    """The model does not do what it was asked for, whatever the request."""
+
+
 class ChatModel(Model, ABC):
     """Answers requests. `size` is the side in pixels to which pictures may be reduced, None for full resolution.
 

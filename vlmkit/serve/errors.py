@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.terminal import warn
+from vlmkit.models.types import UnsuitableModel
 from vlmkit.serve.json import JsonResponse
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -43,6 +44,8 @@ def explained(error: BaseException) -> ApiError:
         return error
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, UnsuitableModel):
+        return ApiError(400, str(error), code="cannot_answer", param="model")
     if isinstance(error, VlmkitError):
         return ApiError(503, str(error), code="unavailable")
     warn(f"{type(error).__name__} {first_line(error) if isinstance(error, Exception) else ''}: a request failed")

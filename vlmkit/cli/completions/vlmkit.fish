@@ -387,6 +387,7 @@ complete -c vlmkit -n '__vlmkit_at serve' -l max-pixels -x -d 'Refuse pictures o
 complete -c vlmkit -n '__vlmkit_at serve' -s i -l index -x -a '(__vlmkit_indexes)' -d 'Index'
 complete -c vlmkit -n '__vlmkit_at serve' -s m -l model -x -a '(__vlmkit_models mini siglip2-b32 clip-b32 qwen2.5-0.5b smollm2-135m smolvlm-256m llava-1.5-7b blip2-opt florence2-base)' -d 'A model that requests may name, by NAME if given'
 complete -c vlmkit -n '__vlmkit_at serve' -l precision -x -a 'fp32 bf16 fp16 int8' -d 'Numbers that the model computes with'
+complete -c vlmkit -n '__vlmkit_at serve' -l mcp -d 'Answer one assistant by the Model Context Protocol on standard input and output, in place of HTTP'
 complete -c vlmkit -n '__vlmkit_at serve' -l print -x -a 'systemd dockerfile compose kubernetes' -d 'Write the file with which that runs the service with these options, and end'
 complete -c vlmkit -n '__vlmkit_at serve' -l allow-private -d 'Fetch from private and local addresses too, and through the proxies set'
 complete -c vlmkit -n '__vlmkit_at serve' -l device -x -a 'auto cpu cuda mps' -d 'Where models run'

@@ -8,7 +8,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.models.chat.single_image import SingleImageModel, architecture
 from vlmkit.models.chat.transformers import token_ids
 from vlmkit.models.resolve import Checkpoint
-from vlmkit.models.types import PROMPTLESS_CAPTIONS, CaptionPreset, Hardware, Request
+from vlmkit.models.types import PROMPTLESS_CAPTIONS, CaptionPreset, Hardware, Request, UnsuitableModel
 
 CAPTIONS, ANSWERS = "BlipForConditionalGeneration", "BlipForQuestionAnswering"
 
@@ -47,7 +47,7 @@ class BlipCaptioner(Blip):
     def _prompt(self, request: Request) -> str:
         if request.prompt:
             what = f"{self.name} writes captions and does not answer questions"
-            raise VlmkitError(what, "use Salesforce/blip-vqa-base, or the command caption")
+            raise UnsuitableModel(what, "use Salesforce/blip-vqa-base, or the command caption")
         return self._plain(request.start)
 
     def _repeated(self, inputs: Mapping[str, Any]) -> int:
@@ -60,7 +60,7 @@ class BlipAnswerer(Blip):
     @property
     def captions(self) -> Mapping[str, CaptionPreset]:  # type: ignore[override]
         what = f"{self.name} answers questions and does not write captions"
-        raise VlmkitError(what, "use Salesforce/blip-image-captioning-base, or the command ask")
+        raise UnsuitableModel(what, "use Salesforce/blip-image-captioning-base, or the command ask")
 
     def _prompt(self, request: Request) -> str:
         return self._plain(request.prompt)

@@ -19,9 +19,17 @@ class Generated(NamedTuple):
 
 
 def decode(
-    step: "Step", logits: "np.ndarray", choose: "Callable[[np.ndarray, int], int]", end: int, limits: list[int]
+    step: "Step",
+    logits: "np.ndarray",
+    choose: "Callable[[np.ndarray, int], int]",
+    end: int,
+    limits: list[int],
+    heard: Callable[[int], None] | None = None,
 ) -> list[Generated]:
-    """A reply for each row of `logits` (N, V), at most `limits[i]` tokens; `choose(logits (V,), i)` gives the next."""
+    """A reply for each row of `logits` (N, V), at most `limits[i]` tokens; `choose(logits (V,), i)` gives the next.
+
+    `heard` is called with each of these as it comes.
+    """
     import numpy as np
 
     tokens: list[list[int]] = [[] for _ in logits]
@@ -38,6 +46,8 @@ def decode(
                 ended[i] = True
                 continue
             tokens[i].append(token)
+            if heard is not None:
+                heard(token)
             if len(tokens[i]) < limits[i]:
                 rows.append(row)
         active = [active[row] for row in rows]

@@ -6,7 +6,7 @@ what it is good for is described in vlmkit/models/mini/TALK_CARD.md.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -42,6 +42,7 @@ SIDE, WIDTH = 7, 1280  # of the grid of features
 PLACES = SIDE * SIDE
 PLACE = -1  # among token ids: a place of a picture
 PADDING = -2
+HALF = "\ufffd"  # a character of which more bytes are to come
 MASKED = -1e9  # added to the score of a token that must not be attended to
 BATCH = 16  # requests
 LIMITS = "knows people and dogs outdoors, rooms and drawn shapes, and guesses the rest"
@@ -255,8 +256,30 @@ class MiniChat(ChatModel):
         replies = zip(requests, self.replies(requests, sampling), strict=True)
         return [r if isinstance(r, RequestError) else self._answer(request, r) for request, r in replies]
 
-    def replies(self, requests: Sequence[Request], sampling: Sampling) -> list[Generated | RequestError]:
-        """The tokens of one answer for each request, in order."""
+    def stream(self, request: Request, sampling: Sampling, say: Callable[[str], None]) -> Answer | RequestError:
+        tokens: list[int] = []
+        said = ""
+
+        def heard(token: int) -> None:
+            nonlocal said
+            tokens.append(token)
+            text = self._prompts.text(tokens, request.start)
+            if text.startswith(said) and text != said and not text.endswith(HALF):
+                say(text[len(said) :])
+                said = text
+
+        (reply,) = self.replies([request], replace(sampling, beams=1), heard)
+        if isinstance(reply, RequestError):
+            return reply
+        answer = self._answer(request, reply)
+        if rest := answer.text[len(said) :]:
+            say(rest)
+        return answer
+
+    def replies(
+        self, requests: Sequence[Request], sampling: Sampling, heard: Callable[[int], None] | None = None
+    ) -> list[Generated | RequestError]:
+        """The tokens of one answer for each request, in order; `heard` is called with each, but for beams."""
         tails = [self._prompts.tail(request.prompt, request.start) for request in requests]
         lengths = [*map(self._length, requests)]
         refused = [self._refusal(*each) for each in zip(requests, lengths, strict=True)]
@@ -264,7 +287,7 @@ class MiniChat(ChatModel):
         if not fit:
             return [*filter(None, refused)]
         limits = [min(self._context - lengths[i], sampling.max_tokens) for i in fit]
-        made = iter(self._generate([requests[i] for i in fit], [tails[i] for i in fit], limits, sampling))
+        made = iter(self._generate([requests[i] for i in fit], [tails[i] for i in fit], limits, sampling, heard))
         return [refusal or next(made) for refusal in refused]
 
     def _length(self, request: Request) -> int:
@@ -297,7 +320,12 @@ class MiniChat(ChatModel):
         return self._prompts.text(reply.tokens, start)
 
     def _generate(
-        self, requests: list[Request], tails: list[list[int]], limits: list[int], sampling: Sampling
+        self,
+        requests: list[Request],
+        tails: list[list[int]],
+        limits: list[int],
+        sampling: Sampling,
+        heard: Callable[[int], None] | None,
     ) -> list[Generated]:
         import numpy as np
 
@@ -315,9 +343,9 @@ class MiniChat(ChatModel):
             logits[bare, end] = -np.inf
         if sampling.temperature > 0:
             generators = [np.random.default_rng([sampling.seed, request.number]) for request in requests]
-            return decode(step, logits, sampler(sampling.temperature, sampling.top_p, generators), end, limits)
+            return decode(step, logits, sampler(sampling.temperature, sampling.top_p, generators), end, limits, heard)
         if sampling.beams == 1:
-            return decode(step, logits, greedy, end, limits)
+            return decode(step, logits, greedy, end, limits, heard)
         penalty = sampling.length_penalty
         beams = beam_search(step, logits, end, limits, bare, beams=sampling.beams, length_penalty=penalty)
         if sampling.clip_rerank_weight:

@@ -60,9 +60,13 @@ class SingleImageModel(TransformersChatModel):
             return f"{length} tokens with its picture, more than the {self._context} of the model"
         return None
 
-    def _length(self, request: Request) -> int:
-        """Tokens of the request."""
+    def _prompt_tokens(self, request: Request) -> int:
+        """Tokens of the request, with those of its picture that stand among them."""
         return self._picture_tokens + len(self._tokenizer(self._prompt(request)).input_ids)
+
+    def _length(self, request: Request) -> int:
+        """The positions that it takes."""
+        return self._prompt_tokens(request)
 
     def _batch_key(self, request: Request) -> Hashable:
         return bool(self._prompt(request))
@@ -73,7 +77,10 @@ class SingleImageModel(TransformersChatModel):
         if self._context is not None:
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._context - before))
         rows = self._tokens(inputs, requests, sampling)
-        return [self._answer(row[before:], request) for row, request in zip(rows, requests, strict=True)]
+        return [
+            replace(self._answer(row[before:], request), prompt_tokens=self._prompt_tokens(request))
+            for row, request in zip(rows, requests, strict=True)
+        ]
 
     def _inputs(self, requests: list[Request]) -> Mapping[str, Any]:
         texts = [self._prompt(request) for request in requests]

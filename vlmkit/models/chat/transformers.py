@@ -273,15 +273,17 @@ class ImageTextToText(TransformersChatModel):
             return [self._continuation(row, inputs["input_ids"].shape[1]) for row in rows]
         generated = [row[inputs["input_ids"].shape[1] :] for row in rows]
         if form is None:
-            prompts = inputs["attention_mask"].sum(1).tolist()  # without padding
-            return [
-                replace(self._answer(tokens, request, self._thought(request)), prompt_tokens=count)
-                for tokens, request, count in zip(generated, requests, prompts, strict=True)
+            answers = [
+                self._answer(tokens, request, self._thought(request))
+                for tokens, request in zip(generated, requests, strict=True)
             ]
-        return [
-            self._answer_boxes(tokens, partial(find_boxes, form=form, original=request.pictures[0].size, scaled=size))
-            for tokens, request, size in zip(generated, requests, self._scaled_sizes(inputs), strict=True)
-        ]
+        else:
+            answers = [
+                self._answer_boxes(tokens, partial(find_boxes, form=form, original=one.pictures[0].size, scaled=size))
+                for tokens, one, size in zip(generated, requests, self._scaled_sizes(inputs), strict=True)
+            ]
+        counts = inputs["attention_mask"].sum(1).tolist()  # without padding
+        return [replace(answer, prompt_tokens=count) for answer, count in zip(answers, counts, strict=True)]
 
     def _continuation(self, row: list[int], start: int) -> Answer:
         """What follows the first `start` tokens of `row`, with its spaces."""

@@ -31,7 +31,7 @@ class Form:
     quality: int
 
 
-FORMS = {"thumbnail": Form(360, True, 78), "large": Form(1800, False, 88)}
+FORMS = {"thumbnail": Form(360, True, 78), "medium": Form(1024, False, 85), "large": Form(1800, False, 88)}
 
 
 def etag_of(path: str, source: Bytes, form: str) -> str:
