@@ -39,6 +39,7 @@ from vlmkit.train.vlm.tokenize import Chat, Plain, TokenizedSample
 pytestmark = pytest.mark.slow
 
 IMAGE = 9
+NOT_INPUTS = "labels", "weights", "names", "tokens", "slots"  # of what the model's `hidden` takes
 PICTURES = [Image.new("RGB", (40, 30), color) for color in COLORS]
 DIALOGUES = [
     [
@@ -128,7 +129,7 @@ def test_packed_logits_are_those_of_the_model_itself(
         if not reads_text(vlm.model.model) or group.name not in ("d", "g")  # a picture after the first reply
     ]
     batch = collate(packer, [(group, pixels(vlm, group.pictures)) for group in groups])
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
+    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
     with torch.no_grad():
         packed = vlm.model.lm_head(PackedLossModel(vlm.model).eval().hidden(**inputs))
     spoken = {group[0].id: group for group in DIALOGUES}
@@ -327,7 +328,7 @@ def test_connectors_that_read_learn_from_captions_without_a_prompt(towers: Path)
     (sequence,) = Plain(vlm)(Dialogue("x", (0,), (Turn("<image>", "a cat"),)))
     packer = packer_of(vlm, 100)
     batch = collate(packer, [(Group("x", (0,), [sequence], False), pixels(vlm, (0,)))])
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
+    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
     whole = packer.expand_image_tokens(sequence)
     with torch.no_grad():
         packed = vlm.model.lm_head(PackedLossModel(vlm.model).eval().hidden(**inputs))
@@ -348,7 +349,7 @@ def test_preferences_have_the_same_logits(towers: Path, connector: str) -> None:
     items += [(Group("y", (1,), other, False), pixels(vlm, (1,)))]
     batch = pairs(packer, reads_text(vlm.model.model))(items)
     rows = collate(packer, items)
-    inputs = {name: value for name, value in rows.items() if name not in ("labels", "weights", "names", "tokens")}
+    inputs = {name: value for name, value in rows.items() if name not in NOT_INPUTS}
     learned = batch.pop("completion_mask").bool()
     assert batch.pop("names") == ("x", "y")
     assert batch.pop("tokens") == sum(packer.size(s) for s in (chosen, rejected, *other))
@@ -422,7 +423,7 @@ def test_dropout_reaches_each_block_and_only_in_training(towers: Path) -> None:
     vlm = make(towers)
     items = [(group, pixels(vlm, group.pictures)) for group in groups_of(vlm)]
     batch = collate(packer_of(vlm, 2000), items)
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "weights", "names", "tokens")}
+    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
     changed: list[str] = []
     with torch.no_grad():
         plain = PackedLossModel(vlm.model).eval().hidden(**inputs)
