@@ -301,7 +301,7 @@ def test_lists_that_are_none(vlmkit, tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_bytes(b"\n".join([b"url,text", *bad, b""]))
     done = vlmkit("download", "bad.csv", "-o", "out", code=3)
     assert done.stderr.count(b"left out") == done.stderr.count(b"\n") == len(bad)
-    assert b"more cells" in done.stderr and b"not UTF-8" in done.stderr and b"unexpected end" in done.stderr
+    assert b"3 cells for 2 columns" in done.stderr and b"not UTF-8" in done.stderr and b"unexpected end" in done.stderr
 
 
 def test_the_pace_of_a_server_is_kept(vlmkit, tmp_path: Path, server: Faulty) -> None:

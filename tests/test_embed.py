@@ -101,9 +101,9 @@ def test_lists_on_standard_input(vlmkit, tmp_path: Path) -> None:
 
 
 def test_texts(vlmkit, tmp_path: Path) -> None:
-    lines = "a red car\n日本語\n".encode()
+    lines = "a red car\nan old café\n".encode()
     found = records(vlmkit("embed", "--text", stdin=lines).stdout)
-    assert [r["id"] for r in found] == [r["text"] for r in found] == ["a red car", "日本語"]
+    assert [r["id"] for r in found] == [r["text"] for r in found] == ["a red car", "an old café"]
     (tmp_path / "texts.txt").write_bytes(lines)
     assert records(vlmkit("embed", "--text", "texts.txt").stdout) == found
     assert records(vlmkit("embed", stdin=jsonl({"text": "a red car"})).stdout)[0]["embedding"] == found[0]["embedding"]

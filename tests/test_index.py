@@ -326,4 +326,4 @@ def test_a_full_disk_does_not_keep_readers_out(shell, vlmkit, tmp_path: Path) ->
         assert json.loads(vlmkit("index", "-i", "./disk/i", "--info").stdout)["count"] == 1
         assert records(vlmkit("index", "-i", "./disk/i", "--dump").stdout)[0]["id"] == "1"
     finally:
-        shell("umount disk")
+        shell("umount -l disk")

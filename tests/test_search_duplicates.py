@@ -216,4 +216,4 @@ def test_pictures_that_are_not_there_are_told(vlmkit, tmp_path: Path) -> None:
     assert len(records(done.stdout)) == 1
     assert done.stderr == b"vlmkit: 1 pictures cannot be opened: their vectors decide what is a copy of them\n"
     assert vlmkit("search", "-i", "./i", "--duplicates", "-q").stderr == b""
-    assert b"require --duplicates" in vlmkit("search", "-i", "./i", "a cat", "--dry-run", code=2).stderr
+    assert b"requires --duplicates" in vlmkit("search", "-i", "./i", "a cat", "--dry-run", code=2).stderr

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.terminal import warn
-from vlmkit.models.types import UnsuitableModel
+from vlmkit.models.types import RequestError, UnsuitableModel
 from vlmkit.serve.json import JsonResponse
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -44,6 +44,9 @@ def explained(error: BaseException) -> ApiError:
         return error
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, RequestError):
+        told = f"{error}: {error.remedy}" if error.remedy else str(error)
+        return ApiError(400, told, code="cannot_answer", param="messages")
     if isinstance(error, UnsuitableModel):
         return ApiError(400, str(error), code="cannot_answer", param="model")
     if isinstance(error, VlmkitError):
