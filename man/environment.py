@@ -47,7 +47,11 @@ OTHERS = [
         "Set by terminals; they tell which pictures --preview can show.",
         ("search",),
     ),
-    Variable("RANK, LOCAL_RANK, WORLD_SIZE", "Set by torchrun, for training in several processes.", ("train",)),
+    Variable(
+        "RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE",
+        "Set by torchrun, for training in several processes.",
+        ("train",),
+    ),
     Variable(
         "DO_NOT_TRACK, GRADIO_ANALYTICS_ENABLED, HF_HUB_DISABLE_TELEMETRY, ORT_DISABLE_TELEMETRY, "
         "RAY_USAGE_STATS_ENABLED, WANDB_ERROR_REPORTING",

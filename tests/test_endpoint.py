@@ -208,7 +208,7 @@ def test_captions(vlmkit, hosted: Hosted, tmp_path: Path) -> None:
 
 def test_a_reply_that_begins_as_reported(endpoint) -> None:
     (found,) = endpoint().answer([Request("Describe it.", start="a CUP of ")], Sampling(8))
-    assert found == Answer("a CUP of coffee on a table. It is hot.", "stop", 7)
+    assert found == Answer("a CUP of coffee on a table. It is hot.", "stop", 7, prompt_tokens=9)
 
 
 @pytest.mark.slow
@@ -226,10 +226,10 @@ def test_a_slow_answer_holds_nobody_up(endpoint, hosted: Hosted) -> None:
     model = endpoint()
     held = model.submit(Request("waits"), Sampling(8))
     found = model.answer([Request(f"question {n}") for n in range(3)], Sampling(8))
-    assert found == [Answer(f"heard: question {n}", "stop", 7) for n in range(3)]
+    assert found == [Answer(f"heard: question {n}", "stop", 7, prompt_tokens=9) for n in range(3)]
     assert not held.done()
     hosted.go.set()
-    assert held.result(30) == Answer("heard: waits", "stop", 7)
+    assert held.result(30) == Answer("heard: waits", "stop", 7, prompt_tokens=9)
 
 
 def test_troubles_that_pass(vlmkit, hosted: Hosted) -> None:
@@ -263,7 +263,8 @@ def test_troubles_that_stay_are_of_one_record(vlmkit, hosted: Hosted, tmp_path: 
     remedies = {"refuses": other, "filtered": other, "thinks": "raise --max-tokens, as the model may think first"}
     remedies["excessive"] = "change the question or the picture"
     remedies["forbidden"] = "set OPENAI_API_KEY to your key, and what it may use; or change the question or the picture"
-    remedies["page"] = "check the model's name, tiny, and --base-url, which usually ends in /v1"
+    address = "check the model's name, tiny, and --base-url, which usually ends in /v1"
+    remedies |= dict.fromkeys(["page", "nonsense", "number"], address)
     remedies["silent"] = "ask again, name another model, or raise --max-tokens"
     questions = ["good", *reasons, "silent", "long", "good again"]
     line = ("ask", "--errors", "errors.jsonl", "--option", "timeout=2", "--option", "retries=1", "--batch-size", 16)

@@ -166,7 +166,7 @@ class Failures:
                 self.count += 1
                 where = "record" if result.image is None else "address" if "://" in result.image else "file"
                 remedy = result.remedy or f"check the {where}"
-                warn(f"{_shortened(result.image or result.id)}: {result.error}: left out, {remedy}")
+                warn(f"{_shortened(str(result.image or result.id))}: {result.error}: left out, {remedy}")
             if self._output:
                 self._output.write(dumps(result.as_record()))
 
