@@ -117,9 +117,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def own_environment(home: Path) -> dict[str, str]:
-    """An environment whose data folders are in `home`, without settings of the user."""
+    """An environment whose data folders are in `home`, without settings of the user, and without the size of a
+    terminal, which pytest-xdist sets.
+    """
     own = {name: str(home / name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("VLMKIT_")}
+    size = ("COLUMNS", "LINES")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("VLMKIT_") and k not in size}
     return kept | own | {"PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "default"}
 
 

@@ -111,7 +111,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "unknown connector glue: use mlp, linear": caption("--connector", "glue"),
         "--quantize requires a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
         "--quantize 8bit is unknown: use 4bit": ask("--quantize", "8bit"),
-        "--fsdp requires several GPUs, and there is none": caption("--fsdp", "--device", "cpu"),
+        "--fsdp requires torchrun": caption("--fsdp", "--device", "cpu"),
         "--lora is not for align: leave it out, it is for instruct, prefer": caption("--lora", "4"),
         "--report-to paper is unknown: use wandb, tensorboard": caption("--report-to", "paper"),
         "8 pictures cannot be divided into 3 equal parts": caption("--accumulate", "3"),
