@@ -51,7 +51,8 @@ class Browser:
         self._loaded = 0
         self._session: str | None = None
         self.problems: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM", "Network"):
@@ -63,6 +64,8 @@ class Browser:
             self._process.terminate()
         self._process.wait(SECONDS)
         self._out.close()
+        self._reader.join(SECONDS)
+        self._in.close()
 
     def call(self, method: str, **parameters: Any) -> Any:
         number = next(self._numbers)

@@ -64,14 +64,19 @@ def measure(folder: Path, data: Path) -> tuple[dict[str, Any], dict[str, float]]
         order = np.random.default_rng(0).permutation(len(asked))
         shuffled = judge(folder, asked, [asked[i] for i in order])
         figures[f"{name}_questions"] = len(asked)
-        figures[f"{name}_exact"] = round(float(judged[name].right.mean()), 4)
-        figures[f"{name}_shuffled"] = round(float(shuffled.right.mean()), 4)
+        figures[f"{name}_exact"] = _share(judged[name].right)
+        figures[f"{name}_shuffled"] = _share(shuffled.right)
     calibration = calibrate([*judged.values()])
     for name, (right, log_probability, seen) in judged.items():
-        sure = np.array([calibrated(one, **calibration) >= UNSURE for one in log_probability])[~seen]
-        figures[f"{name}_answered"] = round(float(sure.mean()), 4)
-        figures[f"{name}_answered_exact"] = round(float(right[~seen][sure].mean()), 4) if sure.any() else None
+        sure = np.array([calibrated(one, **calibration) >= UNSURE for one in log_probability], bool)[~seen]
+        figures[f"{name}_answered"] = _share(sure)
+        figures[f"{name}_answered_exact"] = _share(right[~seen][sure])
     return figures, calibration
+
+
+def _share(true: np.ndarray) -> float | None:
+    """The share of what is true; None of nothing."""
+    return round(float(true.mean()), 4) if len(true) else None
 
 
 def judge(folder: Path, asked: list[Record], shown: list[Record]) -> Judged:
@@ -83,13 +88,14 @@ def judge(folder: Path, asked: list[Record], shown: list[Record]) -> Judged:
         for reply, row in zip(said, asked, strict=True)
     ]
     seen = [share(f"calibration {Path(row['image']).name}") >= 0.5 for row in asked]
-    return Judged(np.array(right), np.array([reply.log_probability for reply in said]), np.array(seen))
+    return Judged(np.array(right, bool), np.array([reply.log_probability for reply in said]), np.array(seen, bool))
 
 
 def calibrate(sets: Sequence[Judged]) -> dict[str, float]:
     """The `bias` and `slope` of Platt scaling, with his targets, on the questions that it may see: each set counts
-    alike.
+    alike, and those of which it may see nothing do not count.
     """
+    sets = [one for one in sets if one.seen.any()]
     from sklearn.linear_model import LogisticRegression
 
     odds = np.concatenate([[*map(log_odds, one.log_probability[one.seen])] for one in sets])

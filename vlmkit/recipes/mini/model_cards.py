@@ -172,7 +172,7 @@ def chat_model_card(settings: dict[str, Any], model: dict[str, int]) -> str:
     lists = {"phases": "\n".join(map(_phase, recipe["phases"]))}
     lists["students"] = "\n".join(_student(settings, recipe["lessons"]) for settings in recipe["teaching"])
     confidence = {"confidence": settings["confidence"], "unsure_below": UNSURE}
-    # of a set of which nothing is answered, nothing is right either
+    # of a set of which nothing is asked or answered, nothing is right either
     figures = {key: 0.0 if value is None else value for key, value in figures.items()}
     return CHAT_CARD.format_map(figures | recipe | model | lists | confidence)
 
