@@ -96,7 +96,7 @@ def test_an_error_that_all_have_is_told_once(data: Path, start: Start, tmp_path:
 def test_a_bar_and_a_summary_on_a_terminal(data: Path, environment: dict[str, str], tmp_path: Path) -> None:
     words = [word for word in line(data, "align", "captions", "out") if word != "-q"]
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
     process = subprocess.Popen([SCRIPT, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=slave, env=environment)
     os.close(slave)
     shown = b""
