@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.transformers import TransformersChatModel
+from vlmkit.models.chat.base import TransformersChatModel
 from vlmkit.models.resolve import Checkpoint, read_json
 from vlmkit.models.types import Answer, Hardware, Request, Sampling
 
