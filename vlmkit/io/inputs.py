@@ -10,6 +10,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.pictures import FIELDS, locate, singly, with_image
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Unread, read_samples
+from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
     Bytes,
@@ -193,7 +194,7 @@ def _names_input(head: bytes) -> bool:
 
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
-    return "only http and https URLs are fetched" if other else "no such file or folder"
+    return "only http and https URLs are fetched" if other else no_such_file(path, "no such file or folder")
 
 
 def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:

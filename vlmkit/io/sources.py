@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from vlmkit.io.registry import Registry
+from vlmkit.io.similar import no_such_file
 
 READERS = Registry("vlmkit.readers", {"tar": "vlmkit.io.tar:TarReader"})
 
@@ -147,7 +148,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
                 return member
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
+            reason = "a broken symbolic link" if os.path.islink(path) else no_such_file(path)
         raise PictureError(reason) from None
 
 
