@@ -154,15 +154,21 @@ def _explain(error: Exception) -> None:
     elif isinstance(error, typer.TyperException):
         path = context.command_path if context else PROGRAM
         message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
-        warn(f"{message}: see {path} --help")
+        warn(f"{message}: {_likely_choice(message) or f'see {path} --help'}")
     elif isinstance(error, OSError):
         warn(f"{error.filename or 'input or output'}: {error.strerror or error}: check the name, the rights, the space")
     else:
         warn(f"{type(error).__name__} {error}: this is a defect of vlmkit, --debug shows where")
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    return "".join(f"did you mean {near}?" for near in get_close_matches(name, known, 1, SIMILAR))
+def _did_you_mean(name: str, known: Iterable[str], similar: float = SIMILAR) -> str:
+    return "".join(f"did you mean {near}?" for near in get_close_matches(name, known, 1, similar))
+
+
+def _likely_choice(message: str) -> str:
+    """A question for the value that may be meant, where `message` of typer lists those that there are."""
+    before, one_of, after = message.rpartition(" is not one of ")
+    return _did_you_mean(before.rpartition(": ")[2].strip("'"), after.replace("'", "").split(", "), 0.6) if one_of else ""
 
 
 def _unknown_option(error: Any) -> str:

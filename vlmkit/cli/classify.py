@@ -87,7 +87,7 @@ def _show(records: "Iterable[Record]", labels: list[str], out: Output, *, best_a
     """A row each, as they come: the picture, its best label, how sure, and the other labels."""
     from rich.cells import cell_len
 
-    widths = name_width(), min(max(map(cell_len, labels)), LONGEST), 5, 0
+    widths = name_width(), min(max(map(cell_len, ["label", *labels])), LONGEST), 5, 0
     rows = Rows(out, widths, ("picture", "label", "", "" if best_alone else "others"))
     for record in records:
         best, *others = record["labels"]

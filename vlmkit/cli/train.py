@@ -209,6 +209,8 @@ def _default(stage: Stage, name: str) -> str:
     """The default of a setting in a stage, as its help shows it."""
     if stage is Stage.CONTRASTIVE and name in ("lr", "weight_decay"):
         return "by the model"
+    if name == "workers":
+        return "0"
     if name == "lock":
         return "image with --vision or --text, else none"
     kinds = [kind for kind in KINDS if kind.stage is stage and name in SETTINGS[kind]]

@@ -82,6 +82,10 @@ def to_ask(inputs: list[str], question: str | None, how: Reading, default: str |
     `question` replaces that of records, `default` stands in where there is none. Raises VlmkitError
     for a missing path and for pictures without a question.
     """
+    for word in inputs if question is not None else []:
+        if not _is_input(word):
+            remedy = 'check the name, and put the question in quotes: vlmkit ask photo.jpg "what is this?"'
+            raise VlmkitError(f"{word}: no such file or folder", remedy)
     parts = list(_parts(inputs, how))
     if not parts and question is not None and inputs in ([], ["-"]):
         sample = ChatSample({"id": question})

@@ -32,18 +32,30 @@ _vlmkit_models() {
 }
 _vlmkit_fields() { _vlmkit_nothing; _vlmkit_lines fields "${COMP_WORDS[@]:1}"; }
 _vlmkit_where() {
+    if [[ -n "$field" ]]; then
+        _vlmkit_nothing
+        _vlmkit_lines values "$field" "${COMP_WORDS[@]:1}"
+        return
+    fi
     _vlmkit_fields
     COMPREPLY=("${COMPREPLY[@]/%/=}")
     compopt -o nospace 2>/dev/null
 }
 _vlmkit() {
-    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}" command="" topic="" word i
+    local current="${COMP_WORDS[COMP_CWORD]}" previous command="" topic="" field="" equals="" word i
+    local -i before=COMP_CWORD-1 # where the option stands: each = is a word of its own
     COMPREPLY=()
     if [[ "$current" == "=" ]]; then
-        current=""
-    elif [[ "$previous" == "=" ]]; then
-        previous="${COMP_WORDS[COMP_CWORD-2]}"
+        current="" equals=yes
+    elif [[ "${COMP_WORDS[before]}" == "=" ]]; then
+        before+=-1 equals=yes
     fi
+    if [[ -n "$equals" && "${COMP_WORDS[before]}" != -* ]]; then # --where FIELD=VALUE
+        field="${COMP_WORDS[before]}"
+        before+=-1
+        [[ "${COMP_WORDS[before]}" == "=" ]] && before+=-1
+    fi
+    previous="${COMP_WORDS[before]}"
     for ((i = 1; i < COMP_CWORD; i++)); do
         word="${COMP_WORDS[i]}"
         if [[ -z "$command" ]]; then

@@ -21,6 +21,15 @@ function __vlmkit_ask
     set -l line (commandline -opc)
     command $line[1] --complete $argv $line[2..] 2>/dev/null
 end
+function __vlmkit_where
+    set -l typed (string replace -r '^--where=' '' -- (commandline -ct))
+    set -l parts (string split -m 1 = -- $typed)
+    if test (count $parts) -gt 1
+        string join \n -- "$parts[1]="(__vlmkit_ask values $parts[1])
+    else
+        __vlmkit_ask fields | string replace -r '$' =
+    end
+end
 function __vlmkit_indexes
     set -l data ~/.local/share
     set -q XDG_DATA_HOME; and set data $XDG_DATA_HOME
@@ -99,7 +108,7 @@ complete -c vlmkit -n '__vlmkit_at search' -l minus -x -d 'Subtract what these w
 complete -c vlmkit -n '__vlmkit_at search' -l like -x -d 'Look for records like this one of the index, itself left out'
 complete -c vlmkit -n '__vlmkit_at search' -l queries -r -F -d 'One result list for each record of FILE, or line of text'
 complete -c vlmkit -n '__vlmkit_at search' -s k -x -d 'Number of results'
-complete -c vlmkit -n '__vlmkit_at search' -l where -x -a '(__vlmkit_ask fields | string replace -r \'$\' =)' -d 'Only records whose field is VALUE'
+complete -c vlmkit -n '__vlmkit_at search' -l where -x -a '(__vlmkit_where)' -d 'Only records whose field is VALUE'
 complete -c vlmkit -n '__vlmkit_at search' -l min-score -x -d 'Only results with at least this score'
 complete -c vlmkit -n '__vlmkit_at search' -l relative -d 'Add relative'
 complete -c vlmkit -n '__vlmkit_at search' -l duplicates -d 'Groups of copies and near copies, the one to keep first'
