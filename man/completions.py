@@ -299,7 +299,9 @@ def _zsh_quoted(text: str) -> str:
 
 def _zsh_option(command: Any, param: Any, topic: str) -> str:
     known = " ".join(_names(param))
-    names = [f"{n}=" if n.startswith("--") and not param.is_flag else n for n in _names(param)]  # its value may follow =
+    names = [
+        f"{n}=" if n.startswith("--") and not param.is_flag else n for n in _names(param)
+    ]  # its value may follow =
     spelled = f"'({known})'{{{','.join(names)}}}" if len(names) > 1 else names[0]
     if param.multiple:
         spelled = f"'*'{{{','.join(names)}}}" if len(names) > 1 else f"'*'{names[0]}"

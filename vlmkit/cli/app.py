@@ -168,7 +168,9 @@ def _did_you_mean(name: str, known: Iterable[str], similar: float = SIMILAR) -> 
 def _likely_choice(message: str) -> str:
     """A question for the value that may be meant, where `message` of typer lists those that there are."""
     before, one_of, after = message.rpartition(" is not one of ")
-    return _did_you_mean(before.rpartition(": ")[2].strip("'"), after.replace("'", "").split(", "), 0.6) if one_of else ""
+    return (
+        _did_you_mean(before.rpartition(": ")[2].strip("'"), after.replace("'", "").split(", "), 0.6) if one_of else ""
+    )
 
 
 def _unknown_option(error: Any) -> str:
