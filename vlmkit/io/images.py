@@ -149,7 +149,9 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise PictureError("HEIC pictures need one more package: pip install 'vlmkit[heic]'") from None
+        error = PictureError("HEIC pictures need one more package: pip install 'vlmkit[heic]'")
+        error.remedy = "run it again with the package"
+        raise error from None
     register_heif_opener(thumbnails=False)
 
 

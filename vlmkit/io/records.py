@@ -53,6 +53,7 @@ class Failed:
         image = record.get("image")
         if not isinstance(image, str) or len(image) > 4096 or image.startswith("data:"):
             image = None
+        remedy = remedy or getattr(error, "remedy", "")
         return cls(record.get("id", image or record.get("text")), image or None, str(error), remedy)
 
     def as_record(self) -> Record:

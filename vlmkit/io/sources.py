@@ -31,7 +31,9 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*
 
 
 class PictureError(Exception):
-    """This picture cannot be used; the message says why."""
+    """This picture cannot be used; the message says why, `remedy` what to do, unless it is to check the file."""
+
+    remedy = ""
 
 
 class MissingMember(PictureError):
