@@ -10,6 +10,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.pictures import FIELDS, locate, singly, with_image
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Unread, read_samples
+from vlmkit.io.shards import outputs_of
 from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
@@ -296,7 +297,10 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if not os.path.lexists(name):  # a URL, a member of a container
         yield _picture(name)
     elif os.path.isdir(name):
-        yield from _walk(name, how)
+        for output in (outputs := outputs_of(name)):
+            yield from _file(output, how)
+        if not outputs:
+            yield from _walk(name, how)
     elif (reader := reader_of(name)) is not None:
         yield from _container(name, reader, how)
     elif not os.path.isfile(name):
