@@ -35,12 +35,14 @@ GROUPS = {  # what one wants, and the commands for it
         "search": Entry("vlmkit.cli.search:search", "Find pictures by words, by pictures, or by both."),
     },
     "Describe": {
-        "classify": Entry("vlmkit.cli.classify:classify", "Sort pictures by labels that you choose, without training."),
+        "classify": Entry(
+            "vlmkit.cli.classify:classify", "Sort pictures by labels that you choose, or by a trained head."
+        ),
         "caption": Entry("vlmkit.cli.caption:caption", "Say what is on pictures."),
         "ask": Entry("vlmkit.cli.ask:ask", "Ask a question about pictures."),
     },
     "Learn and measure": {
-        "train": Entry("vlmkit.cli.train:train", "Train a dual encoder or a vision-language model, stage by stage."),
+        "train": Entry("vlmkit.cli.train:train", "Train a dual encoder, a vision-language model, or a classifier."),
         "eval": Entry("vlmkit.cli.eval:eval", "Score predictions with confidence intervals, and compare two models."),
     },
     "Share": {

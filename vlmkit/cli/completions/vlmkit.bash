@@ -62,7 +62,7 @@ _vlmkit() {
             [[ "$word" == -* ]] || command="$word"
         elif [[ -z "$topic" ]]; then
             case "$command $word" in
-            "train contrastive" | "train align" | "train instruct" | "train prefer" | "train check" | "eval vqa" | "eval caption" | "eval retrieval" | "eval classify" | "eval choice" | "eval pope" | "eval anls" | "eval chartqa" | "eval field" | "eval compare") topic="$word" ;;
+            "train contrastive" | "train align" | "train instruct" | "train prefer" | "train head" | "train check" | "eval vqa" | "eval caption" | "eval retrieval" | "eval classify" | "eval choice" | "eval pope" | "eval anls" | "eval chartqa" | "eval field" | "eval compare") topic="$word" ;;
             esac
         fi
     done
@@ -391,6 +391,21 @@ _vlmkit() {
         "train prefer --max-pixels") _vlmkit_nothing ;;
         "train prefer --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
         "train prefer --seed") _vlmkit_nothing ;;
+        "train head -m"|"train head --model") _vlmkit_models mini ;;
+        "train head --config") : ;;
+        "train head --images") _vlmkit_folders ;;
+        "train head --limit") _vlmkit_nothing ;;
+        "train head --label") _vlmkit_fields ;;
+        "train head --target") _vlmkit_nothing; _vlmkit_words class classes number ;;
+        "train head --folds") _vlmkit_nothing ;;
+        "train head --l2") _vlmkit_nothing ;;
+        "train head -o"|"train head --output") _vlmkit_folders ;;
+        "train head --errors") : ;;
+        "train head --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
+        "train head --batch-size") _vlmkit_nothing ;;
+        "train head --workers") _vlmkit_nothing ;;
+        "train head --max-pixels") _vlmkit_nothing ;;
+        "train head --seed") _vlmkit_nothing ;;
         "train check --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
         "train check --max-pixels") _vlmkit_nothing ;;
         "eval  --by") _vlmkit_fields ;;
@@ -617,6 +632,7 @@ _vlmkit() {
         "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --max-tokens-per-batch --max-pictures-per-batch --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --offload --no-offload --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train instruct") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --max-tokens-per-batch --max-pictures-per-batch --lora --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --offload --no-offload --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train prefer") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --image-aspect --quantize --max-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train head") _vlmkit_words -m --model --config --images --limit --label --target --folds --balance --no-balance --l2 -o --output --errors --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train check") _vlmkit_words --device --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "eval ") _vlmkit_words --by --metric --cluster --id --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval vqa") _vlmkit_words --variant --by --metric --cluster --prediction --references --id --question --truth --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
@@ -642,11 +658,12 @@ _vlmkit() {
         "classify ") : ;;
         "caption ") : ;;
         "ask ") : ;;
-        "train ") _vlmkit_words contrastive align instruct prefer check ;;
+        "train ") _vlmkit_words contrastive align instruct prefer head check ;;
         "train contrastive") : ;;
         "train align") : ;;
         "train instruct") : ;;
         "train prefer") : ;;
+        "train head") : ;;
         "train check") : ;;
         "eval ") _vlmkit_words vqa caption retrieval classify choice pope anls chartqa field compare ;;
         "eval vqa") : ;;
