@@ -13,6 +13,7 @@ import pytest
 from conftest import own_environment
 from generate import commands, documents, drifted
 from hosted import Hosted
+from picture import svg
 from warm import Start
 
 from vlmkit.cli.examples import examples
@@ -136,6 +137,14 @@ def test_examples_work(command, kept: Path, environment: dict[str, str], hosted:
             assert re.fullmatch(pattern, done.stdout.decode(), re.DOTALL), (
                 f"{example.line}\n{done.stdout.decode()[:1000]}"
             )
+
+
+def test_the_picture_is_of_what_is_printed(kept: Path) -> None:
+    """But for the last digit of a score, and the bytes of a photograph, which are the processor's and a library's."""
+    picture = (ROOT / "man/search.svg").read_text()
+    assert "url(http" not in picture
+    made, shown = (re.sub(r"base64,[\w+/=]+|(?<=;0\.\d\d)\d", "", text) for text in (svg(kept), picture))
+    assert made == shown
 
 
 def test_demo_prints_each_line_and_finds_the_cup(environment: dict[str, str], tmp_path: Path) -> None:
