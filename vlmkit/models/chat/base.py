@@ -3,16 +3,35 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmkit.errors import VlmkitError, first_line, reason_of
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.boxes import Found
+from vlmkit.models.chat.confidence import mean_probability
 from vlmkit.models.chat.reasoning import is_mark, split_reasoning
 from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.resolve import Checkpoint
 from vlmkit.models.types import Answer, ChatModel, Hardware, Request, RequestError, Sampling
+
+
+class Row(NamedTuple):
+    """The tokens that `generate` returned for one request, and the log probabilities of those that it generated.
+
+    With beams there are none of the second.
+    """
+
+    tokens: list[int]
+    log_probabilities: list[float]
+
+    def confident(self, answer: Answer) -> Answer:
+        """`answer`, made of this row, with its confidence: the mean probability of its tokens."""
+        if not self.log_probabilities:
+            return answer
+        total = sum(self.log_probabilities[: answer.tokens])
+        return replace(answer, confidence=mean_probability(total, answer.tokens))
 
 
 class TransformersChatModel(ChatModel):
@@ -111,12 +130,17 @@ class TransformersChatModel(ChatModel):
 
     def _tokens(
         self, inputs: Mapping[str, Any], requests: list[Request], sampling: Sampling, streamer: Any = None
-    ) -> list[list[int]]:
+    ) -> list[Row]:
         """A row of tokens for each request, as `generate` of the library returns them."""
+        from vlmkit.models.chat.token_log import TokenLog
+
+        log = TokenLog() if sampling.beams == 1 else None
+        how = decoding(sampling) | ({"logits_processor": [log]} if log else {})
         self._torch.manual_seed(sampling.seed + requests[0].number)
         with self._torch.inference_mode():
-            made = self._model.generate(**inputs, **self._arguments, streamer=streamer, **decoding(sampling))
-        return made.tolist()
+            made = self._model.generate(**inputs, **self._arguments, streamer=streamer, **how)
+            logs = log.of(made) if log else [[] for _ in requests]
+        return list(map(Row, made.tolist(), logs))
 
     def _plain(self, text: str) -> str:
         """`text` without the names of special tokens, such as those of turns or of pictures."""

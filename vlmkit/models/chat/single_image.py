@@ -78,7 +78,9 @@ class SingleImageModel(TransformersChatModel):
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._context - before))
         rows = self._tokens(inputs, requests, sampling)
         return [
-            replace(self._answer(row[before:], request), prompt_tokens=self._prompt_tokens(request))
+            row.confident(
+                replace(self._answer(row.tokens[before:], request), prompt_tokens=self._prompt_tokens(request))
+            )
             for row, request in zip(rows, requests, strict=True)
         ]
 

@@ -111,8 +111,8 @@ class ImageTextToText(TransformersChatModel):
         inputs = self._inputs(requests)
         rows = self._tokens(self._encode_once(inputs, requests), requests, sampling, streamer)
         if requests[0].task == "raw":
-            return [self._continuation(row, inputs["input_ids"].shape[1]) for row in rows]
-        generated = [row[inputs["input_ids"].shape[1] :] for row in rows]
+            return [self._continuation(row.tokens, inputs["input_ids"].shape[1]) for row in rows]
+        generated = [row.tokens[inputs["input_ids"].shape[1] :] for row in rows]
         if form is None:
             answers = [
                 self._answer(tokens, request, self._thought(request))
@@ -124,7 +124,10 @@ class ImageTextToText(TransformersChatModel):
                 for tokens, one, size in zip(generated, requests, self._scaled_sizes(inputs), strict=True)
             ]
         counts = inputs["attention_mask"].sum(1).tolist()  # without padding
-        return [replace(answer, prompt_tokens=count) for answer, count in zip(answers, counts, strict=True)]
+        return [
+            row.confident(replace(answer, prompt_tokens=count))
+            for row, answer, count in zip(rows, answers, counts, strict=True)
+        ]
 
     def _continuation(self, row: list[int], start: int) -> Answer:
         """What follows the first `start` tokens of `row`, with its spaces."""
