@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from helpers import embedded, jsonl, records
+from helpers import embedded, jsonl, records, vector
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from vlmkit.metrics.probabilities import auroc, calibration_error, recalls_and_f1, spearman
-from vlmkit.models.head import open_head
+from vlmkit.models.head import Head, HeadConfig, open_head, save_head
 from vlmkit.train.head.fit import Problem, figures, fitted, fold_figures
 
 MODEL = "toy@0123456789ab"
@@ -30,8 +30,8 @@ def clouds(count: int = 90, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def rows(count: int = 90, **fields: object) -> list[dict]:
     x, kinds = clouds(count)
     return [
-        embedded(f"{i}", vector.tolist(), MODEL, label=WORDS[kind], **fields)
-        for i, (vector, kind) in enumerate(zip(x, kinds, strict=True))
+        embedded(f"{i}", point.tolist(), MODEL, label=WORDS[kind], **fields)
+        for i, (point, kind) in enumerate(zip(x, kinds, strict=True))
     ]
 
 
@@ -113,8 +113,8 @@ def test_head_of_piped_vectors(vlmkit, tmp_path: Path) -> None:
     assert all(row["label"] in WORDS and row["predicted"] == row["labels"][0]["label"] for row in found)
     assert np.mean([row["label"] == row["predicted"] for row in found]) > 0.7
     assert sum(label["score"] for label in found[0]["labels"]) == pytest.approx(1, abs=1e-5)
-    vector = np.array(rows()[0]["embedding"], np.float32)
-    logits = head.weight.astype(float) @ vector + head.bias
+    point = np.array(rows()[0]["embedding"], np.float32)
+    logits = head.weight.astype(float) @ point + head.bias
     best = {entry["label"]: entry["score"] for entry in found[0]["labels"]}
     expected = torch.from_numpy(logits).softmax(0).tolist()
     assert [best[label] for label in head.config.labels] == pytest.approx(expected, abs=1e-5)
@@ -198,3 +198,33 @@ def test_head_of_pictures_with_mini(vlmkit, photos: Path, tmp_path: Path, photo_
 )
 def test_settings_that_a_head_has_no_use_for(vlmkit, words: list[str], why: str) -> None:
     assert why in vlmkit("train", "head", "-", "-o", "head", *words, stdin=jsonl(*rows(6)), code=2).stderr.decode()
+
+
+def test_gate_of_a_constitution(vlmkit, photos: Path, tmp_path: Path, photo_rows: bytes) -> None:
+    """A picture is declined before the model is asked, another one is not."""
+    found = {Path(row["image"]).name: row for row in records(photo_rows)}
+    cat, cup = vector(found["chelsea.png"]), vector(found["coffee.png"])
+    config = HeadConfig("class", ["cat", "other"], found["chelsea.png"]["model"], len(cat))
+    head = Head(config, np.stack([40 * (cat - cup), 40 * (cup - cat)]), np.zeros(2, np.float32))
+    (tmp_path / "rules/head").mkdir(parents=True)
+    save_head(head, tmp_path / "rules/head")
+    file = tmp_path / "rules/mine.toml"
+    rest = "\n[kind]\nprinciples = ['Be kind.']\n"
+    file.write_text(f'[gate]\nfurry = {{ head = "head", labels = ["cat"] }}{rest}')
+    rows = [{"image": str(photos / name), "question": "what is it?"} for name in ("chelsea.png", "coffee.png")]
+    told, asked = records(vlmkit("ask", "--constitution", file, "--max-tokens", "2", stdin=jsonl(*rows)).stdout)
+    assert told["answer"] == "I would rather not answer this (furry)." and told["declined"] == "furry"
+    assert told["declined_score"] > 0.99 and "scores" not in told
+    assert "declined" not in asked and asked["initial"]
+    (bare,) = records(vlmkit("ask", "--constitution", file, photos / "chelsea.png", "what is it?", "--json").stdout)
+    assert bare["declined"] == "furry"
+    for entry, why in (
+        ('{ head = "head", labels = ["dog"] }', "labels of its head, which are cat, other, not dog"),
+        ('{ head = "head" }', "labels of its head, which are cat, other"),
+        ('{ head = "none", labels = ["cat"] }', "holds no head"),
+        ('{ labels = ["cat"] }', "neither a question nor a table with a head"),
+        ('{ head = "head", labels = ["cat"], over = 1 }', "unknown key over"),
+    ):
+        file.write_text(f"[gate]\nfurry = {entry}{rest}")
+        done = vlmkit("ask", "--constitution", file, stdin=jsonl(rows[0]), code=2)
+        assert why in done.stderr.decode()
