@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 Text = Annotated[bool, option("--text", "Lines are texts; of records embed the field text.")]
-FORM_HELP = "JSONL, or safetensors: smaller, and quicker to read; default: what the name of the file of -o says."
+FORM_HELP = "JSONL; safetensors: smaller, and quicker to read; parquet: for other stores. Default: by the name of -o."
 Form = Annotated[Format | None, option("--format", FORM_HELP, show_default=False)]
 Floats = Annotated[bool, option("--floats", "The embedding as a list of numbers, not as base64 of float16.")]
 Changed = Annotated[
@@ -56,8 +56,8 @@ def embed(
     """
     shards.check(records, changed=changed, dry_run=dry_run)
     form = form or Format(form_of(records.output))
-    if floats and form is Format.SAFETENSORS:
-        raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
+    if floats and form is not Format.JSONL:
+        raise VlmkitError("--floats requires the format jsonl", f"leave out --floats or --format {form.value}")
     load = cache(partial(embedder.load, run))
     work = partial(_embed, run=run, load=load, text=text, form=form, floats=floats, changed=changed, dry_run=dry_run)
     if shards.out_dir is None:
@@ -121,7 +121,7 @@ def _embed(
 def _check_terminal(records: Records, form: Format) -> None:
     """Raise VlmkitError where vectors would fill a terminal, unless somebody wants to see them."""
     wanted = records.json or records.output == "-"
-    if for_person(records.output) and (form is Format.SAFETENSORS or not wanted):
+    if for_person(records.output) and (form is not Format.JSONL or not wanted):
         remedy = "pipe them on (vlmkit embed … | vlmkit index), or use -o FILE"
         raise VlmkitError("vectors are not printed on a terminal", remedy + (" or --json" * (form is Format.JSONL)))
 

@@ -172,8 +172,8 @@ def _report(folder: "Path", reports: Reports, json: bool) -> Exit:
     from vlmkit.index import Index
     from vlmkit.index.verify import verify
 
-    if reports.form is Format.SAFETENSORS and for_person(reports.output):
-        raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
+    if reports.form not in (None, Format.JSONL) and for_person(reports.output):
+        raise VlmkitError(f"{reports.form.value} data cannot be written to a terminal", "use -o FILE or a pipe")
     with Index(folder) as opened, Output(reports.output) as out:
         if reports.verify:
             verify(opened)

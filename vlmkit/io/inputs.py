@@ -29,7 +29,7 @@ from vlmkit.io.sources import (
     open_source,
     reader_of,
 )
-from vlmkit.io.tables import is_table_name, read_table
+from vlmkit.io.tables import PARQUET, is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
 from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions
@@ -151,7 +151,7 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
             yield Item({"id": "-"}, Memory(data))
     elif form == "blobs" or (form is not None and how.records):
         yield from _records(form, stream, "-", how.images or os.getcwd(), how)
-    elif how.columns:
+    elif how.columns or (head.startswith(PARQUET) and not how.nul):
         yield from _table(head, stream, "-", how.images or os.getcwd(), how)
     elif b"\0" in head and not how.nul:
         raise _not_lines(head, how)

@@ -164,4 +164,4 @@ def outputs_of(folder: str) -> list[str]:
     if not os.path.isfile(os.path.join(folder, RUN)):
         return []
     names = sorted(name for name in os.listdir(folder) if not name.startswith("_") and ".errors." not in name)
-    return [os.path.join(folder, name) for name in names if name.endswith((".jsonl", ".safetensors"))]
+    return [os.path.join(folder, name) for name in names if name.endswith((".jsonl", ".safetensors", ".parquet"))]
