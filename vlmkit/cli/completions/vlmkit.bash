@@ -80,7 +80,7 @@ _vlmkit() {
         "embed  --via") _vlmkit_nothing ;;
         "embed  --out-dir") _vlmkit_folders ;;
         "embed  --shard") _vlmkit_nothing ;;
-        "embed  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors ;;
+        "embed  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors parquet ;;
         "embed  --changed") _vlmkit_indexes ;;
         "embed  -o"|"embed  --output") : ;;
         "embed  --images") _vlmkit_folders ;;
@@ -95,7 +95,7 @@ _vlmkit() {
         "index  --remove") _vlmkit_nothing ;;
         "index  --prune") _vlmkit_folders ;;
         "index  --merge") _vlmkit_indexes ;;
-        "index  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors ;;
+        "index  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors parquet ;;
         "index  -o"|"index  --output") : ;;
         "index  -i"|"index  --index") _vlmkit_indexes ;;
         "index  --errors") : ;;
