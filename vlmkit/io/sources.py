@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from vlmkit.io.registry import Registry
 from vlmkit.io.similar import no_such_file
@@ -259,6 +259,14 @@ def _reader(suffix: str) -> Reader | None:
 
 def is_url(path: str) -> bool:
     return path[:8].lower().startswith(("http://", "https://"))
+
+
+def file_path(url: str) -> str:
+    """The path of a file: URL; a malformed one as it is, which names no file."""
+    try:
+        return unquote(urlsplit(url).path)
+    except ValueError:
+        return url
 
 
 def is_data(path: str) -> bool:

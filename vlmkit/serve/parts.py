@@ -1,10 +1,12 @@
 """The contents of requests: texts and pictures, in every form in which clients write them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vlmkit.serve.errors import ApiError
 
 MAX_PICTURES = 256  # in one request
+MAX_CHARACTERS = 1 << 20  # of the texts of one request
 
 
 class Part(NamedTuple):
@@ -43,7 +45,10 @@ def content_part(part: Any, param: str) -> Part:
     raise ApiError(400, f"{param} holds neither text nor image_url", code="invalid_value", param=param)
 
 
-def check_pictures(parts: list[Part]) -> None:
-    """Raise ApiError where there are more pictures than one request may have."""
+def check_amount(parts: Sequence[Part]) -> None:
+    """Raise ApiError where there are more pictures or longer texts than one request may have."""
     if sum(part.is_picture for part in parts) > MAX_PICTURES:
         raise ApiError(400, f"more than {MAX_PICTURES} pictures: send several requests", code="too_many_pictures")
+    if sum(len(part.value) for part in parts if not part.is_picture) > MAX_CHARACTERS:
+        what = f"the texts have more than {MAX_CHARACTERS} characters: send several requests"
+        raise ApiError(400, what, code="too_much_text")

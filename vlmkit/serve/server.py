@@ -8,7 +8,7 @@ import socket
 
 import uvicorn
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.terminal import warn
 from vlmkit.serve.app import application
 from vlmkit.serve.limits import Http
@@ -64,12 +64,14 @@ def run(service: Service, listener: socket.socket, *, log: bool) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        warn(TOKEN.sub("token=…", record.getMessage()))
+        reason = f": {first_line(record.exc_info[1])}" if record.exc_info and record.exc_info[1] else ""
+        warn(TOKEN.sub("token=…", record.getMessage().strip() + reason))
 
 
 def _log_through_warn(log: bool) -> None:
-    """What uvicorn has to say goes to standard error as vlmkit's own lines: errors, and with `log` each request."""
-    for name, level in (("uvicorn.error", logging.ERROR), ("uvicorn.access", logging.INFO if log else logging.ERROR)):
+    """What libraries have to say goes to standard error as vlmkit's own lines: errors, and with `log` each request."""
+    levels = {"uvicorn.access": logging.INFO if log else logging.ERROR}
+    for name in ("uvicorn.error", "uvicorn.access", "python_multipart", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Lines()], False
-        logger.setLevel(level)
+        logger.setLevel(levels.get(name, logging.ERROR))
