@@ -231,6 +231,9 @@ def test_parts_of_one_input_add_up(served: Served, photos: Path) -> None:
         served.ask("/v1/embeddings", input=one)["data"][0]["embedding"]
         for one in ([{"content": parts}], [{"image": uri, "text": "a cup"}], [{"image": uri}], [{"text": "a cup"}])
     )
+    halves = [{"type": "text", "text": half} for half in ("a ", "cup")]
+    joined = served.ask("/v1/embeddings", input=[{"content": halves}, "a cup"])["data"]
+    assert np.allclose(joined[0]["embedding"], joined[1]["embedding"], atol=1e-6)
     total = np.add(picture, text)
     assert np.allclose(both, total / np.linalg.norm(total), atol=1e-5) and np.allclose(both, again, atol=1e-6)
 

@@ -12,6 +12,7 @@ import orjson
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from vlmkit import __version__
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.pipeline import GenerateOptions, limits, preprocessed
 from vlmkit.generate.questions import ChatSample
@@ -70,7 +71,8 @@ class Call:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.loaded.model.identity}
+        told = {"model": self.loaded.model.identity, "system_fingerprint": f"vlmkit {__version__}"}
+        return {"id": self.id, "object": kind, "created": self.created} | told
 
     def usage(self, answer: Answer) -> dict[str, int]:
         for kind, count in (("prompt", answer.prompt_tokens), ("completion", answer.tokens)):

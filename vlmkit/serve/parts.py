@@ -1,6 +1,8 @@
 """The contents of requests: texts and pictures, in every form in which clients write them."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from vlmkit.serve.errors import ApiError
@@ -18,12 +20,20 @@ class Part(NamedTuple):
 
 
 def content_parts(content: Any, param: str) -> list[Part]:
-    """The parts of `content`, a text or a list as in OpenAI's messages. Raises ApiError."""
+    """The parts of `content`, a text or a list as in OpenAI's messages. Texts that follow each other are one.
+
+    Raises ApiError.
+    """
     if isinstance(content, str):
         return [Part(False, content, param)]
     if not isinstance(content, list) or not content:
         raise ApiError(400, f"{param} is neither a text nor a list of parts", code="invalid_value", param=param)
-    return [content_part(part, f"{param}.{i}") for i, part in enumerate(content)]
+    found: list[Part] = []
+    parts = [content_part(part, f"{param}.{i}") for i, part in enumerate(content)]
+    for is_picture, group in groupby(parts, attrgetter("is_picture")):
+        first, *rest = group
+        found += [first, *rest] if is_picture else [first._replace(value="\n".join(p.value for p in (first, *rest)))]
+    return found
 
 
 def content_part(part: Any, param: str) -> Part:

@@ -24,7 +24,7 @@ TOKEN = re.compile(r"\btoken=[^&\s]+")  # in the URL of a first visit
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens at `host`, at any free port with 0. Raises VlmkitError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it asyncio sets no TCP_NODELAY
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
@@ -64,7 +64,8 @@ def run(service: Service, listener: socket.socket, *, log: bool) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        reason = f": {first_line(record.exc_info[1])}" if record.exc_info and record.exc_info[1] else ""
+        error = record.exc_info[1] if record.exc_info else None
+        reason = f": {first_line(error)}" if isinstance(error, Exception) else ""
         warn(TOKEN.sub("token=…", record.getMessage().strip() + reason))
 
 
