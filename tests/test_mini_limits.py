@@ -172,3 +172,10 @@ def test_card_and_manual_tell_what_was_measured() -> None:
         )
         assert f"| {answered} | {right} |" in card and exact in card
         assert f"| {exact} | {answered} | {right} |" in manual
+
+
+def test_a_caption_that_begins_in_another_language_is_refused(vlmkit, pictures: Path) -> None:
+    told = vlmkit("caption", "drawing.png", "--prompt", "Das Bild zeigt", code=2).stderr
+    assert b"how the text begins is not in English that the model knows: it lacks das, bild, zeigt" in told
+    for beginning in ("This image shows", "Photo of", "Alt:", "Rex and Anna"):
+        assert vlmkit("caption", "drawing.png", "--prompt", beginning).stdout.startswith(beginning.encode())

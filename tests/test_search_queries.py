@@ -283,3 +283,8 @@ def test_texts_longer_than_the_context_are_counted(vlmkit, indexed: Path) -> Non
     assert vlmkit("embed", "--text", stdin=long + b"\na dog\n" + long + b"\n").stderr == told % two
     assert vlmkit("search", long.decode()).stderr == told % one
     assert vlmkit("classify", indexed / "coffee.png", "--labels", f"cup,{long.decode()}").stderr == told % one
+
+
+def test_a_precision_is_not_for_a_model_of_a_service(vlmkit, indexed: Path) -> None:
+    told = vlmkit("search", "a cat", "--via", "http://localhost:1", "--precision", "bf16", code=2).stderr
+    assert told == b"vlmkit: --precision excludes --via: the service has a precision of its own\n"

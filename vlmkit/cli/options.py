@@ -103,6 +103,12 @@ def served_name(via: str, name: str) -> str:
     return f"{via}#{name}"
 
 
+def check_via(via: str | None, precision: object) -> None:
+    """Raise VlmkitError where a model of a service is to run in a precision."""
+    if via is not None and precision is not None:
+        raise VlmkitError("--precision excludes --via", "the service has a precision of its own")
+
+
 def cores(workers: int) -> int:
     """The threads that --workers asks for."""
     return workers or len(os.sched_getaffinity(0))
@@ -167,9 +173,8 @@ class Run(Common):
         from vlmkit.models.load import INT8, load_embedder
         from vlmkit.models.types import Hardware
 
+        check_via(via, precision)
         if via is not None:
-            if precision is not None:
-                raise VlmkitError("--precision excludes --via", "the service has a precision of its own")
             name = served_name(via, name)
         hardware = Hardware(self.device.value, precision=precision.value if precision else None)
         chatty = not self.quiet and stderr_is_terminal()

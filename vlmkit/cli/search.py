@@ -19,6 +19,7 @@ from vlmkit.cli.options import (
     IndexName,
     Run,
     Via,
+    check_via,
     model_option,
     option,
     valid_utf8,
@@ -159,6 +160,7 @@ def search(
 
     parts = Query(query or [], wanted.image or [], wanted.minus or [], wanted.like or [], wanted.allow_private)
     _check_flags(parts, wanted, chosen, copies)
+    check_via(via, precision)
     _check_files(wanted.queries, shown.output, errors, shown.html)
     form = Form.of(shown)
     judged = form.for_person and parts.is_words

@@ -179,11 +179,12 @@ class MiniChat(ChatModel):
         if length >= self._context:
             what = f"{length} tokens with its pictures, more than the {self._context} of the model"
             return RequestError(what, "shorten the question or show fewer pictures")
-        checked = self._calibration and request.schema is None  # that is a part of the prompt
-        if checked and (words := self._prompts.foreign_words(request.prompt)):
-            named = ", ".join(words[:NAMED_WORDS])
-            what = f"the question is not in English that the model knows: it lacks {named}"
-            return RequestError(what, f"ask in English, or ask a model of many languages: -m {POLYGLOT}")
+        if not self._calibration or request.schema is not None:  # a schema is a part of the prompt
+            return None
+        for what, text in ("the question", request.prompt), ("how the text begins", request.start):
+            if words := self._prompts.foreign_words(text):
+                lacks = f"{what} is not in English that the model knows: it lacks {', '.join(words[:NAMED_WORDS])}"
+                return RequestError(lacks, f"ask in English, or ask a model of many languages: -m {POLYGLOT}")
         return None
 
     def _answer(self, request: Request, reply: Generated) -> Answer:
