@@ -20,11 +20,15 @@ ADDRESS = re.compile(r"at (http://\S+);")
 
 
 class Served:
-    """A running `vlmkit serve`, started in `folder` with a free port unless `arguments` name one."""
+    """A running `vlmkit serve`, started in `folder` with a free port unless `arguments` name one.
 
-    def __init__(self, folder: Path, environment: dict[str, str], *arguments: object) -> None:
+    `first` is Python that runs in its process before.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str], *arguments: object, first: str = "") -> None:
         self._said = Path(tempfile.mkstemp(dir=folder, suffix=".log")[1])
-        words = [sys.executable, "-m", "vlmkit", "serve", "--port", "0", *map(str, arguments)]
+        program = ["-c", f"{first}\nfrom vlmkit.__main__ import run\nrun()"] if first else ["-m", "vlmkit"]
+        words = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
         with open(self._said, "wb") as said:
             self.process = subprocess.Popen(words, cwd=folder, env=environment, stderr=said)
         end = time.monotonic() + SECONDS
