@@ -1,5 +1,6 @@
 """What was read of DATA is kept beside it, and taken over while nothing has changed."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ from helpers import jsonl, picture, tar
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import Failures
 from vlmkit.train.data import cache
 from vlmkit.train.data import dataset as reading
+from vlmkit.train.data.loader import explain_lost_worker
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.samples import parse_captioned, parse_dialogues
 from vlmkit.train.data.store import HashSet
@@ -109,6 +112,23 @@ def test_where_the_folder_cannot_be_written_to(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert len(read(data).rows) == len(read(data).rows) == 30 and len(parsed) == 16
     assert not (tmp_path / ".vlmkit").exists() and len(list((tmp_path / "home/vlmkit/train").iterdir())) == 1
+
+
+def test_a_full_disk_leaves_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reading.RowWriter, "add", full)
+    with pytest.raises(VlmkitError, match=r"has no room for what was read of the data .*: free some space"):
+        read(data)
+    assert not list((data.parent / ".vlmkit").iterdir())
+
+
+def test_a_process_that_reads_may_be_killed() -> None:
+    with pytest.raises(VlmkitError, match="a process that reads the data was killed"), explain_lost_worker():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with pytest.raises(RuntimeError, match="something else"), explain_lost_worker():
+        raise RuntimeError("something else")
 
 
 def test_members_of_tar_files(tmp_path: Path, parsed: list[str]) -> None:

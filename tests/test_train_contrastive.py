@@ -410,7 +410,7 @@ def test_a_folder_of_another_run_is_left_alone(
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_last_one(tmp_path: Path) -> None:
-    def write(step: int, error: OSError | None) -> None:
+    def write(step: int, error: Exception | None) -> None:
         with explain_full_disk(lambda: f"the checkpoint of step {step}", tmp_path):
             (tmp_path / f".partial/checkpoint-{step}").mkdir(parents=True)
             if error:
@@ -420,6 +420,9 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_last_one(tmp_path
     write(1, None)
     with pytest.raises(VlmkitError, match=r"step 2 cannot be written.*checkpoint-1 is complete"):
         write(2, OSError(28, "No space left on device"))
+    of_torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 134784 vs 134672")
+    with pytest.raises(VlmkitError, match=r"step 4 cannot be written \(the disk is full\), checkpoint-1 is complete"):
+        write(4, of_torch)
     with pytest.raises(PermissionError):
         write(3, PermissionError(13, "Permission denied"))
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]

@@ -49,6 +49,7 @@ def test_dry_run_says_what_would_be_trained(data: Path, aligned: Path, start: St
     assert plan["trainable_parameters"] == projector and plan["total_parameters"] == sum(sizes.values())
     assert plan["samples"] == 48 and plan["steps"] == 3 and plan["tokens_per_step"] > 8 * 16
     assert plan["memory_gb"] > 0 and plan["seconds"] > 0
+    assert plan["loader_rows_per_s"] == pytest.approx(2 * plan["loader_pictures_per_s"], rel=0.5) and plan["workers"]
     flags = "--from", aligned, "--lora", "4", "--dry-run"
     (plan,) = records(start(tmp_path, *line(data, "instruct", "mixed", "out", *flags, towers=False)).done().stdout)
     wide, inner, kv = 32, 64, 16

@@ -13,8 +13,8 @@ from vlmkit.io.sources import Bytes
 from vlmkit.io.terminal import Failures
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.config import InstructConfig, PreferConfig
+from vlmkit.train.data import loader as loading
 from vlmkit.train.vlm import run as stage
-from vlmkit.train.vlm import sft as trainer
 from vlmkit.train.vlm.collator import ReadPixels, pixel_reader
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def broken(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return see
 
-    monkeypatch.setattr(trainer, "DataLoader", loader)
+    monkeypatch.setattr(loading, "DataLoader", loader)
     monkeypatch.setattr(stage, "pixel_reader", seeing)
     return asked
 

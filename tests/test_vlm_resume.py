@@ -111,7 +111,10 @@ def test_other_data_are_refused(data: Path, start: Start, tmp_path: Path) -> Non
     rows = (data / "captions.jsonl").read_bytes().splitlines(keepends=True)
     own = data / "own.jsonl"
     own.write_bytes(b"".join(rows))
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages[0].content }}")
     line = [own if word == str(data / "captions.jsonl") else word for word in command(data, "align", [])]
+    line += ["--template", template]
     running = start(tmp_path, *line)
     running.wait_until((tmp_path / "out/checkpoints/checkpoint-3").is_dir)
     running.kill()
@@ -120,6 +123,10 @@ def test_other_data_are_refused(data: Path, start: Start, tmp_path: Path) -> Non
         done = start(tmp_path, *line, "--resume").done(2)
         assert done.stderr.decode().startswith(f"vlmkit: {own} changed since the run in out began: ")
     own.write_bytes(b"".join(rows))
+    template.write_text("{{ messages[-1].content }}")
+    done = start(tmp_path, *line, "--resume").done(2)
+    assert done.stderr.decode().startswith(f"vlmkit: {template} changed since the run in out began: restore it")
+    template.write_text("{{ messages[0].content }}")
     assert start(tmp_path, *line, "--resume").done().stderr == b""
 
 

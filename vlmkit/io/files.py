@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -15,7 +16,19 @@ from typing import IO, Any
 from vlmkit.errors import VlmkitError
 
 WAIT_NOTICE_SECONDS = 1.0
+FULL_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 FOLDERS = {"cache": "~/.cache", "config": "~/.config", "data": "~/.local/share", "state": "~/.local/state"}
+
+
+@contextmanager
+def explain_no_room(place: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """Raise VlmkitError where `what` is written in the block does not fit on the disk of `place`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise VlmkitError(f"{place} has no room for {what} ({error.strerror})", remedy) from None
 
 
 @contextmanager

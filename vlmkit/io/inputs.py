@@ -10,8 +10,6 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.pictures import FIELDS, locate, singly, with_image
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Unread, read_samples
-from vlmkit.io.shards import outputs_of
-from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
     Bytes,
@@ -25,11 +23,12 @@ from vlmkit.io.sources import (
     is_picture,
     is_picture_name,
     is_uri,
+    is_url,
     open_file,
     open_source,
     reader_of,
 )
-from vlmkit.io.tables import PARQUET, is_table_name, read_table
+from vlmkit.io.tables import is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
 from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions
@@ -71,7 +70,8 @@ class Reading:
     be the bytes of one picture, the record `-`. Without `has_fields` the side-cars in tar files are not read.
     `left_out` counts what walks through folders leave out. With `columns` what is not records is a table that has one
     of these columns, or lines that are its values. `one_picture` is for what looks at one picture at a time (see
-    `singly`). With `puts_off_fields` side-cars are read by `Item.complete`.
+    `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. With `on_shard`, called with the URL and
+    whether all came, a URL may be a container's.
     """
 
     texts: bool = False
@@ -83,6 +83,7 @@ class Reading:
     records: bool = True
     one_picture: bool = False
     puts_off_fields: bool = False
+    on_shard: Callable[[str, bool], None] | None = None
     walk: WalkOptions = field(default_factory=WalkOptions)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
@@ -151,7 +152,7 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
             yield Item({"id": "-"}, Memory(data))
     elif form == "blobs" or (form is not None and how.records):
         yield from _records(form, stream, "-", how.images or os.getcwd(), how)
-    elif how.columns or (head.startswith(PARQUET) and not how.nul):
+    elif how.columns:
         yield from _table(head, stream, "-", how.images or os.getcwd(), how)
     elif b"\0" in head and not how.nul:
         raise _not_lines(head, how)
@@ -195,7 +196,7 @@ def _names_input(head: bytes) -> bool:
 
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
-    return "only http and https URLs are fetched" if other else no_such_file(path, "no such file or folder")
+    return "only http and https URLs are fetched" if other else "no such file or folder"
 
 
 def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:
@@ -295,12 +296,10 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
         return
     name = path if is_uri(path) else os.path.abspath(path)
     if not os.path.lexists(name):  # a URL, a member of a container
-        yield _picture(name)
+        reader = reader_of(name) if how.on_shard and is_url(name) else None
+        yield from _shard(name, reader, how) if reader and reader.holds_files else [_picture(name)]
     elif os.path.isdir(name):
-        for output in (outputs := outputs_of(name)):
-            yield from _file(output, how)
-        if not outputs:
-            yield from _walk(name, how)
+        yield from _walk(name, how)
     elif (reader := reader_of(name)) is not None:
         yield from _container(name, reader, how)
     elif not os.path.isfile(name):
@@ -373,6 +372,17 @@ def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Faile
         yield _failed(path, error)
     except OSError:
         yield _failed(path, _not_regular(path))
+
+
+def _shard(url: str, reader: Reader, how: Reading) -> Iterator[Item | Failed]:
+    """The members of the container at `url`, whose sources are parts of it."""
+    from vlmkit.io.remote import spool
+
+    try:
+        whole = spool(url, how.on_shard)
+    except PictureError as error:
+        return (yield _failed(url, error))
+    yield from map(whole.place, _samples(url, reader, whole.source, how))
 
 
 def _samples(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from vlmkit.io.registry import Registry
-from vlmkit.io.similar import no_such_file
 
 READERS = Registry("vlmkit.readers", {"tar": "vlmkit.io.tar:TarReader"})
 
@@ -31,9 +30,7 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*
 
 
 class PictureError(Exception):
-    """This picture cannot be used; the message says why, `remedy` what to do, unless it is to check the file."""
-
-    remedy = ""
+    """This picture cannot be used; the message says why."""
 
 
 class MissingMember(PictureError):
@@ -150,7 +147,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
                 return member
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            reason = "a broken symbolic link" if os.path.islink(path) else no_such_file(path)
+            reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
         raise PictureError(reason) from None
 
 
@@ -247,8 +244,8 @@ def _open_member(path: str) -> Bytes | None:
 
 
 def reader_of(name: str) -> Reader | None:
-    """The reader for the suffix of `name`, ignoring case; None if it is not a container's."""
-    suffix = os.path.splitext(name)[1].lower()
+    """The reader for the suffix of `name`, ignoring case, of a URL that of its path; None if it is no container's."""
+    suffix = os.path.splitext(name.partition("?")[0] if is_url(name) else name)[1].lower()
     return _reader(suffix[1:]) if suffix[1:].isalnum() and suffix not in NOT_CONTAINERS else None
 
 
@@ -259,14 +256,6 @@ def _reader(suffix: str) -> Reader | None:
 
 def is_url(path: str) -> bool:
     return path[:8].lower().startswith(("http://", "https://"))
-
-
-def file_path(url: str) -> str:
-    """The path of a file: URL; a malformed one as it is, which names no file."""
-    try:
-        return unquote(urlsplit(url).path)
-    except ValueError:
-        return url
 
 
 def is_data(path: str) -> bool:

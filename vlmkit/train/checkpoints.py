@@ -1,6 +1,5 @@
 """The output folder of a run: checkpoints that are complete or absent, the settings, and the finished model."""
 
-import errno
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlmkit.errors import VlmkitError, first_line
+from vlmkit.io.files import FULL_DISK, explain_no_room
 from vlmkit.train.config import SETTINGS as FIELDS
 from vlmkit.train.config import TrainConfig, name_of
 from vlmkit.train.distributed import broadcast, rank, wait
@@ -29,9 +29,8 @@ PARTIAL = ".partial"  # in which a checkpoint is written
 WEIGHTS = "model.safetensors"
 MARKERS = WEIGHTS, "model.safetensors.index.json"  # a folder with one of them is finished
 SETTINGS = "train.toml"
-DATA = "data.json"  # fingerprints of the rows
+DATA = "data.json"  # fingerprints of the rows, and of a template
 FINISHING = ".finish-"  # in which the finished model is written
-FULL_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 MAX_NAMED = 4  # settings that differ
 
 
@@ -71,11 +70,13 @@ def explain_full_disk(name: Callable[[], str | None], folder: Path) -> Iterator[
         what = name()
         if what is None or (isinstance(error, OSError) and error.errno not in FULL_DISK):
             raise
-        if type(error) is RuntimeError and "write" not in str(error):  # torch.save raises these
+        of_torch = type(error) is RuntimeError  # torch.save raises these
+        if of_torch and not any(word in str(error) for word in ("write", "inline_container")):
             raise
+        reason = "the disk is full" if of_torch else first_line(error)
         found = checkpoints(folder)
         kept = f"{found[-1].name} is complete" if found else "there is no checkpoint before it"
-        cause = f"{what} cannot be written ({first_line(error)}), {kept}"
+        cause = f"{what} cannot be written ({reason}), {kept}"
         raise VlmkitError(cause, "free some space, then use --resume") from None
 
 
@@ -198,12 +199,13 @@ def open_run(config: Any, data: list[tuple[str, str]], resumed: bool) -> Path:
         begun = {(name, fingerprint) for name, fingerprint in json.loads(before.read_text())}
         if changed := [name for name, fingerprint in data if (name, fingerprint) not in begun]:
             what = f"{', '.join(changed)} changed since the run in {config.out} began"
-            raise VlmkitError(what, "restore the data, or name a new folder with -o")
-    folder.mkdir(parents=True, exist_ok=True)
-    for torn in (folder / PARTIAL, *config.out.glob(f"{FINISHING}*")):
-        shutil.rmtree(torn, ignore_errors=True)
-    (folder / SETTINGS).write_text(as_toml(config))
-    before.write_text(json.dumps(data))
+            raise VlmkitError(what, "restore it, or name a new folder with -o")
+    with explain_no_room(config.out, "the settings of the run", "free some space"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for torn in (folder / PARTIAL, *config.out.glob(f"{FINISHING}*")):
+            shutil.rmtree(torn, ignore_errors=True)
+        (folder / SETTINGS).write_text(as_toml(config))
+        before.write_text(json.dumps(data))
     return folder
 
 

@@ -9,6 +9,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import Failures, steps_bar, warn
 from vlmkit.train.checkpoints import begin, finishing, open_run, removed_unless_begun
 from vlmkit.train.checks import check
+from vlmkit.train.data.loader import explain_lost_worker
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.report import show
 from vlmkit.train.distributed import deterministic, join_processes, leave_processes, rank, rank_zero_only
@@ -75,7 +76,7 @@ def run_stage(
             trainer = stage.trainer(folder, log)
             if start.checkpoint:
                 note(f"going on from step {start.checkpoint.name.rpartition('-')[2]} of {stage.steps}")
-        with steps_bar(stage.steps, quiet=quiet or rank() > 0) as on_step:
+        with steps_bar(stage.steps, quiet=quiet or rank() > 0) as on_step, explain_lost_worker():
             trainer.run(start.checkpoint, on_step)
         if rank() == 0:
             with finishing(config) as made:

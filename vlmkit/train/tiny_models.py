@@ -6,7 +6,7 @@ Each is in a folder that exists as long as a `with` block; its weights are drawn
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def new_model(start: str, samples: Sequence[Captioned]) -> Iterator[str]:
         made = Path(name)
         try:
             if start == TINY:
-                _tiny_clip(made, [caption for sample in samples for caption in sample.captions])
+                _tiny_clip(made, (caption for sample in samples for caption in sample.captions))
             elif (folder := Path(start.removeprefix("local-dir:"))).is_dir():
                 shutil.copytree(folder, made, dirs_exist_ok=True)
                 _add_weights(made)
@@ -92,7 +92,7 @@ def tiny_towers(vision: str, llm: str, rows: Sequence[Dialogue | Preference]) ->
             CLIPVisionConfig(**VISION).save_pretrained(vision)
         if llm == TINY:
             llm = f"{name}/llm"
-            tokenizer = _chat_tokenizer([text for row in rows for text in _texts(row)])
+            tokenizer = _chat_tokenizer(text for row in rows for text in _texts(row))
             tokenizer.save_pretrained(llm)
             LlamaConfig(
                 vocab_size=len(tokenizer),
@@ -126,7 +126,7 @@ def _save(model: nn.Module, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _tiny_clip(folder: Path, texts: list[str]) -> None:
+def _tiny_clip(folder: Path, texts: Iterable[str]) -> None:
     tokenizer = _clip_tokenizer(texts)
     start, end = (tokenizer.get_vocab()[token] for token in CLIP_TOKENS)
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, **SIZES}
@@ -138,7 +138,7 @@ def _tiny_clip(folder: Path, texts: list[str]) -> None:
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
 
 
-def _clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
+def _clip_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
     """CLIP's tokenizer with the merges of `texts` and all bytes, so that nothing is unknown."""
     letters = sorted(ByteLevel.alphabet())
     letters += [f"{letter}</w>" for letter in letters]
@@ -153,7 +153,7 @@ def _clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
     return with_merges([tuple(merge) for merge in merges])
 
 
-def _chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def _chat_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

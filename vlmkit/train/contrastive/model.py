@@ -3,19 +3,16 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, tee
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.executor import ahead
 from vlmkit.io.records import batched
 from vlmkit.models.embedders.open_clip import OpenClip
 from vlmkit.models.embedders.transformers import Transformers
@@ -25,17 +22,18 @@ from vlmkit.models.types import Hardware, warn_of_cut
 from vlmkit.train.checkpoints import LoadedStrictly
 from vlmkit.train.config import ContrastiveConfig
 from vlmkit.train.contrastive.gradcache import Pair
-from vlmkit.train.contrastive.sampler import Batch, open_sample
-from vlmkit.train.data.augment import view_of
+from vlmkit.train.contrastive.loader import Inputs, PictureLoader
+from vlmkit.train.contrastive.sampler import Batch
 from vlmkit.train.data.samples import Captioned
 from vlmkit.train.distributed import rank
 
 TEXTS = 4096  # tokenized at once
-CHUNK = 32  # pictures, or texts, at once while nothing is trained
+CHUNK = 32  # texts at once while nothing is trained
 IMAGE = ("visual.", "vision_model.", "visual_projection.")
 LOGITS = ("logit_scale", "logit_bias")
 TOWERS = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 KS = (1, 5, 10)
+ROWS = 1024  # of the table of cosines that are in memory at once
 
 
 class Rate(NamedTuple):
@@ -56,7 +54,7 @@ class ContrastiveModel(LoadedStrictly):
         """The rate of the parameter `name` of `model`."""
         raise NotImplementedError
 
-    def load(self, batches: Iterable[Batch]) -> Iterator[list[Any]]:
+    def load(self, batches: Iterable[Batch]) -> Generator[list[Any], None, None]:
         """This process's parts of each batch, as `embed` takes them."""
         raise NotImplementedError
 
@@ -73,14 +71,6 @@ class ContrastiveModel(LoadedStrictly):
         raise NotImplementedError
 
 
-class Inputs(NamedTuple):
-    """b pictures and C captions of each, as the model takes them."""
-
-    pictures: dict[str, Tensor]
-    texts: dict[str, Tensor]
-    captions: int  # C
-
-
 class DualEncoder(ContrastiveModel):
     """A CLIP or SigLIP of open_clip or transformers, opened as `vlmkit embed` opens it."""
 
@@ -94,10 +84,11 @@ class DualEncoder(ContrastiveModel):
     ) -> None:
         """`start` is a model with weights, random ones if `from_scratch`. Raises VlmkitError."""
         super().__init__()
-        self.settings, self.from_scratch, self.samples, self.validation = settings, from_scratch, training, validation
+        self.settings, self.from_scratch, self.validation = settings, from_scratch, validation
         self.checkpoint = resolve(start, "embed")
         self.embedder = _embedder(self.checkpoint, settings.device)
         self.model = self.embedder.model
+        self.loader, self.held_out = (PictureLoader(settings, self.embedder, some) for some in (training, validation))
         warn_of_cut_captions(self.embedder.text_tokenizer, training)
         lock(self.model, settings.lock)
         self.locked = locked_modules(self.model)
@@ -107,46 +98,28 @@ class DualEncoder(ContrastiveModel):
     def rate_of(self, name: str) -> Rate:
         return Rate("learning_rate", self.settings.lr)
 
-    def load(self, batches: Iterable[Batch]) -> Iterator[list[Inputs]]:
-        shares, coming = tee(batch.own_parts(self.settings.accumulate) for batch in batches)
-        places = ((part, i) for parts in coming for part in parts for i in range(len(part.pictures)))
-        depth = 4 * self.settings.loaders() + self.settings.batch_size // self.settings.accumulate
-        decoded = ahead(places, self._picture, self.settings.loaders(), depth)
-        for parts in shares:
-            yield [self._inputs(part, list(islice(decoded, len(part.pictures)))) for part in parts]
+    def load(self, batches: Iterable[Batch]) -> Generator[list[list[Inputs]], None, None]:
+        return self.loader.load(batches)
 
-    def _picture(self, place: tuple[Batch, int]) -> np.ndarray:
-        batch, i = place
-        number, size = int(batch.pictures[i]), self.embedder.size
-        picture = open_sample(self.samples[number], size)
-        key = (self.settings.seed, batch.epoch, number)
-        return self.embedder.preprocess(view_of(picture, int(batch.views[i]), key, size))
-
-    def _inputs(self, part: Batch, pictures: list[np.ndarray]) -> Inputs:
-        captions = [
-            self.samples[number].captions[which]
-            for row in part.captions
-            for number, which in zip(part.pictures, row, strict=True)
-        ]
-        return Inputs(self._pixels(pictures), self.embedder.tokens(captions), len(part.captions))
-
-    def _pixels(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
-        return self.embedder.picture_inputs(torch.from_numpy(np.stack(pictures)))
-
-    def embed(self, part: Inputs, again: bool = False) -> Pair:
+    def embed(self, part: list[Inputs], again: bool = False) -> Pair:
         images = texts = None
         if not again or "image" in self.sides:
-            images = self._encode(self.embedder.encode_images, part.pictures)
+            images = self._encode(self.embedder.encode_images, self._moved([chunk.pictures for chunk in part], 0))
         if not again or "text" in self.sides:
-            texts = self._encode(self.embedder.encode_texts, part.texts).unflatten(0, (part.captions, -1))
+            moved = self._moved([chunk.texts for chunk in part], 1)  # (C, b, T)
+            flat = {name: x.flatten(0, 1) for name, x in moved.items()}
+            texts = self._encode(self.embedder.encode_texts, flat).unflatten(0, next(iter(moved.values())).shape[:2])
         return images, texts
+
+    def _moved(self, chunks: list[dict[str, Tensor]], dim: int) -> dict[str, Tensor]:
+        """The chunks, joined along `dim`, on the device."""
+        device = self.settings.device
+        return {name: torch.cat([x[name].to(device, non_blocking=True) for x in chunks], dim) for name in chunks[0]}
 
     def _encode(self, encode: Any, inputs: dict[str, Tensor]) -> Tensor:
         """(n, D) float32, unnormalised, computed in the precision of the run."""
-        device = self.settings.device
-        moved = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
-        with torch.autocast(device, torch.bfloat16, enabled=self.settings.computes_in() == "bf16"):
-            return encode(moved).float()
+        with torch.autocast(self.settings.device, torch.bfloat16, enabled=self.settings.computes_in() == "bf16"):
+            return encode(inputs).float()
 
     def train(self, mode: bool = True) -> Self:
         """Batch norms with learned statistics keep them: those of a few small batches ruin a model in a few steps."""
@@ -158,18 +131,14 @@ class DualEncoder(ContrastiveModel):
 
     def validate(self, step: int) -> dict[str, float]:
         self.eval()
-        side = self.embedder.size
-        decoded = ahead(
-            self.validation,
-            lambda sample: self.embedder.preprocess(open_sample(sample, side)),
-            self.settings.loaders(),
-            4 * CHUNK,
-        )
-        captions = [caption for sample in self.validation for caption in sample.captions]
+        captions = (caption for sample in self.validation for caption in sample.captions)
         with torch.no_grad():
-            images = [self._encode(self.embedder.encode_images, self._pixels(some)) for some in batched(decoded, CHUNK)]
+            images = [
+                self._encode(self.embedder.encode_images, self._moved([chunk.pictures], 0))
+                for chunk in self.held_out.all_pictures()
+            ]
             texts = [
-                self._encode(self.embedder.encode_texts, self.embedder.tokens(some))
+                self._encode(self.embedder.encode_texts, self._moved([self.embedder.tokens(some)], 0))
                 for some in batched(captions, CHUNK)
             ]
             counts = torch.tensor([len(sample.captions) for sample in self.validation])
@@ -201,9 +170,9 @@ class DualEncoder(ContrastiveModel):
 
 def warn_of_cut_captions(tokenizer: Any, samples: Sequence[Captioned]) -> None:
     """Tell how many captions are longer than `tokenizer` (of the package tokenizers, or None) cuts them to."""
-    captions = [caption for sample in samples for caption in sample.captions]
     if tokenizer is None or rank() > 0:
         return
+    captions = (caption for sample in samples for caption in sample.captions)
     if cut := sum(count_cut(tokenizer, some) for some in batched(captions, TEXTS)):
         warn_of_cut(cut, context_of(tokenizer), "learned")
 
@@ -250,12 +219,22 @@ def retrieval(images: Tensor, texts: Tensor, owner: Tensor) -> dict[str, float]:
     as found by the best of its captions (Karpathy and Fei-Fei, 2015). Ties count against the model. The gap is the mean
     cosine of pairs minus that of all other combinations.
     """
-    scores = images.double() @ texts.double().T  # (N, M)
-    pairs = owner[None, :] == torch.arange(len(images), device=owner.device)[:, None]  # (N, M)
+    images, texts = images.double(), texts.double()
+    numbers = torch.arange(len(images), device=owner.device)
     found: dict[str, float] = {}
-    for name, table, right in (("text_to_image", scores.T, pairs.T), ("image_to_text", scores, pairs)):
-        best = table.masked_fill(~right, -2).amax(1, keepdim=True)
-        before = ((best <= table) & ~right).sum(1)  # others no worse than the best right one
+    sides = (texts, owner), (images, numbers)
+    for name, asked, answers in (("text_to_image", *sides), ("image_to_text", *sides[::-1])):
+        parts = zip(*(x.split(ROWS) for x in asked), strict=True)
+        before = torch.cat([_better(some, of, *answers) for some, of in parts])
         found |= {f"{name}_r{k}": (before < k).double().mean().item() for k in KS}
-    gap = scores[pairs].mean() - (scores[~pairs].mean() if (~pairs).any() else 0)
+    pairs = (images[owner] * texts).sum()
+    others = len(images) * len(texts) - len(texts)
+    gap = pairs / len(texts) - ((images.sum(0) @ texts.sum(0) - pairs) / others if others else 0)
     return {name: round(value, 6) for name, value in found.items()} | {"gap": round(float(gap), 6)}
+
+
+def _better(asked: Tensor, of: Tensor, answers: Tensor, owned: Tensor) -> Tensor:
+    """How many wrong `answers` (N, D) are no worse than the best right one, for each of `asked` (n, D): (n,)."""
+    table, right = asked @ answers.T, of[:, None] == owned[None]
+    best = table.masked_fill(~right, -2).amax(1, keepdim=True)
+    return ((best <= table) & ~right).sum(1)

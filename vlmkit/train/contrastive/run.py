@@ -1,13 +1,14 @@
 """`vlmkit train contrastive`: from a configuration to a folder that `vlmkit embed` opens."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,6 +25,7 @@ from vlmkit.train.contrastive.model import ContrastiveModel, DualEncoder, Rate
 from vlmkit.train.contrastive.packaged_towers import packaged_towers
 from vlmkit.train.contrastive.sampler import Batch, BatchStream, Pictures, batches, read_pictures, run_batches
 from vlmkit.train.contrastive.two_towers import LockedImageTuning
+from vlmkit.train.data.samples import Captioned
 from vlmkit.train.distributed import broadcast_object, rank, world
 from vlmkit.train.model_card import contrastive_card
 from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
@@ -56,6 +58,20 @@ def optimizer_for(model: ContrastiveModel, config: ContrastiveConfig) -> torch.o
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=config.device == "cuda")
 
 
+@dataclass(frozen=True, slots=True)
+class Ids(Sequence[str]):
+    """The ids of `pictures` with these `numbers`, looked up when somebody asks."""
+
+    pictures: Sequence[Captioned]
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.pictures[int(self.numbers[place])].id
+
+
 class ContrastiveTrainer(CheckpointedTrainer):
     """Takes steps over all pairs of a batch, computed in parts, and validates by the mean recall."""
 
@@ -65,11 +81,16 @@ class ContrastiveTrainer(CheckpointedTrainer):
     validates_first = True
 
     def __init__(
-        self, model: ContrastiveModel, stream: BatchStream, ids: list[str], note: Note, folder: Path, **rest: Any
+        self,
+        model: ContrastiveModel,
+        stream: BatchStream,
+        pictures: Sequence[Captioned],
+        note: Note,
+        folder: Path,
+        **rest: Any,
     ) -> None:
-        """`ids` are those of the pictures."""
         config: ContrastiveConfig = rest["config"]
-        self.stream, self.ids, self.note = stream, ids, note
+        self.stream, self.pictures, self.note = stream, pictures, note
         self.objective: Objective = Objective(model.model, config.loss, model.from_scratch)
         optimizer = optimizer_for(model, config)
         optimizer.register_step_post_hook(lambda *_: self.objective.clamp())
@@ -91,10 +112,15 @@ class ContrastiveTrainer(CheckpointedTrainer):
     def epoch(self) -> int:
         return self.batch.epoch if self.batch else 0
 
+    def run(self, checkpoint: Path | None, on_step: Callable[[int], None]) -> None:
+        try:
+            super().run(checkpoint, on_step)
+        finally:
+            self.stream.close()
+
     def get_train_dataloader(self) -> DataLoader:
-        """All batches of the run, as one epoch; threads of the stream read ahead."""
-        pin = self.args.device.type == "cuda"
-        return DataLoader(self.stream, batch_size=1, collate_fn=lambda items: items[0], pin_memory=pin)
+        """All batches of the run, as one epoch; the stream reads ahead."""
+        return DataLoader(self.stream, batch_size=1, collate_fn=lambda items: items[0])
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The gradient of one batch, summed over all processes by itself: `model`, DDP's wrapper, is left out."""
@@ -102,7 +128,7 @@ class ContrastiveTrainer(CheckpointedTrainer):
         batch: Batch = inputs["batch"]
         self.loss = full_batch_gradient(self.model.embed, inputs["parts"], self.objective, self.trained)
         self.batch = batch
-        self.watch(self.loss, [self.ids[i] for i in batch.pictures], samples=len(batch.pictures) / world())
+        self.watch(self.loss, Ids(self.pictures, batch.pictures), samples=len(batch.pictures) / world())
         return self.loss.to(self.args.device)
 
     def extra_metrics(self) -> dict[str, float]:
@@ -140,9 +166,9 @@ class Plan:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Those of an epoch, from 1."""
         c = self.config
-        counts = [len(sample.captions) for sample in self.training.rows]
+        rows: Any = self.training.rows
         times, least = self.training.times(epoch - 1), max(2, world())
-        return batches(counts, c.batch_size, c.augmentations, c.captions, c.seed, epoch, times, least)
+        return batches(rows.counts, c.batch_size, c.augmentations, c.captions, c.seed, epoch, times, least)
 
     def per_epoch(self) -> int:
         """Batches in the first epoch; where weights are fractions, others may have one more or less."""
@@ -200,9 +226,8 @@ class ContrastiveStage:
     def trainer(self, folder: Path, emit: Log) -> ContrastiveTrainer:
         validates = self.plan.validation is not None
         stream = BatchStream(partial(run_batches, self.plan.batches, self.steps), self.model.load, self.steps)
-        ids = [sample.id for sample in self.plan.training.rows]
         how: dict[str, Any] = {"config": self.plan.config, "emit": emit, "validates": validates}
-        return ContrastiveTrainer(self.model, stream, ids, self.note, folder, **how)
+        return ContrastiveTrainer(self.model, stream, self.plan.training.rows, self.note, folder, **how)
 
     def save(self, trainer: CheckpointedTrainer, made: Path) -> None:
         load_trained(self.model, trainer.chosen)

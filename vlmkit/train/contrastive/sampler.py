@@ -1,10 +1,10 @@
 """Which pictures, views and captions make each batch: a pure function of seed and epoch."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice, pairwise, tee
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL.Image import Image
@@ -12,14 +12,17 @@ from torch.utils.data import Dataset
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.images import open_picture
-from vlmkit.io.sources import Bytes, PictureError
+from vlmkit.io.sources import PictureError
 from vlmkit.io.terminal import Failures
 from vlmkit.train.data.dataset import read_data
-from vlmkit.train.data.mixture import Mixture
+from vlmkit.train.data.loader import unreadable
+from vlmkit.train.data.mixture import Mixture, Ragged, alike
 from vlmkit.train.data.samples import Captioned, parse_captioned
+from vlmkit.train.data.store import RowFile, Stored
 from vlmkit.train.distributed import rank, world
 
 Pictures = Mixture[Captioned]
+Loading = Generator[Any, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,17 @@ class Batch:
             for a, b in pairwise(ends)
         ]
 
+    def chunks(self, most: int) -> list["Batch"]:
+        """Batches of at most `most` pictures."""
+        return self.parts(-(-len(self.pictures) // most))
+
     def own_parts(self, number: int) -> list["Batch"]:
         """This process's share, in `number` parts."""
         return self.parts(world())[rank()].parts(number)
 
 
 def batches(
-    counts: Sequence[int],
+    counts: Sequence[int] | np.ndarray,
     size: int,
     views: int,
     captions: int,
@@ -66,10 +73,12 @@ def batches(
     drawn = np.repeat(np.arange(len(counts)), 1 if times is None else times)  # (D,)
     order = rng.permutation(len(drawn))
     view = rng.integers(views, size=len(drawn))
-    chosen = [np.resize(rng.permutation(counts[int(i)]), captions) for i in drawn]
+    chosen = np.empty((len(drawn), captions), np.int32)
+    for place, i in enumerate(drawn):
+        chosen[place] = np.resize(rng.permutation(int(counts[int(i)])), captions)
     for some in _without_repeats(order, drawn, size):
         if len(some) >= least:
-            yield Batch(drawn[some], view[some], np.stack([chosen[i] for i in some], axis=1), epoch)
+            yield Batch(drawn[some], view[some], np.ascontiguousarray(chosen[some].T), epoch)
 
 
 def _without_repeats(order: np.ndarray, drawn: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -102,17 +111,27 @@ class BatchStream(Dataset[dict[str, Any]]):
     """The batches of a run by their number, from 0, loaded ahead while they are taken in order."""
 
     def __init__(
-        self, run: Callable[[], Iterator[Batch]], load: Callable[[Iterable[Batch]], Iterator[Any]], steps: int
+        self,
+        run: Callable[[], Iterator[Batch]],
+        load: Callable[[Iterable[Batch]], Generator[Any, None, None]],
+        steps: int,
     ):
         """`run` gives the batches of the whole run, `load` the parts of each that `embed` takes."""
         self.run, self.load, self.steps = run, load, steps
         self.next: int | None = None
+        self.loaded: Any = None  # a Loading, once the first batch was asked for
+
+    def close(self) -> None:
+        """End the processes that read ahead: at the exit of Python they may be ended in the wrong order."""
+        if self.loaded is not None:
+            self.loaded.close()
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         if number != self.next:
+            self.close()
             self.batches, ahead = tee(islice(self.run(), number, None))
             self.loaded = self.load(ahead)
         self.next = number + 1
@@ -135,17 +154,31 @@ def read_pictures(
     reading = read_data(
         data, parse_captioned, failures=failures, images=images, limit=limit, workers=workers, quiet=quiet
     )
-    found: dict[Bytes, tuple[Captioned, int]] = {}
-    for row, source in zip(reading.rows, reading.sources, strict=True):
-        first, place = found.get(row.picture, (None, source))
-        found[row.picture] = (_joined(first, row) if first else row, place)
-    rows, sources = zip(*list(found.values())[:limit], strict=True)
-    return Mixture(list(rows), list(sources), reading.table)
+    rows: Any = reading.rows
+    numbers = alike(rows.columns["pictures"], len(rows))
+    found = SamePicture(rows, numbers.take(np.arange(len(numbers))[:limit]))
+    return Mixture(found, np.asarray(reading.sources)[found.first], reading.table)
 
 
-def _joined(first: Captioned, row: Captioned) -> Captioned:
-    new = tuple(caption for caption in row.captions if caption not in first.captions)
-    return Captioned(first.id, first.picture, first.captions + new)
+class SamePicture(Stored[Captioned]):
+    """A sample for each list in `numbers`, of `rows` about one picture: the first one with the captions of all."""
+
+    def __init__(self, rows: RowFile[Captioned], numbers: Ragged, counts: np.ndarray | None = None) -> None:
+        self.rows, self.numbers = rows, numbers
+        self.first = numbers.values[numbers.ends - numbers.lengths]
+        self.columns = rows.columns[self.first]
+        made = (len(sample.captions) for sample in self) if counts is None else counts
+        self.counts = np.fromiter(made, np.int32, len(numbers))  # captions of each
+
+    def only(self, numbers: np.ndarray) -> Self:
+        return type(self)(self.rows, self.numbers.take(numbers), self.counts[numbers])
+
+    def read(self, number: int) -> Captioned:
+        first, *rest = (self.rows[row] for row in self.numbers[number])
+        captions = first.captions
+        for row in rest:
+            captions += tuple(caption for caption in row.captions if caption not in captions)
+        return replace(first, captions=captions)
 
 
 def read_samples(data: list[str], images: str | None = None, limit: int | None = None) -> list[Captioned]:
@@ -162,4 +195,4 @@ def open_sample(sample: Captioned, size: int) -> Image:
     try:
         return open_picture(sample.picture, size)[0]
     except PictureError as error:
-        raise VlmkitError(f"{sample.id}: {error}", "fix or remove the picture, then train again") from None
+        raise unreadable(sample.id, error) from None

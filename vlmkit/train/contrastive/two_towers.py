@@ -6,7 +6,7 @@ The locked image tower runs once over every picture; training reads its features
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -188,10 +188,9 @@ class CaptionEncoder:
     def __init__(self, model: CustomTextCLIP, tokenizer: HFTokenizer) -> None:
         self.text, self.tokenizer = model.text, tokenizer
 
-    def tokenize(self, captions: list[str]) -> Tensor:
+    def tokenize(self, captions: Iterable[str]) -> Tensor:
         """(M, context) token ids, padded."""
-        starts = range(0, len(captions), TOKENIZED_AT_ONCE)
-        return torch.cat([self.tokenizer(captions[start : start + TOKENIZED_AT_ONCE]) for start in starts])
+        return torch.cat([self.tokenizer(some) for some in batched(captions, TOKENIZED_AT_ONCE)])
 
     def pooled(self, ids: Tensor) -> Tensor:
         """What the head gets of `ids` (n, context): (n, W), on the device of the tower."""
@@ -260,7 +259,7 @@ class LockedImageTuning(ContrastiveModel):
         preprocess = image_transform_v2(PreprocessCfg(size=size, **self.description["preprocess_cfg"]), is_train=False)
         trunk = self.model.visual.trunk
         features = image_features(trunk, preprocess, samples, size=size, views=views, settings=self.settings)
-        tokens = self.captions.tokenize([caption for sample in samples for caption in sample.captions])
+        tokens = self.captions.tokenize(caption for sample in samples for caption in sample.captions)
         with torch.no_grad():
             pooled = self.captions.pooled(tokens)
         return Prepared(features, tokens, pooled, torch.tensor([len(sample.captions) for sample in samples]))
@@ -270,7 +269,7 @@ class LockedImageTuning(ContrastiveModel):
             return Rate("text_lr", self.settings.text_lr, self.heads_alone)
         return Rate("learning_rate", self.settings.lr)
 
-    def load(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    def load(self, batches: Iterable[Batch]) -> Generator[list[Batch], None, None]:
         return (batch.own_parts(self.settings.accumulate) for batch in batches)
 
     def embed(self, part: Batch, again: bool = False) -> Pair:

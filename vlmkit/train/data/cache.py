@@ -15,8 +15,10 @@ from typing import Any
 
 from xxhash import xxh3_64_hexdigest
 
-from vlmkit.io.files import atomic_folder, lock, user_folder
+from vlmkit.io.files import atomic_folder, explain_no_room, lock, user_folder
 from vlmkit.io.records import batched
+from vlmkit.io.remote import remote_stamp
+from vlmkit.io.sources import is_url
 from vlmkit.io.terminal import warn
 
 VERSION = 1  # of the form of what is kept
@@ -24,6 +26,7 @@ FOLDER = ".vlmkit"
 STAMPS = "stamps.jsonl"  # of DATA, then of every file that was looked at
 THREADS = 16  # on a network drive each look takes its time
 AT_ONCE = 512
+NEVER = -2, 0  # of a stamp that no file has
 NOTED = 1 << 16  # paths that are not noted twice
 WAITING = "waiting for another run that reads the same data"
 Stamp = list[Any]  # path, size, time in nanoseconds; of a folder the number and a hash of its files
@@ -41,11 +44,13 @@ def kept(names: list[str], settings: list[Any], build: Callable[[Path, "Noted"],
             build(Path(name), Noted(Path(name), []))
             yield Path(name)
         return
-    stamps = [stamp(os.path.abspath(name)) for name in names]
+    with ThreadPoolExecutor(THREADS) as threads:
+        stamps = list(threads.map(stamp, [name if is_url(name) else os.path.abspath(name) for name in names]))
     folder = base / f"train-{key_of([VERSION, [found[0] for found in stamps], settings])}"
     with lock(base, on_wait=lambda: warn(WAITING)):
         if not _holds(folder / STAMPS, stamps):
-            with atomic_folder(folder, replace=True) as made:
+            what = "what was read of the data"
+            with explain_no_room(base, what, "free some space"), atomic_folder(folder, replace=True) as made:
                 build(made, Noted(made, stamps))
         yield folder
 
@@ -63,6 +68,11 @@ class Noted:
         """Note the file, or that there is none. Threads may call it."""
         self.file.write(json.dumps(stamp(path)).encode() + b"\n")
 
+    def note_shard(self, url: str, came: bool) -> None:
+        """Note that a file on the web did not come, so that the next run asks for it again."""
+        if not came:
+            self.file.write(json.dumps([url, *NEVER]).encode() + b"\n")
+
     def close(self) -> None:
         self.file.close()
 
@@ -73,6 +83,8 @@ def key_of(value: Any) -> str:
 
 
 def stamp(path: str) -> Stamp:
+    if is_url(path):
+        return remote_stamp(path)
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -102,10 +114,10 @@ def _all_hold(lines: list[bytes]) -> bool:
 
 def _base(names: list[str]) -> Path | None:
     """The folder of what is kept, beside the first DATA where that can be written to."""
-    if not all(os.path.exists(name) for name in names):  # standard input, members of containers
+    if not all(is_url(name) or os.path.exists(name) for name in names):  # standard input, members of containers
         return None
     beside = Path(os.path.abspath(names[0])).parent
-    for place in (beside / FOLDER, user_folder("cache") / "train"):
+    for place in (*([] if is_url(names[0]) else [beside / FOLDER]), user_folder("cache") / "train"):
         if place.is_dir() or place.parent != beside or os.access(beside, os.W_OK):
             with suppress(OSError):
                 place.mkdir(parents=place.parent != beside, exist_ok=True)

@@ -17,10 +17,11 @@ from vlmkit.io.executor import ahead
 from vlmkit.io.images import check_picture
 from vlmkit.io.inputs import Item, Reading, read_inputs
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.io.sources import Bytes, PictureError, is_data, is_uri, is_url, open_source
+from vlmkit.io.remote import Spooled
+from vlmkit.io.sources import Bytes, PictureError, is_data, is_uri, is_url, open_source, reader_of
 from vlmkit.io.terminal import Failures, progress
 from vlmkit.train.data.cache import Noted, kept
-from vlmkit.train.data.mixture import Mixture, parse_weight
+from vlmkit.train.data.mixture import Mixture, numbered, parse_weight
 from vlmkit.train.data.report import Counts
 from vlmkit.train.data.samples import (
     Captioned,
@@ -67,10 +68,13 @@ def read_data(
     has changed (see `cache`), and are read from there one by one. Raises VlmkitError where nothing is left.
     """
     table = [Counts(*parse_weight(text)) for text in data or ["-"]]
-    opened = [read_inputs([counts.name], Reading(images=images)) for counts in table]  # a missing one raises here
-    reading = _Build(table, opened, parse, failures, images, limit, check, workers, quiet)
+    names = [numbered(counts.name) for counts in table]
+    came: dict[str, bool] = {}
+    how = Reading(images=images, on_shard=came.__setitem__)
+    opened = [read_inputs(some, how) for some in names]  # a missing one raises here
+    reading = _Build(table, opened, came, parse, failures, images, limit, check, workers, quiet)
     settings = [parse.__name__, images and os.path.abspath(images), limit, check]
-    with kept([counts.name for counts in table], settings, reading.build) as folder:
+    with kept(list(chain.from_iterable(names)), settings, reading.build) as folder:
         if not reading.done:
             found = json.loads((folder / REPORT).read_bytes())
             for counts, known in zip(table, found, strict=True):
@@ -88,6 +92,7 @@ class _Build:
 
     table: list[Counts]
     opened: list[Iterator[Item | Failed]]
+    came: dict[str, bool]  # of the shards on the web, whether they did
     parse: Callable[[Record, str, tuple[Bytes, ...]], list[Any]]
     failures: Failures
     images: str | None
@@ -114,6 +119,8 @@ class _Build:
                     digest.update(found.content)
                 counts.fingerprint = digest.hexdigest()[:12]
                 before += counts.read
+            for url, whole in self.came.items():
+                noted.note_shard(url, whole)
         if not writer.at:
             raise _nothing_left(self.table, FORMS[self.parse])
         names = "read", "samples", "reasons", "fingerprint"
@@ -154,18 +161,19 @@ class _Pictures:
 
     def find(self, name: str, source: Bytes | None) -> Bytes:
         """The picture `name`, an absolute path, at `source` where that is known. Raises Unusable."""
-        found = self._open(name, source) if is_data(name) else self.known(name, source)
+        once = is_data(name) or isinstance(source, Spooled)
+        found = self._open(name, source) if once else self.known(name, source)
         if isinstance(found, Unusable):
             raise found
         return found
 
     def _open(self, name: str, source: Bytes | None) -> Bytes | Unusable:
-        if is_url(name):
+        if is_url(name) and source is None:
             return Unusable("picture by URL", "vlmkit download fetches it", name)
         reason = MISSING
         try:
             source = source or open_source(name)
-            if not is_data(name):
+            if not is_uri(name):
                 self.noted.note(getattr(source, "path", name.partition("#")[0]))
             reason = "unreadable picture"
             if self.check:
@@ -173,9 +181,10 @@ class _Pictures:
         except PictureError as error:
             if is_data(name):
                 return Unusable(reason, str(error))
-            self.noted.note(name)
+            if not is_url(name):
+                self.noted.note(name)
             return Unusable(reason, str(error), name)
-        return source
+        return source.part if isinstance(source, Spooled) else source
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +215,8 @@ class _Reader:
 
     def _read(self, item: Item | Failed, place: str) -> _Parsed | _Dropped:
         if isinstance(item, Failed):
-            return _Dropped("unreadable row", item)
+            is_shard = item.image is not None and reader_of(item.image) is not None
+            return _Dropped("unreadable shard" if is_shard else "unreadable row", item)
         id = str(item.record.get("id", place))
         try:
             record = in_usual_form(item.record)

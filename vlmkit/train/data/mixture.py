@@ -5,7 +5,7 @@ Hashes of the ids decide, so nothing shifts as data grow or come in another orde
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Self
@@ -14,10 +14,12 @@ import numpy as np
 
 from vlmkit.errors import VlmkitError
 from vlmkit.train.data.report import Counts
-from vlmkit.train.data.store import COLUMN, Row, RowFile, columns_of, share32
+from vlmkit.train.data.store import COLUMN, Row, Stored, columns_of, share32
 
 GROUP = 16  # dialogues about one picture that stay together
 WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+):(.+)", re.DOTALL)
+BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|[^{},]*(?:,[^{},]*)+)\}")
+MOST_SHARDS = 100_000
 SHARES = 2.0**32
 KEY = 0x9E3779B97F4A7C15  # odd: what is multiplied by it stays different
 
@@ -34,6 +36,25 @@ def parse_weight(text: str) -> tuple[str, float]:
     if not weight:
         raise VlmkitError(f"{text} has the weight 0", "leave it out, or give it a weight above 0")
     return found[2], weight
+
+
+def numbered(name: str) -> list[str]:
+    """The names that `{000000..000009}` and `{a,b}` in `name` stand for, as in a shell; a file of that name is itself.
+
+    Raises VlmkitError for more than MOST_SHARDS.
+    """
+    found = BRACES.search(name)
+    if found is None or os.path.lexists(name):
+        return [name]
+    first, last = found["first"], found["last"]
+    values: Iterable[str] = found[0][1:-1].split(",")
+    if first is not None:
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        numbers = range(int(first), int(last) + 1) or range(int(first), int(last) - 1, -1)
+        if len(numbers) > MOST_SHARDS:
+            raise VlmkitError(f"{name} stands for {len(numbers)} names", f"give at most {MOST_SHARDS} as one DATA")
+        values = (f"{number:0{width}}" for number in numbers)
+    return [more for value in values for more in numbered(name[: found.start()] + value + name[found.end() :])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +90,17 @@ class Ragged(Sequence[list[int]]):
         return Ragged(self.values[places], ends)
 
 
+def alike(keys: np.ndarray, most: int, alone: np.ndarray | bool = False) -> Ragged:
+    """The places of equal `keys` (R,), at most `most` together, in order of appearance; each on its own if `alone`."""
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    within = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    begins = np.flatnonzero((within % most == 0) | np.broadcast_to(alone, keys.shape)[order])
+    found = Ragged.of(np.diff(begins, append=len(order)), order)
+    return found.take(np.argsort(order[begins]))
+
+
 @dataclass(frozen=True)
 class Mixture(Generic[Row]):
     """The rows of all DATA in order, the number of the DATA that each one is from, and the counts of each DATA."""
@@ -80,7 +112,7 @@ class Mixture(Generic[Row]):
     @cached_property
     def columns(self) -> np.ndarray:
         """(R,) COLUMN: what draws need to know of each row."""
-        if isinstance(self.rows, RowFile):
+        if isinstance(self.rows, Stored):
             return self.rows.columns
         found = [columns_of(repr(row.pictures).encode() if row.pictures else b"", row.id) for row in self.rows]
         return np.array([(0, 0, s, *c) for s, c in zip(self.sources, found, strict=True)], COLUMN)
@@ -94,13 +126,7 @@ class Mixture(Generic[Row]):
         pictures = self.columns["pictures"]
         _, weight = np.unique([counts.weight for counts in self.table], return_inverse=True)
         keys = pictures * np.uint64(KEY) + weight[np.asarray(self.sources, np.int64)].astype(np.uint64)
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
-        within = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-        begins = np.flatnonzero((pictures[order] == 0) | (within % GROUP == 0))
-        found = Ragged.of(np.diff(begins, append=len(order)), order)
-        return found.take(np.argsort(order[begins]))
+        return alike(keys, GROUP, pictures == 0)
 
     @cached_property
     def _odds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +164,7 @@ class Mixture(Generic[Row]):
         return training, validation
 
     def _only(self, numbers: np.ndarray) -> Self:
-        rows = self.rows.only(numbers) if isinstance(self.rows, RowFile) else [self.rows[i] for i in numbers]
+        rows = self.rows.only(numbers) if isinstance(self.rows, Stored) else [self.rows[i] for i in numbers]
         return type(self)(rows, np.asarray(self.sources)[numbers], self.table)
 
 

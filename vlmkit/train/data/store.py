@@ -18,6 +18,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from vlmkit.io.remote import RemotePart
 from vlmkit.io.sources import Bytes, Source, open_source
 from vlmkit.train.data.samples import Captioned, Dialogue, Preference, Turn
 
@@ -43,7 +44,8 @@ class Encoded(NamedTuple):
 
 def encoded(row: Any, names: Sequence[str]) -> Encoded:
     """The row as a store has it; `names` are the paths of the row's pictures."""
-    pictures = [list(p) if type(p) is Source else name for p, name in zip(row.pictures, names, strict=True)]
+    both = zip(row.pictures, names, strict=True)
+    pictures = [list(p) if isinstance(p, Source | RemotePart) else name for p, name in both]
     id, *values = [getattr(row, field.name) for field in fields(row) if field.name not in ("picture", "pictures")]
     line = json.dumps([NAMES[type(row)], pictures, id, *values], default=_turn).encode() + b"\n"
     return Encoded(line, columns_of(json.dumps(pictures).encode() if pictures else b"", id))
@@ -52,13 +54,17 @@ def encoded(row: Any, names: Sequence[str]) -> Encoded:
 def decoded(line: bytes) -> Any:
     """The row of a line."""
     name, stored, id, *values = json.loads(line)
-    pictures = tuple(Source(*one) if isinstance(one, list) else _opened(one) for one in stored)
+    pictures = tuple(_placed(one) if isinstance(one, list) else _opened(one) for one in stored)
     kind = KINDS[name]
     if kind is Captioned:
         return Captioned(id, pictures[0], tuple(values[0]))
     if kind is Dialogue:
         values[0] = tuple(Turn(*turn) for turn in values[0])
     return kind(id, pictures, *values)
+
+
+def _placed(fields: list[Any]) -> Bytes:
+    return Source(*fields) if len(fields) == len(Source._fields) else RemotePart(*fields)
 
 
 def columns_of(pictures: bytes, id: str) -> tuple[int, int, int]:
@@ -80,7 +86,31 @@ def _opened(name: str) -> Bytes:
     return open_source(name)
 
 
-class RowFile(Sequence[Row], Generic[Row]):
+class Stored(Sequence[Row], Generic[Row]):
+    """Rows of a store, read when they are asked for; `columns` (R,) COLUMN."""
+
+    columns: np.ndarray
+
+    def only(self, numbers: np.ndarray) -> Self:
+        """Those with these numbers, in their order."""
+        raise NotImplementedError
+
+    def read(self, number: int) -> Row:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self.read(i) for i in range(*number.indices(len(self)))]
+        return self.read(number)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.read(i) for i in range(len(self)))
+
+
+class RowFile(Stored[Row]):
     """The rows of a store, or some of them, each read from the file when it is asked for.
 
     The file stays open, so that the folder may be replaced or removed meanwhile.
@@ -96,17 +126,9 @@ class RowFile(Sequence[Row], Generic[Row]):
     def only(self, numbers: np.ndarray) -> Self:
         return type(self)(self.file, self.columns[numbers], self.folder)
 
-    def __len__(self) -> int:
-        return len(self.columns)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
+    def read(self, number: int) -> Row:
         column = self.columns[number]
         return decoded(os.pread(self.file, int(column["size"]), int(column["at"])))
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(len(self)))
 
 
 class RowWriter:

@@ -1,6 +1,7 @@
 """What each step takes: groups of samples in the order of the epochs, as packed rows with their pictures."""
 
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -15,12 +16,14 @@ from torch.utils.data import Dataset
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.executor import ahead
+from vlmkit.io.files import explain_no_room
 from vlmkit.io.images import open_picture
 from vlmkit.io.records import batched
 from vlmkit.io.sources import Bytes, PictureError
 from vlmkit.models.llava.connectors import tower_features
 from vlmkit.models.llava.model import Vlm
 from vlmkit.train.data.augment import view_of
+from vlmkit.train.data.loader import at_once, unreadable
 from vlmkit.train.vlm.batches import MicroBatch, Order, SampleRef
 from vlmkit.train.vlm.groups import Group
 from vlmkit.train.vlm.packing import Packer
@@ -48,7 +51,9 @@ class GroupDataset(Dataset[list[SampleRef]]):
 
     def read(self, ref: SampleRef) -> tuple[Group, list[Tensor]]:
         """The group with its pictures, in a view that depends on seed, epoch and group. Raises VlmkitError."""
-        group = self.groups[ref.group]
+        return self._read(ref, self.groups[ref.group])
+
+    def _read(self, ref: SampleRef, group: Group) -> tuple[Group, list[Tensor]]:
         view = self.views - 1 - int(np.random.default_rng([self.seed, ref.epoch, ref.group]).random() * self.views)
         pixels = [self.read_pixels(picture, view, group.mirror) for picture in group.pictures]
         return replace(group, samples=group.samples[ref.start : ref.stop]), pixels
@@ -65,7 +70,8 @@ class GroupDataset(Dataset[list[SampleRef]]):
         return made[0] if len(made) == 1 else {"parts": made}
 
     def _read_part(self, collate: Callable[[list[Any]], dict[str, Any]], refs: list[SampleRef]) -> dict[str, Any]:
-        batch = collate([self.read(ref) for ref in refs])
+        groups = [self.groups[ref.group] for ref in refs]
+        batch = collate(at_once(lambda i: self._read(refs[i], groups[i]), range(len(refs)), groups))
         if refs[0].counts:
             return batch
         return batch | {"weights": torch.zeros_like(batch["weights"]), "names": (), "tokens": 0, "slots": 0}
@@ -109,7 +115,7 @@ def pixel_reader(vlm: Vlm, seed: int) -> ReadPixels:
         try:
             picture: Any = open_picture(source, side)[0]
         except PictureError as error:
-            raise VlmkitError(f"{source}: {error}", "fix or remove the picture, then train again") from None
+            raise unreadable(str(source), error) from None
         picture = view_of(picture, view, (seed, zlib.crc32(picture.tobytes())), side, mirror)
         return vlm.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
@@ -136,7 +142,9 @@ class CachedFeatures:
         path = folder / f"features-{self._fingerprint(vlm)}.f16"
         if not path.exists():
             part = path.with_suffix(f".{os.getpid()}")
-            self._write(vlm, np.memmap(part, np.float16, "w+", shape=shape), workers)
+            with explain_no_room(folder, "the features", "free some space, or leave --cache-features out"):
+                _reserve(part, 2 * math.prod(shape))
+            self._write(vlm, np.memmap(part, np.float16, "r+", shape=shape), workers)
             part.replace(path)
         self.values = np.memmap(path, np.float16, "r", shape=shape)
 
@@ -161,6 +169,16 @@ class CachedFeatures:
     def __call__(self, source: Bytes, view: int, mirror: bool) -> Tensor:
         """(N, F) float16."""
         return torch.from_numpy(np.array(self.values[self.rows[_key(source, view, mirror)]]))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes: writing into a mapped one that does not fit on the disk would end the process."""
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            path.unlink()
+            raise
 
 
 def _key(source: Bytes, view: int, mirror: bool) -> tuple[Bytes, int, bool]:

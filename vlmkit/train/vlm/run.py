@@ -23,6 +23,7 @@ from vlmkit.models.llava.model import Vlm, build, open_vlm, pad_to_square, save,
 from vlmkit.train.blocks import compile_blocks
 from vlmkit.train.checkpoints import load_trained
 from vlmkit.train.config import LOSS_WEIGHTINGS, VlmConfig
+from vlmkit.train.data.cache import key_of
 from vlmkit.train.data.dataset import read_data
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.samples import parse_dialogues, parse_preferences
@@ -153,6 +154,8 @@ def prepare(config: VlmConfig, failures: Failures, quiet: bool = False) -> Itera
         show_data(training, validation, isinstance(config.val, float))
     refs, steps = _refs(config, groups)
     data = fingerprints(training, validation)
+    if config.template:
+        data.append((config.template, key_of(chat_template(config.template))))
     yield VlmStage(config, vlm, groups, held_out, refs, steps, packer, reopen, data)
 
 

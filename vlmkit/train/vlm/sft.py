@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vlmkit.train.config import VlmConfig
+from vlmkit.train.data.loader import loader_of as processes
 from vlmkit.train.distributed import rank, world
 from vlmkit.train.schedule import lowest_share, rate_share, schedule_of
 from vlmkit.train.sharding import ShardedAdamW, units
@@ -19,8 +20,6 @@ from vlmkit.train.vlm.collator import GroupDataset, parts_of
 from vlmkit.train.vlm.lora import PROJECTOR, TOWER
 from vlmkit.train.vlm.loss import PackedLossModel
 
-AHEAD = 4  # micro-batches that each worker reads ahead
-
 
 def loader_of(
     config: VlmConfig, groups: GroupDataset, sampler: OrderedSampler, collate: Callable[[list[Any]], dict[str, Any]]
@@ -28,14 +27,8 @@ def loader_of(
     """The batches that `sampler` names; on a GPU other processes read them, on a CPU where --workers asks for them."""
     on_gpu = config.device == "cuda"
     workers = config.loaders() if on_gpu or config.workers else 0
-    return DataLoader(
-        groups,
-        batch_sampler=sampler,
-        collate_fn=partial(groups.read_batch, collate),
-        num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
-        multiprocessing_context="fork" if workers else None,  # what Python 3.14 takes instead pickles `groups`
-        pin_memory=on_gpu,
+    return processes(
+        groups, workers=workers, pin=on_gpu, batch_sampler=sampler, collate_fn=partial(groups.read_batch, collate)
     )
 
 
