@@ -144,18 +144,30 @@ _vlmkit_models() {{
 }}
 _vlmkit_fields() {{ _vlmkit_nothing; _vlmkit_lines fields "${{COMP_WORDS[@]:1}}"; }}
 _vlmkit_where() {{
+    if [[ -n "$field" ]]; then
+        _vlmkit_nothing
+        _vlmkit_lines values "$field" "${{COMP_WORDS[@]:1}}"
+        return
+    fi
     _vlmkit_fields
     COMPREPLY=("${{COMPREPLY[@]/%/=}}")
     compopt -o nospace 2>/dev/null
 }}
 _vlmkit() {{
-    local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" command="" topic="" word i
+    local current="${{COMP_WORDS[COMP_CWORD]}}" previous command="" topic="" field="" equals="" word i
+    local -i before=COMP_CWORD-1 # where the option stands: each = is a word of its own
     COMPREPLY=()
     if [[ "$current" == "=" ]]; then
-        current=""
-    elif [[ "$previous" == "=" ]]; then
-        previous="${{COMP_WORDS[COMP_CWORD-2]}}"
+        current="" equals=yes
+    elif [[ "${{COMP_WORDS[before]}}" == "=" ]]; then
+        before+=-1 equals=yes
     fi
+    if [[ -n "$equals" && "${{COMP_WORDS[before]}}" != -* ]]; then # --where FIELD=VALUE
+        field="${{COMP_WORDS[before]}}"
+        before+=-1
+        [[ "${{COMP_WORDS[before]}}" == "=" ]] && before+=-1
+    fi
+    previous="${{COMP_WORDS[before]}}"
     for ((i = 1; i < COMP_CWORD; i++)); do
         word="${{COMP_WORDS[i]}}"
         if [[ -z "$command" ]]; then
@@ -233,6 +245,12 @@ _vlmkit_model() {{
     [[ -e {CONFIG} ]] && names+=(${{(f)"$($line_of[1] --complete models 2>/dev/null)"}})
     _alternative "names:model:compadd -a names" 'folders:folder:_files -/'
 }}
+_vlmkit_where() {{
+    compset -P 1 '*=' || {{ _vlmkit_field -S= -q; return }}
+    local field="${{IPREFIX%=}}"
+    local -a names=(${{(f)"$($line_of[1] --complete values "${{field##*=}}" ${{(Q)line_of[2,-1]}} 2>/dev/null)"}})
+    compadd -a names
+}}
 _vlmkit_field() {{
     local -a names=(${{(f)"$($line_of[1] --complete fields ${{(Q)line_of[2,-1]}} 2>/dev/null)"}})
     _describe field names "$@"
@@ -280,8 +298,11 @@ def _zsh_quoted(text: str) -> str:
 
 
 def _zsh_option(command: Any, param: Any, topic: str) -> str:
-    names = _names(param)
-    spelled = f"'({' '.join(names)})'{{{','.join(names)}}}" if len(names) > 1 else names[0]
+    known = " ".join(_names(param))
+    names = [
+        f"{n}=" if n.startswith("--") and not param.is_flag else n for n in _names(param)
+    ]  # its value may follow =
+    spelled = f"'({known})'{{{','.join(names)}}}" if len(names) > 1 else names[0]
     if param.multiple:
         spelled = f"'*'{{{','.join(names)}}}" if len(names) > 1 else f"'*'{names[0]}"
     value = None if param.is_flag else value_of(command, param, topic)
@@ -297,7 +318,7 @@ def _zsh_action(value: Value) -> str:
         "index": "_vlmkit_index",
         "model": f" _vlmkit_model {words}",
         "field": "_vlmkit_field",
-        "where": "_vlmkit_field -S= -q",
+        "where": "_vlmkit_where",
         "none": f"({words})" if words else " ",
     }[value.kind]
 
@@ -349,6 +370,15 @@ function __vlmkit_ask
     set -l line (commandline -opc)
     command $line[1] --complete $argv $line[2..] 2>/dev/null
 end
+function __vlmkit_where
+    set -l typed (string replace -r '^--where=' '' -- (commandline -ct))
+    set -l parts (string split -m 1 = -- $typed)
+    if test (count $parts) -gt 1
+        string join \\n -- "$parts[1]="(__vlmkit_ask values $parts[1])
+    else
+        __vlmkit_ask fields | string replace -r '$' =
+    end
+end
 function __vlmkit_indexes
     set -l data ~/.local/share
     set -q XDG_DATA_HOME; and set data $XDG_DATA_HOME
@@ -398,7 +428,7 @@ def _fish_action(value: Value) -> str:
         "index": "(__vlmkit_indexes)",
         "model": f"(__vlmkit_models {words})",
         "field": "(__vlmkit_ask fields)",
-        "where": "(__vlmkit_ask fields | string replace -r '$' =)",
+        "where": "(__vlmkit_where)",
     }
     if value.kind == "file":
         return f"-r -F -a {_fish_quoted(words)}" if words else "-r -F"

@@ -40,3 +40,37 @@ def test_an_unknown_field_is_named(index) -> None:
 def test_a_vector_of_another_length_is_refused(index) -> None:
     with pytest.raises(vlmkit.VlmkitError, match="vectors of 384 numbers"):
         index.search_vector([1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: vlmkit.embed_images([3]), r"a path is 3, of the type int: give a string or a path object"),
+        (lambda: vlmkit.embed_images(None), "the list is None"),
+        (lambda: vlmkit.embed_images(["a.jpg"], 3), "model is 3, of the type int: give a name, or what load_embedder"),
+        (lambda: vlmkit.embed_texts(["a", None]), "texts is None"),
+        (lambda: vlmkit.embed_texts(["a"], batch_size=-1), "batch_size is -1"),
+        (lambda: vlmkit.caption_images(["a.jpg"], length="shrt"), "length is 'shrt': give one of short, normal, long"),
+        (lambda: vlmkit.caption_images(["a.jpg"], max_tokens=0), "max_tokens is 0: give a number from 1"),
+        (lambda: vlmkit.ask_images(["a.jpg"], ["red?", "blue?"]), "question is .*, of the type list"),
+        (lambda: vlmkit.ask_images(["a.jpg"], " "), "the question is empty"),
+        (lambda: vlmkit.ask_images(["a.jpg"], "red?", sampling=5), r"sampling is 5.*Sampling\(max_tokens"),
+        (lambda: vlmkit.ask_images(["a.jpg"], "red?", vlmkit.load_embedder()), "model is .*what load_chat_model"),
+        (lambda: vlmkit.ask_images([], "red?", together=True), "no pictures to ask about"),
+        (lambda: vlmkit.load_chat_model(7), "name is 7"),
+        (lambda: vlmkit.Index.open(3), "path is 3"),
+    ],
+    ids=str,
+)
+def test_values_of_a_wrong_kind_are_told(call, told: str) -> None:
+    with pytest.raises(vlmkit.VlmkitError, match=told):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"text": 3}, "text is 3"), ({"like": 3}, "like is 3"), ({"k": 0}, "k is 0"), ({"model": 3}, "model is 3")],
+)
+def test_a_search_tells_values_of_a_wrong_kind(index, wrong: dict, told: str) -> None:
+    with pytest.raises(vlmkit.VlmkitError, match=told):
+        index.search(**({"text": "a cat"} | wrong))

@@ -42,15 +42,21 @@ def _text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}
 
 
-def documented(folder: Path, shown: list[Image.Image], question: str | list[dict[str, str]]) -> str:
-    """apply_chat_template, processor(text, images), generate, decode what is new; a list is all parts of the turn."""
+def documented(folder: Path, shown: list[Image.Image], question: str | list[dict[str, str]]) -> tuple[str, float]:
+    """apply_chat_template, processor(text, images), generate, decode what is new; a list is all parts of the turn.
+
+    Beside the text the mean probability of its tokens, by compute_transition_scores.
+    """
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     content = question if isinstance(question, list) else [*[{"type": "image"}] * len(shown), _text(question)]
     said = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[prompt], images=shown or None, return_tensors="pt")
-    found = model.generate(**inputs, max_new_tokens=MOST, do_sample=False)
-    return processor.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    how = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    found = model.generate(**inputs, max_new_tokens=MOST, **how)
+    scores = model.compute_transition_scores(found.sequences, found.logits, normalize_logits=True)
+    text = processor.decode(found.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return text, scores.mean().exp().item()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +71,9 @@ def test_answers_are_those_of_the_documented_call(place: Path, family: str) -> N
     ]
     answers = model.answer(requests, Sampling(MOST))
     expected = [documented(made(place, family), some, q) for q, some in zip(QUESTIONS, shown, strict=True)]
-    assert [answer.text for answer in answers if isinstance(answer, Answer)] == expected
+    assert [answer.text for answer in answers if isinstance(answer, Answer)] == [text for text, _ in expected]
+    sure = [answer.confidence for answer in answers if isinstance(answer, Answer)]
+    assert sure == pytest.approx([probability for _, probability in expected], abs=0.0051)
     assert len(set(expected)) > 2
 
 
@@ -159,8 +167,8 @@ def test_pictures_stand_where_their_marks_are(place: Path) -> None:
     (answer,) = model.answer([Request("from <image> to <image>, what?", shown)], Sampling(MOST))
     here = {"type": "image"}
     assert isinstance(answer, Answer)
-    assert answer.text == documented(folder, shown, [_text("from"), here, _text("to"), here, _text(", what?")])
-    assert answer.text != documented(folder, shown, "from to , what?")
+    assert answer.text == documented(folder, shown, [_text("from"), here, _text("to"), here, _text(", what?")])[0]
+    assert answer.text != documented(folder, shown, "from to , what?")[0]
 
 
 PREFIXES = ["answer en what color is the car?", "caption en", "ocr", "detect a car", "detect man ; boat"]
@@ -231,4 +239,5 @@ def test_the_command_asks_a_family_of_its_own(place: Path, warm, tmp_path: Path)
     rows = jsonl(*({"image": f"{number}.png", "question": "is it red?"} for number in range(2)))
     found = records(warm("ask", "-m", made(place, "smolvlm"), "--max-tokens", MOST, stdin=rows).stdout)
     expected = [documented(made(place, "smolvlm"), [picture], "is it red?") for picture in pictures()[:2]]
-    assert [row["answer"] for row in found] == [" ".join(text.split()) for text in expected]
+    assert [row["answer"] for row in found] == [" ".join(text.split()) for text, _ in expected]
+    assert all(0 <= row["confidence"] <= 1 for row in found)

@@ -245,6 +245,7 @@ def test_one_value(vlmkit, configure, environment) -> None:
     assert {key: vlmkit("config", key).stdout.decode() for key in answers} == answers
     assert vlmkit("config", "search.html", code=1).stdout == b""
     assert b"there is no option search.kk: did you mean search.k?" in vlmkit("config", "search.kk", code=2).stderr
+    assert b"there is no option serach: did you mean search?" in vlmkit("config", "serach", code=2).stderr
     everything = records(vlmkit("config", "--all").stdout)
     assert {record["source"] for record in everything} == {"default", "environment", "file"} and len(everything) > 200
 

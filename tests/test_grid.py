@@ -15,7 +15,7 @@ from tiny_llava import tiny_llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.mini import PLACES, WIDTH, Features
+from vlmkit.models.chat.mini_graphs import PLACES, WIDTH, Features
 from vlmkit.models.embedders.mini import Mini
 from vlmkit.models.llava.vision import MiniGridConfig, MiniGridModel, image_processor
 from vlmkit.models.resolve import MINI_FOLDER
@@ -51,7 +51,7 @@ def test_places_are_in_reading_order(features: Features) -> None:
 
 def test_it_comes_without_pytorch_and_without_onnx() -> None:
     code = (
-        "import sys, numpy; from pathlib import Path; from vlmkit.models.chat.mini import Features;"
+        "import sys, numpy; from pathlib import Path; from vlmkit.models.chat.mini_graphs import Features;"
         f"Features(Path({str(MINI_FOLDER)!r}), 1)(numpy.zeros((1, 224, 224, 3), numpy.uint8));"
         "print(*({'torch', 'transformers', 'onnx', 'PIL'} & set(sys.modules)))"
     )

@@ -42,6 +42,8 @@ def test_info_of_a_named_index(vlmkit, tmp_path: Path) -> None:
     assert (found["model"], found["dim"], found["count"], found["type"]) == ("toy@0123456789ab", 8, 3, "flat")
     assert abs(datetime.fromisoformat(found["changed"]).timestamp() - time.time()) < 60
     assert found["bytes"] == sum(p.stat().st_size for p in Path(found["path"]).iterdir())
+    os.utime(Path(found["path"]) / "index.sqlite", (1e9, 1e9))
+    assert datetime.fromisoformat(info(vlmkit, "default")["changed"]).timestamp() == 1e9  # not when one asked
 
 
 def test_upsert_by_id(vlmkit) -> None:

@@ -374,3 +374,32 @@ def test_more_options_than_letters_fail(vlmkit, tmp_path: Path) -> None:
     row = {"image": "a.png", "question": "which?", "options": [f"thing {number}" for number in range(27)]}
     (tmp_path / "q.jsonl").write_bytes(jsonl(row, row | {"id": "b", "options": ["one", "two"]}))
     assert b"more than 26 options" in vlmkit("ask", "q.jsonl", code=3).stderr
+
+
+def test_a_name_that_is_nearly_there(vlmkit, tmp_path: Path) -> None:
+    """Percent-encoded, with backslashes, in another Unicode form or case: what is there is named, as INPUT, in a list
+    and in a record.
+    """
+    folder = tmp_path / "My Pictures"
+    folder.mkdir()
+    for name in ("cafe\u0301 1.jpg", "b.JPG"):
+        (folder / name).write_bytes(jpeg())
+    wrong = {
+        "My%20Pictures/b.JPG": "b.JPG",
+        "My Pictures\\b.jpg": "b.JPG",
+        "my pictures/caf\u00e9 1.jpg": "cafe\u0301 1.jpg",
+    }
+    for name, right in wrong.items():
+        told = f"but there is My Pictures/{right}".encode()
+        assert told in vlmkit("embed", name, code=2).stderr
+        assert told in vlmkit("embed", code=2, stdin=name.encode()).stderr
+    record = {"id": "1", "image": "My%20Pictures/b.JPG"}
+    assert (
+        b"but there is " + bytes(folder / "b.JPG") in vlmkit("embed", code=2, stdin=json.dumps(record).encode()).stderr
+    )
+    assert b"but there is" not in vlmkit("embed", "My Pictures/c.jpg", code=2).stderr
+
+
+def test_a_list_of_names_is_not_a_picture(vlmkit, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
+    assert b"list.txt: text, not a picture" in vlmkit("embed", "list.txt", code=2).stderr

@@ -64,6 +64,24 @@ def test_references_within_the_schema() -> None:
     assert matching_json('{"x": "a"}', schema) == '{"x":"a"}' and matching_json('{"x": 1}', schema) is None
 
 
+def test_a_schema_that_comes_to_no_end_is_refused() -> None:
+    laughs = {"a0": {"type": "object"}}
+    laughs |= {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i - 1}"}] * 2} for i in range(1, 40)}
+    mutual = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
+    endless = {"$ref": "#/$defs/a39", "$defs": laughs}
+    for schema in (endless, endless | {"unevaluatedProperties": False}, {"$ref": "#/$defs/a", "$defs": mutual}):
+        with pytest.raises(VlmkitError, match="takes more than"):
+            read_schema(json.dumps(schema))
+    with pytest.raises(VlmkitError, match="is not a text"):
+        read_schema('{"$schema": 5}')
+    within = {"properties": {"a": endless}, "$defs": laughs}  # is only seen with an answer
+    assert read_schema(json.dumps(within)) == within
+    with pytest.raises(VlmkitError, match="takes more than"):
+        matching_json('{"a": {}}', within)
+    tree = {"properties": {"leaves": {"type": "array", "items": {"$ref": "#"}}}}
+    assert matching_json('{"leaves":[{"leaves":[]}]}', tree) == '{"leaves":[{"leaves":[]}]}'
+
+
 def test_a_field_twice() -> None:
     with pytest.raises(VlmkitError, match="two fields a"):
         read_schema("a, b, a int")

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -81,6 +84,19 @@ def test_mini_says_its_answer_word_by_word(client: openai.OpenAI, photos: Path) 
 
 
 @pytest.mark.slow
+def test_llm_asks_about_a_picture(served: Served, photos: Path, tmp_path: Path) -> None:
+    """A client of others, which knows no more of the service than its address."""
+    model = {"model_id": "vlm", "model_name": "mini", "api_base": f"{served.url}/v1", "vision": True}
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([model]))  # which is YAML, too
+    words = [Path(sys.executable).with_name("llm"), "-m", "vlm", "--key", "none", "what is on the table?"]
+    own = os.environ | {"LLM_USER_PATH": str(tmp_path)}
+    done = subprocess.run([*words, "-a", photos / "coffee.png"], env=own, capture_output=True, text=True)
+    body = {"messages": shown(cup(photos), "what is on the table?")}
+    answer = served.ask("/v1/chat/completions", **body)["choices"][0]["message"]["content"]
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{answer}\n", "")
+
+
+@pytest.mark.slow
 def test_a_stop_ends_an_answer_before_it(client: openai.OpenAI, tiny: Served) -> None:
     ask = {"model": "chat", "messages": [{"role": "user", "content": "say"}], "max_tokens": 24}
     long = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none")
@@ -152,6 +168,15 @@ def test_wrong_chats_are_refused(served: Served, body: dict, param: str | None) 
     assert served.error(400, "/v1/chat/completions", body)["param"] == param
 
 
+def test_what_a_model_refuses_is_400(served: Served, client: openai.OpenAI) -> None:
+    for question, told in (("Was ist auf dem Tisch zu sehen?", "not in English"), ("a " * 600, "shorten the question")):
+        body = {"messages": [{"role": "user", "content": question}]}
+        error = served.error(400, "/v1/chat/completions", body)
+        assert error["code"] == "cannot_answer" and error["param"] == "messages" and told in error["message"]
+        with pytest.raises(openai.APIError, match=told):  # the status of a stream is sent before
+            list(client.chat.completions.create(model="mini", **body, stream=True))
+
+
 def test_unknown_models_and_paths_are_404(served: Served, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="use one of mini"):
         client.embeddings.create(model="gpt-9", input="a")
@@ -206,6 +231,9 @@ def test_parts_of_one_input_add_up(served: Served, photos: Path) -> None:
         served.ask("/v1/embeddings", input=one)["data"][0]["embedding"]
         for one in ([{"content": parts}], [{"image": uri, "text": "a cup"}], [{"image": uri}], [{"text": "a cup"}])
     )
+    halves = [{"type": "text", "text": half} for half in ("a ", "cup")]
+    joined = served.ask("/v1/embeddings", input=[{"content": halves}, "a cup"])["data"]
+    assert np.allclose(joined[0]["embedding"], joined[1]["embedding"], atol=1e-6)
     total = np.add(picture, text)
     assert np.allclose(both, total / np.linalg.norm(total), atol=1e-5) and np.allclose(both, again, atol=1e-6)
 

@@ -27,7 +27,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.pipeline import caption_sampling
 from vlmkit.models.chat.decoding import Generated, nucleus
-from vlmkit.models.chat.mini import GRAPH, PADDING, PLACE, PLACES, Decoder, Features, MiniChat, Prompts
+from vlmkit.models.chat.mini import GRAPH, MiniChat, Prompts
+from vlmkit.models.chat.mini_graphs import PADDING, PLACE, PLACES, Decoder, Features
 from vlmkit.models.embedders.mini import Mini
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.resolve import MINI_FILES, resolve

@@ -18,6 +18,7 @@ from vlmkit.train.config import (
     load_config,
     name_of,
 )
+from vlmkit.train.settings import TRAINED
 
 FLAGS: dict[str, Any] = {"data": ["a.jsonl"], "out": Path("out")}
 TOWERS = {"vision": "v", "llm": "l"}
@@ -71,7 +72,7 @@ def test_standing_settings_are_between_preset_and_file(
     assert (made.steps, made.log_every, made.batch_size) == (steps, log_every, 8 if preset else 64)
 
 
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("stage", TRAINED)
 @pytest.mark.parametrize("preset", PRESETS["vlm"])
 def test_saved_settings_are_read_again(stage: Stage, preset: str, tmp_path: Path) -> None:
     made = load_config(stage, FLAGS | {"val": "0.25"}, preset)

@@ -7,16 +7,18 @@ again. All functions raise VlmkitError, with one line that says what is wrong an
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.records import Failed, Record
-from vlmkit.models.types import ChatModel, Embedder, EndpointOptions, Hardware, Sampling
+from vlmkit.models.types import CAPTIONS, ChatModel, Embedder, EndpointOptions, Hardware, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
 
 Path = str | os.PathLike[str]
+PATH = (str, os.PathLike)
 
 __all__ = [
     "Index",
@@ -37,7 +39,7 @@ def load_embedder(name: str = "mini", *, device: str = "auto", precision: str | 
     """
     from vlmkit.models.load import load_embedder as load
 
-    return load(name, Hardware(device, precision=precision))
+    return load(_a("name", name, str, "a name such as mini"), Hardware(device, precision=precision))
 
 
 def load_chat_model(
@@ -49,7 +51,9 @@ def load_chat_model(
     """
     from vlmkit.models.load import load_chat_model as load
 
-    return load(name, Hardware(device), EndpointOptions(base_url, options or {}))
+    return load(
+        _a("name", name, str, "a name such as mini"), Hardware(device), EndpointOptions(base_url, options or {})
+    )
 
 
 def embed_images(paths: Iterable[Path], model: str | Embedder = "mini", *, batch_size: int = 0) -> "np.ndarray":
@@ -62,7 +66,8 @@ def embed_images(paths: Iterable[Path], model: str | Embedder = "mini", *, batch
 
 def embed_texts(texts: Iterable[str], model: str | Embedder = "mini", *, batch_size: int = 0) -> "np.ndarray":
     """Unit vectors of texts: N texts -> (N, D) float32, in order, in the space of `embed_images`."""
-    return _vectors([{"id": text, "text": text} for text in _listed(texts)], model, batch_size)
+    given = [_a("texts", text, str, "a list of texts") for text in _listed(texts)]
+    return _vectors([{"id": text, "text": text} for text in given], model, batch_size)
 
 
 def caption_images(
@@ -77,7 +82,12 @@ def caption_images(
     from vlmkit.generate.pipeline import caption, caption_sampling
     from vlmkit.generate.questions import ChatSample
 
-    chat_model = load_chat_model(model) if isinstance(model, str) else model
+    if length not in CAPTIONS:
+        raise VlmkitError(f"length is {length!r}", f"give one of {', '.join(CAPTIONS)}")
+    _a("prompt", prompt, str, "how the caption begins")
+    if max_tokens is not None:
+        _a("max_tokens", max_tokens, Integral, "a number from 1, or None", least=1)
+    chat_model = _chat_model(model)
     samples = [ChatSample({"id": str(path)}, [_located(path)], n) for n, path in enumerate(_listed(paths))]
     sampling = caption_sampling(chat_model, length, Sampling(0), max_tokens)
     found = caption(samples, chat_model, sampling, length=length, start=prompt, batch_size=0, workers=_cores())
@@ -97,8 +107,14 @@ def ask_images(
     from vlmkit.generate.pipeline import GenerateOptions, ask
     from vlmkit.generate.questions import ChatSample
 
-    chat_model = load_chat_model(model) if isinstance(model, str) else model
+    if not _a("question", question, str, "one question").strip():
+        raise VlmkitError("the question is empty", "write what you want to know")
+    _a("system", system, str, "a text")
+    _a("sampling", sampling, Sampling, "vlmkit.models.types.Sampling(max_tokens, temperature, top_p, seed)")
+    chat_model = _chat_model(model)
     located = [_located(path) for path in _listed(paths)]
+    if together and not located:
+        raise VlmkitError("no pictures to ask about", "name some")
     groups = [located] if together else [[path] for path in located]
     samples = [
         ChatSample({"id": " ".join(group), "question": question}, list(group), n) for n, group in enumerate(groups)
@@ -117,6 +133,7 @@ class Index:
         from vlmkit.index import Index as Reader
         from vlmkit.index import index_folder
 
+        _a("path", path, PATH, "a path, or the name of an index")
         self._reader = Reader(index_folder(os.fspath(path)))
         self._embedder: Embedder | None = None
 
@@ -167,11 +184,12 @@ class Index:
         from vlmkit.search.query import Query, query_vector
         from vlmkit.search.search import SearchOptions, search_one
 
-        images = [_located(path) for path in _several(image)]
-        query = Query(_several(text), images, _several(minus), _several(like))
+        _a("k", k, Integral, "a number from 1", least=1)
+        images = [_located(path) for path in _several(image, "image")]
+        query = Query(_several(text, "text"), images, _several(minus, "minus"), _several(like, "like"))
         if not query.needs_model and not query.like:
             raise VlmkitError("nothing to look for", "give text, image= or like=")
-        conditions = [parse_condition(one) for one in _several(where)]
+        conditions = [parse_condition(one) for one in _several(where, "where")]
         among = self._reader.where(conditions) if conditions else None
         if among is not None and not len(among):
             self._reader.explain(conditions)  # raises where no record has such a field
@@ -183,7 +201,11 @@ class Index:
         """The `k` records nearest to a unit vector (D numbers), best first, with `rank` and `score`."""
         import numpy as np
 
-        given = np.asarray(vector, np.float32)
+        _a("k", k, Integral, "a number from 1", least=1)
+        try:
+            given = np.asarray(vector, np.float32)
+        except (ValueError, TypeError) as error:
+            raise VlmkitError(f"the vector is not one of numbers ({error})", "give one that an embedder made") from None
         if given.shape != (dim := self._reader.state.dim,):
             raise VlmkitError(f"the index has vectors of {dim} numbers, not {given.shape}", "give one of its model")
         (hits,) = self._reader.search(given[None], k)
@@ -205,25 +227,49 @@ class Index:
         if isinstance(model, Embedder):
             self._embedder = load_model(self._reader, None, lambda _: model)
         elif model is not None or self._embedder is None:
+            if model is not None:
+                _a("model", model, str, "a name, or what load_embedder returns")
             self._embedder = load_model(self._reader, model, load_embedder)
         return self._embedder
+
+
+def _a(name: str, value: Any, kind: Any, wanted: str, *, least: int | None = None) -> Any:
+    """`value`. Raises VlmkitError unless it is a `kind`, and at `least` so much."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise VlmkitError(f"{name} is {value!r}, of the type {type(value).__name__}", f"give {wanted}")
+    if least is not None and value < least:
+        raise VlmkitError(f"{name} is {value}", f"give {wanted}")
+    return value
+
+
+def _embedder(model: str | Embedder) -> Embedder:
+    if isinstance(model, str):
+        return load_embedder(model)
+    return _a("model", model, Embedder, "a name, or what load_embedder returns")
+
+
+def _chat_model(model: str | ChatModel) -> ChatModel:
+    if isinstance(model, str):
+        return load_chat_model(model)
+    return _a("model", model, ChatModel, "a name, or what load_chat_model returns")
 
 
 def _listed(values: Iterable[Any]) -> Iterable[Any]:
     """The `values`. Raises VlmkitError for a single one, whose characters would be taken for them."""
     if isinstance(values, str | bytes | os.PathLike):
         raise VlmkitError(f"{os.fspath(values)!r} is one, and a list is needed", "put it in brackets")
-    return values
+    return _a("the list", values, Iterable, "a list")
 
 
-def _several(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str | os.PathLike) else list(value)
+def _several(value: Any, name: str) -> list[Any]:
+    values = [value] if isinstance(value, PATH) else _a(name, value, Iterable, "a text or a list of texts")
+    return [_a(name, one, PATH, "a text or a list of texts") for one in values]
 
 
 def _located(path: Path) -> str:
     from vlmkit.io.sources import is_url
 
-    name = os.fspath(path)
+    name = os.fspath(_a("a path", path, PATH, "a string or a path object"))
     return name if is_url(name) else os.path.abspath(name)
 
 
@@ -245,7 +291,8 @@ def _vectors(records: list[Record], model: str | Embedder, batch_size: int) -> "
     from vlmkit.embed import vectors
     from vlmkit.io.inputs import Item
 
-    embedder = load_embedder(model) if isinstance(model, str) else model
+    _a("batch_size", batch_size, Integral, "a number, 0 for what suits", least=0)
+    embedder = _embedder(model)
     found: list[np.ndarray] = []
     for result in vectors(map(Item, records), embedder, batch_size=batch_size, workers=_cores()):
         if isinstance(result, Failed):

@@ -1,12 +1,16 @@
-"""classify: the label that fits a picture best, without training (zero-shot, Radford et al. 2021)."""
+"""classify: the label that fits a picture best, by its name (zero-shot, Radford et al. 2021) or by a trained head."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from vlmkit.embed import own_vectors
+from vlmkit.embed import vectors as vectors_of
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import decode_text, read_text
-from vlmkit.io.records import Failed, Record, batched, unless_failed
+from vlmkit.io.inputs import Item
+from vlmkit.io.records import Failed, Record, batched, fingerprint_of, unless_failed
 from vlmkit.io.terminal import stdin_bytes
+from vlmkit.models.head import NUMBER, Head
 from vlmkit.models.types import Embedder
 
 if TYPE_CHECKING:
@@ -64,7 +68,7 @@ def mean_vectors(vectors: "np.ndarray", labels: Sequence[str]) -> "np.ndarray":
 
 def best_labels(
     vector: "np.ndarray", labels: Sequence[str], vectors: "np.ndarray", logit_scale: float, k: int
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """The `k` labels that fit a vector (D) best, each with its probability among all labels."""
     import numpy as np
 
@@ -89,8 +93,36 @@ def classify(
 
     def to_record(found: "tuple[Record, np.ndarray]") -> Record:
         record, vector = found
-        best = best_labels(vector, labels, vectors, logit_scale, k)
-        has_own = "label" in record and ("labels" not in record or "predicted" in record)
-        return record | {"predicted" if has_own else "label": best[0]["label"], "labels": best}
+        return _labelled(record, best_labels(vector, labels, vectors, logit_scale, k))
 
     return map(unless_failed(to_record), embedded)
+
+
+def classify_by_head(
+    items: Iterator[Item | Failed], head: Head, load: Callable[[], Embedder], k: int | None, how: dict[str, Any]
+) -> Iterator[Record | Failed]:
+    """Each record as `classify` makes it, with the labels of `head`; of a number with that as `predicted`.
+
+    The embedder is loaded when the first record without its vector comes; `how` is what `embed.vectors` takes.
+    """
+
+    def embedded(rest: "Iterable[Item | Failed]") -> "Iterator[tuple[Record, np.ndarray] | Failed]":
+        head.check(model := load())
+        return vectors_of(rest, model, reuse=True, **how)
+
+    def to_record(found: "tuple[Record, np.ndarray]") -> Record | Failed:
+        record, vector = found
+        if len(vector) != head.config.dim:
+            what = f"its embedding has {len(vector)} numbers, those of its model {head.config.dim}"
+            return Failed.of(record, what, "embed it again")
+        if head.config.target == NUMBER:
+            return record | {"predicted": round(float(head.predict(vector[None])[0, 0]), 6)}
+        return _labelled(record, head.ranked(vector)[:k])
+
+    fingerprint = fingerprint_of(head.config.embedder)
+    return map(unless_failed(to_record), own_vectors(items, fingerprint, embedded))
+
+
+def _labelled(record: Record, best: list[dict[str, Any]]) -> Record:
+    has_own = "label" in record and ("labels" not in record or "predicted" in record)
+    return record | {"predicted" if has_own else "label": best[0]["label"], "labels": best}

@@ -35,12 +35,14 @@ GROUPS = {  # what one wants, and the commands for it
         "search": Entry("vlmkit.cli.search:search", "Find pictures by words, by pictures, or by both."),
     },
     "Describe": {
-        "classify": Entry("vlmkit.cli.classify:classify", "Sort pictures by labels that you choose, without training."),
+        "classify": Entry(
+            "vlmkit.cli.classify:classify", "Sort pictures by labels that you choose, or by a trained head."
+        ),
         "caption": Entry("vlmkit.cli.caption:caption", "Say what is on pictures."),
         "ask": Entry("vlmkit.cli.ask:ask", "Ask a question about pictures."),
     },
     "Learn and measure": {
-        "train": Entry("vlmkit.cli.train:train", "Train a dual encoder or a vision-language model, stage by stage."),
+        "train": Entry("vlmkit.cli.train:train", "Train a dual encoder, a vision-language model, or a classifier."),
         "eval": Entry("vlmkit.cli.eval:eval", "Score predictions with confidence intervals, and compare two models."),
     },
     "Share": {
@@ -154,15 +156,23 @@ def _explain(error: Exception) -> None:
     elif isinstance(error, typer.TyperException):
         path = context.command_path if context else PROGRAM
         message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
-        warn(f"{message}: see {path} --help")
+        warn(f"{message}: {_likely_choice(message) or f'see {path} --help'}")
     elif isinstance(error, OSError):
         warn(f"{error.filename or 'input or output'}: {error.strerror or error}: check the name, the rights, the space")
     else:
         warn(f"{type(error).__name__} {error}: this is a defect of vlmkit, --debug shows where")
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    return "".join(f"did you mean {near}?" for near in get_close_matches(name, known, 1, SIMILAR))
+def _did_you_mean(name: str, known: Iterable[str], similar: float = SIMILAR) -> str:
+    return "".join(f"did you mean {near}?" for near in get_close_matches(name, known, 1, similar))
+
+
+def _likely_choice(message: str) -> str:
+    """A question for the value that may be meant, where `message` of typer lists those that there are."""
+    before, one_of, after = message.rpartition(" is not one of ")
+    return (
+        _did_you_mean(before.rpartition(": ")[2].strip("'"), after.replace("'", "").split(", "), 0.6) if one_of else ""
+    )
 
 
 def _unknown_option(error: Any) -> str:

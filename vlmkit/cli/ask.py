@@ -1,9 +1,9 @@
 """The command ask."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -11,13 +11,14 @@ import typer
 from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files, tell_caution
 from vlmkit.cli.options import Records, Run, option, valid_utf8
 from vlmkit.cli.screen import for_person
+from vlmkit.cli.shards import ShardOptions, each_shard
 from vlmkit.errors import Exit, VlmkitError, check_installed
 from vlmkit.io.records import Failed
-from vlmkit.io.terminal import Output, printable, warn
+from vlmkit.io.terminal import Failures, Output, printable, warn
 
 if TYPE_CHECKING:
     from vlmkit.generate.pipeline import GenerateOptions
-    from vlmkit.generate.questions import ChatSample
+    from vlmkit.generate.questions import ChatSample, Conversation
     from vlmkit.io.records import Record
     from vlmkit.models.types import ChatModel, Sampling
 
@@ -96,6 +97,7 @@ def ask(
     chat_model: ChatOptions,
     answer: AnswerOptions,
     records: Records,
+    shards: ShardOptions,
     arguments: Arguments = None,
     chat: Chat = False,
     resume: Resume = None,
@@ -111,11 +113,11 @@ def ask(
     otherwise.
     """
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
-    from vlmkit.io.records import dumps, name_of
-    from vlmkit.models.resolve import better_chat_model
+    from vlmkit.io.records import dumps
 
     named, question = split(arguments or [])
     valid_utf8(question)
+    shards.check(records, resume=resume, chat=chat, draw=answer.drawing, attention=answer.attention, pairs=answer.pairs)
     check_files(named, records, resume)
     _check(chat, answer, records, resume, chat_model.stats)
     sampling = chat_model.sampling(ANSWER_TOKENS if answer.task in ("answer", "raw") else PAGE_TOKENS)
@@ -123,33 +125,58 @@ def ask(
     if chat:
         model = run.load_chat_model(chat_model.model, chat_model.endpoint)
         return _chat(run, model, named, question, sampling, answer, records.allow_private)
-    reading = records.reading(piped_picture=True)
-    conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
+    asked = {"system": answer.system} if answer.system else {}
+    paired = Output(answer.pairs) if answer.pairs else None
+    if paired:
+        options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
+    load = cache(partial(chat_model.load, run, "attention" if answer.attention else answer.task))
+    how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
+
+    def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
+        reading = records.reading(piped_picture=True)
+        conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
+        model = _fitting(load, conversation, answer)
+        settled = model, sampling.max_tokens, resume, asked, in_shards
+        delivery = Delivery(run, records, named, reading, conversation, *settled)
+        plain = delivery.is_plain(answer.boxes or chat_model.stats)
+        hides = plain and delivery.on_terminal and not (answer.always or answer.schema)
+        unsure_below = model.unsure_below if hides else 0.0
+        streams = (delivery.on_terminal if answer.stream is None else answer.stream) and plain
+        streams = streams and not (answer.schema or answer.constitution or answer.attention or unsure_below)
+
+        def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
+            return _answers(items, model, sampling, options, how, out if streams else None, answer.drawing)
+
+        single_input = not in_shards and (conversation.single or resume is None)
+        return delivery.write("answer", results, plain=plain, single_input=single_input, unsure_below=unsure_below)
+
+    with paired or nullcontext():
+        if shards.out_dir is None:
+            return work(records, named).exit_code()
+        settings: dict[str, Any] = {
+            "command": "ask",
+            "model": load().identity,
+            "question": question,
+            "task": answer.task,
+            **asked,
+        }
+        settings |= {"schema": options.schema, "constitution": answer.constitution, **asdict(sampling)}
+        return each_shard(run, records, shards, named, ".jsonl", settings, partial(work, in_shards=True))
+
+
+def _fitting(load: "Callable[[], ChatModel]", conversation: "Conversation", answer: AnswerOptions) -> "ChatModel":
+    """The model. Raises VlmkitError where the conversation does not suit it, or what is to be saved."""
+    from vlmkit.io.records import name_of
+    from vlmkit.models.resolve import better_chat_model
+
     if (answer.drawing or answer.attention) and not conversation.single:
-        raise VlmkitError(
-            f"{'--draw' if answer.drawing else '--attention'} requires a single picture", "name only that one"
-        )
-    model = chat_model.load(run, "attention" if answer.attention else answer.task)
+        flag = "--draw" if answer.drawing else "--attention"
+        raise VlmkitError(f"{flag} requires a single picture", "name only that one")
+    model = load()
     if conversation.text_only and model.needs_picture:
         what = f"{name_of(model.identity)} answers questions about pictures, and this one has none"
         raise VlmkitError(what, f"name a picture, or ask a model that needs none: {better_chat_model()}")
-    asked = {"system": answer.system} if answer.system else {}
-    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume, asked)
-    plain = delivery.is_plain(answer.boxes or chat_model.stats)
-    hides = plain and delivery.on_terminal and not (answer.always or answer.schema)
-    unsure_below = model.unsure_below if hides else 0.0
-    streams = (delivery.on_terminal if answer.stream is None else answer.stream) and plain
-    streams = streams and not (answer.schema or answer.constitution or answer.attention or unsure_below)
-
-    def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
-        how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
-        return _answers(items, model, sampling, options, how, out if streams else None, answer.drawing)
-
-    with Output(answer.pairs) if answer.pairs else nullcontext() as paired:
-        if paired:
-            options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
-        single_input = conversation.single or resume is None
-        return delivery.write("answer", results, plain=plain, single_input=single_input, unsure_below=unsure_below)
+    return model
 
 
 def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | None, stats: bool) -> None:

@@ -1,17 +1,21 @@
 """The command caption."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from enum import StrEnum
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.generate import PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
 from vlmkit.cli.options import Inputs, Records, Run, option, valid_utf8
+from vlmkit.cli.shards import ShardOptions, each_shard
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Output
+from vlmkit.io.terminal import Failures, Output
 
 if TYPE_CHECKING:
     from vlmkit.generate.questions import ChatSample
     from vlmkit.io.records import Failed, Record
+    from vlmkit.models.types import ChatModel, Sampling
 
 
 class Length(StrEnum):
@@ -34,6 +38,7 @@ def caption(
     run: Run,
     chat: ChatOptions,
     records: Records,
+    shards: ShardOptions,
     inputs: Inputs = None,
     prompt: Prompt = "",
     length: LengthOption = Length.NORMAL,
@@ -56,31 +61,41 @@ def caption(
     from vlmkit.io.records import name_of
     from vlmkit.models.resolve import better_chat_model
 
-    named = inputs or []
-    check_files(named, records, resume)
-    sampling = chat.sampling()
-    reading = records.reading(piped_picture=True, one_picture=True)
-    conversation = to_caption(named, reading)
-    model = chat.load(run, "boxes" if boxes else "answer")
-    if sidecar and model.caution and not yes:
-        what = f"captions of {name_of(model.identity)} are guesses, and --sidecar keeps them beside your pictures"
-        raise VlmkitError(what, f"pass --yes, or take a better model: {better_chat_model()}")
-    sampling = caption_sampling(model, length.value, sampling, chat.max_tokens)
-    how: dict[str, Any] = {
-        "length": length.value,
-        "start": prompt,
-        "boxes": chat.sampling(PAGE_TOKENS) if boxes else None,
-        "stats": chat.stats,
-    }
-    how |= {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
+    shards.check(records, resume=resume, sidecar=sidecar)
+    check_files(inputs or [], records, resume)
+
+    @cache
+    def load() -> "ChatModel":
+        model = chat.load(run, "boxes" if boxes else "answer")
+        if sidecar and model.caution and not yes:
+            what = f"captions of {name_of(model.identity)} are guesses, and --sidecar keeps them beside your pictures"
+            raise VlmkitError(what, f"pass --yes, or take a better model: {better_chat_model()}")
+        return model
+
+    def sampled() -> "Sampling":
+        return caption_sampling(load(), length.value, chat.sampling(), chat.max_tokens)
+
+    how: dict[str, Any] = {"length": length.value, "start": prompt, "stats": chat.stats}
+    how |= {"boxes": chat.sampling(PAGE_TOKENS) if boxes else None, "allow_private": records.allow_private}
+    how |= {"batch_size": run.batch_size, "workers": run.threads}
 
     def results(items: "Iterable[ChatSample | Failed]", _: Output) -> "Iterator[Record | Failed]":
-        found = captioned(without_sidecar(items) if sidecar and not force else items, model, sampling, **how)
+        found = captioned(without_sidecar(items) if sidecar and not force else items, load(), sampled(), **how)
         return write_sidecars(found, force=force) if sidecar else found
 
     asked = {"prompt": prompt} if prompt else {}
     asked |= {} if length is Length.NORMAL else {"length": length.value}
-    delivery = Delivery(run, records, named, reading, conversation, model, sampling.max_tokens, resume, asked)
-    plain = delivery.is_plain(boxes or chat.stats)
-    single_input = conversation.single or not (resume or sidecar)
-    return delivery.write("caption", results, plain=plain, single_input=single_input)
+
+    def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
+        reading = records.reading(piped_picture=True, one_picture=True)
+        conversation = to_caption(named, reading)
+        settled = load(), sampled().max_tokens, resume, asked, in_shards
+        delivery = Delivery(run, records, named, reading, conversation, *settled)
+        plain = delivery.is_plain(boxes or chat.stats)
+        single_input = not in_shards and (conversation.single or not (resume or sidecar))
+        return delivery.write("caption", results, plain=plain, single_input=single_input)
+
+    if shards.out_dir is None:
+        return work(records, inputs or []).exit_code()
+    settings = {"command": "caption", "model": load().identity, **asked, "boxes": boxes, **asdict(sampled())}
+    return each_shard(run, records, shards, inputs or [], ".jsonl", settings, partial(work, in_shards=True))

@@ -112,7 +112,8 @@ def _found(rows: "list[Record]", key: str) -> "list[Record]":
     wanted = name.replace("_", "-")
     found = [row for row in rows if row["command"] == command and wanted in ("", row["option"])]
     if not found:
-        near = get_close_matches(key, [f"{row['command']}.{row['option']}" for row in rows], 1)
+        known = [f"{row['command']}.{row['option']}" if "." in key else row["command"] for row in rows]
+        near = get_close_matches(key, known, 1)
         other = f"did you mean {near[0]}?" if near else "give a command, or COMMAND.OPTION such as search.k"
         raise VlmkitError(f"there is no option {key}", other)
     return found

@@ -1,12 +1,13 @@
 """The command embed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.options import EmbedOptions, Format, Inputs, Records, Run, option
 from vlmkit.cli.screen import for_person
+from vlmkit.cli.shards import ShardOptions, each_shard
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import unless_failed
 from vlmkit.io.terminal import Failures, Output, form_of, progress, warn
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 Text = Annotated[bool, option("--text", "Lines are texts; of records embed the field text.")]
-FORM_HELP = "JSONL, or safetensors: smaller, and quicker to read; default: what the name of the file of -o says."
+FORM_HELP = "JSONL; safetensors: smaller, and quicker to read; parquet: for other stores. Default: by the name of -o."
 Form = Annotated[Format | None, option("--format", FORM_HELP, show_default=False)]
 Floats = Annotated[bool, option("--floats", "The embedding as a list of numbers, not as base64 of float16.")]
 Changed = Annotated[
@@ -35,6 +36,7 @@ def embed(
     run: Run,
     embedder: EmbedOptions,
     records: Records,
+    shards: ShardOptions,
     inputs: Inputs = None,
     text: Text = False,
     form: Form = None,
@@ -52,18 +54,40 @@ def embed(
     was moved, copied or touched gets a record with the fields and the vector of the same content in the index. A URL
     that is in the index is not fetched again.
     """
+    shards.check(records, changed=changed, dry_run=dry_run)
+    form = form or Format(form_of(records.output))
+    if floats and form is not Format.JSONL:
+        raise VlmkitError("--floats requires the format jsonl", f"leave out --floats or --format {form.value}")
+    load = cache(partial(embedder.load, run))
+    work = partial(_embed, run=run, load=load, text=text, form=form, floats=floats, changed=changed, dry_run=dry_run)
+    if shards.out_dir is None:
+        return work(records, records.check(inputs)).exit_code()
+    settings = {"command": "embed", "model": load().identity, "text": text, "format": form.value, "floats": floats}
+    return each_shard(run, records, shards, inputs or [], f".{form.value}", settings, partial(work, alone=False))
+
+
+def _embed(
+    records: Records,
+    paths: list[str],
+    *,
+    run: Run,
+    load: "Callable[[], Embedder]",
+    text: bool,
+    form: Format,
+    floats: bool,
+    changed: str | None,
+    dry_run: bool,
+    alone: bool = True,
+) -> Failures:
+    """Embed what `paths` stand for; not `alone`: a failure is one of several, and the summary is told elsewhere."""
     from vlmkit.embed import embed as embedded
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
     from vlmkit.index.changed import changed as only_changed
     from vlmkit.io.inputs import count_inputs, is_one_picture, read_inputs
 
-    paths = records.check(inputs)
-    form = form or Format(form_of(records.output))
-    if floats and form is Format.SAFETENSORS:
-        raise VlmkitError("--floats requires the format jsonl", "leave out --floats or --format safetensors")
     reading = replace(records.reading(texts=text, one_picture=not text), puts_off_fields=changed is not None)
-    summary = run.summary(reading.left_out, skipped="unchanged")
+    summary = run.summary(reading.left_out, brief=not alone, skipped="unchanged")
     items = read_inputs(paths, reading)
     if not dry_run:
         _check_terminal(records, form)
@@ -74,7 +98,7 @@ def embed(
         how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private}
         return embedded(items, model, **how, batch_size=run.batch_size, workers=run.threads)
 
-    single_input = changed is None or list(map(is_one_picture, paths)) == [True]
+    single_input = alone and (changed is None or list(map(is_one_picture, paths)) == [True])
     output, errors = (None, None) if dry_run else (records.output, records.errors)
     with (
         Failures(errors, single_input=single_input, ignore=records.ignore, summary=summary) as failures,
@@ -84,19 +108,20 @@ def embed(
         if dry_run:
             results: Iterator[Record | Failed] = map(unless_failed(_without_vector), new)
         elif changed is None:
-            results = vectorised(items, embedder.load(run))
+            results = vectorised(items, load())
         else:
-            results = when_needed(new, lambda some: vectorised(some, embedder.load(run)))
+            results = when_needed(new, lambda some: vectorised(some, load()))
         count = partial(count_inputs, paths, reading) if changed is None else lambda: None
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
         out.write_records(failures.filter_failures(shown), (Format.JSONL if dry_run else form).value)
-        return failures.exit_code()
+        failures.exit_code()
+    return failures
 
 
 def _check_terminal(records: Records, form: Format) -> None:
     """Raise VlmkitError where vectors would fill a terminal, unless somebody wants to see them."""
     wanted = records.json or records.output == "-"
-    if for_person(records.output) and (form is Format.SAFETENSORS or not wanted):
+    if for_person(records.output) and (form is not Format.JSONL or not wanted):
         remedy = "pipe them on (vlmkit embed … | vlmkit index), or use -o FILE"
         raise VlmkitError("vectors are not printed on a terminal", remedy + (" or --json" * (form is Format.JSONL)))
 

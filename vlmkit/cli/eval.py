@@ -208,7 +208,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _sources(names: Sequence[str], images: str | None) -> Iterator[list[Source]]:
     """The files to read; standard input becomes one."""
     if "-" in names and stdin_is_terminal():
-        raise VlmkitError("no input", "name a file, or pipe something in (see --help)")
+        remedy = "name a file with predictions, such as vlmkit ask, caption and classify write with -o FILE"
+        raise VlmkitError("no input", f"{remedy} (see --help)")
     for name in names:
         if os.path.isdir(name):
             raise VlmkitError(f"{name}: a folder, not predictions", "name a file of records")

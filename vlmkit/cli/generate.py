@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from vlmkit.cli.options import FILES, MODEL, ChatModelName, Records, Run, Seed, option, valid_utf8
 from vlmkit.cli.screen import Name, Rows, for_person, heading, name_width, paragraphs, write
-from vlmkit.errors import Exit, VlmkitError
+from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import (
     Failures,
     Output,
@@ -148,6 +148,7 @@ class Delivery:
     max_tokens: int
     resume: str | None
     asked: "Record"  # by which options, beside the question: what was done under others is not done
+    in_shards: bool = False  # one of many, told elsewhere
 
     def is_plain(self, as_records: bool) -> bool:
         """Whether the text is written alone: of a single input, unless a setting asks for records."""
@@ -166,7 +167,7 @@ class Delivery:
         plain: bool,
         single_input: bool,
         unsure_below: float = 0.0,
-    ) -> Exit:
+    ) -> Failures:
         """Write the results as records, or with `plain` their `field` alone, unless it was shown and left out.
 
         On a terminal a record is a row of a table, unless --json asks for it. Those that were cut off at `max_tokens`,
@@ -180,7 +181,7 @@ class Delivery:
         run, records, single = self.run, self.records, self.conversation.single
         count = partial(count_inputs, self.named, self.reading)
         with ExitStack() as files:
-            summary = run.summary(self.reading.left_out, brief=single, skipped="done before")
+            summary = run.summary(self.reading.left_out, brief=single or self.in_shards, skipped="done before")
             failures = files.enter_context(
                 Failures(records.errors, single_input=single_input, ignore=records.ignore, summary=summary)
             )
@@ -207,10 +208,10 @@ class Delivery:
             defects.tell()
             if summary:
                 summary.counts.update(self.model.usage())
-            code = failures.exit_code()
+            failures.exit_code()
             if self.on_terminal:
                 tell_caution(self.model, run, "; --always prints the guess" if hidden else "")
-            return code
+        return failures
 
 
 def tell_caution(model: "ChatModel", run: Run, more: str = "") -> None:

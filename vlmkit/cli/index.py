@@ -29,7 +29,11 @@ COLLECTED = 50_000  # records hold no cycles; looking for some took a tenth of t
 
 Files = Annotated[
     list[str] | None,
-    typer.Argument(metavar="FILE", help="Embedded records, JSONL or safetensors.", show_default=False),
+    typer.Argument(
+        metavar="FILE",
+        help="Embedded records: JSONL, safetensors, the folder of embed --out-dir.",
+        show_default=False,
+    ),
 ]
 Several = list[str] | None
 TYPE_HELP = "auto, flat (exact), hnsw, ivf, ivfpq, or a FAISS factory string."
@@ -168,8 +172,8 @@ def _report(folder: "Path", reports: Reports, json: bool) -> Exit:
     from vlmkit.index import Index
     from vlmkit.index.verify import verify
 
-    if reports.form is Format.SAFETENSORS and for_person(reports.output):
-        raise VlmkitError("safetensors data cannot be written to a terminal", "use -o FILE or a pipe")
+    if reports.form not in (None, Format.JSONL) and for_person(reports.output):
+        raise VlmkitError(f"{reports.form.value} data cannot be written to a terminal", "use -o FILE or a pipe")
     with Index(folder) as opened, Output(reports.output) as out:
         if reports.verify:
             verify(opened)
@@ -192,9 +196,10 @@ def _print_info(info: "Record") -> None:
 def _add(run: Common, writer: "Writer", files: list[str], failures: Failures) -> None:
     from vlmkit.index import decode_records
     from vlmkit.io.inputs import records_of
+    from vlmkit.io.shards import outputs_of
 
     for name in files:
-        if os.path.isdir(name):
+        if os.path.isdir(name) and not outputs_of(name):
             remedy = f"vlmkit embed {shlex.quote(name)} | vlmkit index"
             raise VlmkitError(f"{name} is a folder of pictures, not of records", remedy)
     gc.set_threshold(COLLECTED)

@@ -288,7 +288,7 @@ class Records:
     @property
     def as_records(self) -> bool:
         """Whether records are wanted where text is the default: by --json, or by the name of the output file."""
-        return self.json or (self.output or "").lower().endswith((".jsonl", ".json", ".safetensors"))
+        return self.json or (self.output or "").lower().endswith((".jsonl", ".json", ".safetensors", ".parquet"))
 
     @property
     def for_person(self) -> bool:
@@ -331,3 +331,4 @@ class EmbedOptions:
 class Format(StrEnum):
     JSONL = "jsonl"
     SAFETENSORS = "safetensors"
+    PARQUET = "parquet"

@@ -1,5 +1,6 @@
 """The command train, with an option for each setting of its stages."""
 
+import importlib
 import inspect
 import typing
 from dataclasses import MISSING, fields
@@ -12,11 +13,12 @@ import typer
 from vlmkit.cli.command import FILES, RUNNING
 from vlmkit.cli.defaults import is_given, named_model, set_by_file
 from vlmkit.cli.help import Topic, Topics
-from vlmkit.cli.options import MODEL, Device, Errors, Run, Seed, option
+from vlmkit.cli.options import MODEL, Device, Errors, Run, Seed, model_option, option
 from vlmkit.cli.screen import for_person, print_facts
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.terminal import Failures, Output, warn
-from vlmkit.train.config import KINDS, LORA_LR, SETTINGS, TYPES, Stage, load_config, name_of, stages_with
+from vlmkit.io.terminal import Failures, Output, stdin_is_terminal, warn
+from vlmkit.train.config import KINDS, LORA_LR, SETTINGS, TYPES, load_config, name_of, stages_with
+from vlmkit.train.settings import TRAINED, Stage
 
 CHECK = "check"
 Work = StrEnum("Work", [*((stage.name, stage.value) for stage in Stage), (CHECK.upper(), CHECK)])  # type: ignore[misc]
@@ -41,15 +43,23 @@ STAGES = {
 
     DATA are records with `image`, `question`, `chosen` and `rejected`, such as `vlmkit ask --pairs` writes; without a
     question, of captions. --from is the folder of the stage instruct. Needs the extra `prefer`.""",
+    Stage.HEAD: """Fit a linear head on the vectors of a frozen embedder, for classify -m DIR.
+
+    DATA are records with `label`: a text for one of several classes, a list of texts for what may apply together, or a
+    number; and with a vector of `vlmkit embed`, or a picture. Prints the figures of each of --folds, then their means:
+    accuracy, F1, AUROC of each class, calibration; of a number R2 and rank correlation. It takes seconds, so there is
+    nothing to resume.""",
 }
+RUNS = {Stage.CONTRASTIVE: "vlmkit.train.contrastive.run", Stage.HEAD: "vlmkit.train.head.run"}
+RUN = "vlmkit.train.vlm.run"  # of the other stages
 GROUPS = {  # of settings, by field
     MODEL: "start vision text llm connector template lock dim lora quantize",
-    "Data": "val images limit captions augmentations image_aspect max_length pack_length max_tokens_per_batch "
-    "max_pictures_per_batch",
+    "Data": "val images limit label target folds captions augmentations image_aspect max_length pack_length "
+    "max_tokens_per_batch max_pictures_per_batch",
     "Steps": "epochs steps accumulate patience text_epochs",
     "Optimizer": "lr projector_lr train_vision vision_lr text_lr text_layers schedule min_lr warmup weight_decay clip "
     "beta2",
-    "Loss": "loss beta label_smoothing loss_weighting dropout feature_dropout",
+    "Loss": "loss beta label_smoothing loss_weighting balance l2 dropout feature_dropout",
     "Checkpoints and logs": "best save_steps keep log_every report_to",
     RUNNING: "precision compile attention cache_features checkpointing fsdp offload",
 }
@@ -65,6 +75,7 @@ Data = Annotated[
 Folder = Annotated[
     str | None, option("-o, --output DIR", "Folder to make; the model stands there at the end.", group=FILES)
 ]
+Embedder = Annotated[str | None, model_option("The embedder; by default that of the vectors in DATA, else mini.")]
 Preset = Annotated[
     str | None, option("--preset NAME", "A recipe: debug (tiny, from nothing), small, full, or a TOML file.")
 ]
@@ -86,6 +97,7 @@ def train(
     stage: StageName,
     data: Data = None,
     output: Folder = None,
+    model: Embedder = None,
     preset: Preset = None,
     config: Config = None,
     resume: Resume = False,
@@ -94,10 +106,10 @@ def train(
     seed: Seed = None,
     **settings: Any,
 ) -> Exit:
-    """Train a dual encoder or a vision-language model, stage by stage.
+    """Train a dual encoder, a vision-language model, or a classifier.
 
     `contrastive` makes a dual encoder; `align`, `instruct` and `prefer`, one after the other, a vision-language model.
-    `--from` carries one stage into the next.
+    `--from` carries one stage into the next. `head` makes a classifier of the vectors of an embedder.
 
     Data are checked before the first step: what cannot be used is counted, named and left out. Logs one JSON object a
     line on standard output. The folder holds a standard checkpoint at the end, that the other commands and
@@ -109,9 +121,12 @@ def train(
     silence_libraries()
     standing = {param.name: settings.pop(param.name) for param in set_by_file(ctx) if param.name in settings}
     if stage.value == CHECK:
-        given = [value for value in (*settings.values(), output, preset, config) if value is not None]
+        given = [value for value in (*settings.values(), output, model, preset, config) if value is not None]
         return _check(data or [], torch_device(run.device.value), given)
     chosen = Stage(stage.value)
+    if chosen is Stage.HEAD:
+        _refuse({"--preset": preset, "--resume": resume, "--dry-run": dry_run})
+        data = data or (None if config or stdin_is_terminal() else ["-"])
     settings |= {
         "data": data,
         "out": Path(output) if output else Path() if dry_run else None,
@@ -119,6 +134,7 @@ def train(
         "seed": seed,
         "workers": run.threads if run.workers or is_given(ctx, "workers") else None,
         "device": None if run.device is Device.AUTO else torch_device(run.device.value),
+        "model": model,
         "preset": preset,
     }
     with Failures(errors) as failures, Output() as out:
@@ -140,15 +156,15 @@ def train(
                 print_facts({units.get(name, name.replace("_", " ")): value for name, value in plan.items()})
             else:
                 emit(plan)
-        elif chosen is Stage.CONTRASTIVE:
-            from vlmkit.train.contrastive.run import train as train_contrastive
-
-            train_contrastive(settled, emit, failures, note, resume, run.quiet)
         else:
-            from vlmkit.train.vlm.run import train as train_vlm
-
-            train_vlm(settled, emit, failures, note, resume, run.quiet)
+            importlib.import_module(RUNS.get(chosen, RUN)).train(settled, emit, failures, note, resume, run.quiet)
         return failures.exit_code()
+
+
+def _refuse(given: dict[str, Any]) -> None:
+    """Raise VlmkitError for options that are for what goes step by step."""
+    for flag in (name for name, value in given.items() if value):
+        raise VlmkitError(f"{flag} is not for head", f"leave it out, it is for {', '.join(TRAINED)}")
 
 
 def _check(data: list[str], device: str, given: list[Any]) -> Exit:
@@ -192,7 +208,7 @@ def _signature() -> inspect.Signature:
         for name, annotation in _setting_options().items()
     ]
     own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own]
-    return inspect.Signature([*own[:7], *made, *own[7:]])
+    return inspect.Signature([*own[:8], *made, *own[8:]])
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]
@@ -200,8 +216,8 @@ train.__signature__ = _signature()  # type: ignore[attr-defined]
 
 def _users(name: str) -> list[str]:
     """The stages that use an option; what all stages do, is shown without a stage, too, and check uses none."""
-    stages = stages_with(name) or list(Stage)
-    return ["", *stages] if len(stages) == len(Stage) else list(stages)
+    stages = stages_with(name) or list(TRAINED)
+    return ["", *stages] if {*TRAINED} <= {*stages} else list(stages)
 
 
 def _describe(stage: str) -> Topic:
@@ -214,6 +230,8 @@ def _default(stage: Stage, name: str) -> str:
     """The default of a setting in a stage, as its help shows it."""
     if stage is Stage.CONTRASTIVE and name in ("lr", "weight_decay"):
         return "by the model"
+    if name == "workers":
+        return "0"
     if name == "lock":
         return "image with --vision or --text, else none"
     kinds = [kind for kind in KINDS if kind.stage is stage and name in SETTINGS[kind]]
@@ -240,6 +258,7 @@ SETTINGS_OF_ALL = list(dict.fromkeys(name for settings in SETTINGS.values() for 
 train.topics = Topics(  # type: ignore[attr-defined]
     "Stages",
     _describe,
-    {name: _users(name) for name in (*SETTINGS_OF_ALL, "preset", "config", "resume", "dry_run", "output", "errors")},
+    {name: _users(name) for name in (*SETTINGS_OF_ALL, "preset", "resume", "dry_run")}
+    | {name: ["", *Stage] for name in ("config", "output", "errors")},
     refuses=False,  # load_config does, for files of settings, too
 )

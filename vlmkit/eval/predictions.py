@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 OTHER_KEYS = ("question_id", "questionId", "image_id", "doc_id", "index")
 ABSENT = object()
 LISTED_IDS = 3
+MAKERS = {"answer": "ask", "caption": "caption", "label": "classify"}  # commands, by the field that they write
 LISTED_FIELDS = 12
 
 
@@ -200,6 +201,8 @@ def read_rows(
     ):
         if ids:
             remedy = f"name the field with {flag} FIELD, one of: {_fields(record)}"
+            if flag == "--prediction" and wanted in MAKERS:
+                remedy = f"write it with vlmkit {MAKERS[wanted]} {source.name} -o FILE, or {remedy}"
             raise VlmkitError(f"no {what} in {list_ids(ids)}", remedy)
     if annotations and record:
         what = f"no prediction for {list_ids(list(annotations))} of {options.truth}"

@@ -3,14 +3,16 @@
 After constitutional AI's critique and revision (Bai and others, 2022), with one model in all parts.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.generate.gate import HeadRule, read_rule
 from vlmkit.io.files import read_text
 from vlmkit.models.types import Answer, ChatModel, Reply, Request, RequestError, Sampling
 
@@ -46,29 +48,34 @@ class Aspect:
 
 @dataclass(frozen=True, slots=True)
 class Constitution:
-    """`gate`: questions by reason, on which a request is declined; `aspects`: what an answer is judged by."""
+    """`gate`: questions by reason, on which a request is declined, and `heads` for its pictures; `aspects`: what an
+    answer is judged by.
+    """
 
     gate: dict[str, str]
     aspects: list[Aspect]
+    heads: list[HeadRule] = field(default_factory=list)
 
 
 def read_constitution(name: str) -> Constitution:
     """The constitution in a TOML file, or that of vlmkit with `name` default. Raises VlmkitError."""
     remedy = f"write it like {DEFAULT}"
     try:
-        return _parsed(tomllib.loads(read_text(DEFAULT if name == "default" else name, remedy)))
+        file = DEFAULT if name == "default" else name
+        return _parsed(tomllib.loads(read_text(file, remedy)), os.path.dirname(file))
     except ValueError as error:
         raise VlmkitError(f"--constitution {name}: {error}", remedy) from None
 
 
-def _parsed(tables: dict[str, Any]) -> Constitution:
+def _parsed(tables: dict[str, Any], folder: str) -> Constitution:
     gate = tables.pop("gate", {})
     aspects = [_aspect(name, table if isinstance(table, dict) else {}) for name, table in tables.items()]
-    if not isinstance(gate, dict) or not all(isinstance(text, str) for text in gate.values()):
+    if not isinstance(gate, dict) or not all(isinstance(entry, str | dict) for entry in gate.values()):
         raise ValueError("gate is not a table of questions")
     if not sum(aspect.weight for aspect in aspects) > 0:
         raise ValueError("no aspect has a weight")
-    return Constitution(gate, aspects)
+    heads = [read_rule(reason, entry, folder) for reason, entry in gate.items() if isinstance(entry, dict)]
+    return Constitution({reason: text for reason, text in gate.items() if isinstance(text, str)}, aspects, heads)
 
 
 def _aspect(name: str, table: dict[str, Any]) -> Aspect:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.errors import first_line
 from vlmkit.generate.alt_text import alt_text
 from vlmkit.generate.constitution import Constitution, answer_by_constitution
+from vlmkit.generate.gate import Gate
 from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.remote import Completed, complete_in_order
 from vlmkit.generate.replies import with_reply
@@ -167,6 +168,8 @@ class Decode(Stage):
     depth: int = 2
 
     def __call__(self, sample: ChatSample) -> ChatSample | Failed:
+        if sample.declined:
+            return sample
         done = _with_pictures(sample, lambda picture: preprocessed(picture, self.model()))
         if isinstance(done, Failed) or not done.pictures:
             return done
@@ -192,11 +195,12 @@ class Respond(BatchStage):
             self.told.add(limit)
             warn(limit)
         start = time.perf_counter()
-        requests = [self.options.request(sample, self.model().interleaved) for sample in samples]
-        replies = ANSWERERS[self.options.mode()](self.model(), requests, self.sampling, self.options)
+        requests = [self.options.request(one, self.model().interleaved) for one in samples if not one.declined]
+        answerer = ANSWERERS[self.options.mode()]
+        replies = iter(answerer(self.model(), requests, self.sampling, self.options) if requests else ())
         ms = 1000 * (time.perf_counter() - start) / max(len(samples), 1)
         task = self.options.task
-        return [_result(sample, reply, ms, task) for sample, reply in zip(samples, replies, strict=True)]
+        return [_result(sample, sample.declined or next(replies), ms, task) for sample in samples]
 
 
 def ask(
@@ -314,7 +318,9 @@ def stages(
     """The pipeline of `ask` and `caption`."""
     lazy = Lazy(load_chat_model, *model.load_arguments, value=model)
     depth = 2 * (batch_size or model.batch.largest)
-    return [Fetch(allow_private), Decode(lazy, workers, depth), Respond(lazy, sampling, options, batch_size)]
+    heads = options.constitution.heads if options.constitution else []
+    gate = [Gate(heads, model.load_arguments[1])] if heads else []
+    return [Fetch(allow_private), *gate, Decode(lazy, workers, depth), Respond(lazy, sampling, options, batch_size)]
 
 
 def _reply(answer: Answer | RequestError) -> Reply | RequestError:

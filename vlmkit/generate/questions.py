@@ -16,6 +16,7 @@ from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
 from vlmkit.io.terminal import stdin_is_terminal
 from vlmkit.io.walk import looks_like_input
 from vlmkit.models.boxes import EVERYTHING
+from vlmkit.models.types import Reply
 
 # The questions of records without one, by task.
 DEFAULT_QUESTIONS = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
@@ -33,7 +34,8 @@ class ChatSample:
 
     `number` is its place in the input. `prompt` is the question with `<image>` where each picture stands, None for that
     of the record; `earlier` are the questions and answers before it, and `system` the instructions, of a conversation.
-    `scale` is what width and height of the first picture are multiplied by to give those of the original.
+    `scale` is what width and height of the first picture are multiplied by to give those of the original. `declined` is
+    the reply in place of the model's.
     """
 
     record: Record
@@ -43,6 +45,7 @@ class ChatSample:
     earlier: list[tuple[str, str]] = field(default_factory=list)
     system: str = ""
     scale: tuple[float, float] = (1, 1)
+    declined: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,10 @@ def to_ask(inputs: list[str], question: str | None, how: Reading, default: str |
     `question` replaces that of records, `default` stands in where there is none. Raises VlmkitError
     for a missing path and for pictures without a question.
     """
+    for word in inputs if question is not None else []:
+        if not _is_input(word):
+            remedy = 'check the name, and put the question in quotes: vlmkit ask photo.jpg "what is this?"'
+            raise VlmkitError(f"{word}: no such file or folder", remedy)
     parts = list(_parts(inputs, how))
     if not parts and question is not None and inputs in ([], ["-"]):
         sample = ChatSample({"id": question})

@@ -1,5 +1,6 @@
 """--schema: answers as JSON of a schema, given as a file, as JSON, or as `name, age int, bio: what is known`."""
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 TYPES = {"str": "string", "string": "string", "int": "integer", "float": "number", "bool": "boolean"}
 FIELD = re.compile(r"([A-Za-z_]\w*)(?:\s+(\w+))?(?:\s*:\s*(.+))?")
+STEPS = 20_000  # of checking one value by a schema, which may refer to itself without end
 FENCE = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
 REMEDY = "give a JSON Schema, a file of one, or fields such as 'name, age int, bio: what is known'"
 
@@ -36,19 +38,25 @@ def read_schema(text: str) -> dict[str, Any]:
 
 
 def check_schema(schema: dict[str, Any], name: str) -> None:
-    """Raise VlmkitError, which calls the schema `name`, unless it is one that refers to nothing outside itself."""
+    """Raise VlmkitError, which calls the schema `name`, unless it is one that refers to nothing outside itself and
+    comes to an end.
+    """
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY
     from referencing import Resource
     from referencing.jsonschema import DRAFT202012
 
+    if not isinstance(schema.get("$schema", ""), str):
+        raise VlmkitError(f"{name} is not a JSON Schema: $schema is not a text", REMEDY)
     try:
         validator_for(schema).check_schema(schema)
     except SchemaError as error:
         raise VlmkitError(f"{name} is not a JSON Schema: {error.message}", REMEDY) from None
     root: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
     _check_references(root, REGISTRY.with_resource(root.id() or "", root).resolver_with_root(root), name)
+    for data in (b"null", b"true", b"0", b'""', b"[]", b"{}"):
+        _matches(orjson.loads(data), schema)
 
 
 def _check_references(part: "Resource[Any]", resolver: "Resolver[Any]", name: str) -> None:
@@ -95,18 +103,37 @@ def _concise(text: str) -> dict[str, Any]:
 
 def matching_json(text: str, schema: dict[str, Any]) -> str | None:
     """The JSON in an answer, on one line, if it matches the schema; text or a code fence around it is dropped."""
-    from jsonschema.validators import validator_for
-    from jsonschema_specifications import REGISTRY
-
-    validator = validator_for(schema)(schema, registry=REGISTRY)  # which fetches nothing
     for written in (text, *FENCE.findall(text), text[text.find("{") : text.rfind("}") + 1]):
         try:
             found = orjson.loads(written)
         except ValueError:
             continue
-        if validator.is_valid(found):
+        if _matches(found, schema):
             return orjson.dumps(found).decode()
     return None
+
+
+def _matches(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether `value` is of the schema. Raises VlmkitError where that takes too many steps to know."""
+    import attrs
+    from jsonschema.validators import extend, validator_for
+    from jsonschema_specifications import REGISTRY
+
+    bounded: Any = extend(validator_for(schema))
+    steps = itertools.count()
+
+    def evolve(self: Any, **changes: Any) -> Any:
+        """The validator of a part of the schema, which each step makes."""
+        if next(steps) > STEPS:
+            raise RecursionError
+        return attrs.evolve(self, **changes)
+
+    bounded.evolve = evolve
+    try:
+        return bounded(schema, registry=REGISTRY).is_valid(value)  # which fetches nothing
+    except RecursionError:
+        what = f"the schema takes more than {STEPS} steps to check an answer"
+        raise VlmkitError(what, "simplify it, and let no part refer to itself alone") from None
 
 
 def answer_by_schema(
@@ -126,5 +153,8 @@ def answer_by_schema(
 def _checked(answer: Answer | RequestError, schema: dict[str, Any]) -> Reply | RequestError:
     if isinstance(answer, RequestError):
         return answer
-    found = matching_json(answer.text, schema)
+    try:
+        found = matching_json(answer.text, schema)
+    except VlmkitError as error:
+        return RequestError(error.what, error.remedy)
     return Reply(answer if found is None else replace(answer, text=found), {"valid": found is not None})

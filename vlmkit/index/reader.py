@@ -76,7 +76,8 @@ class Index:
     def info(self) -> dict[str, Any]:
         """`path, model, dim, count, type, bytes, changed, reason`; `changed` is the local time of the last commit."""
         files = [entry for entry in os.scandir(self.folder) if not entry.name.endswith("-shm")]  # ours, while open
-        commits = [entry.stat().st_mtime for entry in files if entry.name.startswith("index.sqlite")]
+        stats = [entry.stat() for entry in files if entry.name.startswith("index.sqlite")]
+        commits = [stat.st_mtime for stat in stats if stat.st_size]  # a log without pages is of who reads
         choice = choose(self.state.type, len(self), self.state.dim)
         ann = self.ann.info if self.ann else None
         reason = choice.reason

@@ -26,6 +26,7 @@ TIMES = {"mtime", "ctime", "taken"}
 DATE = re.compile(r"\d{4}($|-\d\d($|-\d\d($|[T ]\d\d($|:\d\d))))")
 KINDS = {str: "text", int: "number", float: "number", dict: "object", list: "object"}  # else literal
 LISTED = 40  # fields that an error names
+MOST_SPELLED = 100  # of what records are looked through for by SQLite, whose expressions have a limit
 # The fields of records, which a condition may name before any record has them.
 # fmt: off
 FIELDS = {
@@ -75,6 +76,7 @@ def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> np.ndar
     spelled = [dumps({name: 0})[1:-3] for condition in conditions for name in condition.field.split(".")]
     texts = [c.value for c in conditions if c.operator == "=" and _kind(c) == "text"]
     spelled += [dumps({"": text})[4:-2] for text in texts]
+    spelled = list(dict.fromkeys(spelled))[:MOST_SPELLED]
     quick = " AND ".join(["instr(record, ?)"] * len(spelled)) or "1"
     tests = [(c.field.split("."), c.operator == "!=", _test(c)) for c in conditions]
 

@@ -12,7 +12,6 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import IO, TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from vlmkit import __version__
@@ -133,11 +132,11 @@ class HttpClient:
     ) -> "Iterator[httpx2.Response]":
         """The response of `url` after redirects, to be read with `body`. To be called inside `retry`."""
         client = self._connect()
-        host = urlsplit(url).netloc.lower()
+        request = client.build_request("GET", url, headers=headers)
+        host = request.url.netloc.decode().lower()
         until, reason = self._pauses.get(host, (0.0, ""))
         if (left := until - time.monotonic()) > 0:
             raise RetryLater(reason, left, is_try=False)
-        request = client.build_request("GET", url, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):  # by hand: httpx2 would read the bodies of redirects, however long they are
             response = client.send(request, stream=True)
             try:

@@ -7,6 +7,7 @@ file, so `io.formats` looks for its end; those of other formats report an incomp
 
 import io
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,6 +34,7 @@ OTHER_FILES = {
     b"\xff\x0a": "a JPEG XL picture",
     b"\0\0\0\x0cJXL ": "a JPEG XL picture",
 }
+CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f\xff]")  # not in text
 LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
 DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
 ORIENTATION = 0x0112  # the EXIF tag
@@ -147,7 +149,9 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise PictureError("HEIC pictures need one more package: pip install 'vlmkit[heic]'") from None
+        error = PictureError("HEIC pictures need one more package: pip install 'vlmkit[heic]'")
+        error.remedy = "run it again with the package"
+        raise error from None
     register_heif_opener(thumbnails=False)
 
 
@@ -164,6 +168,8 @@ def _what_it_is(data: bytes) -> str:
     for start, kind in OTHER_FILES.items():
         if data.startswith(start):
             return f"{kind}, not a picture that can be read"
+    if head and not CONTROL.search(head):
+        return "text, not a picture that can be read (a list of names is piped in: < FILE)"
     return "not a picture that can be read"
 
 

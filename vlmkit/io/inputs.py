@@ -10,6 +10,8 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.pictures import FIELDS, locate, singly, with_image
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Unread, read_samples
+from vlmkit.io.shards import outputs_of
+from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
     Bytes,
@@ -28,7 +30,7 @@ from vlmkit.io.sources import (
     open_source,
     reader_of,
 )
-from vlmkit.io.tables import is_table_name, read_table
+from vlmkit.io.tables import PARQUET, is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
 from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions
@@ -152,7 +154,7 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
             yield Item({"id": "-"}, Memory(data))
     elif form == "blobs" or (form is not None and how.records):
         yield from _records(form, stream, "-", how.images or os.getcwd(), how)
-    elif how.columns:
+    elif how.columns or (head.startswith(PARQUET) and not how.nul):
         yield from _table(head, stream, "-", how.images or os.getcwd(), how)
     elif b"\0" in head and not how.nul:
         raise _not_lines(head, how)
@@ -196,7 +198,7 @@ def _names_input(head: bytes) -> bool:
 
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
-    return "only http and https URLs are fetched" if other else "no such file or folder"
+    return "only http and https URLs are fetched" if other else no_such_file(path, "no such file or folder")
 
 
 def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:
@@ -299,7 +301,10 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
         reader = reader_of(name) if how.on_shard and is_url(name) else None
         yield from _shard(name, reader, how) if reader and reader.holds_files else [_picture(name)]
     elif os.path.isdir(name):
-        yield from _walk(name, how)
+        for output in (outputs := outputs_of(name)):
+            yield from _file(output, how)
+        if not outputs:
+            yield from _walk(name, how)
     elif (reader := reader_of(name)) is not None:
         yield from _container(name, reader, how)
     elif not os.path.isfile(name):

@@ -5,10 +5,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from vlmkit.io.records import Record
-from vlmkit.io.sources import as_data, is_data, is_picture, is_picture_name, is_url
+from vlmkit.io.sources import as_data, file_path, is_data, is_picture, is_picture_name, is_url
 from vlmkit.io.walk import KIND_OF
 
 MARK = "<image>"  # the place of a picture in a text, as in LLaVA's data
@@ -100,7 +99,7 @@ def locate(value: Any, absolute: Callable[[str], str]) -> Any:
         if _is_base64(value):
             return as_data("".join(value.split()))
         if value[:7].lower() == "file://":
-            return unquote(urlsplit(value).path)
+            return file_path(value)
         return value if is_data(value) else absolute(value)
     if isinstance(value, list):
         return [locate(one, absolute) for one in value]

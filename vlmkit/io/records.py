@@ -53,6 +53,7 @@ class Failed:
         image = record.get("image")
         if not isinstance(image, str) or len(image) > 4096 or image.startswith("data:"):
             image = None
+        remedy = remedy or getattr(error, "remedy", "")
         return cls(record.get("id", image or record.get("text")), image or None, str(error), remedy)
 
     def as_record(self) -> Record:
@@ -183,12 +184,14 @@ def to_float16(value: Any) -> "np.ndarray":
 
     if isinstance(value, np.ndarray):  # of a safetensors blob, which was checked when it was read
         return value
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):  # decode_embedding says what is wrong
-            value = np.frombuffer(base64.b64decode(value, validate=True), "<f2")
-            wide = value.astype(np.float32)
-            if abs(wide.dot(wide) - 1) < ROUNDING:
-                return value
+    with contextlib.suppress(ValueError, TypeError):  # decode_embedding says what is wrong
+        if isinstance(value, str):
+            half = np.frombuffer(base64.b64decode(value, validate=True), "<f2")
+        else:
+            half = np.asarray(value, "<f2")
+        wide = half.astype(np.float32)
+        if abs(wide.dot(wide) - 1) < ROUNDING and (isinstance(value, str) or (wide == value).all()):
+            return half
     return decode_embedding(value).astype("<f2")
 
 

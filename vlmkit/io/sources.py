@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from vlmkit.io.registry import Registry
+from vlmkit.io.similar import no_such_file
 
 READERS = Registry("vlmkit.readers", {"tar": "vlmkit.io.tar:TarReader"})
 
@@ -30,7 +31,9 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*
 
 
 class PictureError(Exception):
-    """This picture cannot be used; the message says why."""
+    """This picture cannot be used; the message says why, `remedy` what to do, unless it is to check the file."""
+
+    remedy = ""
 
 
 class MissingMember(PictureError):
@@ -147,7 +150,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
                 return member
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
+            reason = "a broken symbolic link" if os.path.islink(path) else no_such_file(path)
         raise PictureError(reason) from None
 
 
@@ -256,6 +259,14 @@ def _reader(suffix: str) -> Reader | None:
 
 def is_url(path: str) -> bool:
     return path[:8].lower().startswith(("http://", "https://"))
+
+
+def file_path(url: str) -> str:
+    """The path of a file: URL; a malformed one as it is, which names no file."""
+    try:
+        return unquote(urlsplit(url).path)
+    except ValueError:
+        return url
 
 
 def is_data(path: str) -> bool:

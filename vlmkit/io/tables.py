@@ -1,25 +1,32 @@
 """Tables (CSV, TSV, xlsx, Parquet) and plain lines as records: the fields of a row are its columns."""
 
 import codecs
+import contextlib
 import csv
 import io
 import math
 import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import chain, zip_longest
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError, check_installed, first_line
-from vlmkit.io.records import Failed, Record, dumps
+from vlmkit.io.records import Failed, Record, dumps, to_float16
 from vlmkit.io.sources import as_data, is_picture, is_url
 from vlmkit.io.terminal import warn
+
+if TYPE_CHECKING:
+    import pyarrow
 
 CELL_BYTES = 1 << 30  # a cell may contain a picture
 SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet")
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # by suffix, else those of TSV
+EMBEDDING = "embedding"
 PARQUET = b"PAR1"
 WORKBOOK = b"PK\3\4"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
@@ -197,7 +204,7 @@ def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[R
     from pyarrow.parquet import ParquetFile
 
     try:
-        table = ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        table = ParquetFile(stream if stream.seekable() else _spooled(stream))
     except (ArrowException, OSError) as error:
         raise VlmkitError(
             f"{name} is a Parquet file that cannot be read ({first_line(error)})", "get it again"
@@ -209,7 +216,7 @@ def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[R
         lost: set[str] = set()
         try:
             for batch in table.iter_batches(PARQUET_ROWS):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
                     for column in _unheld(row) - lost:
                         warn(f"{name}: {column}: bytes that are no picture, which a record cannot hold: left out")
                         lost.add(column)
@@ -218,6 +225,27 @@ def _parquet(stream: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[R
             yield Failed(name, None, f"the Parquet file is damaged ({first_line(error)})")
 
     return rows()
+
+
+def _rows(batch: "pyarrow.RecordBatch") -> Iterator[Record]:
+    """The rows, with vectors as float16."""
+    from pyarrow import types
+
+    if EMBEDDING not in batch.schema.names or not types.is_list(batch.schema.field(EMBEDDING).type):
+        yield from batch.to_pylist()
+        return
+    for row, vector in zip(batch.drop_columns([EMBEDDING]).to_pylist(), batch.column(EMBEDDING), strict=True):
+        numbers = vector.as_py()
+        with contextlib.suppress(ValueError):  # what is no vector is told by who needs one
+            numbers = to_float16(numbers)
+        yield row | {EMBEDDING: numbers}
+
+
+def _spooled(stream: IO[bytes]) -> IO[bytes]:
+    """A pipe as a file that can be read from its end, which is where Parquet begins."""
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (as long as it is read)
+    shutil.copyfileobj(stream, spool)
+    return spool
 
 
 def _unheld(row: Record) -> set[str]:
@@ -243,5 +271,5 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain_value(one) for one in value]
     if isinstance(value, dict):
-        return {key: _plain_value(one) for key, one in value.items()}
+        return {key: _plain_value(one) for key, one in value.items() if one is not None}
     return str(value) if isinstance(value, date | time | timedelta | Decimal) else value

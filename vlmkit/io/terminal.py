@@ -36,11 +36,8 @@ class ClosedPipe(BaseException):
 
 
 def form_of(path: str | None) -> str:
-    """The form of records in an output file of this name. Raises VlmkitError for one that cannot be written."""
-    suffix = os.path.splitext(path or "")[1].lower()
-    if suffix == ".parquet":
-        raise VlmkitError(f"{path}: Parquet cannot be written", "name a .jsonl or .safetensors file")
-    return "safetensors" if suffix == ".safetensors" else "jsonl"
+    """The form of records in an output file of this name."""
+    return {".safetensors": "safetensors", ".parquet": "parquet"}.get(os.path.splitext(path or "")[1].lower(), "jsonl")
 
 
 class Output:
@@ -83,10 +80,13 @@ class Output:
             raise _cannot_write(self.name, error) from None
 
     def write_records(self, records: Iterable[Record], form: str | None = None) -> None:
-        """Write `records` as they come, in the form `jsonl` or `safetensors`."""
-        if (form or self.form) == "jsonl":
+        """Write `records` in the form `jsonl`, `safetensors` or `parquet`; the first two as they come."""
+        form = form or self.form
+        if form == "jsonl":
             for record in records:
                 self.write(dumps(record))
+        elif form == "parquet":
+            self._write_parquet(records)
         elif self._is_stream:
             for blob in pack(records):
                 self.write(blob)
@@ -96,6 +96,15 @@ class Output:
                 tempfile.TemporaryFile(dir=os.path.dirname(self._file.name)) as spool,
             ):
                 pack_file(records, self._file, spool)
+
+    def _write_parquet(self, records: Iterable[Record]) -> None:
+        from vlmkit.io.parquet import write_parquet
+
+        folder = None if self._is_stream else os.path.dirname(self._file.name)
+        with _write_errors(f"cannot write {self.name}", "free some space"):
+            mixed = write_parquet(records, self, folder)
+        if mixed:
+            warn(f"{self.name}: values of several kinds are written as JSON in the column {', '.join(mixed)}")
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         with _write_errors(f"cannot write {self.name}", "free some space"):

@@ -166,7 +166,7 @@ def _chat_model(name: str, refetch: bool) -> Checkpoint:
     if plugin := _plugin(name, "chat"):
         return plugin
     remedy = f"use mini, ORG/NAME of the Hub, a folder of a trained model, or {ENDPOINT}NAME"
-    raise VlmkitError(f"{name}: no such model", remedy)
+    raise VlmkitError(f"{name}: no such model", _similar_alias(name, "ask") or remedy)
 
 
 def _plugin(name: str, task: Task) -> Checkpoint | None:
@@ -325,12 +325,21 @@ def _architectures() -> dict[str, Path]:
     return {path.stem: path for place in places for path in Path(place, "model_configs").glob("*.json")}
 
 
+def _similar_alias(name: str, user: str) -> str:
+    """A question for the alias that may be meant, of those that the command `user` takes; else nothing."""
+    known = [alias for alias, entry in ALIASES.items() if user in entry.used_by]
+    near = [alias for alias in known if alias.startswith(name.lower())] or difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 def _unknown(name: str) -> NoReturn:
     """Raise the error for an unknown name, with similar names."""
     near = difflib.get_close_matches(name.partition(":")[0], _architectures(), n=3)
     if ":" in name or near:
         tags = list(_tags())
         near = difflib.get_close_matches(name, tags, n=3) or [x for a in near for x in tags if x.startswith(f"{a}:")]
+    if alias := _similar_alias(name, "embed"):
+        raise VlmkitError(f"unknown model {name}", alias)
     if near:
         raise VlmkitError(f"unknown model {name}", f"did you mean {' or '.join(near[:3])}?")
     remedy = "use mini, ARCH:TAG of open_clip, hf-hub:ORG/NAME, ORG/NAME, or a folder"

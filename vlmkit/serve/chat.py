@@ -12,6 +12,7 @@ import orjson
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from vlmkit import __version__
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.pipeline import GenerateOptions, limits, preprocessed
 from vlmkit.generate.questions import ChatSample
@@ -29,6 +30,7 @@ from vlmkit.serve.vectors import all_of
 MAX_TOKENS = 256
 SEEDS = 1 << 32
 NULL: Schema = {"type": "null"}
+STOP: Schema = {"type": "string", "maxLength": 1000}
 PARTS: Schema = {"type": "array", "items": {"type": "object"}}
 MESSAGE = object_of(["role"], role=STRING, content={"anyOf": [STRING, PARTS]}, name=STRING)
 COUNT: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 100_000}
@@ -44,7 +46,7 @@ SCHEMA = object_of(
     temperature={"type": ["number", "null"], "minimum": 0, "maximum": 2, "description": "0 by default."},
     top_p={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
     seed={"type": ["integer", "null"]},
-    stop={"anyOf": [STRING, {"type": "array", "items": STRING, "maxItems": 16}, NULL]},
+    stop={"anyOf": [STOP, {"type": "array", "items": STOP, "maxItems": 16}, NULL]},
     n={"type": ["integer", "null"], "description": "1: one answer to a request."},
     response_format={"anyOf": [FORM, NULL]},
     user={"type": ["string", "null"]},
@@ -69,7 +71,8 @@ class Call:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.loaded.model.identity}
+        told = {"model": self.loaded.model.identity, "system_fingerprint": f"vlmkit {__version__}"}
+        return {"id": self.id, "object": kind, "created": self.created} | told
 
     def usage(self, answer: Answer) -> dict[str, int]:
         for kind, count in (("prompt", answer.prompt_tokens), ("completion", answer.tokens)):
@@ -162,7 +165,8 @@ async def chat_completions(service: Service, body: dict[str, Any]) -> Response:
     if asked := next((name for name in UNSUPPORTED if body.get(name)), None):
         raise ApiError(400, f"{asked} is not supported here: leave it out", code="unsupported", param=asked)
     sample = read_messages(body["messages"])
-    schema, strict = _schema(body.get("response_format") or {})
+    form = body.get("response_format") or {}
+    schema, strict = await service.pictures.in_thread(lambda: _schema(form)) if form else (None, False)
     name = service.models.name_for("chat", body.get("model"))
     async with AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(service.models.use("chat", name))

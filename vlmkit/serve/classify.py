@@ -11,7 +11,7 @@ from vlmkit.serve.errors import ApiError
 from vlmkit.serve.json import JsonResponse
 from vlmkit.serve.models import Loaded
 from vlmkit.serve.operations import MODEL, STRING, STRINGS, Operation, object_of, unused, warned
-from vlmkit.serve.parts import Part, check_pictures, content_part
+from vlmkit.serve.parts import MAX_CHARACTERS, Part, content_part
 from vlmkit.serve.service import Service
 from vlmkit.serve.vectors import part_vectors, read_texts
 
@@ -61,12 +61,12 @@ async def classify(service: Service, body: dict[str, Any]) -> Response:
     labels = list(dict.fromkeys(label.strip() for label in body["labels"] if label.strip()))
     given = body.get("template", DEFAULT_TEMPLATE)
     templates = given if isinstance(given, list) else [given]
-    if not labels or not templates or len(labels) * len(templates) > MAX_PROMPTS:
-        what = f"give from 1 to {MAX_PROMPTS} labels, counted once for each template"
+    length = len(templates) * sum(map(len, labels)) + len(labels) * sum(map(len, templates))
+    if not labels or not templates or len(labels) * len(templates) > MAX_PROMPTS or length > MAX_CHARACTERS:
+        what = f"give from 1 to {MAX_PROMPTS} labels of {MAX_CHARACTERS} characters, counted once for each template"
         raise ApiError(400, what, code="invalid_value", param="labels")
     entries = body["input"] if isinstance(body["input"], list) else [body["input"]]
     parts = [_part(entry, f"input.{i}") for i, entry in enumerate(entries)]
-    check_pictures(parts)
     name = service.models.name_for("embed", body.get("model"))
     async with service.models.use("embed", name) as loaded:
         try:
@@ -76,7 +76,7 @@ async def classify(service: Service, body: dict[str, Any]) -> Response:
         vectors = await part_vectors(service, loaded, parts)
         texts = [*labels, *(part.value for part in parts if not part.is_picture)]
         _, notes = await read_texts(service, name, loaded.model, texts)
-        k = body.get("k") or len(labels)
+        k = int(body.get("k") or len(labels))
         best = [best_labels(vector, labels, targets, loaded.model.logit_scale, k) for vector in vectors]
         data = [{"index": i, "label": found[0]["label"], "labels": found} for i, found in enumerate(best)]
         reply = {"object": "list", "data": data, "model": loaded.model.identity}

@@ -13,7 +13,7 @@ from vlmkit.serve.errors import ApiError
 from vlmkit.serve.json import JsonResponse
 from vlmkit.serve.models import Loaded
 from vlmkit.serve.operations import MODEL, PICTURE, STRING, Operation, Schema, object_of, unused, warned
-from vlmkit.serve.parts import Part, check_pictures, content_part, content_parts
+from vlmkit.serve.parts import Part, content_part, content_parts
 from vlmkit.serve.service import Service
 from vlmkit.serve.vectors import part_vectors, read_texts
 
@@ -96,21 +96,17 @@ async def cohere_embed(service: Service, body: dict[str, Any]) -> Response:
 def _inputs(body: dict[str, Any]) -> list[list[Part]]:
     """The parts of each input, whatever the form. Raises ApiError."""
     if (messages := body.get("messages")) is not None:
-        parts = [p for i, one in enumerate(messages) for p in content_parts(one["content"], f"messages.{i}.content")]
-        inputs = [parts]
-    else:
-        given, modality = body.get("input"), body.get("modality")
-        entries = given if isinstance(given, list) else [given]
-        if given is None or not entries:
-            raise ApiError(400, "there is no input", code="missing_input", param="input")
-        if any(isinstance(entry, int | list) for entry in entries):
-            what = "input holds numbers: tokens of another model mean nothing here, send the text"
-            raise ApiError(400, what, code="tokens_not_supported", param="input")
-        if len(entries) > MAX_INPUTS:
-            raise ApiError(400, f"more than {MAX_INPUTS} inputs: send several requests", code="too_many_inputs")
-        inputs = [_input(entry, modality, f"input.{i}") for i, entry in enumerate(entries)]
-    check_pictures([part for parts in inputs for part in parts])
-    return inputs
+        return [[p for i, one in enumerate(messages) for p in content_parts(one["content"], f"messages.{i}.content")]]
+    given, modality = body.get("input"), body.get("modality")
+    entries = given if isinstance(given, list) else [given]
+    if given is None or not entries:
+        raise ApiError(400, "there is no input", code="missing_input", param="input")
+    if any(isinstance(entry, int | list) for entry in entries):
+        what = "input holds numbers: tokens of another model mean nothing here, send the text"
+        raise ApiError(400, what, code="tokens_not_supported", param="input")
+    if len(entries) > MAX_INPUTS:
+        raise ApiError(400, f"more than {MAX_INPUTS} inputs: send several requests", code="too_many_inputs")
+    return [_input(entry, modality, f"input.{i}") for i, entry in enumerate(entries)]
 
 
 def _input(entry: Any, modality: str | None, param: str) -> list[Part]:

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 
+import h11
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -14,6 +15,7 @@ from vlmkit.serve.settings import MIB, Settings
 
 HEAD_SECONDS = 20.0  # for the head of a request
 BODY_SECONDS = 60.0
+READ_SECONDS = 60.0  # without a byte of the answer being read
 GRACE = 10.0  # seconds for the last words of a stream
 CLOSE = {"Connection": "close"}  # what else the client sends is not read
 SMOOTHING = 0.1
@@ -142,9 +144,12 @@ async def _disconnect(receive: Callable[[], Awaitable[Message]]) -> None:
 
 
 class Http(H11Protocol):
-    """HTTP/1.1 of uvicorn, and an end for who sends the head of a request too slowly: uvicorn would wait for ever."""
+    """HTTP/1.1 of uvicorn, and an end for who sends the head of a request too slowly or does not read the answer:
+    uvicorn would wait for ever.
+    """
 
     _limit: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -159,10 +164,41 @@ class Http(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reading(None)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None:  # what the application is about to say comes too late
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # it has had an answer
+            self.transport.close()
 
     def _wait_for_head(self) -> None:
         self._limit = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _watch_reading(self, before: int | None) -> None:
+        """Hang up where as many bytes as `before` wait to be read."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting == before:
+            self.transport.abort()
+        else:
+            self._reading = self.loop.call_later(READ_SECONDS, self._watch_reading, waiting)
+
+    def _stop_watching(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def _stop_waiting(self) -> None:
         if self._limit is not None:

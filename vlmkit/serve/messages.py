@@ -5,7 +5,7 @@ from typing import Any
 from vlmkit.generate.questions import ChatSample
 from vlmkit.io.pictures import MARK
 from vlmkit.serve.errors import ApiError
-from vlmkit.serve.parts import Part, check_pictures, content_parts
+from vlmkit.serve.parts import Part, check_amount, content_parts
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -16,8 +16,8 @@ def read_messages(messages: list[dict[str, Any]]) -> ChatSample:
     Raises ApiError.
     """
     system: list[str] = []
-    turns: list[tuple[str, str]] = []
-    pictures: list[Part] = []
+    turns: list[tuple[str, list[str]]] = []
+    all_parts: list[Part] = []
     for i, message in enumerate(messages):
         param = f"messages.{i}"
         role = ROLES.get(message["role"])
@@ -28,18 +28,19 @@ def read_messages(messages: list[dict[str, Any]]) -> ChatSample:
         shown = [part for part in parts if part.is_picture]
         if shown and role != "user":
             raise ApiError(400, "only the user shows pictures", code="invalid_value", param=f"{param}.content")
-        pictures += shown
-        text = "\n".join(MARK if part.is_picture else part.value.replace(MARK, " ") for part in parts)
+        all_parts += parts
+        lines = [MARK if part.is_picture else part.value.replace(MARK, " ") for part in parts]
         if role == "system":
-            system.append(text)
+            system += lines
         elif turns and turns[-1][0] == role:
-            turns[-1] = role, f"{turns[-1][1]}\n{text}"
+            turns[-1][1].extend(lines)
         else:
-            turns.append((role, text))
-    if not turns or turns[0][0] != "user" or turns[-1][0] != "user" or not turns[-1][1].strip():
+            turns.append((role, lines))
+    texts = ["\n".join(lines) for _, lines in turns]
+    if not turns or turns[0][0] != "user" or turns[-1][0] != "user" or not texts[-1].strip():
         what = "a conversation begins and ends with a message of the user, and the last one says something"
         raise ApiError(400, what, code="invalid_value", param="messages")
-    check_pictures(pictures)
-    texts = [text for _, text in turns]
+    check_amount(all_parts)
+    pictures = [part for part in all_parts if part.is_picture]
     earlier = list(zip(texts[:-1:2], texts[1::2], strict=True))
     return ChatSample({}, pictures, prompt=texts[-1], earlier=earlier, system="\n".join(system))

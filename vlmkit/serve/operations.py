@@ -14,8 +14,10 @@ from vlmkit.serve.errors import ApiError
 from vlmkit.serve.service import Service
 
 Schema = dict[str, Any]
+MAX_VALUES = 100_000  # in the body of a request, with the commas of its texts
+SHORT = 1 << 16  # bytes
 STRING: Schema = {"type": "string"}
-STRINGS: Schema = {"anyOf": [STRING, {"type": "array", "items": STRING}]}
+STRINGS: Schema = {"anyOf": [STRING, {"type": "array", "items": STRING, "maxItems": 256}]}
 MODEL: Schema = {"type": ["string", "null"], "description": "A name of /v1/models; by default the first that can."}
 PICTURE: Schema = {"type": "string", "description": "A data URI, an http(s) URL, base64, or the id of a record."}
 
@@ -36,10 +38,18 @@ class Operation:
     media_type: str = "application/json"
 
     async def answer(self, service: Service, request: Request) -> Response:
-        return await self.handler(service, None if self.schema is None else self._body(await request.body()))
+        if self.schema is None:
+            return await self.handler(service, None)
+        data = await request.body()
+        is_short = len(data) <= SHORT  # a long one must not keep others waiting
+        body = self._body(data) if is_short else await service.pictures.in_thread(lambda: self._body(data))
+        return await self.handler(service, body)
 
     def _body(self, data: bytes) -> Any:
         """Raises ApiError."""
+        if data.count(b",") > MAX_VALUES:
+            what = f"the body holds more than {MAX_VALUES} values: send several requests"
+            raise ApiError(400, what, code="too_many_values")
         try:
             body = loads(data)
         except ValueError as error:

@@ -1,10 +1,14 @@
 """The contents of requests: texts and pictures, in every form in which clients write them."""
 
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from vlmkit.serve.errors import ApiError
 
 MAX_PICTURES = 256  # in one request
+MAX_CHARACTERS = 1 << 20  # of the texts of one request
 
 
 class Part(NamedTuple):
@@ -16,12 +20,20 @@ class Part(NamedTuple):
 
 
 def content_parts(content: Any, param: str) -> list[Part]:
-    """The parts of `content`, a text or a list as in OpenAI's messages. Raises ApiError."""
+    """The parts of `content`, a text or a list as in OpenAI's messages. Texts that follow each other are one.
+
+    Raises ApiError.
+    """
     if isinstance(content, str):
         return [Part(False, content, param)]
     if not isinstance(content, list) or not content:
         raise ApiError(400, f"{param} is neither a text nor a list of parts", code="invalid_value", param=param)
-    return [content_part(part, f"{param}.{i}") for i, part in enumerate(content)]
+    found: list[Part] = []
+    parts = [content_part(part, f"{param}.{i}") for i, part in enumerate(content)]
+    for is_picture, group in groupby(parts, attrgetter("is_picture")):
+        first, *rest = group
+        found += [first, *rest] if is_picture else [first._replace(value="\n".join(p.value for p in (first, *rest)))]
+    return found
 
 
 def content_part(part: Any, param: str) -> Part:
@@ -43,7 +55,10 @@ def content_part(part: Any, param: str) -> Part:
     raise ApiError(400, f"{param} holds neither text nor image_url", code="invalid_value", param=param)
 
 
-def check_pictures(parts: list[Part]) -> None:
-    """Raise ApiError where there are more pictures than one request may have."""
+def check_amount(parts: Sequence[Part]) -> None:
+    """Raise ApiError where there are more pictures or longer texts than one request may have."""
     if sum(part.is_picture for part in parts) > MAX_PICTURES:
         raise ApiError(400, f"more than {MAX_PICTURES} pictures: send several requests", code="too_many_pictures")
+    if sum(len(part.value) for part in parts if not part.is_picture) > MAX_CHARACTERS:
+        what = f"the texts have more than {MAX_CHARACTERS} characters: send several requests"
+        raise ApiError(400, what, code="too_much_text")

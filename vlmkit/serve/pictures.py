@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
 
 from vlmkit.io.http import FETCHERS, HttpClient
-from vlmkit.io.sources import Bytes, Memory, PictureError, is_picture, is_url, open_source
+from vlmkit.io.sources import Bytes, Memory, PictureError, file_path, is_picture, is_url, open_source
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.live_index import LiveIndex
 
@@ -48,7 +47,7 @@ class Pictures:
             if not found["kind"].lower().startswith("image/") or "base64" not in found["parameters"].lower():
                 raise PictureError("a data URI of a picture begins with data:image/png;base64,")
             return Memory(_decoded(reference[found.end() :]))
-        name = unquote(urlsplit(reference).path) if reference[:5].lower() == "file:" else reference
+        name = file_path(reference) if reference[:5].lower() == "file:" else reference
         if len(name) <= LONGEST_NAME and (record := self._index.record(name)) is not None:
             picture = record.get("image")
             if not isinstance(picture, str):

@@ -18,7 +18,7 @@ from vlmkit.search.search import SearchOptions, search_one
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.json import JsonResponse
 from vlmkit.serve.operations import PICTURE, STRINGS, Operation, Schema, object_of, unused, warned
-from vlmkit.serve.parts import Part, check_pictures
+from vlmkit.serve.parts import Part
 from vlmkit.serve.service import Service
 from vlmkit.serve.vectors import part_vectors, read_texts
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 RESULTS = 10
 MOST_RESULTS = 1000
-PICTURES: Schema = {"anyOf": [PICTURE, {"type": "array", "items": PICTURE}]}
-VALUE: Schema = {"type": ["string", "number", "boolean", "null"]}
+PICTURES: Schema = {"anyOf": [PICTURE, {"type": "array", "items": PICTURE, "maxItems": 256}]}
+CONDITION: Schema = {"type": "string", "maxLength": 4096}
+MOST_CONDITIONS = 64
+VALUE: Schema = {"type": ["string", "number", "boolean", "null"], "maxLength": 4096}
 SCHEMA = object_of(
     query=STRINGS | {"description": "Words, with a weight as in 2:red car; several add up."},
     image=PICTURES,
@@ -39,7 +41,12 @@ SCHEMA = object_of(
     min_score={"type": ["number", "null"]},
     where={
         "description": "Conditions such as width>1000 that all hold, or an object of fields and their values.",
-        "anyOf": [*STRINGS["anyOf"], {"type": "object", "additionalProperties": VALUE}, {"type": "null"}],
+        "anyOf": [
+            CONDITION,
+            {"type": "array", "items": CONDITION, "maxItems": MOST_CONDITIONS},
+            {"type": "object", "additionalProperties": VALUE, "maxProperties": MOST_CONDITIONS},
+            {"type": "null"},
+        ],
     },
 )
 
@@ -73,7 +80,6 @@ async def find(
     weighted = [weighted_text(text) for text in texts] + [(-w, text) for w, text in map(weighted_text, minus)]
     parts = [Part(False, text, "query") for _, text in weighted]
     parts += [Part(True, image, f"image.{i}") for i, image in enumerate(images)]
-    check_pictures(parts)
     weights = [weight for weight, _ in weighted] + [1.0] * (len(images) + len(like))
     notes: list[str] = []
     vectors: list[np.ndarray] = []
@@ -86,7 +92,7 @@ async def find(
             vectors = await part_vectors(service, loaded, parts)
             _, notes = await read_texts(service, name_of(made_by), loaded.model, [text for _, text in weighted])
 
-    offset, k = body.get("offset") or 0, body.get("k") or RESULTS
+    offset, k = int(body.get("offset") or 0), int(body.get("k") or RESULTS)
 
     def found(index: Index) -> list[Record]:
         import numpy as np

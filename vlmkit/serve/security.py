@@ -79,7 +79,9 @@ class Guard:
     def _knows(self, host: str) -> bool:
         """Whether `host`, with or without a port, names this service."""
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            parts = urlsplit(f"//{host}")
+            name = parts.hostname or ""
+            parts.port  # noqa: B018 raises ValueError for what is none
         except ValueError:
             return False
         if name in self._names or is_loopback(name):

@@ -8,7 +8,7 @@ import socket
 
 import uvicorn
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, first_line
 from vlmkit.io.terminal import warn
 from vlmkit.serve.app import application
 from vlmkit.serve.limits import Http
@@ -24,7 +24,7 @@ TOKEN = re.compile(r"\btoken=[^&\s]+")  # in the URL of a first visit
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens at `host`, at any free port with 0. Raises VlmkitError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it asyncio sets no TCP_NODELAY
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
@@ -64,12 +64,15 @@ def run(service: Service, listener: socket.socket, *, log: bool) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        warn(TOKEN.sub("token=…", record.getMessage()))
+        error = record.exc_info[1] if record.exc_info else None
+        reason = f": {first_line(error)}" if isinstance(error, Exception) else ""
+        warn(TOKEN.sub("token=…", record.getMessage().strip() + reason))
 
 
 def _log_through_warn(log: bool) -> None:
-    """What uvicorn has to say goes to standard error as vlmkit's own lines: errors, and with `log` each request."""
-    for name, level in (("uvicorn.error", logging.ERROR), ("uvicorn.access", logging.INFO if log else logging.ERROR)):
+    """What libraries have to say goes to standard error as vlmkit's own lines: errors, and with `log` each request."""
+    levels = {"uvicorn.access": logging.INFO if log else logging.ERROR}
+    for name in ("uvicorn.error", "uvicorn.access", "python_multipart", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Lines()], False
-        logger.setLevel(level)
+        logger.setLevel(levels.get(name, logging.ERROR))

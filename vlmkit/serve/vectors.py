@@ -9,7 +9,7 @@ from vlmkit.io.images import open_picture
 from vlmkit.io.sources import Bytes, PictureError
 from vlmkit.models.types import NAMED_WORDS, Embedder
 from vlmkit.serve.models import Loaded
-from vlmkit.serve.parts import Part
+from vlmkit.serve.parts import Part, check_amount
 from vlmkit.serve.service import Service
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 async def part_vectors(service: Service, loaded: Loaded[Embedder], parts: Sequence[Part]) -> "list[np.ndarray]":
-    """The unit vector of each part (D float32)."""
+    """The unit vector of each part (D float32). Raises ApiError."""
+    check_amount(parts)
     decode = partial(_preprocessed, loaded.model)
 
     async def vector(part: Part) -> "np.ndarray":

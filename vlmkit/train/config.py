@@ -5,56 +5,27 @@ train.toml that a run saves.
 """
 
 import math
-import operator
 import os
 import types
 import typing
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from enum import StrEnum
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import read_text
 from vlmkit.models.registry import CONNECTORS
+from vlmkit.train.settings import ALL, LIMITS, PLAIN, Stage, setting
 
-
-class Stage(StrEnum):
-    CONTRASTIVE = "contrastive"
-    ALIGN = "align"
-    INSTRUCT = "instruct"
-    PREFER = "prefer"
-
-
-LIMITS = {"least": (operator.ge, "at least"), "above": (operator.gt, "more than")}
-LIMITS |= {"most": (operator.le, "at most"), "below": (operator.lt, "less than")}
 TRACKERS = ("wandb", "tensorboard")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("bf16", "fp16", "fp32")
 ATTENTIONS = ("auto", "flex", "mask")
 LOSS_WEIGHTINGS = {"tokens": 0.0, "root": 0.5, "replies": 1.0}  # a reply's tokens weigh 1 / length ** power
 SFT = (Stage.ALIGN, Stage.INSTRUCT)
-
-
-def setting(
-    default: Any,
-    help: str = "",
-    unit: str = "N",
-    *,
-    choices: tuple[str, ...] = (),
-    stages: tuple[Stage, ...] = tuple(Stage),
-    **limits: float,
-) -> Any:
-    """A field with the help of its option, for `stages` alone; without `help` the command declares the option itself.
-
-    `limits` are by the names of LIMITS. A subclass changes the default by `name: type = value`.
-    """
-    metadata = {"help": help, "unit": unit, "choices": choices, "stages": stages, "limits": limits}
-    return field(default=default, metadata=metadata)
-
-
-PLAIN = setting(None).metadata
+HEAD = (Stage.HEAD,)
+TARGETS = ("class", "classes", "number")
 
 
 # Without repr and comparison, which nothing needs: making them would slow the start of every command.
@@ -70,11 +41,11 @@ class TrainConfig:
         None, "CLIP or SigLIP tower, mini, patches (none), tiny; contrastive: timm model.", "MODEL"
     )
     val: str | float | None = setting(None, "Data to validate on, or a fraction of DATA to hold out by ids.", "DATA")
-    images: str | None = setting(None, "Folder of relative image fields in records.", "DIR")
-    limit: int | None = setting(None, "Read no more than N rows of each DATA.", least=1)
+    images: str | None = setting(None, "Folder of relative image fields in records.", "DIR", stages=ALL)
+    limit: int | None = setting(None, "Read no more than N rows of each DATA.", stages=ALL, least=1)
     epochs: float = setting(1.0, "Times through the data; wins over the steps of a preset.", above=0)
     steps: int | None = setting(None, "Number of steps; wins over --epochs.", least=1)
-    batch_size: int = setting(32, least=1)  # pictures, with all their texts, over all processes
+    batch_size: int = setting(32, stages=ALL, least=1)  # pictures, with all their texts, over all processes
     accumulate: int = setting(1, "Parts that a batch is computed in, to save memory.", least=1)
     augmentations: int = setting(1, "Views of a picture; 2: its mirror image too, more: random crops.", least=1)
     lr: float = setting(2e-5, "Peak learning rate.", "RATE", least=0)
@@ -92,9 +63,9 @@ class TrainConfig:
     patience: int | None = setting(None, "Stop after N validations without improvement.", least=1)
     log_every: int = setting(10, "Log every N steps.", least=1)
     report_to: str | None = setting(None, "Also log to wandb or tensorboard.", choices=TRACKERS)
-    seed: int = setting(0, least=0)
-    device: str = setting("cpu", choices=("cpu", "cuda", "mps"))
-    workers: int | None = setting(None, least=0)
+    seed: int = setting(0, stages=ALL, least=0)
+    device: str = setting("cpu", choices=("cpu", "cuda", "mps"), stages=ALL)
+    workers: int | None = setting(None, stages=ALL, least=0)
 
     def loaders(self) -> int:
         """The workers of this process: unless set, its share of the cores."""
@@ -168,7 +139,11 @@ class VlmConfig(TrainConfig):
     )
     image_aspect: str = setting("crop", "How a picture becomes square (CLIP towers).", choices=("crop", "pad"))
     lora: int | None = setting(
-        None, "Train adapters of rank R in the place of the language model.", "R", stages=tuple(Stage)[2:], least=1
+        None,
+        "Train adapters of rank R in the place of the language model.",
+        "R",
+        stages=(Stage.INSTRUCT, Stage.PREFER),
+        least=1,
     )
     quantize: str | None = setting(None, "Hold the frozen language model in 4 bits (QLoRA; CUDA).", choices=("4bit",))
     max_length: int = setting(2048, "Longest sample; the text of longer ones is cut.", "TOKENS", least=1)
@@ -218,7 +193,25 @@ class PreferConfig(VlmConfig):
     warmup: float = 0.1
 
 
-KINDS: tuple[type[TrainConfig], ...] = (ContrastiveConfig, LitConfig, AlignConfig, InstructConfig, PreferConfig)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class HeadConfig(TrainConfig):
+    """Fits a linear head on the vectors of a frozen embedder."""
+
+    stage = Stage.HEAD
+    model: str | None = setting(None, stages=HEAD)
+    label: str = setting("label", "Field of what is learned.", "FIELD", stages=HEAD)
+    target: str | None = setting(None, "What it holds, by default as in the first row.", choices=TARGETS, stages=HEAD)
+    folds: int = setting(5, "Parts that are predicted by a head fitted to the others.", stages=HEAD, least=2)
+    balance: bool = setting(False, "Let each class count the same, however many rows it has.", stages=HEAD)
+    l2: float | None = setting(None, "Strength of weight decay, by default what suits.", "RATE", stages=HEAD, above=0)
+    batch_size: int = 64
+
+
+KINDS: tuple[type[TrainConfig], ...] = (
+    *(ContrastiveConfig, LitConfig),
+    *(AlignConfig, InstructConfig, PreferConfig),
+    HeadConfig,
+)
 TINY = "tiny"  # a model, or towers, with new weights
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "contrastive": {
@@ -302,7 +295,7 @@ def load_config(
 
 def _defaults(stage: Stage, preset: str | None, given: dict[str, Any]) -> tuple[type[TrainConfig], dict[str, Any]]:
     """The class of a run's configuration, and its defaults: of the preset, learning rates that suit the model."""
-    table = PRESETS["contrastive" if stage is Stage.CONTRASTIVE else "vlm"]
+    table = PRESETS.get(stage, PRESETS["vlm"])
     if preset and ("/" in preset or preset.endswith(".toml")):
         settings = _read_toml(stage, Path(preset))
     elif preset in (None, *table):

@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import read_text
+from vlmkit.io.records import name_of
+from vlmkit.models.head import open_head
 from vlmkit.models.load import load_chat_model, load_embedder
 from vlmkit.models.types import Hardware, Request, RequestError, Sampling
 from vlmkit.train.checkpoints import MARKERS, SETTINGS, checkpoints
@@ -45,8 +48,8 @@ def inspect_folder(folder: Path, device: str) -> Iterator[Finding]:
     if files.remedy is not None:
         return
     yield _finding("weights", partial(_weights, folder))
-    with_chat = tomllib.loads(read_text(folder / SETTINGS, "train again"))["stage"] != "contrastive"
-    yield from (_chat_model if with_chat else _dual_encoder)(folder, device)
+    stage = tomllib.loads(read_text(folder / SETTINGS, "train again"))["stage"]
+    yield from {"contrastive": _dual_encoder, "head": _head}.get(stage, _chat_model)(folder, device)
 
 
 def _finding(check: str, look: Callable[[], str]) -> Finding:
@@ -167,8 +170,6 @@ def _dual_encoder(folder: Path, device: str) -> Iterator[Finding]:
         return f"for embed, {opened[0].dim} dimensions"
 
     def sees() -> str:
-        import numpy as np
-
         model = opened[0]
         vectors = model.embed_images(np.stack([model.preprocess(picture) for picture in _pictures()]))
         texts = model.embed_texts(["a photo of a cat", "a drawing of a house"])
@@ -183,6 +184,22 @@ def _dual_encoder(folder: Path, device: str) -> Iterator[Finding]:
     if first.remedy is None:
         yield _finding("sees", sees)
         yield _finding("card", partial(_card, folder, {}))
+
+
+def _head(folder: Path, device: str) -> Iterator[Finding]:
+    head = open_head(folder)
+
+    def opens() -> str:
+        model = load_embedder(name_of(head.config.embedder), Hardware(device))
+        head.check(model)
+        vectors = model.embed_images(np.stack([model.preprocess(picture) for picture in _pictures()]))
+        one, other = head.predict(vectors)
+        if not np.abs(one - other).max() > LEAST:
+            raise Wrong("it predicts the same for all pictures", "train it on more rows, or with a smaller --l2")
+        return f"with its embedder {head.config.embedder}, predictions differ"
+
+    yield _finding("opens", opens)
+    yield _finding("card", partial(_card, folder, {"embedder": head.config.embedder, "target": head.config.target}))
 
 
 def _card(folder: Path, expected: dict[str, str]) -> str:

@@ -32,25 +32,37 @@ _vlmkit_models() {
 }
 _vlmkit_fields() { _vlmkit_nothing; _vlmkit_lines fields "${COMP_WORDS[@]:1}"; }
 _vlmkit_where() {
+    if [[ -n "$field" ]]; then
+        _vlmkit_nothing
+        _vlmkit_lines values "$field" "${COMP_WORDS[@]:1}"
+        return
+    fi
     _vlmkit_fields
     COMPREPLY=("${COMPREPLY[@]/%/=}")
     compopt -o nospace 2>/dev/null
 }
 _vlmkit() {
-    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}" command="" topic="" word i
+    local current="${COMP_WORDS[COMP_CWORD]}" previous command="" topic="" field="" equals="" word i
+    local -i before=COMP_CWORD-1 # where the option stands: each = is a word of its own
     COMPREPLY=()
     if [[ "$current" == "=" ]]; then
-        current=""
-    elif [[ "$previous" == "=" ]]; then
-        previous="${COMP_WORDS[COMP_CWORD-2]}"
+        current="" equals=yes
+    elif [[ "${COMP_WORDS[before]}" == "=" ]]; then
+        before+=-1 equals=yes
     fi
+    if [[ -n "$equals" && "${COMP_WORDS[before]}" != -* ]]; then # --where FIELD=VALUE
+        field="${COMP_WORDS[before]}"
+        before+=-1
+        [[ "${COMP_WORDS[before]}" == "=" ]] && before+=-1
+    fi
+    previous="${COMP_WORDS[before]}"
     for ((i = 1; i < COMP_CWORD; i++)); do
         word="${COMP_WORDS[i]}"
         if [[ -z "$command" ]]; then
             [[ "$word" == -* ]] || command="$word"
         elif [[ -z "$topic" ]]; then
             case "$command $word" in
-            "train contrastive" | "train align" | "train instruct" | "train prefer" | "train check" | "eval vqa" | "eval caption" | "eval retrieval" | "eval classify" | "eval choice" | "eval pope" | "eval anls" | "eval chartqa" | "eval field" | "eval compare") topic="$word" ;;
+            "train contrastive" | "train align" | "train instruct" | "train prefer" | "train head" | "train check" | "eval vqa" | "eval caption" | "eval retrieval" | "eval classify" | "eval choice" | "eval pope" | "eval anls" | "eval chartqa" | "eval field" | "eval compare") topic="$word" ;;
             esac
         fi
     done
@@ -66,7 +78,9 @@ _vlmkit() {
         "embed  -m"|"embed  --model") _vlmkit_models mini siglip2-b32 clip-b32 ;;
         "embed  --precision") _vlmkit_nothing; _vlmkit_words fp32 bf16 fp16 int8 ;;
         "embed  --via") _vlmkit_nothing ;;
-        "embed  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors ;;
+        "embed  --out-dir") _vlmkit_folders ;;
+        "embed  --shard") _vlmkit_nothing ;;
+        "embed  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors parquet ;;
         "embed  --changed") _vlmkit_indexes ;;
         "embed  -o"|"embed  --output") : ;;
         "embed  --images") _vlmkit_folders ;;
@@ -81,7 +95,7 @@ _vlmkit() {
         "index  --remove") _vlmkit_nothing ;;
         "index  --prune") _vlmkit_folders ;;
         "index  --merge") _vlmkit_indexes ;;
-        "index  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors ;;
+        "index  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors parquet ;;
         "index  -o"|"index  --output") : ;;
         "index  -i"|"index  --index") _vlmkit_indexes ;;
         "index  --errors") : ;;
@@ -130,6 +144,8 @@ _vlmkit() {
         "caption  --option") _vlmkit_nothing ;;
         "caption  --api-key-env") _vlmkit_nothing ;;
         "caption  --rpm") _vlmkit_nothing ;;
+        "caption  --out-dir") _vlmkit_folders ;;
+        "caption  --shard") _vlmkit_nothing ;;
         "caption  --prompt") _vlmkit_nothing ;;
         "caption  --length") _vlmkit_nothing; _vlmkit_words short normal long ;;
         "caption  -o"|"caption  --output") : ;;
@@ -157,6 +173,8 @@ _vlmkit() {
         "ask  --attention") : ;;
         "ask  --constitution") : ;;
         "ask  --pairs") : ;;
+        "ask  --out-dir") _vlmkit_folders ;;
+        "ask  --shard") _vlmkit_nothing ;;
         "ask  -o"|"ask  --output") : ;;
         "ask  --images") _vlmkit_folders ;;
         "ask  --errors") : ;;
@@ -373,6 +391,21 @@ _vlmkit() {
         "train prefer --max-pixels") _vlmkit_nothing ;;
         "train prefer --precision") _vlmkit_nothing; _vlmkit_words bf16 fp16 fp32 ;;
         "train prefer --seed") _vlmkit_nothing ;;
+        "train head -m"|"train head --model") _vlmkit_models mini ;;
+        "train head --config") : ;;
+        "train head --images") _vlmkit_folders ;;
+        "train head --limit") _vlmkit_nothing ;;
+        "train head --label") _vlmkit_fields ;;
+        "train head --target") _vlmkit_nothing; _vlmkit_words class classes number ;;
+        "train head --folds") _vlmkit_nothing ;;
+        "train head --l2") _vlmkit_nothing ;;
+        "train head -o"|"train head --output") _vlmkit_folders ;;
+        "train head --errors") : ;;
+        "train head --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
+        "train head --batch-size") _vlmkit_nothing ;;
+        "train head --workers") _vlmkit_nothing ;;
+        "train head --max-pixels") _vlmkit_nothing ;;
+        "train head --seed") _vlmkit_nothing ;;
         "train check --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
         "train check --max-pixels") _vlmkit_nothing ;;
         "eval  --by") _vlmkit_fields ;;
@@ -588,17 +621,18 @@ _vlmkit() {
     esac
     [[ -z "$word" ]] && if [[ "$current" == -* ]]; then
         case "$command $topic" in
-        "embed ") _vlmkit_words -m --model --precision --via --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "embed ") _vlmkit_words -m --model --precision --via --out-dir --shard --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "index ") _vlmkit_words --type --remove --prune --force --dry-run --merge --info --verify --dump --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version --help ;;
         "search ") _vlmkit_words --image --minus --like --queries -k --where --min-score --relative --duplicates --threshold --prefer --exact --dry-run -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
-        "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --raw --boxes --draw --attention --constitution --pairs --always --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --out-dir --shard --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --raw --boxes --draw --attention --constitution --pairs --always --out-dir --shard --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train ") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train contrastive") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --no-best --text-epochs --text-lr --text-layers --feature-dropout --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --max-tokens-per-batch --max-pictures-per-batch --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --offload --no-offload --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train instruct") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --max-tokens-per-batch --max-pictures-per-batch --lora --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --fsdp --no-fsdp --offload --no-offload --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train prefer") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --beta2 --image-aspect --quantize --max-length --lora --beta --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "train head") _vlmkit_words -m --model --config --images --limit --label --target --folds --balance --no-balance --l2 -o --output --errors --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train check") _vlmkit_words --device --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "eval ") _vlmkit_words --by --metric --cluster --id --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "eval vqa") _vlmkit_words --variant --by --metric --cluster --prediction --references --id --question --truth --items --html -o --output --images --json --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
@@ -624,11 +658,12 @@ _vlmkit() {
         "classify ") : ;;
         "caption ") : ;;
         "ask ") : ;;
-        "train ") _vlmkit_words contrastive align instruct prefer check ;;
+        "train ") _vlmkit_words contrastive align instruct prefer head check ;;
         "train contrastive") : ;;
         "train align") : ;;
         "train instruct") : ;;
         "train prefer") : ;;
+        "train head") : ;;
         "train check") : ;;
         "eval ") _vlmkit_words vqa caption retrieval classify choice pope anls chartqa field compare ;;
         "eval vqa") : ;;

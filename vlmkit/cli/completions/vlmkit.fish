@@ -21,6 +21,15 @@ function __vlmkit_ask
     set -l line (commandline -opc)
     command $line[1] --complete $argv $line[2..] 2>/dev/null
 end
+function __vlmkit_where
+    set -l typed (string replace -r '^--where=' '' -- (commandline -ct))
+    set -l parts (string split -m 1 = -- $typed)
+    if test (count $parts) -gt 1
+        string join \n -- "$parts[1]="(__vlmkit_ask values $parts[1])
+    else
+        __vlmkit_ask fields | string replace -r '$' =
+    end
+end
 function __vlmkit_indexes
     set -l data ~/.local/share
     set -q XDG_DATA_HOME; and set data $XDG_DATA_HOME
@@ -47,8 +56,10 @@ complete -c vlmkit -n '__vlmkit_at embed' -F
 complete -c vlmkit -n '__vlmkit_at embed' -s m -l model -x -a '(__vlmkit_models mini siglip2-b32 clip-b32)' -d 'Model that embeds'
 complete -c vlmkit -n '__vlmkit_at embed' -l precision -x -a 'fp32 bf16 fp16 int8' -d 'Numbers that the model computes with'
 complete -c vlmkit -n '__vlmkit_at embed' -l via -x -d 'Use the model of the vlmkit serve that runs at URL'
+complete -c vlmkit -n '__vlmkit_at embed' -l out-dir -x -a '(__fish_complete_directories)' -d 'One output in DIR for each shard of INPUT'
+complete -c vlmkit -n '__vlmkit_at embed' -l shard -x -d 'Work on part I of N of the shards alone, counted from 1'
 complete -c vlmkit -n '__vlmkit_at embed' -l text -d 'Lines are texts'
-complete -c vlmkit -n '__vlmkit_at embed' -l format -x -a 'jsonl safetensors' -d 'JSONL, or safetensors'
+complete -c vlmkit -n '__vlmkit_at embed' -l format -x -a 'jsonl safetensors parquet' -d 'JSONL'
 complete -c vlmkit -n '__vlmkit_at embed' -l floats -d 'The embedding as a list of numbers, not as base64 of float16'
 complete -c vlmkit -n '__vlmkit_at embed' -l changed -x -a '(__vlmkit_indexes)' -d 'Only what is new, or changed since it came into INDEX'
 complete -c vlmkit -n '__vlmkit_at embed' -l dry-run -d 'Write only what would be embedded, to standard output'
@@ -82,7 +93,7 @@ complete -c vlmkit -n '__vlmkit_at index' -l merge -x -a '(__vlmkit_indexes)' -d
 complete -c vlmkit -n '__vlmkit_at index' -l info -d 'Print what the index holds, as one JSON object'
 complete -c vlmkit -n '__vlmkit_at index' -l verify -d 'Check the index'
 complete -c vlmkit -n '__vlmkit_at index' -l dump -d 'Write every record with its embedding'
-complete -c vlmkit -n '__vlmkit_at index' -l format -x -a 'jsonl safetensors' -d 'Form of --dump'
+complete -c vlmkit -n '__vlmkit_at index' -l format -x -a 'jsonl safetensors parquet' -d 'Form of --dump'
 complete -c vlmkit -n '__vlmkit_at index' -s o -l output -r -F -d 'Write to FILE, whole or not at all'
 complete -c vlmkit -n '__vlmkit_at index' -s i -l index -x -a '(__vlmkit_indexes)' -d 'Index'
 complete -c vlmkit -n '__vlmkit_at index' -l errors -r -F -d 'Write failed records to FILE'
@@ -99,7 +110,7 @@ complete -c vlmkit -n '__vlmkit_at search' -l minus -x -d 'Subtract what these w
 complete -c vlmkit -n '__vlmkit_at search' -l like -x -d 'Look for records like this one of the index, itself left out'
 complete -c vlmkit -n '__vlmkit_at search' -l queries -r -F -d 'One result list for each record of FILE, or line of text'
 complete -c vlmkit -n '__vlmkit_at search' -s k -x -d 'Number of results'
-complete -c vlmkit -n '__vlmkit_at search' -l where -x -a '(__vlmkit_ask fields | string replace -r \'$\' =)' -d 'Only records whose field is VALUE'
+complete -c vlmkit -n '__vlmkit_at search' -l where -x -a '(__vlmkit_where)' -d 'Only records whose field is VALUE'
 complete -c vlmkit -n '__vlmkit_at search' -l min-score -x -d 'Only results with at least this score'
 complete -c vlmkit -n '__vlmkit_at search' -l relative -d 'Add relative'
 complete -c vlmkit -n '__vlmkit_at search' -l duplicates -d 'Groups of copies and near copies, the one to keep first'
@@ -127,7 +138,7 @@ complete -c vlmkit -n '__vlmkit_at search' -s q -l quiet -d 'No progress and no 
 complete -c vlmkit -n '__vlmkit_at search' -s v -l verbose -d 'Say which model, device and precision are used'
 complete -c vlmkit -n '__vlmkit_at search' -l debug -d 'Show a traceback when something fails'
 complete -c vlmkit -n '__vlmkit_at search' -s V -l version -d 'Print the version'
-complete -c vlmkit -n __vlmkit_start -a classify -d 'Sort pictures by labels that you choose, without training'
+complete -c vlmkit -n __vlmkit_start -a classify -d 'Sort pictures by labels that you choose, or by a trained head'
 complete -c vlmkit -n '__vlmkit_at classify' -s h -l help -d 'Print the help'
 complete -c vlmkit -n '__vlmkit_at classify' -F
 complete -c vlmkit -n '__vlmkit_at classify' -s m -l model -x -a '(__vlmkit_models mini siglip2-b32 clip-b32)' -d 'Model that embeds'
@@ -166,6 +177,8 @@ complete -c vlmkit -n '__vlmkit_at caption' -l base-url -x -d 'Where the endpoin
 complete -c vlmkit -n '__vlmkit_at caption' -l option -x -d 'A parameter of an endpoint\'s requests, such as detail=high'
 complete -c vlmkit -n '__vlmkit_at caption' -l api-key-env -x -d 'Environment variable that holds an endpoint\'s key'
 complete -c vlmkit -n '__vlmkit_at caption' -l rpm -x -d 'Send an endpoint at most N requests a minute'
+complete -c vlmkit -n '__vlmkit_at caption' -l out-dir -x -a '(__fish_complete_directories)' -d 'One output in DIR for each shard of INPUT'
+complete -c vlmkit -n '__vlmkit_at caption' -l shard -x -d 'Work on part I of N of the shards alone, counted from 1'
 complete -c vlmkit -n '__vlmkit_at caption' -l prompt -x -d 'How each caption begins'
 complete -c vlmkit -n '__vlmkit_at caption' -l length -x -a 'short normal long' -d 'How much to say'
 complete -c vlmkit -n '__vlmkit_at caption' -l sidecar -d 'Also write photo.txt beside each picture that has none yet'
@@ -215,6 +228,8 @@ complete -c vlmkit -n '__vlmkit_at ask' -l attention -r -F -d 'Save a picture of
 complete -c vlmkit -n '__vlmkit_at ask' -l constitution -r -F -d 'Judge and revise answers by the principles in a TOML file'
 complete -c vlmkit -n '__vlmkit_at ask' -l pairs -r -F -d 'With --constitution'
 complete -c vlmkit -n '__vlmkit_at ask' -l always -d 'On a terminal'
+complete -c vlmkit -n '__vlmkit_at ask' -l out-dir -x -a '(__fish_complete_directories)' -d 'One output in DIR for each shard of INPUT'
+complete -c vlmkit -n '__vlmkit_at ask' -l shard -x -d 'Work on part I of N of the shards alone, counted from 1'
 complete -c vlmkit -n '__vlmkit_at ask' -l chat -d 'Hold a conversation about the pictures'
 complete -c vlmkit -n '__vlmkit_at ask' -l stats -d 'Records with `ms` and `tokens`, too'
 complete -c vlmkit -n '__vlmkit_at ask' -s o -l output -r -F -d 'Write to FILE, completely or not at all'
@@ -237,21 +252,23 @@ complete -c vlmkit -n '__vlmkit_at ask' -s q -l quiet -d 'No progress and no not
 complete -c vlmkit -n '__vlmkit_at ask' -s v -l verbose -d 'Say which model, device and precision are used'
 complete -c vlmkit -n '__vlmkit_at ask' -l debug -d 'Show a traceback when something fails'
 complete -c vlmkit -n '__vlmkit_at ask' -s V -l version -d 'Print the version'
-complete -c vlmkit -n __vlmkit_start -a train -d 'Train a dual encoder or a vision-language model, stage by stage'
+complete -c vlmkit -n __vlmkit_start -a train -d 'Train a dual encoder, a vision-language model, or a classifier'
 complete -c vlmkit -n '__vlmkit_at train' -s h -l help -d 'Print the help'
-complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer check' -a contrastive -d 'Train a dual encoder for embed and search, on pictures with captions'
-complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer check' -a align -d 'Train the projector between a vision tower and a language model, on captions'
-complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer check' -a instruct -d 'Train the projector and the language model, on questions, conversations and captions'
-complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer check' -a prefer -d 'Train on pairs of a chosen and a rejected answer (DPO)'
-complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer check' -a check -d 'Check a trained folder'
+complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer head check' -a contrastive -d 'Train a dual encoder for embed and search, on pictures with captions'
+complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer head check' -a align -d 'Train the projector between a vision tower and a language model, on captions'
+complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer head check' -a instruct -d 'Train the projector and the language model, on questions, conversations and captions'
+complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer head check' -a prefer -d 'Train on pairs of a chosen and a rejected answer (DPO)'
+complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer head check' -a head -d 'Fit a linear head on the vectors of a frozen embedder, for classify -m DIR'
+complete -c vlmkit -n '__vlmkit_before train contrastive align instruct prefer head check' -a check -d 'Check a trained folder'
 complete -c vlmkit -n '__vlmkit_at train' -F
+complete -c vlmkit -n '__vlmkit_at train head' -s m -l model -x -a '(__vlmkit_models mini)' -d 'The embedder'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l preset -r -F -a 'debug small full' -d 'A recipe'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l config -r -F -d 'TOML with settings by the names of these flags'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -l config -r -F -d 'TOML with settings by the names of these flags'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l from -x -a '(__vlmkit_models mini tiny)' -d 'Go on from what a stage made, or mini'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l vision -x -a '(__vlmkit_models mini patches tiny siglip2-b32 clip-b32)' -d 'CLIP or SigLIP tower, mini, patches (none), tiny'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l val -r -F -d 'Data to validate on, or a fraction of DATA to hold out by ids'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l images -x -a '(__fish_complete_directories)' -d 'Folder of relative image fields in records'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l limit -x -d 'Read no more than N rows of each DATA'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -l images -x -a '(__fish_complete_directories)' -d 'Folder of relative image fields in records'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -l limit -x -d 'Read no more than N rows of each DATA'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l epochs -x -d 'Times through the data'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l steps -x -d 'Number of steps'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l accumulate -x -d 'Parts that a batch is computed in, to save memory'
@@ -295,13 +312,18 @@ complete -c vlmkit -n '__vlmkit_at train align instruct' -l max-tokens-per-batch
 complete -c vlmkit -n '__vlmkit_at train align instruct' -l max-pictures-per-batch -x -d 'Pictures that go through the model at once'
 complete -c vlmkit -n '__vlmkit_at train instruct prefer' -l lora -x -d 'Train adapters of rank R in the place of the language model'
 complete -c vlmkit -n '__vlmkit_at train prefer' -l beta -x -d 'Pull of DPO towards the model as it was'
+complete -c vlmkit -n '__vlmkit_at train head' -l label -x -a '(__vlmkit_ask fields)' -d 'Field of what is learned'
+complete -c vlmkit -n '__vlmkit_at train head' -l target -x -a 'class classes number' -d 'What it holds, by default as in the first row'
+complete -c vlmkit -n '__vlmkit_at train head' -l folds -x -d 'Parts that are predicted by a head fitted to the others'
+complete -c vlmkit -n '__vlmkit_at train head' -l balance -l no-balance -d 'Let each class count the same, however many rows it has'
+complete -c vlmkit -n '__vlmkit_at train head' -l l2 -x -d 'Strength of weight decay, by default what suits'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l resume -d 'Go on from the last checkpoint of a killed run'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l dry-run -d 'Print parameters, tokens a step, memory, time, what the loader reads a second'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -s o -l output -x -a '(__fish_complete_directories)' -d 'Folder to make'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l errors -r -F -d 'Write failed records to FILE'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -s o -l output -x -a '(__fish_complete_directories)' -d 'Folder to make'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -l errors -r -F -d 'Write failed records to FILE'
 complete -c vlmkit -n '__vlmkit_at train' -l device -x -a 'auto cpu cuda mps' -d 'Where models run'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l batch-size -x -d 'Pictures or texts in one batch'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l workers -x -d 'Threads that decode'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -l batch-size -x -d 'Pictures or texts in one batch'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -l workers -x -d 'Threads that decode'
 complete -c vlmkit -n '__vlmkit_at train' -l max-pixels -x -d 'Refuse pictures of more pixels'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l precision -x -a 'bf16 fp16 fp32' -d 'Numbers that it computes in'
 complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l compile -l no-compile -d 'Compile the blocks of the model first (torch.compile)'
@@ -310,7 +332,7 @@ complete -c vlmkit -n '__vlmkit_at train align instruct prefer' -l checkpointing
 complete -c vlmkit -n '__vlmkit_at train align instruct' -l attention -x -a 'auto flex mask' -d 'How packed rows attend'
 complete -c vlmkit -n '__vlmkit_at train align instruct' -l fsdp -l no-fsdp -d 'Under torchrun'
 complete -c vlmkit -n '__vlmkit_at train align instruct' -l offload -l no-offload -d 'With --fsdp'
-complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer' -l seed -x -d 'Seed of everything random'
+complete -c vlmkit -n '__vlmkit_at train contrastive align instruct prefer head' -l seed -x -d 'Seed of everything random'
 complete -c vlmkit -n '__vlmkit_at train' -s q -l quiet -d 'No progress and no notes'
 complete -c vlmkit -n '__vlmkit_at train' -s v -l verbose -d 'Say which model, device and precision are used'
 complete -c vlmkit -n '__vlmkit_at train' -l debug -d 'Show a traceback when something fails'

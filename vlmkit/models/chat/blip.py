@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.chat.base import token_ids
 from vlmkit.models.chat.single_image import SingleImageModel, architecture
-from vlmkit.models.chat.transformers import token_ids
 from vlmkit.models.resolve import Checkpoint
 from vlmkit.models.types import PROMPTLESS_CAPTIONS, CaptionPreset, Hardware, Request, UnsuitableModel
 

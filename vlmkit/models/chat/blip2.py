@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from vlmkit.errors import VlmkitError
+from vlmkit.models.chat.base import token_ids
 from vlmkit.models.chat.single_image import SingleImageModel, architecture
-from vlmkit.models.chat.transformers import token_ids
 from vlmkit.models.resolve import Checkpoint
 from vlmkit.models.types import CaptionPreset, Hardware, Request
 

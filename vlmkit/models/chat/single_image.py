@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.transformers import TransformersChatModel
+from vlmkit.models.chat.base import TransformersChatModel
 from vlmkit.models.resolve import Checkpoint, read_json
 from vlmkit.models.types import Answer, Hardware, Request, Sampling
 
@@ -78,7 +78,9 @@ class SingleImageModel(TransformersChatModel):
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._context - before))
         rows = self._tokens(inputs, requests, sampling)
         return [
-            replace(self._answer(row[before:], request), prompt_tokens=self._prompt_tokens(request))
+            row.confident(
+                replace(self._answer(row.tokens[before:], request), prompt_tokens=self._prompt_tokens(request))
+            )
             for row, request in zip(rows, requests, strict=True)
         ]
 

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models import fingerprint
-from vlmkit.models.chat.mini import IMAGE, SIDE, WIDTH, Features
+from vlmkit.models.chat.mini_graphs import IMAGE, SIDE, WIDTH, Features
 from vlmkit.models.embedders.mini import SIZE
 from vlmkit.models.resolve import MINI_FOLDER
 

@@ -18,7 +18,8 @@ import onnx
 from onnx import TensorProto
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.chat.mini import CONFIG, GRAPH, IMAGE, PLACE, PLACES, TOKENIZER, WIDTH, Prompts
+from vlmkit.models.chat.mini import CONFIG, GRAPH, TOKENIZER, Prompts
+from vlmkit.models.chat.mini_graphs import IMAGE, PLACE, PLACES, WIDTH
 from vlmkit.models.llava.import_mini import LAYOUT, graph_tensors, tensor_fingerprint
 from vlmkit.models.llava.vision import MiniGridConfig
 from vlmkit.models.resolve import MINI_FOLDER

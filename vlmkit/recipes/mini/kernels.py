@@ -9,7 +9,7 @@ from PIL import Image
 from vlmkit.io.executor import ahead
 from vlmkit.io.images import open_picture
 from vlmkit.io.sources import open_source
-from vlmkit.models.chat.mini import Features
+from vlmkit.models.chat.mini_graphs import Features
 from vlmkit.models.embedders.mini import SIZE, Mini
 from vlmkit.models.resolve import MINI_FOLDER
 

@@ -1,0 +1,1 @@
+"""`vlmkit train head`: a linear classifier, or a regression, on the vectors of a frozen embedder."""
