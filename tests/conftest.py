@@ -160,6 +160,14 @@ def served(photos: Path, photo_rows: bytes, tmp_path_factory: pytest.TempPathFac
     service.end()
 
 
+@pytest.fixture(scope="module")
+def page(album: Path) -> Iterator[Served]:
+    """A running service over the index of the album."""
+    service = Served(album.parent, own_environment(album.parent / "home"))
+    yield service
+    service.end()
+
+
 @pytest.fixture
 def warm(start: Start, tmp_path: Path, environment: dict[str, str]) -> Warm:
     """As `vlmkit`, with all libraries imported before."""

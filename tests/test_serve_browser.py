@@ -6,17 +6,14 @@ VLMKIT_SCREENSHOTS names a folder for pictures of it, AXE the axe.min.js of npm'
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import inside
-import numpy as np
 import pytest
 from browser import Browser, find_browser
 from conftest import own_environment
+from pages import key_of, random_rows
 from PIL import Image
 from serving import Served
-
-from vlmkit.io.records import dumps
 
 PAGES = {
     "grid": "/?q=fresh+coffee",
@@ -78,25 +75,12 @@ def look(browser: Browser) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page(album: Path) -> Iterator[Served]:
-    service = Served(album.parent, own_environment(album.parent / "home"))
-    yield service
-    service.end()
-
-
-@pytest.fixture(scope="module")
 def many(album: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service over an index of 1,000 records with three pictures."""
     folder = tmp_path_factory.mktemp("many")
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(1000):
-        vector = rng.standard_normal(16).astype("f4")
-        row = {"id": f"{i:03}", "image": str(album / ("rocket.png", "coffee.png", "chelsea.png")[i % 3])}
-        row |= {"mtime": 1e9 + i, "model": "mini@0", "embedding": (vector / np.linalg.norm(vector)).astype("<f2")}
-        lines.append(dumps(row))
+    images = [str(album / ("rocket.png", "coffee.png", "chelsea.png")[i % 3]) for i in range(1000)]
     environment = own_environment(folder / "home")
-    inside.run(["index"], folder, environment, b"".join(lines))
+    inside.run(["index"], folder, environment, random_rows(images))
     service = Served(folder, environment)
     yield service
     service.end()
@@ -112,7 +96,7 @@ def focused(look: Browser) -> str:
 def test_every_page_is_sound(look: Browser, page: Served, album: Path, size: str, dark: bool) -> None:
     look.look(*SIZES[size], dark=dark)
     for name, path in PAGES.items():
-        look.open(page.url + path.replace("GONE", quote(str(album / "gone.png"), safe="")))
+        look.open(page.url + path.replace("GONE", key_of(album, "gone.png")))
         assert look.run(SHIFTS) < 0.01, name
         assert look.run(WIDE) <= 0, name
         assert look.run(CONTRAST) == [], name
@@ -195,7 +179,7 @@ def test_search_by_a_picture(look: Browser, page: Served, album: Path, way: str)
             look.choose(".upload input", album / "rocket.png")
         else:
             look.run(f"""(async () => {{
-                const blob = await (await fetch('/original?id={quote(str(album / "rocket.png"), safe="")}')).blob();
+                const blob = await (await fetch('/original?id={key_of(album, "rocket.png")}')).blob();
                 const data = new DataTransfer();
                 data.items.add(new File([blob], 'mine.png', {{type: 'image/png'}}));
                 const more = {{bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data}};
@@ -215,7 +199,7 @@ def test_a_picture_larger_than_a_request_is_made_smaller(look: Browser, page: Se
 
 
 def test_a_question_about_a_picture(look: Browser, page: Served, album: Path) -> None:
-    look.open(f"{page.url}/picture?id={quote(str(album / 'chelsea.png'), safe='')}")
+    look.open(f"{page.url}/picture?id={key_of(album, 'chelsea.png')}")
     picture = {"type": "image_url", "image_url": {"url": str(album / "chelsea.png")}}
     question = [{"role": "user", "content": [picture, {"type": "text", "text": "what is this?"}]}]
     expected = page.ask("/v1/chat/completions", messages=question)["choices"][0]["message"]["content"]
@@ -232,7 +216,7 @@ def test_a_question_about_a_picture(look: Browser, page: Served, album: Path) ->
 
 def test_an_answer_can_be_cancelled(look: Browser, page: Served, album: Path) -> None:
     """The service is held by a request whose answer never comes."""
-    look.open(f"{page.url}/picture?id={quote(str(album / 'chelsea.png'), safe='')}")
+    look.open(f"{page.url}/picture?id={key_of(album, 'chelsea.png')}")
     look.run("window.fetch = (_, {signal}) => new Promise((_, no) => signal.onabort = () => no(signal.reason))")
     look.run(
         "document.querySelector('[name=question]').value = 'what?'; document.querySelector('.line button').click()"

@@ -3,33 +3,18 @@
 import io
 import os
 import re
-import shutil
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import inside
-import numpy as np
 import pytest
 from conftest import own_environment
+from pages import HTML, key_of, names, random_rows, text
 from PIL import Image
 from serving import Served
-
-from vlmkit.io.records import dumps
-
-HTML = {"Accept": "text/html"}
-
-
-@pytest.fixture(scope="module")
-def page(album: Path) -> Iterator[Served]:
-    service = Served(album.parent, own_environment(album.parent / "home"))
-    yield service
-    service.end()
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +22,6 @@ def locked(album: Path) -> Iterator[Served]:
     service = Served(album.parent, own_environment(album.parent / "home"), "--token", "s3cret")
     yield service
     service.end()
-
-
-def text(page: Served, path: str, status: int = 200, /, **parameters: object) -> str:
-    """A page, which needs nothing from elsewhere and nothing inline."""
-    response = page.get(f"{path}?{urlencode(parameters, doseq=True)}" if parameters else path, **HTML)
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "text/html; charset=utf-8"
-    policy = response.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    Checker().feed(response.text)
-    return response.text
-
-
-class Checker(HTMLParser):
-    """Fails for what the policy forbids, a picture without a text in its place, and a field without a name."""
-
-    labels = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        assert not any(name.startswith("on") or name == "style" for name in values), (tag, attrs)
-        assert tag != "style" and (tag != "script" or (values["src"] or "").startswith("/static/page.js?"))
-        assert all((values.get(name) or "/").startswith(("/", "#")) for name in ("src", "href", "action")), attrs
-        assert all(not (values.get(name) or "").startswith("//") for name in ("src", "href", "action")), attrs
-        assert tag != "img" or "alt" in values
-        self.labels += tag == "label"
-        if tag in ("input", "select", "textarea") and values.get("type") != "hidden":
-            assert self.labels or values.get("aria-label"), attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        self.labels -= tag == "label"
-
-
-def names(html: str) -> list[str]:
-    return [unescape(name) for name in re.findall(r'class="name">(.*?)</span>', html, re.DOTALL)]
 
 
 def test_without_a_query_the_newest_come_first(page: Served) -> None:
@@ -147,10 +97,6 @@ def test_a_picture_has_its_facts_and_neighbours(page: Served, album: Path) -> No
     assert str(album) in html
     assert len(names(html)) == 8 and 'data-picture="the coffee/../&id=x"' in html
     assert "Similar pictures" in html
-
-
-def key_of(album: Path, name: str) -> str:
-    return quote(str(album / name), safe="")
 
 
 def test_pictures_in_all_sizes(page: Served, album: Path) -> None:
@@ -255,69 +201,6 @@ def test_search_by_a_picture_needs_no_script(page: Served, album: Path) -> None:
     assert page.client.post("/upload", content=b"nonsense").status_code == 400
 
 
-def wait_for_copies(page: Served) -> str:
-    end = time.monotonic() + 60
-    while "data-running" in (html := text(page, "/duplicates")):
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    return html
-
-
-def test_copies_side_by_side_become_a_script(page: Served, album: Path, tmp_path: Path) -> None:
-    assert "Look for duplicates" in text(page, "/duplicates")
-    assert page.client.post("/duplicates", data={"threshold": "2"}).status_code == 400
-    assert page.client.post("/duplicates", data={"threshold": "0.95"}).status_code == 303
-    html = wait_for_copies(page)
-    groups = re.findall(r"<fieldset.*?</fieldset>", html, re.DOTALL)
-    (group,) = (group for group in groups if "chelsea.png" in group)
-    paths = [unescape(path) for path in re.findall(r'class="path">(.*?)</span>', group, re.DOTALL)]
-    assert sorted(map(os.path.basename, paths)) == sorted(
-        ["chelsea.png", "scan.tif", "cat's $(touch owned)\n copy.png", '-rf "small".jpg']
-    )
-    ticked = re.findall(r'value="(\d+\.\d+)"[^>]*checked', group)
-    assert len(ticked) == 3
-    search = re.search(r'name="search" value="(\d+)"', html)[1]
-    form = {"search": search, "go": ticked, "way": "move"}
-    script = page.client.post("/duplicates/script", data=form)
-    assert script.headers["content-disposition"] == 'attachment; filename="copies.sh"'
-    assert sorted(os.listdir(album)) == sorted({*os.listdir(album), *map(os.path.basename, paths)})  # nothing went
-    (tmp_path / "run.sh").write_bytes(script.content)
-    shutil.copytree(album, tmp_path / "kept", symlinks=True)
-    copied = subprocess.run(["sh", "run.sh", "went"], cwd=tmp_path, capture_output=True, text=True)
-    assert copied.returncode == 0, copied.stderr
-    try:
-        assert not (tmp_path / "owned").exists()
-        assert sorted(name.partition("-")[2] for name in os.listdir(tmp_path / "went")) == sorted(
-            map(os.path.basename, paths[1:])
-        )
-        assert [os.path.exists(path) for path in paths] == [True, False, False, False]
-        again = subprocess.run(["sh", "run.sh", "went"], cwd=tmp_path, capture_output=True, text=True)
-        assert again.returncode == 1 and again.stderr.count("left alone") == 3
-    finally:
-        for path in paths[1:]:
-            (tmp_path / "kept" / os.path.basename(path)).replace(path)
-
-
-def test_what_a_script_is_not_made_for(page: Served) -> None:
-    page.client.post("/duplicates", data={"threshold": "0.95"})
-    html = wait_for_copies(page)
-    search = re.search(r'name="search" value="(\d+)"', html)[1]
-    post = lambda **form: page.client.post("/duplicates/script", data=form).status_code  # noqa: E731
-    assert post(search=search, go=["0.0", "0.1", "0.2", "0.3"]) == 400  # nothing would stay
-    assert post(search=search) == 400
-    assert post(search=search, go=["7.0"]) == post(search=search, go=["0"]) == 400
-    assert post(search="999", go=["0.1"]) == 409
-    assert post(search=search, all="1", way="list") == 400  # a name has a line break
-    assert post(search=search, all="1", way="trash") == 200
-
-
-def test_a_search_for_copies_can_be_ended(page: Served) -> None:
-    page.client.post("/duplicates", data={"threshold": "0.9", "path": "album"})
-    assert "data-running" in text(page, "/duplicates")
-    page.client.post("/duplicates/stop")
-    assert "Look for duplicates" in text(page, "/duplicates")
-
-
 def test_the_chat_offers_examples(page: Served) -> None:
     html = text(page, "/chat")
     assert html.count('<button type="button" data-picture') == 8 and "<option>mini</option>" in html
@@ -397,14 +280,8 @@ def test_an_index_that_changes_is_shown_as_it_is(album: Path, tmp_path: Path) ->
 
 
 def test_many_pictures_come_in_pages(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(150):
-        vector = rng.standard_normal(16).astype("f4")
-        row = {"id": f"{i:03}", "image": f"/nowhere/{i:03}.jpg", "mtime": 1e9 + i, "model": "mini@0"}
-        lines.append(dumps(row | {"embedding": (vector / np.linalg.norm(vector)).astype("<f2")}))
     home = own_environment(tmp_path / "home")
-    inside.run(["index"], tmp_path, home, b"".join(lines))
+    inside.run(["index"], tmp_path, home, random_rows([f"/nowhere/{i:03}.jpg" for i in range(150)]))
     service = Served(tmp_path, home)
     for query in ("/", "/?like=000"):
         found, following = [], query
@@ -425,17 +302,3 @@ def test_raw_paths(page: Served) -> None:
             connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status = connection.recv(65536).split(b" ", 2)[1]
         assert status in (b"200", b"404"), (path[:30], status)
-
-
-def test_a_search_for_copies_ends_with_the_service(album: Path) -> None:
-    service = Served(album.parent, own_environment(album.parent / "home"))
-    service.client.post("/duplicates", data={"threshold": "0.9"})
-    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children")
-    end = time.monotonic() + 30
-    while not (started := children.read_text().split()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    service.end()
-    while any(Path(f"/proc/{child}").exists() for child in started):
-        assert time.monotonic() < end
-        time.sleep(0.05)
