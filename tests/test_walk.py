@@ -227,7 +227,6 @@ def test_the_form_of_a_file_follows_its_name(vlmkit, tmp_path: Path) -> None:
     [
         (["caption", "a.png", "-o", "x.safetensors"], "safetensors holds vectors, and "),
         (["caption", "a.png", "--resume", "x.safetensors"], "x.safetensors: --resume appends lines"),
-        (["embed", "a.png", "-o", "x.parquet"], "x.parquet: Parquet cannot be written: name a .jsonl"),
         (["embed", "a.png", "-o", "x.safetensors", "--floats"], "--floats requires the format jsonl"),
         (["embed", "a.png", "-o", "x", "--ignore", "./x"], "-o and --ignore are both x: name two files"),
         (["classify", "a.png", "--labels-file", "x"], "x: No such file or directory: name a text file with one label"),
