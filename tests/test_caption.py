@@ -184,7 +184,7 @@ def test_a_file_piped_in_is_not_resumed(shell, folder: Path, tmp_path: Path) -> 
 
 
 def many(folder: Path) -> list[str]:
-    return [str(picture(folder / f"{n:03}.jpg", (n, 255 - n, 90), (90, 80))) for n in range(80)]
+    return [str(picture(folder / f"{n:03}.jpg", (n, 255 - n, 90), (90, 80))) for n in range(40)]
 
 
 def started(environment: dict[str, str], *arguments: object, **options: object) -> "subprocess.Popen[bytes]":
