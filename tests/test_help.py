@@ -91,7 +91,7 @@ def test_help_of_a_task_says_fields_metrics_and_variants(vlmkit) -> None:
         ("serch cat", "no command is named serch: did you mean search?"),
         ("polish", "no command is named polish: see vlmkit --help"),
         ("embed --batchsize 3", "unknown option --batchsize: did you mean --batch-size?"),
-        ("embed --unheard", "unknown option --unheard: see vlmkit embed --help"),
+        ("embed --zzz", "unknown option --zzz: see vlmkit embed --help"),
         ("index --precision bf16", "--precision is not for index: leave it out, it is for embed, search, classify"),
         ("embed --labels a,b", "--labels is not for embed: leave it out, it is for classify"),
         ("train align a.jsonl -o x --beta 1", "--beta is not for align: leave it out, it is for prefer"),

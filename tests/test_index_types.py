@@ -13,7 +13,7 @@ from vlmkit.cli.index import TYPE_HELP
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
-from vlmkit.index.types import TYPES, choose
+from vlmkit.index.types import TYPES, choose, flat
 from vlmkit.index.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -233,3 +233,26 @@ print(torch.get_num_threads())
 
 def test_the_help_names_every_type() -> None:
     assert all(name in TYPE_HELP for name in TYPES.builtin)
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_numpy_finds_in_few_vectors_what_faiss_finds(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    """Among all, the live ones, and some rows; of equal scores the lower slot comes first."""
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(60, 16)).astype(np.float16)
+    vectors[20:40] = vectors[:20]
+    queries = rng.normal(size=(3, 16)).astype(np.float32)
+    live = rng.random(60) < 0.8
+    some = np.flatnonzero(live)[: max(k, 10)]
+    found = []
+    for few in (flat.FEW_NUMBERS, 0):
+        monkeypatch.setattr(flat, "FEW_NUMBERS", few)
+        each = [flat.search(vectors, queries, k), flat.search(vectors, queries, k, live)]
+        found.append([*each, flat.search_rows(vectors, queries, k, some)])
+    for (scores, slots), (expected, others) in zip(*found, strict=True):
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        assert [sorted(vectors[row].tobytes() for row in rows) for rows in slots] == [
+            sorted(vectors[row].tobytes() for row in rows) for rows in others
+        ]
+        ordered = [np.lexsort((row, -score)).tolist() for row, score in zip(slots, scores, strict=True)]
+        assert ordered == [list(range(k))] * 3

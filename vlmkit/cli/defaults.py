@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from vlmkit.cli.coercion import coerce_lightly
 from vlmkit.cli.help import HelpfulCommand
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import read_text, user_folder
@@ -228,6 +229,7 @@ class ConfiguredCommand(HelpfulCommand):
         return parser
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        coerce_lightly(self.get_params(ctx))
         ctx.default_map, ctx.meta[_META] = {}, Settings()  # which callbacks see while the file is read
         ctx.meta[_META] = Settings.of(ctx)
         return super().parse_args(ctx, args)

@@ -2,10 +2,12 @@
 
 import importlib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError, first_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 class Registry(Mapping[str, str]):
@@ -39,6 +41,8 @@ class Registry(Mapping[str, str]):
             what = f"the plugin {name} of {self.group} cannot be loaded ({first_line(error)})"
             raise VlmkitError(what, f"check the package that provides {self[name]}") from None
 
-    def plugins(self) -> dict[str, EntryPoint]:
+    def plugins(self) -> "dict[str, EntryPoint]":
         """The entry points of other packages, by name."""
+        from importlib.metadata import entry_points
+
         return {point.name: point for point in entry_points(group=self.group) if point.name not in self.builtin}

@@ -68,6 +68,7 @@ def load_embedder(
         embedder = OnnxTextEncoder(fingerprint, open_model, hardware, warn, note)
     else:
         embedder = open_model(hardware)
+        embedder.starts_quickly = quick_texts
     embedder.identity, embedder.load_arguments = f"{checkpoint.name}@{fingerprint}", (checkpoint.name, hardware)
     return embedder
 

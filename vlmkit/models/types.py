@@ -80,12 +80,14 @@ class Embedder(Model, ABC):
 
     `dim` is D, `size` the side in pixels that pictures are scaled to, `logit_scale` the factor by which cosines are
     multiplied before a softmax gives probabilities, `precisions` those of `Hardware.precision` that it knows.
+    `starts_quickly`: it is there for a text or two, so the time to open it counts more than that to run it.
     """
 
     dim: int
     size: int = 224
     logit_scale: float = 100.0
     precisions: Collection[str] = ("fp32",)
+    starts_quickly = False
     _cut = 0  # texts that were too long
 
     @abstractmethod

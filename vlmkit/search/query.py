@@ -9,7 +9,6 @@ import numpy as np
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
-from vlmkit.io.http import HttpClient
 from vlmkit.io.images import open_picture
 from vlmkit.io.records import fingerprint_of, name_of
 from vlmkit.io.sources import PictureError, open_source
@@ -96,6 +95,8 @@ def combined(weights: Sequence[float], vectors: np.ndarray) -> np.ndarray:
 
 
 def _open(model: Embedder, name: str, allow_private: bool) -> np.ndarray:
+    from vlmkit.io.http import HttpClient
+
     try:
         with HttpClient(allow_private=allow_private) as web:
             image, _, _ = open_picture(open_source(name, web), model.size)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import faiss
 FEW_QUERIES = 8  # for more, unpacking the vectors once and multiplying matrices is quicker
 CHUNK = 16_384
+FEW_NUMBERS = 8_000_000  # in the vectors: numpy has searched them before FAISS is imported
 
 
 class Flat(FaissIndex):
@@ -23,6 +24,8 @@ def search(vectors: np.ndarray, queries: np.ndarray, k: int, live: np.ndarray | 
 
     `live` are S booleans, which rows count; at least k do.
     """
+    if vectors.size <= FEW_NUMBERS and len(queries) <= FEW_QUERIES:
+        return _by_numpy(vectors, queries, k, np.arange(len(vectors)) if live is None else np.flatnonzero(live))
     import faiss
 
     if len(queries) > FEW_QUERIES:
@@ -36,6 +39,8 @@ def search(vectors: np.ndarray, queries: np.ndarray, k: int, live: np.ndarray | 
 
 def search_rows(vectors: np.ndarray, queries: np.ndarray, k: int, slots: np.ndarray) -> Found:
     """The same in the given rows alone (sorted int64, at least k of them), in bounded memory."""
+    if len(slots) * vectors.shape[1] <= FEW_NUMBERS and len(queries) <= FEW_QUERIES:
+        return _by_numpy(vectors, queries, k, slots)
     import faiss
 
     scores = np.empty((len(queries), 0), np.float32)
@@ -47,6 +52,16 @@ def search_rows(vectors: np.ndarray, queries: np.ndarray, k: int, slots: np.ndar
         near, columns = faiss.knn(queries, rows.astype(np.float32), min(k, len(part)), faiss.METRIC_INNER_PRODUCT)
         scores, found = best(np.hstack([scores, near]), np.hstack([found, part[columns]]), k)
     return scores, found
+
+
+def _by_numpy(vectors: np.ndarray, queries: np.ndarray, k: int, slots: np.ndarray) -> Found:
+    rows = vectors if len(slots) == len(vectors) else vectors[slots]
+    scores = queries @ rows.astype(np.float32).T
+    if k < len(slots):
+        least = np.partition(scores, -k, axis=1)[:, -k, None]  # equals of the last one stay
+        kept = np.flatnonzero((scores >= least).any(0))
+        scores, slots = scores[:, kept], slots[kept]
+    return best(scores, np.broadcast_to(slots, scores.shape), k)
 
 
 def best(scores: np.ndarray, slots: np.ndarray, k: int) -> Found:

@@ -22,6 +22,7 @@ SIZE = 224  # pixels
 CONTEXT = 64  # tokens, with the start and end token; longer texts are cut
 IMAGE_BATCH = 16  # pictures in one call of ONNX Runtime: more is no faster and takes memory
 TEXT_BATCH = 64  # texts
+QUICK_TEXTS = 2  # in one call
 CONFIG = "mini.json"
 
 
@@ -56,6 +57,11 @@ class Mini(Embedder):
         return open_graph(self.folder / "text.onnx", self.threads)
 
     @cached_property
+    def _quick_text(self) -> "onnxruntime.InferenceSession":
+        """The same graph as it stands: open in a seventh of the time, and slower by 40 ms a call."""
+        return open_graph(self.folder / "text.onnx", self.threads, optimized=False)
+
+    @cached_property
     def _tokenizer(self) -> "tokenizers.Tokenizer":
         tokenizer = open_tokenizer(self.folder / "tokenizer.json")
         tokenizer.enable_truncation(CONTEXT)
@@ -80,7 +86,7 @@ class Mini(Embedder):
         """N texts -> (N, D) float32, L2-normalised. Texts of equal length run together: no text sees padding."""
         import numpy as np
 
-        session = self._text
+        session = self._quick_text if self.starts_quickly and len(texts) <= QUICK_TEXTS else self._text
         tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
         vectors = np.zeros((len(texts), self.dim), np.float32)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -124,7 +130,9 @@ def open_tokenizer(path: Path) -> "tokenizers.Tokenizer":
         raise VlmkitError(f"{path}: {error}", "reinstall vlmkit") from None
 
 
-def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.InferenceSession":
+def open_graph(
+    path: Path, threads: int, further: bytes = b"", *, optimized: bool = True
+) -> "onnxruntime.InferenceSession":
     """The ONNX graph at `path`, with the serialized message `further` merged into it. Raises VlmkitError."""
     import onnxruntime
 
@@ -133,6 +141,8 @@ def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.I
     options.log_severity_level = 3
     # Weights are kept in int8 and turned into floats once, here; by default each call would do it again.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         model = path.read_bytes() + further if further else path
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
