@@ -11,7 +11,7 @@ import inside
 import pytest
 from browser import Browser, find_browser
 from conftest import own_environment
-from pages import key_of, random_rows
+from page_text import key_of, random_rows
 from PIL import Image
 from serving import Served
 

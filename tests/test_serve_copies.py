@@ -9,7 +9,7 @@ from html import unescape
 from pathlib import Path
 
 from conftest import own_environment
-from pages import text
+from page_text import text
 from serving import Served
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import inside
 import pytest
 from conftest import own_environment
-from pages import HTML, key_of, names, random_rows, text
+from page_text import HTML, key_of, names, random_rows, text
 from PIL import Image
 from serving import Served
 
