@@ -1,9 +1,11 @@
 """The help, and what a wrong option is told."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import jsonl, picture
 
 from vlmkit.cli.app import COMMANDS, command_line
 from vlmkit.cli.train import GROUPS
@@ -106,3 +108,24 @@ def test_help_of_a_task_says_fields_metrics_and_variants(vlmkit) -> None:
 )
 def test_a_wrong_option_is_told_where_it_belongs(vlmkit, line: str, told: str) -> None:
     assert vlmkit(*line.split(), code=2).stderr.decode().startswith(f"vlmkit: {told}")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "alin", "a.tar"], "did you mean align?"),
+        (["train", "paint", "a.tar"], "see vlmkit train --help"),
+        (["eval", "vqq", "a.jsonl"], "did you mean vqa?"),
+        (["caption", "a.png", "--length", "shrt"], "did you mean short?"),
+        (["ask", "a.png", "red?", "-m", "smolvlm"], "did you mean smolvlm-256m?"),
+        (["embed", "a.png", "-m", "clip"], "did you mean clip-b32?"),
+        (["ask", "a.png", "what", "animal"], 'put the question in quotes: vlmkit ask photo.jpg "what is this?"'),
+        (["eval", "vqa", "a.jsonl"], "write it with vlmkit ask a.jsonl -o FILE, or name the field with --prediction"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_mistyped_or_missing_is_asked_back(vlmkit, tmp_path: Path, words: list[str], told: str) -> None:
+    picture(tmp_path / "a.png", "red")
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"id": "1", "question": "what is it?", "answers": ["a cat", "a dog"]}))
+    (line,) = vlmkit(*words, code=2).stderr.decode().splitlines()
+    assert told in line

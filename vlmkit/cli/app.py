@@ -58,6 +58,7 @@ GROUPS = {  # what one wants, and the commands for it
     },
 }
 SIMILAR = 0.75  # how alike, at least, what is suggested
+SIMILAR_CHOICE = 0.65  # of a few short words
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -170,9 +171,8 @@ def _did_you_mean(name: str, known: Iterable[str], similar: float = SIMILAR) -> 
 def _likely_choice(message: str) -> str:
     """A question for the value that may be meant, where `message` of typer lists those that there are."""
     before, one_of, after = message.rpartition(" is not one of ")
-    return (
-        _did_you_mean(before.rpartition(": ")[2].strip("'"), after.replace("'", "").split(", "), 0.6) if one_of else ""
-    )
+    value, known = before.rpartition(": ")[2].strip("'"), after.replace("'", "").split(", ")
+    return _did_you_mean(value, known, SIMILAR_CHOICE) if one_of else ""
 
 
 def _unknown_option(error: Any) -> str:
