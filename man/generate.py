@@ -12,10 +12,12 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import completions
 import dependencies
 import environment
 import pages
+from completions_bash import bash
+from completions_fish import fish
+from completions_zsh import zsh
 from environment import Variable
 from pages import roff
 
@@ -165,9 +167,9 @@ def documents(root: Path) -> dict[Path, str]:
             texts[source.with_name(pages.file_name(text))] = pages.page(text)
     return texts | {
         root / "man" / f"{PROGRAM}.1": _main_page(table, variables),
-        root / COMPLETIONS / f"{PROGRAM}.bash": completions.bash(command_line()),
-        root / COMPLETIONS / f"_{PROGRAM}": completions.zsh(command_line()),
-        root / COMPLETIONS / f"{PROGRAM}.fish": completions.fish(command_line()),
+        root / COMPLETIONS / f"{PROGRAM}.bash": bash(command_line()),
+        root / COMPLETIONS / f"_{PROGRAM}": zsh(command_line()),
+        root / COMPLETIONS / f"{PROGRAM}.fish": fish(command_line()),
     }
 
 
