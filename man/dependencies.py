@@ -19,7 +19,6 @@ NAME, CORE = "vlmkit", "core"
 BLOCK = re.compile(r"(<!-- generated: licences -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
 BY_PLATFORM = re.compile(r"(nvidia|cuda)-.*|triton|colorama|pywin32|tzdata")
 CLASSIFIER = "License :: OSI Approved :: "
-IN_ROW = 20  # packages
 EXPRESSION = re.compile(r"(MIT|[\w.]+-[\w.-]+)( (AND|OR|WITH) (MIT|[\w.]+-[\w.-]+))*")  # of SPDX
 # What older metadata say in words, by their beginning; "BSD" alone leaves open which.
 IDENTIFIERS = {
@@ -126,17 +125,12 @@ def _brought_by(name: str, groups: dict[str, dict[str, Distribution]]) -> str:
 
 
 def table(rows: dict[str, tuple[str, str]]) -> str:
-    """`rows` as a table of Markdown, those of one group and licence in as few rows as fit on a page."""
+    """`rows` as a table of Markdown, those of one group and licence together."""
     packages: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, row in sorted(rows.items()):
         packages[row].append(name)
     ordered = sorted(packages, key=lambda row: (row[0] != CORE, row[0] == "test", row))
-    lines = [
-        f"| {brought} | {terms} | {', '.join(names[start : start + IN_ROW])} |"
-        for brought, terms in ordered
-        for names in [packages[brought, terms]]
-        for start in range(0, len(names), IN_ROW)
-    ]
+    lines = [f"| {brought} | {terms} | {', '.join(packages[brought, terms])} |" for brought, terms in ordered]
     return "\n".join(["| of | licence | packages |", "|---|---|---|", *lines])
 
 

@@ -62,8 +62,8 @@ def test_man_pages_have_no_mistakes() -> None:
     groff = shutil.which("groff")
     if groff is None:
         pytest.skip("groff is not installed")
-    for page in sorted((ROOT / "man").glob("*.[157]")):
-        done = subprocess.run([groff, "-t", "-man", "-Tutf8", "-ww", "-z", page], capture_output=True)
+    for page in sorted((ROOT / "man").glob("*.[157]")):  # in pages: one without end has a limit that long tables reach
+        done = subprocess.run([groff, "-t", "-man", "-Tutf8", "-rcR=0", "-ww", "-z", page], capture_output=True)
         assert done.returncode == 0 and done.stderr == b"", f"{page.name}: {done.stderr.decode()}"
 
 
