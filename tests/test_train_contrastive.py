@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -21,8 +18,6 @@ from helpers import SHAPE_WORDS, jpeg, jsonl, records, shapes, tiny_towers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.functional import dropout
 from warm import Start, Warm
 
 from vlmkit.cli.app import main
@@ -30,8 +25,6 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.terminal import Failures
 from vlmkit.train.checkpoints import checkpoints, commit_checkpoint, explain_full_disk
 from vlmkit.train.config import ContrastiveConfig, LitConfig
-from vlmkit.train.contrastive.gradcache import full_batch_gradient
-from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.run import open_model, plan, train
 from vlmkit.train.contrastive.sampler import batches, read_pictures
 
@@ -208,81 +201,12 @@ def test_two_towers_are_joined_and_trained_whole(place: Path, tmp_path: Path) ->
     assert main(["embed", str(place / "shapes.tar"), "-m", str(tmp_path / "out"), "-o", str(tmp_path / "x")]) == 0
 
 
-class Toy(nn.Module):
-    """Two linear towers with dropout; a part is (pictures (b, 5), captions (C, b, 7))."""
-
-    def __init__(self, drop: float) -> None:
-        super().__init__()
-        self.image, self.text, self.drop = nn.Linear(5, 4), nn.Linear(7, 4), drop
-        self.logit_scale = nn.Parameter(torch.tensor(2.0))
-        self.features: list[Tensor] = []
-
-    def embed(self, part: tuple[Tensor, Tensor], again: bool = False) -> tuple[Tensor, Tensor]:
-        images, texts = self.image(dropout(part[0], self.drop)), self.text(dropout(part[1], self.drop))
-        self.features.append(torch.cat([images, *texts]).detach())
-        return images, texts
-
-
-def toy_gradient(loss: str, sizes: list[int], drop: float = 0.0) -> tuple[float, dict[str, Tensor], Toy]:
-    """(loss, gradients, model) of one fixed batch in parts of `sizes`."""
-    torch.manual_seed(0)
-    model = Toy(drop).double()
-    objective = Objective(model, loss)
-    pictures, captions = torch.randn(8, 5).double(), torch.randn(3, 8, 7).double()
-    parts = list(zip(pictures.split(sizes), captions.split(sizes, 1), strict=True))
-    value = full_batch_gradient(model.embed, parts, objective, list(model.parameters()))
-    return value.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model
-
-
-@pytest.mark.parametrize("loss", ["infonce", "siglip"])
-def test_parts_make_the_gradient_of_the_whole_batch(loss: str) -> None:
-    whole, gradients, _ = toy_gradient(loss, [8])
-    torch.manual_seed(0)
-    alone = Toy(0.0).double()
-    pictures, captions = torch.randn(8, 5).double(), torch.randn(3, 8, 7).double()
-    expected = Objective(alone, loss)(*alone.embed((pictures, captions)))  # plain autograd
-    expected.backward()
-    assert whole == expected.item()
-    for name, parameter in alone.named_parameters():
-        assert torch.equal(gradients[name], parameter.grad), name
-    for sizes in ([4, 4], [2] * 4, [1] * 8, [5, 3]):
-        value, found, _ = toy_gradient(loss, sizes)
-        assert value == pytest.approx(whole, abs=1e-12)
-        assert found.keys() == gradients.keys()
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
-
-
-def test_parts_see_the_same_dropout_twice() -> None:
-    _, _, model = toy_gradient("infonce", [4, 4], drop=0.5)
-    assert len(model.features) == 4
-    assert torch.equal(model.features[0], model.features[2]) and torch.equal(model.features[1], model.features[3])
-    assert not torch.equal(model.features[0], model.features[1])
-
-
 @pytest.mark.parametrize("lock", ["none", "image"])
 def test_a_run_in_parts_is_the_run(lock: str, models: Callable[[str], Path], place: Path, tmp_path: Path) -> None:
     some = {"lock": lock, "captions": 2, "loss": "siglip", "batch_size": 8}
     whole, parts = (ran(config(place, tmp_path / f"in{n}", models("clip"), accumulate=n, **some)) for n in (1, 4))
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
     assert [line["grad_norm"] for line in parts] == pytest.approx([line["grad_norm"] for line in whole], rel=1e-4)
-
-
-def test_two_processes_are_one(place: Path, tmp_path: Path) -> None:
-    """The last batch of each epoch, of 4 pictures, is shared out too; so is validation agreed upon."""
-    settings = config(place, tmp_path / "one", batch_size=12, steps=8, captions=2, val=str(place / "shapes.tar"))
-    one = ran(settings)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "vlmkit", "train", "contrastive", place / "shapes.tar", "--preset", "debug", "--batch-size", "12"]
-    command += ["--steps", "8", "--captions", "2", "--val", place / "shapes.tar", "--save-steps", "100", "-o", "two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
-    two = records(done.stdout)
-    assert [line["step"] for line in two] == [line["step"] for line in one], "one process alone tells"
-    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
-    recalls = [[line["mean_recall"] for line in log if "mean_recall" in line] for log in (one, two)]
-    assert recalls[1] == pytest.approx(recalls[0], abs=0.02)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_pictures(place: Path, tmp_path: Path) -> None:

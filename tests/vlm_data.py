@@ -1,10 +1,12 @@
 """Data and towers for training small vision-language models: coloured pictures, two tokenizers, random weights."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import records
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -20,6 +22,7 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from warm import Running, Start
 
 COLORS = ["red", "green", "blue", "black", "white", "yellow"]
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -119,6 +122,22 @@ def line(data: Path, stage: str, name: str, out: str, *flags: object, towers: bo
     own = ["--vision", data / "clip", "--llm", data / "llama"] if towers else []
     words = ["train", stage, data / f"{name}.jsonl", "-o", out, "--preset", "debug", "--steps", "3", "-q", *own, *flags]
     return [str(word) for word in words]
+
+
+def runs_together(start: Start, places: list[Path], words: list[str], count: int) -> list[Running]:
+    """`count` processes of one run, each in its place."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    ranks = [where | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [start(place, *words, environment=rank) for place, rank in zip(places, ranks, strict=True)]
+
+
+def together(start: Start, place: Path, words: list[str], count: int) -> list[dict]:
+    """The log of `count` processes."""
+    first, *others = [run.done() for run in runs_together(start, [place] * count, words, count)]
+    assert not any(other.stdout + other.stderr for other in others)
+    return records(first.stdout)
 
 
 def _saved(folder: Path, model: Any, beside: Any) -> Path:

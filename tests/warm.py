@@ -82,8 +82,9 @@ def serve(path: str) -> None:
     import importlib
 
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
+    os.rename(f"{path}.new", path)  # it is there only when it listens
     for module in PRELOAD:
         importlib.import_module(module)
     gc.freeze()  # what is imported already need not be looked through by each process

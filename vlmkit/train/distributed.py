@@ -2,7 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.terminal import AlreadyReported
+from vlmkit.io.terminal import AlreadyReported, warn
 
 T = TypeVar("T")
+BUCKET = 2**24  # numbers that are joined to be summed in one go
 
 
 def rank() -> int:
@@ -32,6 +36,8 @@ def join_processes(device: str) -> None:
 
         PartialState(cpu=device == "cpu")
         wait()
+    elif device == "cuda" and (count := torch.cuda.device_count()) > 1:
+        warn(f"one of {count} GPUs is used: torchrun --nproc-per-node {count} -m vlmkit train ... uses all")
 
 
 def leave_processes() -> None:
@@ -46,34 +52,49 @@ def wait() -> None:
         dist.barrier()
 
 
-def gather_sizes(size: int) -> list[int]:
-    """The `size` of each process."""
-    found: list[int] = [size] * world()
-    if dist.is_initialized():
-        dist.all_gather_object(found, size)
-    return found
+def blind_hosts(folder: Path) -> list[str]:
+    """The hosts that do not see what the first process writes into `folder`: their disks are others."""
+    if not dist.is_initialized():
+        return []
+    with contextlib.ExitStack() as stack:
+        name = None
+        if rank() == 0 and folder.is_dir():
+            mark = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".vlmkit-shared-", dir=folder))
+            name = Path(mark.name).name
+        name = broadcast_object(name)
+        sees = name is None or (folder / name).exists()
+        hosts: list[str | None] = [None] * world()
+        dist.all_gather_object(hosts, None if sees else socket.gethostname())
+    return sorted({host for host in hosts if host is not None})
 
 
-def all_gather(x: Tensor, dim: int, sizes: list[int]) -> Tensor:
+def all_gather(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """Join the `x` of all processes along `dim`, where process r has `sizes[r]` rows. Without gradients."""
     if len(sizes) == 1:
         return x
-    shape = list(x.shape)
-    shape[dim] = sum(sizes)
-    joined = x.new_zeros(shape)
-    joined.narrow(dim, sum(sizes[: rank()]), sizes[rank()]).copy_(x)
-    dist.all_reduce(joined)
-    return joined
+    rows, most = x.movedim(dim, 0), max(sizes)
+    own = rows.new_zeros(most, *rows.shape[1:])  # of one size everywhere, as gloo wants
+    own[: len(rows)] = rows
+    joined = own.new_empty(len(sizes) * most, *own.shape[1:])
+    parts = list(joined.split(most))
+    dist.all_gather(parts, own)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).movedim(0, dim)
 
 
 def all_reduce(tensors: list[Tensor]) -> None:
-    """Sum each of `tensors` over all processes, in place."""
-    if world() == 1 or not tensors:
+    """Sum each of `tensors` over all processes, in place, many at once."""
+    if world() == 1:
         return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    bucket: list[Tensor] = []
+    for number, tensor in enumerate(tensors, 1):
+        bucket.append(tensor)
+        if number < len(tensors) and sum(each.numel() for each in bucket) < BUCKET:
+            continue
+        flat = torch.cat([each.flatten() for each in bucket])
+        dist.all_reduce(flat)
+        for each, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            each.copy_(part.view_as(each))
+        bucket = []
 
 
 def broadcast(tensors: list[Tensor]) -> None:

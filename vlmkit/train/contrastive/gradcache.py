@@ -7,22 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmkit.train.distributed import all_gather, all_reduce, gather_sizes, rank
+from vlmkit.train.distributed import all_gather, all_reduce, rank
 
-ROWS = 4096  # of pairs whose logits are in memory at once
+LOGITS = 2**26  # in memory at once, each way: 256 MiB
 Pair = tuple[Tensor | None, Tensor | None]
 Embed = Callable[[Any, bool], Pair]
 
 
-def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module, trained: Sequence[Tensor]) -> Tensor:
+def full_batch_gradient(
+    embed: Embed, parts: Sequence[Any], objective: nn.Module, trained: Sequence[Tensor], sizes: Sequence[int] = ()
+) -> Tensor:
     """The loss over the batch of which `parts` are this process's share; its gradients are added to the parameters.
+
+    `sizes` are the pairs of each process; without them there is one.
 
     `embed(part, again)` gives unnormalised vectors (b, D) and (C, b, D). Of several parts the vectors come first
     without a graph, then the gradient with respect to them, then each part `again` with its graph, from the same state
     of the random generators; what has no gradient may then be left out (GradCache: Gao and others, 2021). The vectors
     of all processes are contrasted in each of them, and the gradients of `trained` summed, so the number of parts and
-    of processes changes nothing but rounding. Batch norms from nothing are the exception: they see parts. A loss that
-    is not finite has no gradient.
+    of processes changes nothing but rounding. Batch norms from nothing are the exception: they see parts.
     """
     states, made = [], []
     with torch.set_grad_enabled(len(parts) == 1):
@@ -30,17 +33,14 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
             states.append(random_state())
             made.append(embed(part, False))
     vectors = [torch.cat([pair[side] for pair in made], side) for side in (0, 1)]  # type: ignore[misc]  # (b, D), (C, b, D)
-    sizes = gather_sizes(len(vectors[0]))
+    sizes = sizes or [len(vectors[0])]
     leaves = [all_gather(some.detach(), side, sizes).requires_grad_() for side, some in enumerate(vectors)]
     own = range(sum(sizes[: rank()]), sum(sizes[: rank() + 1]))
-    if len(sizes) == 1 and len(own) <= ROWS:
+    if len(sizes) == 1 and len(own) ** 2 <= LOGITS:
         loss = objective(*leaves)
-        if torch.isfinite(loss):
-            loss.backward()
+        loss.backward()
     else:
         loss = _loss_by_rows(leaves, own, objective)
-    if not torch.isfinite(loss):
-        return loss.detach()
     widths = [len(images) for images, _ in made if images is not None]
     starts = accumulate(widths, initial=sum(sizes[: rank()]))
     for part, pair, state, width, start in zip(parts, made, states, widths, starts, strict=False):
@@ -58,11 +58,12 @@ def full_batch_gradient(embed: Embed, parts: Sequence[Any], objective: nn.Module
 def _loss_by_rows(leaves: list[Tensor], own: range, objective: Any) -> Tensor:
     """The loss, with its gradients in `leaves` and `objective`, each process computing that of its `own` rows.
 
-    Of B pairs ROWS x B logits are in memory at once (local loss, and gathered gradients, in the terms of open_clip).
+    The logits of so many rows are in memory at once as `LOGITS` allows, whatever the size of the batch (local loss, and
+    gathered gradients, in the terms of open_clip).
     """
-    loss = leaves[0].new_zeros(())
-    for start in range(own.start, own.stop, ROWS):
-        part = objective.share(*leaves, slice(start, min(start + ROWS, own.stop)))
+    loss, rows = leaves[0].new_zeros(()), max(1, LOGITS // len(leaves[0]))
+    for start in range(own.start, own.stop, rows):
+        part = objective.share(*leaves, slice(start, min(start + rows, own.stop)))
         part.backward()
         loss += part.detach()
     found = [leaf.grad for leaf in leaves] + [p.grad for p in objective.parameters()]

@@ -55,7 +55,7 @@ def optimizer_for(model: ContrastiveModel, config: ContrastiveConfig) -> torch.o
     for group in groups:
         rate: Rate = group["lr"]
         group |= {"lr": rate.peak, "rate": rate.name, "start": rate.start}
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=config.device == "cuda")
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,8 @@ class ContrastiveTrainer(CheckpointedTrainer):
         """The gradient of one batch, summed over all processes by itself: `model`, DDP's wrapper, is left out."""
         self.model.train()
         batch: Batch = inputs["batch"]
-        self.loss = full_batch_gradient(self.model.embed, inputs["parts"], self.objective, self.trained)
+        sizes = [len(share.pictures) for share in batch.parts(world())]
+        self.loss = full_batch_gradient(self.model.embed, inputs["parts"], self.objective, self.trained, sizes)
         self.batch = batch
         self.watch(self.loss, Ids(self.pictures, batch.pictures), samples=len(batch.pictures) / world())
         return self.loss.to(self.args.device)
