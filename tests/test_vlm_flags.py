@@ -110,7 +110,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(data: Path, aligned: Path, s
         "nowhere is not a folder: name one that vlmkit train made": ask("--from", "nowhere"),
         f"{data}/llama: llama is no CLIP or SigLIP tower": caption("--vision", data / "llama"),
         "unknown connector glue: use mlp, linear": caption("--connector", "glue"),
-        "--quantize requires a CUDA device": ask("--quantize", "4bit", "--lora", "4", "--device", "cpu"),
+        "4-bit weights cannot be trained themselves: add --lora": ask("--quantize", "4bit", "--device", "cpu"),
         "--quantize 8bit is unknown: use 4bit": ask("--quantize", "8bit"),
         "--fsdp requires torchrun": caption("--fsdp", "--device", "cpu"),
         "--lora is not for align: leave it out, it is for instruct, prefer": caption("--lora", "4"),

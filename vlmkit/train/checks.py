@@ -41,8 +41,8 @@ def _check_vlm(config: VlmConfig, world: int) -> None:
     if config.train_vision and config.cache_features:
         raise VlmkitError("features of a tower that is trained cannot be cached", "leave --cache-features out")
     if config.quantize:
-        if not on_cuda:
-            raise VlmkitError("--quantize requires a CUDA device, and there is none", "leave --quantize out")
+        if config.device == "mps":
+            raise VlmkitError("--quantize requires a CUDA device, or a CPU", "leave --quantize out")
         if config.stage is not Stage.ALIGN and not config.lora:
             raise VlmkitError("4-bit weights cannot be trained themselves", "add --lora R to train adapters (QLoRA)")
         check_installed("--quantize", "bitsandbytes", "bitsandbytes")

@@ -84,9 +84,12 @@ class Vlm:
         return getattr(self.model.config, "connector", "mlp")
 
 
-def open_vlm(folder: str, four_bit: bool = False) -> Vlm:
-    """The model in a folder that training made, with `four_bit` its language model in 4 bits. Raises VlmkitError."""
-    how = _four_bit(["vision_tower", "multi_modal_projector", "lm_head"]) if four_bit else {}
+def open_vlm(folder: str, four_bit: str | None = None) -> Vlm:
+    """The model in a folder that training made, its language model in 4 bits on the device `four_bit` if that is given.
+
+    Raises VlmkitError.
+    """
+    how = _four_bit(["model.vision_tower", "model.multi_modal_projector", "lm_head"], four_bit) if four_bit else {}
     try:
         config = AutoConfig.from_pretrained(folder)
         if not isinstance(config, LlavaConfig):
@@ -102,11 +105,13 @@ def open_vlm(folder: str, four_bit: bool = False) -> Vlm:
     return Vlm(model, processor)
 
 
-def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
+def build(vision: str, llm: str, connector: str, four_bit: str | None = None) -> Vlm:
     """A new model from a vision tower and a language model; new weights are drawn from PyTorch's generator.
 
     `vision` is a CLIP or SigLIP model by name or folder, "mini" or "patches"; `llm` a causal language model, taken in
-    4 bits with `four_bit`. The weights of a folder with a configuration alone are new. Raises VlmkitError.
+    4 bits on the device `four_bit` if that is given. The weights of a folder with a configuration alone are new.
+
+    Raises VlmkitError.
     """
     tower, pictures = _tower(full_name(vision))
     language, tokenizer = _language(full_name(llm), four_bit)
@@ -138,6 +143,8 @@ def build(vision: str, llm: str, connector: str, four_bit: bool = False) -> Vlm:
     model.lm_head = language.get_output_embeddings()
     model.tie_weights()
     model.generation_config = language.generation_config
+    if four_bit:
+        _mark_quantized(model, language)
     side, patch, tokens = tower.config.image_size, tower.config.patch_size, connector_class.tokens
     processor = LlavaProcessor(
         pictures,
@@ -202,11 +209,11 @@ def _square(side: int, mean: list[float], std: list[float]) -> LlavaImageProcess
     return LlavaImageProcessor(size={"shortest_edge": side}, crop_size=crop, image_mean=mean, image_std=std)
 
 
-def _language(name: str, four_bit: bool) -> tuple[Any, Any]:
+def _language(name: str, four_bit: str | None) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         if _has_weights(name):
-            how = _four_bit(["lm_head"]) if four_bit else {}
+            how = _four_bit(["lm_head"], four_bit) if four_bit else {}
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **how)
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
@@ -219,8 +226,8 @@ def _language(name: str, four_bit: bool) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _four_bit(but: list[str]) -> dict[str, Any]:
-    """How QLoRA (Dettmers and others, 2023) loads a model on the process's GPU, all but the modules named."""
+def _four_bit(but: list[str], device: str) -> dict[str, Any]:
+    """How QLoRA (Dettmers and others, 2023) loads a model on the process's `device`, all but the modules named."""
     how = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -228,7 +235,16 @@ def _four_bit(but: list[str]) -> dict[str, Any]:
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=but,
     )
-    return {"quantization_config": how, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+    place = int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else device
+    return {"quantization_config": how, "device_map": {"": place}}
+
+
+def _mark_quantized(model: Any, language: Any) -> None:
+    """Tell peft, accelerate and `Trainer` of `model` what transformers told of its part `language`."""
+    for name in ("is_loaded_in_4bit", "is_quantized", "quantization_method", "hf_quantizer"):
+        if hasattr(language, name):
+            setattr(model, name, getattr(language, name))
+    model.config.quantization_config = language.config.quantization_config
 
 
 def _has_weights(name: str) -> bool:

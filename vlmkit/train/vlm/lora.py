@@ -24,9 +24,14 @@ def freeze(vlm: Vlm, config: VlmConfig) -> None:
     """Leave to training what the stage trains: the projector, after align the language model, and what is asked for of
     the vision tower.
 
-    With `config.lora` adapters take the language model's place. What is frozen goes to the precision of the run.
+    With `config.lora` adapters take the language model's place. What is frozen goes to the precision of the run; beside
+    4-bit weights the language model's norms, embeddings and head stay in float32, as peft prepares it.
     """
     model = vlm.model
+    if config.quantize:
+        from peft import prepare_model_for_kbit_training
+
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
     if config.stage != "align" and not config.lora:
@@ -38,8 +43,9 @@ def freeze(vlm: Vlm, config: VlmConfig) -> None:
         for part in (model.model.language_model, *([model.model.vision_tower] if config.train_vision else [])):
             part.gradient_checkpointing_enable({"use_reentrant": False})
     if (precision := config.computes_in()) != "fp32":
-        for parameter in model.parameters():
-            if not parameter.requires_grad and parameter.is_floating_point():
+        for name, parameter in model.named_parameters():
+            stays = parameter.requires_grad or (config.quantize and name.startswith((LANGUAGE_MODEL, "lm_head.")))
+            if not stays and parameter.is_floating_point():
                 parameter.data = parameter.data.to(DTYPES[precision])
 
 
