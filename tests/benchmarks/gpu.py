@@ -1,21 +1,24 @@
 """What gpu.sh measures: one JSON object a line, the first names the device. Weights are random, pictures are noise.
 
-Each run is a command of vlmkit with a limit of time; one that fails or is left out says so. Rates are those of the
-second half of the steps. MFU is the share of the device's dense bf16 speed that the model's own operations take (6 a
-trained weight and token, 4 a frozen one that a gradient passes, 2 one that none does).
+Each run is a command of vlmkit in a process of its own with a limit of time; one that fails, or for which there is no
+time, says so, and the exit code is 1. Rates are those of the second half of the steps. MFU is the share of the device's
+dense bf16 speed that the model's own operations take (6 a trained weight and token, 4 a frozen one that a gradient
+passes, 2 one that none does).
 """
 
 import argparse
+import importlib
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,7 +29,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CLIPImageProcessor, CLIPVisionConfig, PreTrainedTokenizerFast, Qwen2Config
 
-BUDGET = 530  # seconds of all runs
+BUDGET = 510  # seconds of all runs: nine minutes with the making of data
+CPU = "--cpu"
+LONGEST = 120  # seconds of a run
+PRELOAD = "vlmkit.cli.train", "vlmkit.train.vlm.run", "vlmkit.train.contrastive.run", "peft", "matplotlib.figure"
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16, dense, of the SXM form
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -49,6 +55,7 @@ class Sizes:
     contrastive: str
     contrastive_batch: int
     captions: tuple[int, ...]
+    tokens: int
 
 
 GPU = Sizes(
@@ -63,6 +70,7 @@ GPU = Sizes(
     "ViT-B-32",
     1024,
     (1, 8, 64),
+    32,
 )
 TINY = Sizes(
     64,
@@ -76,6 +84,7 @@ TINY = Sizes(
     "tiny",
     16,
     (1, 8),
+    8,
 )
 
 
@@ -119,42 +128,62 @@ def write_data(folder: Path, sizes: Sizes) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def in_child(work: Callable[[], int | None], seconds: float, log: Path, **environment: str) -> str | None:
+    """Run `work` in a process of its own, whose output is in `log`; returns what went wrong, if anything.
+
+    On a CPU that process is forked from this one, which has imported all; CUDA needs a new one.
+    """
+    process = get_context("fork" if CPU in sys.argv else "spawn").Process(target=_child, args=(work, log, environment))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        return "stopped: out of time"
+    said = log.with_suffix(".err").read_text().strip().splitlines()
+    return f"exit code {process.exitcode}: {(said or [''])[-1]}" if process.exitcode else None
+
+
+def _child(work: Callable[[], int | None], log: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    for number, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    code = work()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 class Bench:
     """Runs in a folder, until `BUDGET` is spent."""
 
-    def __init__(self, folder: Path, sizes: Sizes, device: str) -> None:
+    def __init__(self, folder: Path, sizes: Sizes, device: str, name: str) -> None:
         self.folder, self.sizes, self.device, self.end = folder, sizes, device, time.monotonic() + BUDGET
-        self.peak = next((speed for name, speed in PEAK.items() if device == "cuda" and name in device_name()), None)
+        self.peak = next((speed for key, speed in PEAK.items() if key in name), None)
+        self.failed = False
 
-    def train(self, name: str, stage: str, data: str, *flags: object, launch: tuple[str, ...] = ()) -> list[dict]:
-        """The logged steps of a run, none if it failed or there was no time; its summary is printed."""
+    def run(self, name: str, work: Callable[[], int | None], **environment: str) -> list[dict]:
+        """The objects that `work` prints, none if it failed or there was no time, which is told."""
         left = self.end - time.monotonic()
-        if left < 30:
-            tell(name, error="left out: no time")
+        log = self.folder / f"{name}.log"
+        error = in_child(work, min(left, LONGEST), log, **environment) if left > 15 else "left out: no time"
+        if error:
+            self.failed = True
+            tell(name, error=error)
             return []
+        return [json.loads(line) for line in log.with_suffix(".out").read_text().splitlines()]
+
+    def train(self, name: str, stage: str, data: str, *flags: object, **environment: str) -> list[dict]:
+        """The logged steps of a run, none if it failed or there was no time; its summary is printed."""
         words = ["train", stage, str(self.folder / data), "-o", str(self.folder / name), "-q", "--device", self.device]
         words += ["--log-every", "1", "--save-steps", "100000", *map(str, flags)]
         begun = time.monotonic()
-        how = launch or (sys.executable, "-m", "vlmkit")
-        try:
-            done = subprocess.run([*how, *words], capture_output=True, text=True, timeout=min(left, 150))
-        except subprocess.TimeoutExpired:
-            tell(name, error="stopped: out of time")
-            return []
-        if done.returncode:
-            tell(name, error=(done.stderr.strip().splitlines() or ["failed"])[-1])
-            return []
-        log = [row for row in map(json.loads, done.stdout.splitlines()) if "loss" in row]
-        half = log[len(log) // 2 :]
-        rates = {key: round(mean(row[key] for row in half), 1) for key in half[0] if key.endswith("_per_s")}
-        tell(
-            name,
-            **rates,
-            **self.mfu(stage, rates),
-            memory_gb=log[-1]["memory_gb"],
-            loss=log[-1]["loss"],
-            seconds=round(time.monotonic() - begun, 1),
-        )
+        log = [row for row in self.run(name, partial(main_of_vlmkit, words), **environment) if "loss" in row]
+        if log:
+            half = log[len(log) // 2 :]
+            rates = {key: round(mean(row[key] for row in half), 1) for key in half[0] if key.endswith("_per_s")}
+            last = {key: log[-1][key] for key in ("memory_gb", "packing", "loss") if key in log[-1]}
+            tell(name, **rates, **self.mfu(stage, rates), **last, seconds=round(time.monotonic() - begun, 1))
         return log
 
     def mfu(self, stage: str, rates: dict[str, float]) -> dict[str, float]:
@@ -172,25 +201,27 @@ class Bench:
         plain = "--attention", "mask"
         self.train("align-mask", "align", "captions.jsonl", *common, *plain)
         self.train("align", "align", "captions.jsonl", *common)
-        self.train("instruct-mask", "instruct", "questions.jsonl", *common, *plain)
-        self.train("instruct", "instruct", "questions.jsonl", *common)
-        launch = sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "vlmkit"
-        weights = "--fsdp", "--precision", "bf16"
-        self.train("instruct-bf16", "instruct", "questions.jsonl", *common, *weights, launch=launch)
+        bf16 = "--precision", "bf16"
+        self.train("instruct-autocast", "instruct", "questions.jsonl", *common, *bf16, "--no-masters", *plain)
+        self.train("instruct-mask", "instruct", "questions.jsonl", *common, *bf16, *plain)
+        self.train("instruct", "instruct", "questions.jsonl", *common, *bf16)
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
+        self.train("instruct-fsdp", "instruct", "questions.jsonl", *common, *bf16, "--fsdp", **alone)
         if self.device == "cuda":
             self.train("align-compiled", "align", "captions.jsonl", *common, "--compile")
         else:
-            tell("align-compiled", error="left out: compiling for a CPU takes minutes")
+            tell("align-compiled", skipped="compiling for a CPU takes minutes")
 
     def equality(self) -> None:
         """Ten steps of tiny towers on the CPU and here, in float32 and in bf16: the largest relative difference."""
         flags = "--preset", "debug", "--steps", "10", "--seed", "3"
-        cpu = self.losses("cpu-fp32", *flags, "--device", "cpu")
+        cpu = self.losses("reference", *flags, "--device", "cpu")
         for precision in ("fp32", "bf16"):
             found = self.losses(f"{self.device}-{precision}", *flags, "--precision", precision)
             if cpu and found:
                 apart = max(abs(a - b) / a for a, b in zip(cpu, found, strict=True))
                 tell(f"equality-{precision}", difference=float(f"{apart:.2g}"))
+                self.failed |= apart > {"fp32": 1e-3, "bf16": 0.05}[precision]
 
     def losses(self, name: str, *flags: str) -> list[float]:
         return [row["loss"] for row in self.train(name, "align", "few.jsonl", *flags)]
@@ -204,21 +235,47 @@ class Bench:
 
     def use(self) -> None:
         """Embed and caption with what was trained, without the time of loading."""
-        import vlmkit
-
         pictures = sorted((self.folder / "pictures").iterdir())
-        if (self.folder / "contrastive/config.json").exists() or list(self.folder.glob("contrastive/*.safetensors")):
-            model = vlmkit.load_embedder(str(self.folder / "contrastive"), device=self.device)
-            vlmkit.embed_images(pictures[:8], model)
-            tell("embed", pictures_per_s=rate(len(pictures), lambda: vlmkit.embed_images(pictures, model)))
-        trained = next((f for f in ("instruct", "instruct-mask") if (self.folder / f / "config.json").exists()), None)
-        if trained is None or self.end < time.monotonic():
-            return tell("caption", error="left out: no time, or no model")
-        chat: Any = vlmkit.load_chat_model(str(self.folder / trained), device=self.device)
-        for size in self.sizes.captions:
-            some = pictures[: max(8, 2 * size)]
-            made = partial(vlmkit.caption_images, some, chat, batch_size=size, max_tokens=32)
-            tell(f"caption-{size}", captions_per_s=rate(len(some), lambda made=made: list(made())))
+        for name, work in (("embed", embed_rate), ("caption", caption_rates)):
+            made = "contrastive" if name == "embed" else "instruct"
+            for row in self.run(name, partial(work, str(self.folder / made), pictures, self.device, self.sizes)):
+                tell(**row)
+
+
+def embed_rate(model: str, pictures: list[Path], device: str, sizes: Sizes) -> None:
+    import vlmkit
+
+    embedder = vlmkit.load_embedder(model, device=device)
+    vlmkit.embed_images(pictures[:8], embedder)
+    tell("embed", pictures_per_s=rate(len(pictures), lambda: vlmkit.embed_images(pictures, embedder)))
+
+
+def caption_rates(model: str, pictures: list[Path], device: str, sizes: Sizes) -> None:
+    import vlmkit
+    from vlmkit.generate.pipeline import caption, caption_sampling
+    from vlmkit.generate.questions import ChatSample
+    from vlmkit.models.types import Sampling
+
+    chat = vlmkit.load_chat_model(model, device=device)
+    sampling = caption_sampling(chat, "normal", Sampling(0), sizes.tokens)
+
+    def work(some: list[Path], size: int) -> int:
+        """How many captions are empty: random weights may end at once."""
+        samples = [ChatSample({"id": path.name}, [str(path)], n) for n, path in enumerate(some)]
+        workers = os.cpu_count() or 1
+        made = list(caption(samples, chat, sampling, length="normal", start="", batch_size=size, workers=workers))
+        return sum(not isinstance(record, dict) for record in made)
+
+    for size in sizes.captions:
+        some = pictures[: max(8, 2 * size)]
+        empty = work(some[:size], size)
+        tell(f"caption-{size}", captions_per_s=rate(len(some), partial(work, some, size)), empty=empty)
+
+
+def main_of_vlmkit(words: list[str]) -> int:
+    from vlmkit.cli.app import main
+
+    return main(words)
 
 
 def blocks(shape: dict[str, int]) -> int:
@@ -235,34 +292,42 @@ def rate(count: int, work: Any) -> float:
     return round(count / (time.perf_counter() - begun), 1)
 
 
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+def tell_device() -> int:
+    """The CUDA device; exit code 1 if there is none."""
+    if not torch.cuda.is_available():
+        return 1
+    tell("device", device=torch.cuda.get_device_name())
+    return 0
 
 
-def tell(name: str, **found: Any) -> None:
-    print(json.dumps({"run": name, **found}), flush=True)
+def tell(run: str, **found: Any) -> None:
+    print(json.dumps({"run": run, **found}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument(CPU, action="store_true", help="tiny sizes on the CPU")
     cpu = parser.parse_args().cpu
-    if not cpu and not torch.cuda.is_available():
-        sys.exit("gpu.sh: there is no CUDA device: use --cpu for a trial in tiny sizes")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    sizes = TINY if cpu else GPU
-    tell("device", device=device_name() if not cpu else "CPU", torch=torch.__version__, cores=os.cpu_count())
+    for module in PRELOAD if cpu else ():
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="vlmkit-gpu-") as name:
         folder = Path(name)
+        if not cpu and in_child(tell_device, 60, folder / "device.log"):
+            sys.exit("gpu.sh: there is no CUDA device: use --cpu for a trial in tiny sizes")
+        device = "CPU" if cpu else json.loads((folder / "device.out").read_text())["device"]
+        tell("device", device=device, torch=torch.__version__, cores=os.cpu_count())
+        sizes = TINY if cpu else GPU
         write_towers(folder, sizes)
         write_data(folder, sizes)
         lines = (folder / "captions.jsonl").read_text().splitlines(keepends=True)
         (folder / "few.jsonl").write_text("".join(lines[:16]))
-        bench = Bench(folder, sizes, "cpu" if cpu else "cuda")
+        bench = Bench(folder, sizes, "cpu" if cpu else "cuda", device)
         bench.language_stages()
         bench.equality()
         bench.contrastive()
         bench.use()
+        sys.exit(bench.failed)
 
 
 if __name__ == "__main__":
