@@ -9,7 +9,7 @@ from vlmkit.datasets import DATASETS
 from vlmkit.index.types import TYPES
 from vlmkit.models.registry import CONNECTORS
 from vlmkit.models.resolve import ALIASES
-from vlmkit.train.config import PRESETS
+from vlmkit.train.presets import PRESETS
 
 DATA = "${XDG_DATA_HOME:-$HOME/.local/share}/vlmkit"
 CONFIG = "${VLMKIT_CONFIG:-${XDG_CONFIG_HOME:-$HOME/.config}/vlmkit/config.toml}"

@@ -16,7 +16,7 @@ import torch
 from conftest import SCRIPT
 from helpers import records
 from safetensors.torch import load_file
-from vlm_data import line, write_data, write_towers
+from vlm_data import line, runs_together, write_data, write_towers
 from warm import Start
 
 from vlmkit.errors import VlmkitError
@@ -64,7 +64,7 @@ def test_torchrun_with_two_processes_is_one_process(data: Path, start: Start, tm
 
 @pytest.mark.parametrize(
     ("stage", "name", "flags"),
-    [("instruct", "mixed", []), ("instruct", "mixed", ["--lora", "2"]), ("prefer", "preferences", [])],
+    [("instruct", "mixed", ["--train-vision"]), ("instruct", "mixed", ["--lora", "2"]), ("prefer", "preferences", [])],
 )
 def test_two_processes_in_later_stages(
     data: Path, start: Start, tmp_path: Path, stage: str, name: str, flags: list[str]
@@ -73,12 +73,7 @@ def test_two_processes_in_later_stages(
     words = line(data, stage, name, "out", "--from", data / "aligned", "--batch-size", "2", *flags, towers=False)
     words[words.index("--steps") + 1] = "13"
     one = start(tmp_path / "one", *words)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    first, second = (start(tmp_path / "two", *words, environment=where | rank) for rank in ranks)
+    first, second = runs_together(start, [tmp_path / "two"] * 2, words, 2)
     alone, both = records(one.done().stdout), records(first.done().stdout)
     silent = second.done()
     assert silent.stdout + silent.stderr == b""
@@ -91,6 +86,21 @@ def test_an_error_that_all_have_is_told_once(data: Path, start: Start, tmp_path:
     runs = [start(tmp_path, *words, environment={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)]
     first, second = (run.done(2) for run in runs)
     assert first.stderr.startswith(b"vlmkit: --lora is not for align") and second.stderr == b""
+
+
+def test_nodes_without_a_common_disk_are_told(data: Path, start: Start, tmp_path: Path) -> None:
+    """Two processes in different folders, the output relative: the run ends, but cannot be resumed, or be in shards."""
+    words = line(data, "align", "captions", "out", "--device", "cpu")
+    words = [word for word in words if word != "-q"]
+    places = [tmp_path / "here", tmp_path / "there"]
+    told = f"vlmkit: {places[0]} is another folder on {socket.gethostname()} than for the first process"
+    for code, more in ((0, []), (2, ["--resume"]), (2, ["--fsdp"])):
+        first, second = runs_together(start, places, [*words, *more], 2)
+        error = first.done(code).stderr.decode()
+        assert told in error and ("but --resume will refuse" in error) == (code == 0)
+        assert second.done(code).stderr == b""
+        if code == 0:
+            assert (places[0] / "out/model.safetensors").exists() and not (places[1] / "out/model.safetensors").exists()
 
 
 def test_a_bar_and_a_summary_on_a_terminal(data: Path, environment: dict[str, str], tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """Shards of a model in several processes: losses and weights as with one, on a CPU."""
 
 import shutil
-import socket
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers import records
 from safetensors.torch import load_file
-from vlm_data import line, write_data, write_towers
+from vlm_data import line, together, write_data, write_towers
 from warm import Start
+
+from vlmkit.train.sharding import _without_reduction
 
 pytestmark = pytest.mark.slow
 
@@ -19,17 +23,6 @@ def data(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Path:
     folder = write_towers(write_data(tmp_path_factory.mktemp("data")))
     start(folder, *line(folder, "align", "captions", "aligned")).done()
     return folder
-
-
-def together(start: Start, place: Path, words: list[str], count: int) -> list[dict]:
-    """The log of `count` processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    runs = [start(place, *words, environment=where | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(count)]
-    first, *others = [run.done() for run in runs]
-    assert not any(other.stdout + other.stderr for other in others)
-    return records(first.stdout)
 
 
 def figures(log: list[dict]) -> list[list[float]]:
@@ -47,7 +40,12 @@ def words(data: Path, out: str, *flags: object) -> list[str]:
 
 @pytest.mark.parametrize(
     ("count", "flags"),
-    [(2, ["--accumulate", "2"]), (4, []), (2, ["--lora", "2", "--checkpointing"]), (1, ["--train-vision"])],
+    [
+        (2, ["--train-vision", "--accumulate", "2", "--max-tokens-per-batch", "60"]),  # parts, some without a picture
+        (4, []),
+        (2, ["--lora", "2", "--checkpointing"]),
+        (1, ["--train-vision"]),
+    ],
 )
 def test_shards_train_as_one_process(data: Path, start: Start, tmp_path: Path, count: int, flags: list[str]) -> None:
     one = records(start(tmp_path, *words(data, "one", "--val", "0.2", *flags)).done().stdout)
@@ -78,11 +76,42 @@ def test_shards_are_kept_and_resumed(data: Path, start: Start, tmp_path: Path) -
 
 
 def test_bf16_weights_are_updated_in_fp32(data: Path, start: Start, tmp_path: Path) -> None:
-    exact = together(start, tmp_path, words(data, "exact", "--fsdp"), 2)
-    rough = together(start, tmp_path, words(data, "rough", "--fsdp", "--precision", "bf16"), 2)
-    assert [row[1] for row in figures(rough)] == pytest.approx([row[1] for row in figures(exact)], rel=0.02)
-    moved = [value for name, value in weights(tmp_path / "rough").items() if "layers.0.self_attn.q_proj" in name]
-    assert any(not torch.equal(value, value.bfloat16().float()) for value in moved), "the copies that are updated"
+    """In one process, in two with a copy each, and in two with shards it is the same."""
+    exact = records(start(tmp_path, *words(data, "exact")).done().stdout)
+    rough = "--precision", "bf16"
+    alone = records(start(tmp_path, *words(data, "alone", *rough)).done().stdout)
+    copies = together(start, tmp_path, words(data, "copies", *rough), 2)
+    shards = together(start, tmp_path, words(data, "shards", *rough, "--fsdp"), 2)
+    for log in (alone, copies, shards):
+        assert [row[1] for row in figures(log)] == pytest.approx([row[1] for row in figures(exact)], rel=0.02)
+    assert figures(copies) == [pytest.approx(row, rel=2e-3) for row in figures(alone)]
+    assert figures(shards) == [pytest.approx(row, rel=1e-6) for row in figures(copies)]
+    for name in ("alone", "copies", "shards"):
+        moved = [value for key, value in weights(tmp_path / name).items() if "layers.0.self_attn.q_proj" in key]
+        assert any(not torch.equal(value, value.bfloat16().float()) for value in moved), "the masters are updated"
+
+
+def test_masters_are_resumed(data: Path, start: Start, tmp_path: Path) -> None:
+    words_of = partial(words, data, "out", "--precision", "bf16", "--keep", "9")
+    start(tmp_path, *words_of()).done()
+    end = (tmp_path / "out/model.safetensors").read_bytes()
+    for path in (tmp_path / "out").iterdir():
+        if path.name != "checkpoints":
+            path.unlink()
+    shutil.rmtree(tmp_path / "out/checkpoints/checkpoint-4")
+    start(tmp_path, *words_of("--resume")).done()
+    assert (tmp_path / "out/model.safetensors").read_bytes() == end
+
+
+def test_a_part_within_parts_does_not_reduce() -> None:
+    """`Trainer` leaves all micro-batches but the last unreduced, the parts of a micro-batch do so within."""
+    asked: list[bool] = []
+    model: Any = SimpleNamespace(reduces=True, set_requires_gradient_sync=asked.append)
+    with _without_reduction(model):
+        with _without_reduction(model):
+            pass
+        assert asked[-1] is False
+    assert asked[-1] is True
 
 
 def test_shards_need_torchrun(data: Path, start: Start, tmp_path: Path) -> None:

@@ -1,19 +1,27 @@
 """One step of align and instruct: attention in blocks, logits in chunks, rates, precision, what is trained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import records
 from safetensors.torch import load_file
 from torch.nn.attention.flex_attention import create_mask
-from vlm_data import line, write_data, write_towers
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+from vlm_data import SIZES, line, write_data, write_towers
 from warm import Start
 
-from vlmkit.models.llava.model import build
+from vlmkit.cli.app import main
+from vlmkit.models.llava.model import build, open_vlm
+from vlmkit.train.config import InstructConfig
+from vlmkit.train.cost import Sizes, memory
 from vlmkit.train.vlm import loss as losses
 from vlmkit.train.vlm.attention import BLOCK, choose_attention, packed_attention_mask, packed_block_mask
+from vlmkit.train.vlm.lora import add_adapters, freeze
 from vlmkit.train.vlm.loss import PackedLossModel
+from vlmkit.train.vlm.sft import SftTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -130,3 +138,79 @@ def test_a_tower_without_weights_cannot_be_trained(data: Path, start: Start, tmp
     words = line(data, "align", "captions", "out", "--vision", "patches", "--train-vision")
     done = start(tmp_path, *words).done(2)
     assert done.stderr.startswith(b"vlmkit: the tower ") and b"leave --train-vision out" in done.stderr
+
+
+def test_the_estimate_of_memory_is_what_a_layer_keeps(data: Path) -> None:
+    """Of the tensors that autograd saves; weights aside."""
+    model: Any = AutoModelForCausalLM.from_pretrained(data / "qwen2", dtype=torch.float32)
+    weights = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    embeds = torch.randn(1, 256, model.config.hidden_size, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        model.model(inputs_embeds=embeds, use_cache=False)
+    found = sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in weights)
+    layers, width, inner = (SIZES[name] for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    sizes = Sizes(0, 0, 0, 0, layers, width, inner, vocabulary=0)
+    assert memory(sizes, 256, 0, 4, masters=False) == pytest.approx(found, rel=0.35)
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for whose result, or the size of it, the CPU would have to wait for a GPU."""
+
+    names = "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if name in self.names or by_mask:
+            self.noted.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_no_micro_batch_waits_for_the_device(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, step = Waits(), SftTrainer.training_step
+
+    def noted(*args: Any, **rest: Any) -> torch.Tensor:
+        with waits:
+            return step(*args, **rest)
+
+    monkeypatch.setattr(SftTrainer, "training_step", noted)
+    words = line(data, "instruct", "mixed", str(tmp_path / "out"), "--from", data / "aligned", towers=False)
+    assert main([*words, "--accumulate", "2", "--max-tokens-per-batch", "60", "--device", "cpu"]) == 0
+    assert waits.noted == []
+    with waits:
+        torch.ones(3)[torch.ones(3) > 0].sum().item()
+    assert waits.noted == ["index", "_local_scalar_dense"], "it would have been seen"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's use of transformers
+def test_qlora_trains_adapters_on_4_bits(data: Path, start: Start, tmp_path: Path) -> None:
+    """peft takes its own layers for 4-bit weights; the run is near that on whole weights, and merges into these."""
+    pytest.importorskip("bitsandbytes")
+    bnb = pytest.importorskip("peft.tuners.lora.bnb")
+    four_bit = InstructConfig(data=[], out=tmp_path, lora=2, quantize="4bit", precision="bf16")
+    for vlm in (build(str(data / "clip"), str(data / "llama"), "mlp", "cpu"), open_vlm(str(data / "aligned"), "cpu")):
+        freeze(vlm, four_bit)
+        add_adapters(vlm.model, four_bit)
+        layer = vlm.model.model.language_model.layers[0]
+        assert isinstance(layer.self_attn.q_proj, bnb.Linear4bit) and isinstance(layer.mlp.up_proj, bnb.Linear4bit)
+        assert layer.input_layernorm.weight.dtype == vlm.model.lm_head.weight.dtype == torch.float32
+        trained = {name for name, value in vlm.model.named_parameters() if value.requires_grad}
+        assert trained and all("lora_" in name or "multi_modal_projector" in name for name in trained)
+    flags = "--from", data / "aligned", "--lora", "2"
+    exact = log(start, tmp_path, line(data, "instruct", "mixed", "exact", *flags, towers=False))
+    rough = log(start, tmp_path, line(data, "instruct", "mixed", "rough", *flags, "--quantize", "4bit", towers=False))
+    assert [row["loss"] for row in rough] == pytest.approx([row["loss"] for row in exact], rel=0.1)
+    folders = [load_file(folder / "model.safetensors") for folder in (data / "aligned", tmp_path / "rough")]
+    moved = [name for name, value in folders[0].items() if not torch.equal(value, folders[1][name])]
+    assert all("_proj" in name for name in moved) and any("down_proj" in name for name in moved)

@@ -17,7 +17,8 @@ from vlmkit.cli.options import MODEL, Device, Errors, Run, Seed, model_option, o
 from vlmkit.cli.screen import for_person, print_facts
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.terminal import Failures, Output, stdin_is_terminal, warn
-from vlmkit.train.config import KINDS, LORA_LR, SETTINGS, TYPES, load_config, name_of, stages_with
+from vlmkit.train.config import KINDS, SETTINGS, TYPES, load_config, name_of, stages_with
+from vlmkit.train.presets import LORA_LR
 from vlmkit.train.settings import TRAINED, Stage
 
 CHECK = "check"
@@ -61,7 +62,7 @@ GROUPS = {  # of settings, by field
     "beta2",
     "Loss": "loss beta label_smoothing loss_weighting balance l2 dropout feature_dropout",
     "Checkpoints and logs": "best save_steps keep log_every report_to",
-    RUNNING: "precision compile attention cache_features checkpointing fsdp offload",
+    RUNNING: "precision masters compile attention cache_features checkpointing fsdp offload",
 }
 StageName = Annotated[Work, typer.Argument(metavar="STAGE", help=", ".join(Work) + ".")]
 Data = Annotated[

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import read_text
 from vlmkit.models.registry import CONNECTORS
+from vlmkit.train.presets import FROM_SCRATCH, HEADS, LORA_LR, PRESETS, PRETRAINED, REGISTERED, TINY
 from vlmkit.train.settings import ALL, LIMITS, PLAIN, Stage, setting
 
 TRACKERS = ("wandb", "tensorboard")
@@ -72,6 +73,10 @@ class TrainConfig:
         if self.workers is not None:
             return self.workers
         return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    def saves_shards(self) -> bool:
+        """Whether checkpoints are written by all processes, each its part."""
+        return False
 
     def computes_in(self) -> str:
         """The precision of the run, one of PRECISIONS."""
@@ -145,7 +150,9 @@ class VlmConfig(TrainConfig):
         stages=(Stage.INSTRUCT, Stage.PREFER),
         least=1,
     )
-    quantize: str | None = setting(None, "Hold the frozen language model in 4 bits (QLoRA; CUDA).", choices=("4bit",))
+    quantize: str | None = setting(
+        None, "Hold the frozen language model in 4 bits (QLoRA, by bitsandbytes).", choices=("4bit",)
+    )
     max_length: int = setting(2048, "Longest sample; the text of longer ones is cut.", "TOKENS", least=1)
     pack_length: int | None = setting(
         None, "Length of a row, which samples share; by default four pictures and more.", "TOKENS", stages=SFT, least=1
@@ -159,8 +166,22 @@ class VlmConfig(TrainConfig):
     attention: str = setting(
         "auto", "How packed rows attend; auto: flex on a GPU that has it, else mask.", choices=ATTENTIONS, stages=SFT
     )
+    masters: bool = setting(
+        True, "In bf16: compute on bf16 weights, of which fp32 masters are updated, not by autocast.", stages=SFT
+    )
     fsdp: bool = setting(False, "Under torchrun: shard the model over the processes (FSDP2), not copies.", stages=SFT)
     offload: bool = setting(False, "With --fsdp: keep the shards in main memory between their turns.", stages=SFT)
+
+    def has_masters(self) -> bool:
+        """Whether the run computes on bfloat16 weights of which it updates float32 masters.
+
+        Where a projector or adapters alone are trained, these stay float32: they are small.
+        """
+        whole = self.train_vision or (self.stage is Stage.INSTRUCT and not self.lora)
+        return self.masters and whole and not self.quantize and self.computes_in() == "bf16"
+
+    def saves_shards(self) -> bool:
+        return self.fsdp or self.has_masters()
 
 
 # LLaVA-1.5 (Liu and others, 2023, table 9); TinyLLaVA (Zhou and others, 2024) for the small language models.
@@ -212,27 +233,6 @@ KINDS: tuple[type[TrainConfig], ...] = (
     *(AlignConfig, InstructConfig, PreferConfig),
     HeadConfig,
 )
-TINY = "tiny"  # a model, or towers, with new weights
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "contrastive": {
-        "debug": {"start": TINY, "batch_size": 16, "steps": 20, "log_every": 1, "save_steps": 5},
-        "small": {"start": "ViT-B-32:laion2b_s34b_b79k", "batch_size": 256, "epochs": 5.0},
-        "full": {"start": "ViT-B-16", "batch_size": 4096, "accumulate": 16, "epochs": 32.0, "warmup": 0.05},
-    },
-    "vlm": {
-        "debug": {"vision": TINY, "llm": TINY, "batch_size": 8, "steps": 20, "log_every": 1, "save_steps": 5}
-        | {"lr": 1e-3, "projector_lr": 1e-3, "image_aspect": "crop"},
-        "small": {"vision": "openai/clip-vit-base-patch32", "llm": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-        | {"batch_size": 64, "lr": 1e-4, "projector_lr": 1e-3},
-        "full": {"vision": "openai/clip-vit-large-patch14-336", "llm": "Qwen/Qwen2.5-0.5B-Instruct"},
-    },
-}
-REGISTERED = {"vision": "efficientnet-lite0", "text": "all-minilm-l6-v2"}
-LORA_LR = 2e-4
-# A high rate quietly destroys pretrained weights: a third of that of WiSE-FT (Wortsman and others, 2022).
-PRETRAINED = {"lr": 1e-5, "weight_decay": 0.1}
-FROM_SCRATCH = {"lr": 5e-4, "weight_decay": 0.2}  # OpenCLIP (Cherti and others, 2023)
-HEADS = {"lr": 1e-4, "weight_decay": 0.2}  # new heads on pretrained towers
 USUAL = "config.toml: "
 RENAMED = {"out": "output", "start": "from", "patience": "early-stop"}
 

@@ -18,6 +18,7 @@ from vlmkit.train.contrastive.losses import Objective
 from vlmkit.train.contrastive.model import DualEncoder
 from vlmkit.train.contrastive.run import open_model, plan, steps_of
 from vlmkit.train.contrastive.sampler import run_batches
+from vlmkit.train.cost import EFFICIENCY, Sizes, flops, memory
 from vlmkit.train.data.loader import rate_of
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.distributed import world
@@ -31,8 +32,6 @@ from vlmkit.train.vlm.sft import loader_of
 
 TRIAL = 8  # pictures that contrastive training is tried on
 SIDE = 2048  # of the matrices whose product measures the speed of the machine
-EFFICIENCY = 0.4  # the share of that speed that training reaches
-ACTIVATIONS = 34  # bytes a token, layer and channel at 16 bits (Korthikanti and others, 2022, equation 1)
 
 
 def estimate(config: ContrastiveConfig | VlmConfig, failures: Failures, quiet: bool = False) -> dict[str, Any]:
@@ -109,28 +108,24 @@ def _vlm(config: VlmConfig, failures: Failures, quiet: bool) -> dict[str, Any]:
         add_adapters(prepared.vlm.model, config)
     model: Any = prepared.vlm.model
     parameters = _parameters(model)
-    refs = prepared.refs[: min(config.batch_size // config.accumulate, 64)]
+    parts = config.accumulate * world()
+    refs = prepared.refs[: min(config.batch_size // parts, 64)]
     blank = torch.zeros(3, prepared.vlm.vision.image_size, prepared.vlm.vision.image_size)
     groups = GroupDataset(prepared.training, lambda *_: blank, 1, 0)
     batch = collate(prepared.packer, [groups.read(ref) for ref in refs])
     scale = config.batch_size / len(refs)
-    tokens = batch["tokens"] * scale
-    text = model.config.text_config
-    width = 1 if config.device == "cuda" else 2  # float32 where there is no bfloat16
-    activations = ACTIVATIONS * width * text.hidden_size * text.num_hidden_layers * tokens / config.accumulate
-    activations += 8 * text.vocab_size * len(batch["labels"]) * scale / config.accumulate
-    if config.checkpointing:
-        activations /= text.num_hidden_layers**0.5
-    memory = activations  # and weights; of what is trained gradient and AdamW's two moments too
-    memory += sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
-    language = sum(p.numel() for p in model.model.language_model.parameters())
-    tower = sum(p.numel() for p in model.model.vision_tower.parameters())
+    tokens, once = batch["tokens"] * scale, batch["slots"] * scale / parts  # of a step, of a micro-batch with padding
+    if config.stage != "prefer":
+        once = min(once, max(config.max_tokens_per_batch, batch["input_ids"].shape[1]))
     pictures = 0 if batch["pixel_values"] is None else len(batch["pixel_values"]) * scale
-    # Forward and backward through the language model, weights' gradients where they are trained; the tower forward.
-    flops = tokens * (4 * language + 2 * parameters["trainable_parameters"])
-    flops += 2 * pictures * prepared.vlm.image_tokens * tower
-    seconds = prepared.steps * flops / (EFFICIENCY * _speed(config.device))
-    taken = (pictures or scale * sum(map(len, (groups.groups[ref.group].samples for ref in refs)))) / seconds
+    sizes = sizes_of(model)
+    how: dict[str, Any] = {"masters": config.saves_shards(), "checkpointing": config.checkpointing}
+    how["shards"] = world() if config.fsdp else 1
+    number = 4 if config.computes_in() == "fp32" else 2
+    needed = memory(sizes, once, round(len(batch["labels"]) * scale / parts), number, **how)
+    work = flops(sizes, tokens, pictures * prepared.vlm.image_tokens) / world()
+    seconds = prepared.steps * work / (EFFICIENCY * _speed(config.device))
+    taken = (pictures or scale * sum(map(len, (groups.groups[ref.group].samples for ref in refs)))) / seconds / world()
     rates = {} if config.cache_features else _vlm_loading(prepared, prepared.steps * taken, quiet)
     return {
         "stage": config.stage,
@@ -138,7 +133,7 @@ def _vlm(config: VlmConfig, failures: Failures, quiet: bool) -> dict[str, Any]:
         "samples": int(prepared.training.sizes.values.sum()),
         "steps": prepared.steps,
         "tokens_per_step": round(tokens),
-        "memory_gb": float(f"{memory / 2**30:.3g}"),
+        "memory_gb": float(f"{needed / 2**30:.3g}"),
         "seconds": float(f"{seconds:.3g}"),
         **rates,
     }
@@ -167,6 +162,21 @@ def _loading(rates: dict[str, float], taken: float, config: Any, quiet: bool) ->
         what = f"reading alone gives {rate:.0f} {name} a second, the model could take about {taken:.0f}"
         warn(f"{what}: it will wait; more --workers on more cores and smaller picture files help{cached}")
     return {f"loader_{name}_per_s": round(rate, 1) for name, rate in rates.items()} | {"workers": config.loaders()}
+
+
+def sizes_of(model: Any) -> Sizes:
+    """The sizes of a LLaVA that is ready to train."""
+    text = model.config.text_config
+    return Sizes(
+        trained=_parameters(model)["trainable_parameters"],
+        frozen_bytes=sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad),
+        language=sum(p.numel() for p in model.model.language_model.parameters()),
+        tower=sum(p.numel() for p in model.model.vision_tower.parameters()),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner=getattr(text, "intermediate_size", 4 * text.hidden_size),
+        vocabulary=text.vocab_size,
+    )
 
 
 def _speed(device: str) -> float:

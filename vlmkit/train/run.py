@@ -12,7 +12,7 @@ from vlmkit.train.checks import check
 from vlmkit.train.data.loader import explain_lost_worker
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.report import show
-from vlmkit.train.distributed import deterministic, join_processes, leave_processes, rank, rank_zero_only
+from vlmkit.train.distributed import blind_hosts, deterministic, join_processes, leave_processes, rank, rank_zero_only
 from vlmkit.train.trainer import CheckpointedTrainer, Log
 
 CURVES = "runs"  # what --report-to tensorboard writes
@@ -59,11 +59,13 @@ def run_stage(
         stack.enter_context(deterministic(config.device))
         with rank_zero_only():
             check(config)
+            join_processes(config.device)
+            check_shared(config, resume)
             start = begin(config, resume)
             if start.finished:
                 note(f"{config.out} is already finished")
+                leave_processes()
                 return config.out
-            join_processes(config.device)
             stack.enter_context(removed_unless_begun(config))
             stage: Stage = stack.enter_context(prepare(config, failures, quiet))
             folder = open_run(config, stage.data, start.checkpoint is not None)
@@ -85,6 +87,20 @@ def run_stage(
                 (made / "README.md").write_text(stage.card(trainer))
     leave_processes()
     return config.out
+
+
+def check_shared(config: Any, resume: bool) -> None:
+    """Tell that hosts have no disk in common, which checkpoints need. Raises VlmkitError where the run needs it."""
+    place = config.out.absolute().parent
+    if not (hosts := blind_hosts(place)):
+        return
+    what = f"{place} is another folder on {', '.join(hosts)} than for the first process"
+    if resume or config.saves_shards():
+        raise VlmkitError(
+            f"{what}, and {'--resume reads' if resume else 'shards of checkpoints need'} one for all",
+            "name a folder on a disk that all nodes share",
+        )
+    warn(f"{what}: this run can end, but --resume will refuse: use a disk that all nodes share")
 
 
 def show_data(training: Mixture[Any], validation: Mixture[Any] | None, held_out: bool) -> None:

@@ -1,7 +1,8 @@
 """Training with weights, gradients and optimizer in shards, one a process (FSDP2), and checkpoints in shards.
 
 Each block is a unit of its own: gathered for its turn in the lower precision, freed after it. Gradients are summed in
-float32, and weights are updated in float32, as the optimizer holds them.
+float32, and weights are updated in float32, as the optimizer holds them. Where every process keeps a whole copy, the
+same makes it compute in bfloat16 on weights of bfloat16, of which float32 masters are updated.
 """
 
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
 from transformers import TrainingArguments
@@ -26,18 +28,31 @@ SHARDS = "shards"  # the folder within a checkpoint
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW knows of a weight, beside its steps
 
 
-def shard(model: nn.Module, device: str, dtype: torch.dtype, offload: bool) -> None:
-    """Spread `model` over all processes in place; it computes in `dtype`. With `offload` shards stay in main memory."""
+def shard(model: nn.Module, device: str, dtype: torch.dtype, spread: bool = True, offload: bool = False) -> None:
+    """Prepare `model` in place to compute in `dtype`, on weights that are updated in float32.
+
+    It is `spread` over all processes, or copied in each. With `offload` shards stay in main memory.
+    """
+    if not dist.is_initialized():  # one process that torchrun did not start
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     how: dict[str, Any] = {
-        "mesh": init_device_mesh(device, (world(),)),
+        "mesh": _mesh(device, spread),
         "mp_policy": MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
     }
     for block in blocks(model):
         fully_shard(block, **how)
     sharded: Any = fully_shard(model, **how)
+    sharded.reduces = True
     sharded.no_sync = partial(_without_reduction, sharded)  # as `Trainer` calls it for all but the last micro-batch
     sharded._is_accelerate_prepared = True  # accelerate shares a model out by itself else, and has no FSDP on CPUs
+
+
+def _mesh(device: str, spread: bool) -> DeviceMesh:
+    if spread:
+        return init_device_mesh(device, (world(),))
+    return init_device_mesh(device, (world(), 1), mesh_dim_names=("copies", "shards"))
 
 
 class ShardedArguments(TrainingArguments):
@@ -61,12 +76,14 @@ def free_gathered(model: nn.Module) -> None:
 
 @contextmanager
 def _without_reduction(model: Any) -> Iterator[None]:
-    """Leave it to a later backward pass to sum the gradients over the processes."""
+    """Leave it to a later backward pass to sum the gradients over the processes; within another one, after that one."""
+    before, model.reduces = model.reduces, False
     model.set_requires_gradient_sync(False)
     try:
         yield
     finally:
-        model.set_requires_gradient_sync(True)
+        model.reduces = before
+        model.set_requires_gradient_sync(before)
 
 
 class ShardedAdamW(torch.optim.AdamW):
@@ -97,7 +114,7 @@ def load_shards(weights: dict[str, Tensor], checkpoint: Path, optimizer: Optimiz
     state: dict[str, Any] = {"model": {name: value.detach() for name, value in weights.items()}}
     for name, weight in weights.items():
         if optimizer is not None and f"step.{name}" in kept:
-            steps = torch.zeros((), device=weight.device if optimizer.defaults["fused"] else None)
+            steps = torch.zeros((), device=weight.device)
             optimizer.state[weight] = {"step": steps} | {key: torch.zeros_like(weight) for key in MOMENTS}
             for key, value in optimizer.state[weight].items():
                 state.setdefault(key, {})[name] = value

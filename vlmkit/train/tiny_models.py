@@ -31,10 +31,10 @@ from transformers import (
 
 from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG
-from vlmkit.train.config import TINY
 from vlmkit.train.contrastive.two_towers import build
 from vlmkit.train.contrastive.two_towers import save as save_towers
 from vlmkit.train.data.samples import Captioned, Dialogue, Preference
+from vlmkit.train.presets import TINY
 
 VOCABULARY = 1024  # tokens, at most
 CONTEXT = 32  # tokens of a caption

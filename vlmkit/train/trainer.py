@@ -94,6 +94,8 @@ class CheckpointedTrainer(Trainer):
         self.watched: list[tuple[Tensor, int, Sequence[str]]] = []  # losses nobody looked at: with step and samples
         self.since = time.perf_counter()
         self.saving: str | None = None  # the checkpoint that is being written
+        if rest["args"].device.type == "cuda":
+            rest["args"]._n_gpu = 1  # `Trainer` would split each batch over all GPUs of the machine (nn.DataParallel)
         super().__init__(*args, **rest)
         self.folder = Path(self.args.output_dir or ".").parent
         self.remove_callback(PrinterCallback)

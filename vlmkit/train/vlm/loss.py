@@ -10,9 +10,10 @@ from transformers import LlavaForConditionalGeneration
 
 from vlmkit.models.llava.connectors import project, reads_text, tower_features
 from vlmkit.train.checkpoints import LoadedStrictly
+from vlmkit.train.cost import LABELS
 from vlmkit.train.vlm.attention import BLOCK, packed_attention_mask, packed_block_mask, uses_flex
 
-CHUNK = 2048  # labels whose logits are in memory at once
+CHUNK = LABELS
 BLOCK_ENDS = ".o_proj", ".down_proj"  # the last layers of attention and MLP, in Llama, Qwen and most others
 
 
@@ -24,9 +25,13 @@ class PackedLossModel(LoadedStrictly):
 
     accepts_loss_kwargs = True  # Trainer then leaves it to `compute_loss` to weigh micro-batches
 
-    def __init__(self, model: LlavaForConditionalGeneration, drop: float = 0.0, smoothing: float = 0.0) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, drop: float = 0.0, smoothing: float = 0.0, cached: bool = False
+    ) -> None:
+        """`cached`: it gets features of pictures, and the vision tower does not run."""
         super().__init__()
-        self.model, self.drop, self.smoothing = model, drop, smoothing
+        self.model, self.drop, self.smoothing, self.cached = model, drop, smoothing, cached
+        self.vision: Any = model.config.vision_config
         for name, block in model.model.language_model.named_modules() if drop else ():
             if name.endswith(BLOCK_ENDS):
                 block.register_forward_hook(self._dropped)
@@ -42,8 +47,6 @@ class PackedLossModel(LoadedStrictly):
         else:  # the logits of a chunk at a time, made again in the backward pass
             chunks = zip(hidden.split(CHUNK), labels.split(CHUNK), weights.split(CHUNK), strict=True)
             loss = torch.stack([checkpoint(self._loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
-        if inputs.get("pixel_values") is None:  # every process must have a gradient for the projector, or others wait
-            loss = loss + 0 * sum(p.sum() for p in self.model.model.multi_modal_projector.parameters())
         return loss
 
     def _loss(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -81,6 +84,8 @@ class PackedLossModel(LoadedStrictly):
                 text, mask = prompt_embeddings(embeds, is_image, segment_ids, label_positions, len(features))
             image = project(inner, features, text, mask).to(embeds.dtype)  # (P, Q, D)
             embeds = embeds.masked_scatter(is_image[..., None], image)
+        else:
+            embeds = embeds + 0 * self._image_of_nothing(embeds).sum()
         embeds = dropout(embeds, self.drop, self.training)
         width = input_ids.shape[1]
         if uses_flex(inner.language_model):
@@ -94,6 +99,20 @@ class PackedLossModel(LoadedStrictly):
             inputs_embeds=embeds, attention_mask=attended, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         return out[:, :width].flatten(0, 1)[label_positions]
+
+    def _image_of_nothing(self, embeds: Tensor) -> Tensor:
+        """(1, Q, D): a blank picture through tower and projector.
+
+        Other processes may have pictures: they gather and reduce each layer together, so all run all of them.
+        """
+        inner, vision = self.model.model, self.vision
+        side = vision.image_size
+        features = embeds.new_zeros(1, 1, vision.hidden_size)
+        if not self.cached:
+            features = tower_features(inner, embeds.new_zeros(1, 3, side, side))
+        features = features.to(next(inner.multi_modal_projector.parameters()).dtype)
+        first = embeds[:1, :1]
+        return project(inner, features, first, torch.ones_like(first[..., 0], dtype=torch.bool)).to(embeds.dtype)
 
 
 def prompt_embeddings(

@@ -76,9 +76,10 @@ class VlmStage:
         choose_attention(model.model.language_model, config.attention, config.device)
         if config.compile:
             compile_blocks(model)
-        learner, arguments = PackedLossModel(model, config.dropout, config.label_smoothing), TrainingArguments
-        if config.fsdp:
-            shard(learner, config.device, DTYPES[config.computes_in()], config.offload)
+        drops = config.dropout, config.label_smoothing
+        learner, arguments = PackedLossModel(model, *drops, config.cache_features), TrainingArguments
+        if config.saves_shards():
+            shard(learner, config.device, DTYPES[config.computes_in()], config.fsdp, config.offload)
             arguments = ShardedArguments
         return SftTrainer(
             learner,
@@ -119,7 +120,7 @@ def vlm_arguments(config: VlmConfig, folder: Path, steps: int) -> dict[str, Any]
     return training_arguments(config, folder, steps) | {
         "per_device_train_batch_size": config.batch_size // (config.accumulate * world()),
         "gradient_accumulation_steps": config.accumulate,
-        "bf16": config.computes_in() == "bf16" and not config.fsdp,  # which has no need of autocast
+        "bf16": config.computes_in() == "bf16" and not config.saves_shards(),  # no need of autocast
         "fp16": config.computes_in() == "fp16",
         "ddp_find_unused_parameters": False,
         "average_tokens_across_devices": False,
@@ -168,7 +169,7 @@ def row_length(vlm: Vlm) -> int:
 def open_model(config: VlmConfig, rows: Sequence[Any]) -> Vlm:
     """The model to train: of an earlier stage, from two towers, or tiny ones made on the spot for `rows`."""
     torch.manual_seed(config.seed)
-    four_bit = config.quantize is not None
+    four_bit = config.device if config.quantize else None
     if config.start is None:
         for flag, tower in (("--vision", config.vision), ("--llm", config.llm)):
             if tower is None:

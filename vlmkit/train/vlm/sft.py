@@ -72,9 +72,8 @@ class VlmTrainer(CheckpointedTrainer):
             config.weight_decay,
         )
         groups.sort(key=lambda group: group["lr"] != config.lr)  # the first one's rate is logged
-        fused = self.args.device.type == "cuda"
         kind = ShardedAdamW if units(self.model) else torch.optim.AdamW
-        self.optimizer = kind(groups, betas=(0.9, config.beta2), fused=fused)
+        self.optimizer = kind(groups, betas=(0.9, config.beta2), fused=True)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -116,7 +115,8 @@ class SftTrainer(VlmTrainer):
     def loss_divisor(self, batches: list[Any], device: torch.device) -> Tensor:
         """The weights of all labels of a step, in all processes."""
         weights = (part["weights"] for batch in batches for part in parts_of(batch))
-        return self.accelerator.gather(torch.tensor(sum(float(some.sum()) for some in weights), device=device)).sum()
+        own = sum(float(some.sum()) for some in weights)  # still in main memory
+        return self.accelerator.gather(torch.full((), own, device=device)).sum()
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Each part by itself; gradients are exchanged with the last one."""
@@ -150,13 +150,13 @@ class SftTrainer(VlmTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss over the labels of the validation data."""
         self.model_wrapped.eval()
-        total, count = torch.zeros(2, dtype=torch.float64)
+        losses, count = [], 0
         for inputs in self._validation_batches():
             with torch.no_grad(), self.compute_loss_context_manager():
-                total += self.model_wrapped(**inputs).double().cpu()
+                losses.append(self.model_wrapped(**inputs))
             count += len(inputs["labels"])
         self.model_wrapped.train()
-        metrics = {"eval_loss": float(total / count)}
+        metrics = {"eval_loss": float(torch.stack(losses).cpu().double().sum() / count)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
