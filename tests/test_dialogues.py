@@ -293,6 +293,12 @@ CHAT += [{"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}]
             [("<image>\nAdd.\n1 and 2", "3")],
         ),
         ({"image": "a.png", "question": "How many?", "answer": 2}, [("<image>\nHow many?", "2")]),
+        ({"img": "a.png", "question": "How many?", "response": 2}, [("<image>\nHow many?", "2")]),
+        ({"image_path": "a.png", "prompt": "What?", "completion": "A dog."}, [("<image>\nWhat?", "A dog.")]),
+        (
+            {"images": ["a.png"], "texts": [{"user": "1?", "assistant": "2", "source": "x"}] * 2},
+            [("<image>\n1?", "2"), ("1?", "2")],
+        ),
     ],
 )
 def test_forms_of_other_tools(tmp_path: Path, record: dict, turns: list) -> None:

@@ -5,7 +5,8 @@
 For each number of ROWS (10,000 and 1,000,000 unless given) a new process writes as many LLaVA conversations of two
 turns, four about each picture, then reads them (the first pass), counts their tokens, reads and counts again from what
 was kept, and goes through 100 micro-batches of 8 groups as the loader's workers do, without decoding. Prints one line
-each: seconds, and how far the peak of resident memory is above that before.
+each: seconds, and how far the peak of resident memory is above that before. Then the same of `train contrastive`: the
+first pass over as many captions, the batches of an epoch, 100 of them read.
 """
 
 import io
@@ -27,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlmkit.io.terminal import Failures
 from vlmkit.models.chat.templates import TEMPLATES
+from vlmkit.train.contrastive.sampler import batches, read_pictures
 from vlmkit.train.data.dataset import read_data
 from vlmkit.train.data.samples import parse_dialogues
 from vlmkit.train.vlm.batches import Order, OrderedSampler
@@ -41,12 +43,14 @@ SIZES = 10_000, 1_000_000
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--one"]:
+    kinds = {"--language": measure, "--contrastive": measure_contrastive}
+    if (kind := kinds.get("".join(sys.argv[1:2]))) is not None:
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), int(sys.argv[2]))
+            kind(Path(folder), int(sys.argv[2]))
         return
-    for size in map(int, sys.argv[1:] or map(str, SIZES)):
-        subprocess.run([sys.executable, __file__, "--one", str(size)], check=True)
+    for name in kinds:
+        for size in map(int, sys.argv[1:] or map(str, SIZES)):
+            subprocess.run([sys.executable, __file__, name, str(size)], check=True)
 
 
 def measure(folder: Path, count: int) -> None:
@@ -71,8 +75,31 @@ def measure(folder: Path, count: int) -> None:
         for ref in some:
             loader.read(ref)
     steps["100 micro-batches"] = time.perf_counter() - start
+    tell(f"{count} rows", steps, started)
+
+
+def measure_contrastive(folder: Path, count: int) -> None:
+    data = write(folder, count)
+    steps: dict[str, float] = {}
+    started = peak()
+    for name in ("", " again"):
+        start = time.perf_counter()
+        pictures: Any = read_pictures([str(data)], Failures(), workers=2)
+        steps["read" + name] = time.perf_counter() - start
+    start = time.perf_counter()
+    made = list(batches(pictures.rows.counts, 512, 1, 1, 0, 1, pictures.times(0)))
+    steps["batches of an epoch"] = time.perf_counter() - start
+    start = time.perf_counter()
+    for batch in made[:100]:
+        for number in batch.pictures:
+            pictures.rows[int(number)]
+    steps[f"{len(made[:100])} of 512 pictures"] = time.perf_counter() - start
+    tell(f"{count} captions of {len(pictures.rows)} pictures", steps, started)
+
+
+def tell(what: str, steps: dict[str, float], started: float) -> None:
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.items())
-    print(f"{count} rows: {took}; {peak() - started:.0f} MB more than the {started:.0f} MB before", flush=True)
+    print(f"{what}: {took}; {peak() - started:.0f} MB more than the {started:.0f} MB before", flush=True)
 
 
 def write(folder: Path, count: int) -> Path:
@@ -87,6 +114,7 @@ def write(folder: Path, count: int) -> Path:
             said += [("human", "and is it large?"), ("gpt", "no, it has eight by eight pixels")]
             conversation = [{"from": who, "value": text} for who, text in said]
             row = {"id": str(number), "image": f"{number % pictures}.png", "conversations": conversation}
+            row["captions"] = [f"a field of colour, number {number}"]
             file.write(json.dumps(row) + "\n")
     return folder / "rows.jsonl"
 

@@ -21,7 +21,7 @@ from vlmkit.io.remote import remote_stamp
 from vlmkit.io.sources import is_url
 from vlmkit.io.terminal import warn
 
-VERSION = 1  # of the form of what is kept
+VERSION = 2  # of the form of what is kept, and of how records are read
 FOLDER = ".vlmkit"
 STAMPS = "stamps.jsonl"  # of DATA, then of every file that was looked at
 THREADS = 16  # on a network drive each look takes its time

@@ -14,7 +14,8 @@ from vlmkit.io.values import text_of
 
 EMPTY: tuple[Any, ...] = (None, "", [])
 FORM_FIELDS = ("conversations", "question", "captions", "caption")
-REPLIES = "response", "output"  # of an `instruction`
+QUESTIONS = "instruction", "prompt", "query"
+REPLIES = "response", "output", "completion", "answer"
 SIDES = pattern(r"(?i)\b(left|right)")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "reply", "assistant": "reply"}
 SPEAKERS |= {"system": "system", "developer": "system"}
@@ -76,25 +77,35 @@ class Unusable(Exception):
 def in_usual_form(record: Record) -> Record:
     """`record` with the fields that `parse_dialogues` reads, where it has those of other tools. Raises Unusable.
 
-    `messages` of chat APIs become `conversations`, and the pictures that their parts name `images`; an `instruction`,
-    perhaps with `input`, and its `response` or `output` become `question` and `answer`.
+    `messages` of chat APIs, and `texts` of the Cauldron, become `conversations`, and the pictures that parts of them
+    name `images`; one of QUESTIONS, an `instruction` perhaps with `input`, becomes `question`, one of REPLIES `answer`.
     """
-    if any(record.get(name) not in EMPTY for name in FORM_FIELDS):
+    given = {name for name, value in record.items() if value not in EMPTY}
+    if given & {*FORM_FIELDS} - {"question"} or ("question" in given and given & {"answer", "answers"}):
         return record
-    if isinstance(messages := record.get("messages"), list) and messages:
-        named: list[str] = []
-        said = [_message(message, named) for message in messages]
-        rest = {name: value for name, value in record.items() if name != "messages"}
-        return rest | {"conversations": said} | ({"images": named} if named else {})
-    reply = next((name for name in REPLIES if record.get(name) not in EMPTY), None)
-    if record.get("instruction") in EMPTY or reply is None:
+    named: list[str] = []
+    for field, parse in (("messages", _message), ("texts", _exchange)):
+        if isinstance(parts := record.get(field), list) and parts:
+            said = [one for part in parts for one in parse(part, named)]
+            rest = {name: value for name, value in record.items() if name != field}
+            return rest | {"conversations": said} | ({"images": named} if named else {})
+    asked = next((name for name in ("question", *QUESTIONS) if name in given), None)
+    reply = next((name for name in REPLIES if name in given), None)
+    if asked is None or (reply is None and "chosen" not in given):
         return record
-    asked = [_text(record[name], name) for name in ("instruction", "input") if record.get(name) not in EMPTY]
-    rest = {name: value for name, value in record.items() if name not in ("instruction", "input", reply)}
-    return rest | {"question": "\n".join(asked), "answer": record[reply]}
+    words = [_text(record[name], name) for name in (asked, "input") if name in given]
+    rest = {name: value for name, value in record.items() if name not in (asked, "input", reply)}
+    return rest | {"question": "\n".join(words)} | ({"answer": record[reply]} if reply else {})
 
 
-def _message(message: Any, named: list[str]) -> Record:
+def _exchange(part: Any, named: list[str]) -> list[Record]:
+    """A part of `texts`, a question with its answer."""
+    if not isinstance(part, dict) or not {"user", "assistant"} <= part.keys():
+        raise Unusable("malformed conversation", "a text has no user and assistant")
+    return [{"from": "user", "value": part["user"]}, {"from": "assistant", "value": part["assistant"]}]
+
+
+def _message(message: Any, named: list[str]) -> list[Record]:
     """A part of `conversations`; the pictures that the content names are added to `named`."""
     if not isinstance(message, dict):
         raise Unusable("malformed conversation", "a message is not an object")
@@ -109,7 +120,7 @@ def _message(message: Any, named: list[str]) -> Record:
             named += [str(found)] * bool(found)
     if isinstance(content, list):
         content = "\n".join(_text(part.get("text"), "text") if part["type"] == "text" else MARK for part in content)
-    return {"from": message.get("role"), "value": content}
+    return [{"from": message.get("role"), "value": content}]
 
 
 def picture_names(record: Record) -> list[str]:
