@@ -32,11 +32,11 @@ STAGES = {
     Stage.ALIGN: """Train the projector between a vision tower and a language model, on captions.
 
     The first stage of a vision-language model; --vision and --llm name its towers, which stay as they are. --from
-    carries the folder that comes out into the stage instruct.""",
+    carries the folder that comes out into the stage instruct. With --from a BLIP-2 or InstructBLIP, its Q-Former.""",
     Stage.INSTRUCT: """Train the projector and the language model, on questions, conversations and captions.
 
     A sample has several pictures and turns, one, or none. --lora R trains adapters in place of the language model.
-    --from is the folder of the stage align, or mini.""",
+    --from is the folder of the stage align, or mini; or a BLIP-2 or InstructBLIP, whose Q-Former is trained.""",
     CHECK: """Check a trained folder: its files and weights, that it opens, sees and generates, and its card.
 
     DATA is the folder. A record a check says what is so, or what is wrong; then the command fails, too.""",

@@ -22,6 +22,8 @@ from vlmkit.train.cost import EFFICIENCY, Sizes, flops, memory
 from vlmkit.train.data.loader import rate_of
 from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.distributed import world
+from vlmkit.train.qformer.model import has_qformer
+from vlmkit.train.qformer.run import plan as plan_qformer
 from vlmkit.train.run import show_data
 from vlmkit.train.trainer import checked
 from vlmkit.train.vlm.batches import OrderedSampler
@@ -43,6 +45,8 @@ def estimate(config: ContrastiveConfig | VlmConfig, failures: Failures, quiet: b
     check(config)
     if isinstance(config, ContrastiveConfig):
         return _contrastive(config, failures, quiet)
+    if has_qformer(config.start):
+        return plan_qformer(config, failures, quiet)
     return _vlm(config, failures, quiet)
 
 

@@ -17,8 +17,10 @@ from vlmkit.io.files import read_text
 from vlmkit.io.records import name_of
 from vlmkit.models.head import open_head
 from vlmkit.models.load import load_chat_model, load_embedder
+from vlmkit.models.resolve import read_json
 from vlmkit.models.types import Hardware, Request, RequestError, Sampling
 from vlmkit.train.checkpoints import MARKERS, SETTINGS, checkpoints
+from vlmkit.train.qformer.model import has_qformer
 
 CARD = "README.md"
 TOKENS = 8  # to generate
@@ -49,7 +51,8 @@ def inspect_folder(folder: Path, device: str) -> Iterator[Finding]:
         return
     yield _finding("weights", partial(_weights, folder))
     stage = tomllib.loads(read_text(folder / SETTINGS, "train again"))["stage"]
-    yield from {"contrastive": _dual_encoder, "head": _head}.get(stage, _chat_model)(folder, device)
+    others = _qformer if has_qformer(str(folder)) else _chat_model
+    yield from {"contrastive": _dual_encoder, "head": _head}.get(stage, others)(folder, device)
 
 
 def _finding(check: str, look: Callable[[], str]) -> Finding:
@@ -130,25 +133,35 @@ def _chat_model(folder: Path, device: str) -> Iterator[Finding]:
             raise Wrong("all pictures look the same to it", "train align longer, or at a lower rate")
         return "pictures differ"
 
-    def generates() -> str:
-        model = load_chat_model(str(folder), Hardware(device))
-        pictures = map(model.preprocess, _pictures())
-        requests = [Request("what is this?", [picture], number=i) for i, picture in enumerate(pictures)]
-        found = model.answer(requests, Sampling(TOKENS))
-        for answer in found:
-            if isinstance(answer, RequestError):
-                raise Wrong(str(answer), answer.remedy)
-        if not any(answer.text.strip() for answer in found if not isinstance(answer, RequestError)):
-            raise Wrong("its answers are empty", "train it on more data, or for longer")
-        return f"up to {TOKENS} tokens about two pictures"
-
     yield (first := _finding("opens", opens))
     if first.remedy is not None:
         return
-    for check, look in (("image tokens", has_image_tokens), ("sees", sees), ("generates", generates)):
+    for check, look in (
+        ("image tokens", has_image_tokens),
+        ("sees", sees),
+        ("generates", partial(_generates, folder, device)),
+    ):
         yield _finding(check, look)
     vlm = opened[0]
     yield _finding("card", partial(_card, folder, {"connector": vlm.connector, "image tokens": str(vlm.image_tokens)}))
+
+
+def _qformer(folder: Path, device: str) -> Iterator[Finding]:
+    yield _finding("generates", partial(_generates, folder, device))
+    yield _finding("card", partial(_card, folder, {"model": read_json(folder / "config.json")["model_type"]}))
+
+
+def _generates(folder: Path, device: str) -> str:
+    model = load_chat_model(str(folder), Hardware(device))
+    pictures = map(model.preprocess, _pictures())
+    requests = [Request("what is this?", [picture], number=i) for i, picture in enumerate(pictures)]
+    found = model.answer(requests, Sampling(TOKENS))
+    for answer in found:
+        if isinstance(answer, RequestError):
+            raise Wrong(str(answer), answer.remedy)
+    if not any(answer.text.strip() for answer in found if not isinstance(answer, RequestError)):
+        raise Wrong("its answers are empty", "train it on more data, or for longer")
+    return f"up to {TOKENS} tokens about two pictures"
 
 
 def _features(vlm: Any, picture: Image.Image) -> torch.Tensor:

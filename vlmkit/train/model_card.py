@@ -65,6 +65,22 @@ def vlm_card(vlm: Vlm, config: VlmConfig, history: list[dict[str, Any]]) -> str:
     return _card(config, front, how, config.data, history, results)
 
 
+def qformer_card(config: VlmConfig, kind: str, opens: str, history: list[dict[str, Any]]) -> str:
+    """The card of a model of the type `kind` whose Q-Former was trained; the class `opens` opens it."""
+    adapted = f", and the language model by adapters of rank {config.lora}, merged" if config.lora else ""
+    how = f""", from {config.start}. Opens with `{opens}` of transformers.
+
+Trained: queries, Q-Former and language projection{adapted}; all else is as it was.
+
+| | |
+|---|---|
+| model | {kind} |"""
+    validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    results = [f"least validation loss {min(validation):.4f}"] if validation else []
+    front = "library_name: transformers\npipeline_tag: image-text-to-text\ntags: [vlmkit, blip-2]"
+    return _card(config, front, how, config.data, history, results)
+
+
 def _card(
     config: TrainConfig, front: str, how: str, data: list[str], history: list[dict[str, Any]], results: list[str]
 ) -> str:

@@ -40,9 +40,10 @@ class Blip2(SingleImageModel):
             raise VlmkitError(what, "download the model again")
 
     def _prompt(self, request: Request) -> str:
-        return " ".join(filter(None, [self._question(self._plain(request.prompt)), self._plain(request.start)]))
+        return " ".join(filter(None, [self.written(self._plain(request.prompt)), self._plain(request.start)]))
 
-    def _question(self, text: str) -> str:
+    @staticmethod
+    def written(text: str) -> str:
         """The prompt for a question; a text that is a prompt already is unchanged."""
         return f"Question: {text} Answer:" if text and not text.endswith("nswer:") else text
 
@@ -68,7 +69,8 @@ class InstructBlip(Blip2):
         self._processor.qformer_tokenizer.padding_side = "right"
         self._qformer_context = self._model.config.qformer_config.max_position_embeddings
 
-    def _question(self, text: str) -> str:
+    @staticmethod
+    def written(text: str) -> str:
         return text
 
     def _refusal(self, request: Request) -> str | None:

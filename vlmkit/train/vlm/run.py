@@ -29,6 +29,8 @@ from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.samples import parse_dialogues, parse_preferences
 from vlmkit.train.distributed import world
 from vlmkit.train.model_card import vlm_card
+from vlmkit.train.qformer.model import has_qformer
+from vlmkit.train.qformer.run import prepare as prepare_qformer
 from vlmkit.train.run import fingerprints, run_stage, show_data, split_data
 from vlmkit.train.sharding import ShardedArguments, shard
 from vlmkit.train.tiny_models import tiny_towers
@@ -247,4 +249,5 @@ def train(
     quiet: bool = False,
 ) -> Path:
     """Run the stage (see `run_stage`)."""
-    return run_stage(prepare, config, emit, failures, note, resume, quiet)
+    opens = prepare_qformer if has_qformer(config.start) else prepare
+    return run_stage(opens, config, emit, failures, note, resume, quiet)

@@ -62,10 +62,14 @@ class VlmTrainer(CheckpointedTrainer):
         """The batches that `sampler` names (see `loader_of`)."""
         return loader_of(self.config, groups, sampler, self.data_collator)
 
+    def rates(self) -> dict[str, float]:
+        """The rates of parameters by what their names contain; all others have that of --lr."""
+        return {PROJECTOR: self.config.projector_lr, TOWER: self.config.vision_lr}
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, projector and vision tower at rates of their own."""
+        """AdamW, with `rates`."""
         config: VlmConfig = self.config
-        own = {PROJECTOR: config.projector_lr, TOWER: config.vision_lr}
+        own = self.rates()
         groups = parameter_groups(
             model or self.model,
             lambda name: next((rate for part, rate in own.items() if part in name), config.lr),
@@ -154,7 +158,7 @@ class SftTrainer(VlmTrainer):
         for inputs in self._validation_batches():
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses.append(self.model_wrapped(**inputs))
-            count += len(inputs["labels"])
+            count += len(inputs["weights"])
         self.model_wrapped.train()
         metrics = {"eval_loss": float(torch.stack(losses).cpu().double().sum() / count)}
         self.log(dict(metrics))

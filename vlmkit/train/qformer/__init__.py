@@ -1,0 +1,1 @@
+"""`vlmkit train align` and `instruct` of a BLIP-2 or InstructBLIP: of its Q-Former, all else frozen."""
