@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
+from vlmkit.search import duplicates, neighbours
 from vlmkit.search.duplicates import Vectors, linked
 
 
@@ -40,6 +41,40 @@ def test_groups_are_those_of_brute_force(seed: int, count: int, threshold: float
     assert all(rows.lowest(group, group) >= threshold - 1e-5 for group in groups)
     if most > count**2:
         assert groups == brute_force(rows[:], threshold)
+
+
+def spread(count: int, noise: float) -> np.ndarray:
+    """Unit vectors around 20 centres, each third a near copy of the one before."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((20, 8))[random.integers(0, 20, count)] + noise * random.standard_normal((count, 8))
+    rows[3::3] = rows[2:-1:3] + 0.1 * random.standard_normal(rows[3::3].shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def keys(pairs: list[np.ndarray]) -> set[tuple[int, int]]:
+    return {(int(a), int(b)) for some in pairs for _, a, b in some}
+
+
+def test_many_rows_are_compared_with_near_ones(monkeypatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_COMPARED", 600)
+    stored, notes = spread(2000, 0.4), []
+    cells = neighbours.blocking(Vectors(stored, np.arange(2000)), 0.1**0.5)
+    assert cells is not None and cells.is_complete
+    near = Vectors(stored, np.arange(2000), False, notes.append)
+    exact = Vectors(stored, np.arange(2000), True)
+    assert keys(list(near.pairs(0.95, (64, 512)))) == keys(list(exact.pairs(0.95, (64, 512))))
+    assert list(linked(near, 0.95)) == list(linked(exact, 0.95))
+    assert notes == []
+
+
+def test_the_recall_is_told_where_rows_are_too_spread(monkeypatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_COMPARED", 100)
+    monkeypatch.setattr(duplicates, "DRAWN", 2000)
+    stored, notes = spread(2000, 1.0), []
+    found = keys(list(Vectors(stored, np.arange(2000), False, notes.append).pairs(0.8, (64, 512))))
+    there = keys(list(Vectors(stored, np.arange(2000), True).pairs(0.8, (64, 512))))
+    assert found < there
+    assert f"found {len(found):,} of the {len(there):,} pairs" in notes[0] and "--exact" in notes[0]
 
 
 def test_a_chain_is_not_one_group(vlmkit) -> None:

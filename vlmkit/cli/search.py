@@ -106,7 +106,7 @@ class DuplicateOptions:
     )
     threshold: Annotated[float, _of_duplicates("--threshold S", "The lowest score in a group.", min=-1, max=1)] = 0.95
     prefer: Annotated[Several, _of_duplicates("--prefer DIR", "Keep those under DIR. May be repeated.")] = None
-    exact: Annotated[bool, _of_duplicates("--exact", "Compare all pairs, however many: the default.")] = False
+    exact: Annotated[bool, _of_duplicates("--exact", "Compare all pairs, however many, not near ones.")] = False
     dry_run: Annotated[bool, _of_duplicates("--dry-run", "Tell what would be compared, and end.")] = False
 
 
@@ -333,7 +333,9 @@ def _groups(run: Run, index: "Index", copies: DuplicateOptions, among: "np.ndarr
     from vlmkit.search.search import Results
 
     how: dict[str, Any] = {} if run.quiet else {"note": warn}
-    groups = duplicates(index, copies.threshold, among, prefer=copies.prefer or [], workers=run.threads, **how)
+    groups = duplicates(
+        index, copies.threshold, among, prefer=copies.prefer or [], workers=run.threads, exact=copies.exact, **how
+    )
     for group in groups:
         pictures = [{"id": name, "image": name} for name in group["images"]] or [{"id": key} for key in group["ids"]]
         yield Results(f"{len(pictures)} alike, {group['score']:.3f}", [group], pictures)

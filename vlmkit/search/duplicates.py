@@ -2,7 +2,8 @@
 
 Names of one file are one picture, and so are files with the same bytes. Then pairs are joined from the nearest to the
 farthest, two groups only if every pair across them reaches the threshold (complete linkage): a chain of small steps
-does not end in one group. Where both files are there the pictures decide (see likeness), else the vectors.
+does not end in one group. Where both files are there the pictures decide (see likeness), else the vectors. Of many rows
+near ones alone are compared (see neighbours).
 """
 
 import hashlib
@@ -19,11 +20,13 @@ from vlmkit.index import Index
 from vlmkit.io.records import Record
 from vlmkit.io.sources import PictureError, Source, open_source
 from vlmkit.search.likeness import Likeness
+from vlmkit.search.neighbours import all_blocks, blocking
 
 ROWS = 1024  # of a block of the similarity matrix
 COLUMNS = 8192
 SLACK = 1e-6  # float32 makes 0.9999999 of the cosine of a vector with itself
 MAX_PAIRS = 10_000_000  # that wait to be joined, 120 MB; more are joined in turns
+DRAWN = 1000  # rows whose pairs tell the recall
 PAIR = np.dtype([("score", "<f4"), ("a", "<i4"), ("b", "<i4")])
 COPY_NAME = re.compile(r"\bcopy\b|\bkopie\b|\bcopie\b|\bcopia\b|[ _-]\(?\d{1,2}\)?$", re.IGNORECASE)
 
@@ -48,22 +51,26 @@ def duplicates(
     *,
     prefer: Sequence[str] = (),
     workers: int = 1,
+    exact: bool = False,
     note: Callable[[str], None] = lambda message: None,
 ) -> list[Record]:
     """One record a group: `ids`, `images` (the one to keep first), `score`, the lowest inside it, and the fields below.
 
     `kept` is the first of `images` and `why` it is; `files` has the facts of each, `same_file` the other names of those
     that have several. Groups come by descending score, then by their first id. Records of one and the same picture are
-    no duplicates; copies score 1. `among` are the slots to look at (sorted int64). `note` gets a message where pictures
-    are not there to be compared.
+    no duplicates; copies score 1. `among` are the slots to look at (sorted int64). Vectors too many and too spread for
+    all near ones to be compared are compared in part unless `exact`. `note` gets a message with the recall there, and
+    one where pictures are not there to be compared.
     """
     rows = _distinct(index, index.live() if among is None else among)
     if rows.missing:
         note(f"{rows.missing} pictures cannot be opened: their vectors decide what is a copy of them")
-    vectors = Vectors(index.vectors, np.array([slots[0] for slots in rows.slots], np.int64))
+    vectors = Vectors(index.vectors, np.array([slots[0] for slots in rows.slots], np.int64), exact, note)
     similarity = _Similarity(vectors, Likeness(rows.paths, threshold, workers))
     groups: list[Record] = []
     for group in linked(similarity, threshold):
+        if len(group) == 1 and len(rows.slots[group[0]]) == 1:
+            continue
         records = [index.record(int(slot)) for row in group for slot in rows.slots[row]]
         if len({record.get("image") or record["id"] for record in records}) > 1:
             score = round(min(1.0, similarity.lowest(group, group)), 6)
@@ -193,16 +200,27 @@ class Similarity(Protocol):
 
 
 class Vectors:
-    """Rows of a stored array as unit vectors (float32), read when they are needed."""
+    """Rows of a stored array as unit vectors (float32), read when they are needed.
 
-    def __init__(self, stored: np.ndarray, rows: np.ndarray) -> None:
+    `note` gets the recall where pairs are looked for among near rows and some of those are left out (not if `exact`).
+    """
+
+    def __init__(
+        self,
+        stored: np.ndarray,
+        rows: np.ndarray,
+        exact: bool = False,
+        note: Callable[[str], None] = lambda message: None,
+    ) -> None:
         self._stored = stored
         self._rows = rows
+        self._exact = exact
+        self._note = note
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, some: slice | list[int]) -> np.ndarray:
+    def __getitem__(self, some: slice | list[int] | np.ndarray) -> np.ndarray:
         found = self._stored[self._rows[some]].astype(np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
@@ -212,16 +230,38 @@ class Vectors:
         return min(float((self[some[i : i + ROWS]] @ right).min()) for i in range(0, len(some), ROWS))
 
     def pairs(self, threshold: float, block: tuple[int, int]) -> Iterator[np.ndarray]:
-        """Pairs of rows a < b with their cosines, a block of the upper triangle at a time."""
-        height, width = block
-        for top in range(0, len(self), height):
-            rows = self[top : top + height]
-            for left in range(top, len(self), width):
-                cosines = rows @ self[left : left + width].T  # (rows, columns)
-                a, b = np.nonzero(cosines >= threshold)
-                found = np.empty(len(a), PAIR)
-                found["score"], found["a"], found["b"] = cosines[a, b], a + top, b + left
-                yield found[found["a"] < found["b"]]
+        """Pairs of rows a < b with their cosines, those of a block at a time; some may come twice."""
+        cells = None if self._exact else blocking(self, max(0.0, 2 - 2 * threshold) ** 0.5)
+        if cells is None or cells.is_complete:
+            blocks = all_blocks(len(self), *block) if cells is None else cells.blocks(self, *block)
+            yield from (self._within(left, right, threshold) for left, right in blocks)
+            return
+        drawn = np.sort(np.random.default_rng(0).choice(len(self), DRAWN, replace=False))
+        seen: list[np.ndarray] = []
+        for left, right in cells.blocks(self, *block):
+            found = self._within(left, right, threshold)
+            seen.append(found[np.isin(found["a"], drawn) | np.isin(found["b"], drawn)])
+            yield found
+        every = range(0, len(self), block[1])
+        there = [self._within(drawn, np.arange(i, min(i + block[1], len(self))), threshold) for i in every]
+        self._note(
+            f"near vectors alone are compared, which found {_different(seen):,} of the {_different(there):,} pairs of "
+            f"{DRAWN:,} rows drawn at random: --exact compares all pairs"
+        )
+
+    def _within(self, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
+        """Pairs of a row of `left` with one of `right` that reach the threshold (see PAIR)."""
+        cosines = self[left] @ self[right].T
+        reached = np.flatnonzero(cosines >= threshold)  # which is quicker than nonzero
+        i, j = np.divmod(reached, len(right))
+        found = np.empty(len(i), PAIR)
+        found["score"] = cosines[i, j]
+        found["a"], found["b"] = np.minimum(left[i], right[j]), np.maximum(left[i], right[j])
+        return found[found["a"] < found["b"]]
+
+
+def _different(pairs: list[np.ndarray]) -> int:
+    return len(np.unique(np.concatenate(pairs)[["a", "b"]]))
 
 
 class _Similarity:

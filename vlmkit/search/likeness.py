@@ -16,6 +16,7 @@ import numpy as np
 from vlmkit.io.executor import ahead
 from vlmkit.io.images import open_picture
 from vlmkit.io.sources import PictureError, open_source
+from vlmkit.search.neighbours import all_blocks, blocking
 
 SIDE = 192  # pixels of the pictures that are compared
 COARSE = 32  # pixels of those that all are compared by
@@ -27,7 +28,7 @@ LOW_CONTRAST = 24.0  # standard deviation of brightness under which differences 
 LEAST_CONTRAST = 3.0
 GREY = 6.0  # mean distance of colours from grey up to which a picture has none
 SLACK = 1.1  # of the lower bound: scaling to another size is not exact
-BLOCK = 1 << 23  # distances at a time
+BLOCK = 1024, 8192  # rows compared at a time
 PAIRS = 4096  # compared at a time
 
 
@@ -85,14 +86,16 @@ class Likeness:
         rows = np.flatnonzero(self.rows)
         signatures = _signatures(self._coarse[rows])
         squares = np.einsum("nd,nd->n", signatures, signatures)
-        block = max(16, BLOCK // max(1, len(rows)))
-        for top in range(0, len(rows), block):
-            some = slice(top, top + block)
-            distances = squares[some, None] + squares[None, top:] - 2 * signatures[some] @ signatures[top:].T
-            a, b = np.nonzero(np.triu(distances <= limit**2, 1))
+        cells = blocking(signatures, limit)
+        is_complete = cells is not None and cells.is_complete
+        blocks = cells.blocks(signatures, *BLOCK) if cells and is_complete else all_blocks(len(rows), *BLOCK)
+        for left, right in blocks:
+            distances = squares[left, None] + squares[None, right] - 2 * signatures[left] @ signatures[right].T
+            i, j = np.divmod(np.flatnonzero(distances <= limit**2), len(right))
+            a, b = np.minimum(left[i], right[j]), np.maximum(left[i], right[j])
+            a, b = a[a < b], b[a < b]
             for start in range(0, len(a), PAIRS):
-                ours, theirs = rows[top + a[start : start + PAIRS]], rows[top + b[start : start + PAIRS]]
-                yield from self._near(ours, theirs, limit)
+                yield from self._near(rows[a[start : start + PAIRS]], rows[b[start : start + PAIRS]], limit)
 
     def _near(self, ours: np.ndarray, theirs: np.ndarray, limit: float) -> Iterator[tuple[int, int, list[int]]]:
         left, right = self._coarse[ours].astype(np.float32), self._coarse[theirs].astype(np.float32)
