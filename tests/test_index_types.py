@@ -59,7 +59,7 @@ def test_each_type(tmp_path: Path, kind: str) -> None:
         assert index.info()["type"] == kind
         for query, hits in zip(queries, index.search(queries, 5), strict=True):
             for hit in hits:  # the score is the cosine to what is stored, whatever the type
-                assert hit.score == pytest.approx(float(index.vector(hit.slot) @ query), abs=1e-5)
+                assert hit.score == pytest.approx(float(index.vectors_at([hit.slot])[0] @ query), abs=1e-5)
     if kind in ("hnsw", "ivf", "ivfpq"):
         assert recall(folder, queries) >= 0.95
 
@@ -203,7 +203,7 @@ def test_reading_interface(tmp_path: Path) -> None:
         assert index.live().tolist() == [0, 2, 3, 4]
         assert (index.slot_of("3"), index.slot_of("1"), index.slot_of("x")) == (3, None, None)
         assert [(slot, record["id"]) for slot, record in index.records()] == [(s, str(s)) for s in (0, 2, 3, 4)]
-        assert np.array_equal(index.vector(2), vectors[2].astype(np.float16).astype(np.float32))
+        assert np.array_equal(index.vectors_at([2])[0], vectors[2].astype(np.float16).astype(np.float32))
         with pytest.raises(VlmkitError):
             index.record(1)
 

@@ -215,7 +215,7 @@ class Index:
         """The unit vector of the record with the id `key`, (D,) float32."""
         from vlmkit.search.query import slots_of
 
-        return self._reader.vector(slots_of(self._reader, [key])[0])
+        return self._reader.vectors_at(slots_of(self._reader, [key]))[0]
 
     def records(self) -> Iterator[Record]:
         """Every record, without its embedding."""

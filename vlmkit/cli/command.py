@@ -16,15 +16,18 @@ EVERYWHERE = ("--device", "--batch-size", "--workers", "--seed")  # scripts may 
 ENDING = (FILES, RUNNING, LAST)  # the headings that come last
 
 
-def option(spec: str, help: str, *, group: str = "", needs: Sequence[str] = (), **settings: Any) -> Any:
+def option(
+    spec: str, help: str, *, group: str = "", needs: Sequence[str] = (), repeats: bool = False, **settings: Any
+) -> Any:
     """An option of typer from its names and the placeholder of its value, as in `-m, --model MODEL`.
 
-    `group` is its heading in the help; it is refused unless one of the parameters `needs` is given, too.
+    `group` is its heading in the help; it is refused unless one of the parameters `needs` is given, too. With `repeats`
+    its `parser` gets the list of all values of the command line, and one text from elsewhere.
     """
     *others, last = spec.split(", ")
     name, _, metavar = last.partition(" ")
     made: Any = typer.Option(*others, name, metavar=metavar or None, help=help, **settings)
-    made.group, made.needs = group, needs
+    made.group, made.needs, made.repeats = group, needs, repeats
     return made
 
 
@@ -35,6 +38,7 @@ class Command(ConfiguredCommand):
     """
 
     needs: ClassVar[Mapping[str, Sequence[str]]] = {}
+    repeats: ClassVar[Mapping[str, bool]] = {}
 
     def make_parser(self, ctx: Any) -> Any:
         parser = super().make_parser(ctx)
@@ -42,6 +46,9 @@ class Command(ConfiguredCommand):
         for name in EVERYWHERE:
             if name not in taken:
                 parser.add_option(obj=self, opts=[name], dest=name)
+        for param in self.params:
+            if self.repeats.get(param.name):
+                parser.add_option(obj=param, opts=param.opts, dest=param.name, action="append")
         return parser
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -99,6 +106,7 @@ def enter(app: typer.Typer, function: Callable[..., Exit | None]) -> None:
     facts = {
         "groups": {each.parameter.name: each.group for each in made},
         "needs": {each.parameter.name: _info(each.parameter, "needs") for each in made},
+        "repeats": {each.parameter.name: bool(_info(each.parameter, "repeats")) for each in made},
         "topics": getattr(function, "topics", None),
     }
     app.command(cls=type("Command", (Command,), facts))(with_groups)

@@ -36,6 +36,7 @@ Files = Annotated[
     ),
 ]
 Several = list[str] | None
+TO_HELP = "Copy all records to qdrant:URL/COLLECTION, or qdrant:FOLDER/COLLECTION; again: what changed."
 TYPE_HELP = "auto, flat (exact), hnsw, ivf, ivfpq, or a FAISS factory string."
 
 
@@ -78,6 +79,7 @@ class Reports:
     info: Annotated[bool, option("--info", "Print what the index holds, as one JSON object.")] = False
     verify: Annotated[bool, option("--verify", "Check the index; exit code 2 if it is damaged.")] = False
     dump: Annotated[bool, option("--dump", "Write every record with its embedding.")] = False
+    to: Annotated[str | None, option("--to STORE", TO_HELP)] = None
     form: Annotated[
         Format | None, option("--format", "Form of --dump.", needs=["dump"], show_default="as the name of -o says")
     ] = None
@@ -112,6 +114,8 @@ def index(
     _check_flags(files, changes, reports)
     check_outputs(files or [], reports.output, errors)
     folder = index_folder(index)
+    if reports.to is not None:
+        return _copy(run, folder, reports.to)
     if reports.dump or reports.info or reports.verify:
         return _report(folder, reports, json)
     if changes.prune and not changes.force:
@@ -153,11 +157,13 @@ def _check_flags(files: list[str] | None, changes: Changes, reports: Reports) ->
     """Raise VlmkitError for flags that contradict each other or do nothing."""
     changed = {"FILE": files} | {f"--{name}": getattr(changes, name) for name in ("type", "remove", "prune", "merge")}
     changing = [name for name, value in changed.items() if value is not None and value != []]
-    reporting = [f"--{name}" for name in ("dump", "info", "verify") if getattr(reports, name)]
+    reporting = [f"--{name}" for name in ("dump", "info", "verify", "to") if getattr(reports, name)]
     if changing and reporting:
         raise VlmkitError(f"{reporting[0]} changes nothing, so it excludes {changing[0]}", "run one after the other")
-    if "--dump" in reporting and reporting != ["--dump"]:
-        raise VlmkitError(f"--dump excludes {reporting[1]}", "run one after the other")
+    for alone in ("--dump", "--to"):
+        if alone in reporting and reporting != [alone]:
+            (other, *_) = (name for name in reporting if name != alone)
+            raise VlmkitError(f"{alone} excludes {other}", "run one after the other")
     if "FILE" in changing and ("--remove" in changing or "--merge" in changing):
         flag = "--remove" if "--remove" in changing else "--merge"
         raise VlmkitError(
@@ -183,6 +189,25 @@ def _report(folder: "Path", reports: Reports, json: bool) -> Exit:
             out.write_records([opened.info()])
         if reports.dump:
             out.write_records(opened.dump(), reports.form and reports.form.value)
+    return Exit.OK
+
+
+def _copy(run: Common, folder: "Path", to: str) -> Exit:
+    """Copy the index into a vector store, and tell how many records were put in, were there, and are there now."""
+    from vlmkit.index import Index
+    from vlmkit.index.vector_stores.base import load_store
+    from vlmkit.index.vector_stores.copying import Copied, copy
+
+    store_class, address = load_store(to)
+    with Index(folder) as index, store_class.create(address, index.model, index.dim) as store:
+        copied, count = Copied(), len(index)
+        for _ in progress(copy(index, store, copied), quiet=run.quiet, unit="records", count=lambda: count):
+            pass
+    if not run.quiet:
+        done = f"{copied.added:,} records added, {copied.changed:,} replaced, {copied.kept:,} there already"
+        warn(f"{done}: {to} holds {copied.total:,}")
+    if (others := copied.total - count) > 0:
+        warn(f"{others:,} records of {to} are not in this index: they were left there")
     return Exit.OK
 
 

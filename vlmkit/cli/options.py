@@ -247,6 +247,13 @@ Via = Annotated[
         group=MODEL,
     ),
 ]
+
+
+def _one_a_line(names: str | list[str]) -> str:
+    """Names as one text: what the command line repeats comes as a list, but a text from everywhere else."""
+    return names if isinstance(names, str) else "\n".join(names)
+
+
 IndexName = Annotated[
     str,
     option(
@@ -254,6 +261,17 @@ IndexName = Annotated[
         "Index: a path (has / or .) or a name under $XDG_DATA_HOME/vlmkit.",
         envvar="VLMKIT_INDEX",
         group="Index",
+    ),
+]
+IndexNames = Annotated[
+    str,
+    option(
+        "-i, --index INDEX",
+        "Index: a path (has / or .), a name under $XDG_DATA_HOME/vlmkit, qdrant:URL/NAME. Repeated: as if merged.",
+        envvar="VLMKIT_INDEX",
+        group="Index",
+        parser=_one_a_line,
+        repeats=True,
     ),
 ]
 Images = Annotated[str | None, option("--images DIR", "Folder of relative image fields in records.", group=FILES)]

@@ -16,7 +16,7 @@ from vlmkit.cli.options import (
     AllowPrivate,
     EmbedPrecision,
     Errors,
-    IndexName,
+    IndexNames,
     Run,
     Via,
     check_via,
@@ -33,7 +33,7 @@ from vlmkit.io.walk import LeftOut
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlmkit.index import Index
+    from vlmkit.index import Index, VectorIndex
     from vlmkit.models.types import Embedder
     from vlmkit.search.query import Query
     from vlmkit.search.search import Results, SearchOptions
@@ -120,7 +120,7 @@ def search(
     copies: DuplicateOptions,
     shown: DisplayOptions,
     query: QueryText = None,
-    index: IndexName = "default",
+    index: IndexNames = "default",
     model: ModelFolder = None,
     precision: EmbedPrecision = None,
     via: Via = None,
@@ -155,7 +155,7 @@ def search(
     conditions must all hold. Numbers compare as numbers; a record without the field does not match. mtime, ctime and
     taken compare with a year, a date, or a date and time, in local time: mtime>2024 is after that year.
     """
-    from vlmkit.index import Index, index_folder
+    from vlmkit.index.opening import open_index
     from vlmkit.search.query import Query, load_model
 
     parts = Query(query or [], wanted.image or [], wanted.minus or [], wanted.like or [], wanted.allow_private)
@@ -166,13 +166,13 @@ def search(
     judged = form.for_person and parts.is_words
     left_out = LeftOut()
     summary = run.summary(left_out, brief=True)
-    with Index(index_folder(index)) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
+    with open_index(index.split("\n")) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
         among = _among(opened, chosen.where or [], quiet=run.quiet)
-        candidates = len(opened) if among is None else len(among)
+        candidates = cache(lambda: len(opened if among is None else among))  # of several indexes it takes a while
         if copies.dry_run:
-            return _report_survey(opened, among, shown.output)
+            return _report_survey(_one_folder(opened), among, shown.output)
         if copies.duplicates:
-            results: Iterable[Results] = islice(_groups(run, opened, copies, among), chosen.k)
+            results: Iterable[Results] = islice(_groups(run, _one_folder(opened), copies, among), chosen.k)
             unlimited: Callable[[], Iterable[Results | Failed]] = tuple
         else:
             open_model = partial(run.load, precision=precision, via=via, quick_texts=True)
@@ -182,26 +182,29 @@ def search(
             unlimited = partial(found, replace(options, min_score=-math.inf, min_relative=-math.inf))
             results = failures.filter_failures(found(options))
             if judged:
-                results = with_matches(results, candidates, keep_scores=chosen.relative, quiet=run.quiet)
+                results = with_matches(results, candidates(), keep_scores=chosen.relative, quiet=run.quiet)
         out = files.enter_context(Output(shown.output))
         page = files.enter_context(Output(shown.html)) if shown.html is not None else None
         title = f"vlmkit search {'--duplicates' if copies.duplicates else wanted.queries or parts}"
         count = write_results(results, form, out, page, title)
         exit_code = failures.exit_code()
         no_queries = wanted.queries is not None and not failures.seen
-        if candidates and not (count or no_queries or failures.count or run.quiet):
-            warn(f"nothing found: {_why_nothing(candidates, parts, wanted, chosen, copies, unlimited)}")
+        if not (count or no_queries or failures.count or run.quiet):
+            if candidates():
+                warn(f"nothing found: {_why_nothing(candidates(), parts, wanted, chosen, copies, unlimited)}")
+            elif among is None:
+                _tell_empty(opened)
     return exit_code or (Exit.OK if count or no_queries else Exit.NOTHING_FOUND)
 
 
-def _among(index: "Index", conditions: list[str], *, quiet: bool) -> "np.ndarray | None":
-    """The slots that meet `conditions`, None without any; what is wrong with those that nothing meets is told."""
+def _among(index: "VectorIndex", conditions: list[str], *, quiet: bool) -> Any:
+    """The records that meet `conditions`, None without any; what is wrong with those that nothing meets is told."""
     from vlmkit.index.where import parse_condition
 
-    if not len(index) and not quiet:
-        warn(f"nothing found: the index at {index.folder} is empty: fill it with vlmkit embed photos/ | vlmkit index")
     if not conditions:
         return None
+    if not len(index) and not quiet:
+        _tell_empty(index)
     parsed = [parse_condition(text) for text in conditions]
     among = index.where(parsed)
     doubtful = parsed if not len(among) else [c for c in parsed if c.operator not in ("=", "~")]
@@ -211,6 +214,10 @@ def _among(index: "Index", conditions: list[str], *, quiet: bool) -> "np.ndarray
     for note in notes:
         warn(note)
     return among
+
+
+def _tell_empty(index: "VectorIndex") -> None:
+    warn(f"nothing found: the index at {index.name} is empty: fill it with vlmkit embed photos/ | vlmkit index")
 
 
 def _why_nothing(
@@ -237,12 +244,12 @@ def _why_nothing(
 
 
 def _search_options(
-    index: "Index",
+    index: "VectorIndex",
     query: "Query",
     wanted: QueryOptions,
     chosen: ResultOptions,
     load: "Callable[[], Embedder]",
-    among: "np.ndarray | None",
+    among: Any,
     judged: bool,
 ) -> "SearchOptions":
     """How to search; `judged`: hits get their z-score, although only --relative shows it."""
@@ -253,7 +260,7 @@ def _search_options(
     reference = None
     if chosen.relative or judged:
         has_words = wanted.queries is not None or query.texts or query.minus
-        reference = text_vectors(load()) if index.state.model and has_words else picture_vectors(index)
+        reference = text_vectors(load()) if index.model and has_words else picture_vectors(index)
     least = {} if chosen.min_score is None else {"min_relative" if chosen.relative else "min_score": chosen.min_score}
     without = frozenset(slots_of(index, query.like))
     return SearchOptions(chosen.k or RESULTS, among, without, reference=reference, **least)
@@ -261,7 +268,7 @@ def _search_options(
 
 def _results(
     run: Run,
-    index: "Index",
+    index: "VectorIndex",
     query: "Query",
     wanted: QueryOptions,
     options: "SearchOptions",
@@ -276,7 +283,7 @@ def _results(
     from vlmkit.search.search import search_each, search_one
 
     if wanted.queries is not None:
-        vectors = _embed_queries(run, wanted.queries, index.state.model, load, wanted.allow_private, left_out)
+        vectors = _embed_queries(run, wanted.queries, index.model, load, wanted.allow_private, left_out)
         return search_each(index, vectors, options, run.batch(QUERY_BATCH))
     model = load() if query.needs_model else None
     if model and query.knows_nothing(model):
@@ -320,7 +327,17 @@ def _embed_queries(
     return own_vectors(items, fingerprint_of(made_by or ""), lambda some: vectors(some, load(), reuse=True, **how))
 
 
-def _report_survey(index: "Index", among: "np.ndarray | None", output: str | None) -> Exit:
+def _one_folder(index: "VectorIndex") -> "Index":
+    """`index`, in whose folder duplicates are looked for. Raises VlmkitError where it is not one folder."""
+    from vlmkit.index import Index
+
+    if isinstance(index, Index):
+        return index
+    what = f"--duplicates looks in one folder, not in {index.name}"
+    raise VlmkitError(what, "bring all into a new one: vlmkit index -i NEW --merge INDEX")
+
+
+def _report_survey(index: "Index", among: Any, output: str | None) -> Exit:
     from vlmkit.search.duplicates import survey
 
     with Output(output) as out:
@@ -328,7 +345,7 @@ def _report_survey(index: "Index", among: "np.ndarray | None", output: str | Non
     return Exit.OK
 
 
-def _groups(run: Run, index: "Index", copies: DuplicateOptions, among: "np.ndarray | None") -> "Iterator[Results]":
+def _groups(run: Run, index: "Index", copies: DuplicateOptions, among: Any) -> "Iterator[Results]":
     from vlmkit.search.duplicates import duplicates
     from vlmkit.search.search import Results
 

@@ -11,11 +11,13 @@ of a killed writer, and the next one deletes them.
 
 store: the folder, the database, its errors. reader, writer: records out and in. types: exact search and the
 approximate indexes, by name. ann: search by an approximate index; maintenance builds it. where, prune, verify: what
-their names say.
+their names say. base: what a search asks of any index; parts: several folders as one; vector_stores: indexes elsewhere;
+opening: which of these a name means.
 """
 
-from vlmkit.index.reader import Hit, Index, NoIndex
+from vlmkit.index.base import Hit, NoIndex, VectorIndex
+from vlmkit.index.reader import Index
 from vlmkit.index.store import State, index_folder
 from vlmkit.index.writer import Writer, decode_records
 
-__all__ = ["Hit", "Index", "NoIndex", "State", "Writer", "decode_records", "index_folder"]
+__all__ = ["Hit", "Index", "NoIndex", "State", "VectorIndex", "Writer", "decode_records", "index_folder"]

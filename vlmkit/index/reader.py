@@ -5,30 +5,18 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from vlmkit.errors import VlmkitError
 from vlmkit.index import store
 from vlmkit.index.ann import AnnIndex
+from vlmkit.index.base import Hit, NoIndex
 from vlmkit.index.types import choose, flat
 from vlmkit.index.where import Condition, explain, matching
 from vlmkit.io.records import Record, batched
 
 FETCHED = 500  # records in one query of SQLite; one by one they take longer than the search
-
-
-class Hit(NamedTuple):
-    """A record found, with its cosine and its slot."""
-
-    score: float
-    record: Record
-    slot: int
-
-
-class NoIndex(VlmkitError):
-    """There is no index, or nothing was ever saved in it."""
 
 
 class Index:
@@ -72,6 +60,18 @@ class Index:
 
     def __len__(self) -> int:
         return self.state.count
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    @property
+    def model(self) -> str | None:
+        return self.state.model
+
+    @property
+    def dim(self) -> int:
+        return self.state.dim
 
     def info(self) -> dict[str, Any]:
         """`path, model, dim, count, type, bytes, changed, reason`; `changed` is the local time of the last commit."""
@@ -135,9 +135,14 @@ class Index:
         with store.index_errors(self.folder):
             return np.arange(self.state.slots) if self._live is None else np.flatnonzero(self._live)
 
-    def vector(self, slot: int) -> np.ndarray:
-        """The stored vector of a slot, D float32."""
-        return self.vectors[slot].astype(np.float32)
+    def vectors_at(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The stored vectors of slots, N x D float32."""
+        return self.vectors[np.asarray(slots, np.int64)].astype(np.float32)
+
+    def sample(self, count: int) -> np.ndarray:
+        """The vectors of up to `count` records, evenly spaced (N x D float32)."""
+        live = self.live()
+        return self.vectors_at(live[np.linspace(0, len(live) - 1, min(len(live), count)).astype(np.int64)])
 
     def record(self, slot: int) -> Record:
         """The record in a live slot, without its embedding."""
@@ -183,7 +188,7 @@ class Index:
     def explain(self, conditions: Sequence[Condition]) -> list[str]:
         """Lines about conditions that no record can meet. Raises VlmkitError for an unknown field."""
         with store.index_errors(self.folder):
-            return explain(self.db, conditions)
+            return explain((record for _, record in self.records()), conditions)
 
     def where(self, conditions: Sequence[Condition]) -> np.ndarray:
         """The slots of the records that meet all `conditions`, ascending, int64."""

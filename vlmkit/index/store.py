@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlmkit.errors import VlmkitError
+from vlmkit.index.vector_stores import is_elsewhere
 from vlmkit.io.files import user_folder
 from vlmkit.io.records import Record, loads
 
@@ -83,6 +84,9 @@ def index_folder(name: str) -> Path:
     """The folder of an index: a path if it has a `/` or a `.`, else a name under `$XDG_DATA_HOME/vlmkit`."""
     if not name.strip() or "\0" in name:
         raise VlmkitError("the index has no name", "give -i (or $VLMKIT_INDEX) a name or a path")
+    if is_elsewhere(name):
+        what = f"{name} is a vector store, which only vlmkit search reads and vlmkit index --to fills"
+        raise VlmkitError(what, f"name an index in a folder; ./{name} is a folder of that name")
     if "/" in name or "." in name:
         return Path(name)
     folder = user_folder("data") / name

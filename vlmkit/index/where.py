@@ -10,7 +10,7 @@ import fnmatch
 import operator
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -74,19 +74,24 @@ def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> np.ndar
     """
     # Records hold names and texts as vlmkit writes them: looking for these bytes first is quicker.
     spelled = [dumps({name: 0})[1:-3] for condition in conditions for name in condition.field.split(".")]
-    texts = [c.value for c in conditions if c.operator == "=" and _kind(c) == "text"]
+    texts = [c.value for c in conditions if is_equal_text(c)]
     spelled += [dumps({"": text})[4:-2] for text in texts]
     spelled = list(dict.fromkeys(spelled))[:MOST_SPELLED]
     quick = " AND ".join(["instr(record, ?)"] * len(spelled)) or "1"
+    rows = db.execute(f"SELECT slot, record FROM records WHERE {quick} ORDER BY slot", spelled)
+    meets = predicate(conditions)
+    return np.fromiter((slot for slot, line in rows if meets(parse_record(line, slot))), np.int64)
+
+
+def predicate(conditions: Sequence[Condition]) -> Callable[[Record], bool]:
+    """Whether a record meets all `conditions`."""
     tests = [(c.field.split("."), c.operator == "!=", _test(c)) for c in conditions]
+    return lambda record: all(_meets(record, names, negated, test) for names, negated, test in tests)
 
-    def slots() -> Iterator[int]:
-        for slot, line in db.execute(f"SELECT slot, record FROM records WHERE {quick} ORDER BY slot", spelled):
-            record = parse_record(line, slot)
-            if all(_meets(record, names, negated, test) for names, negated, test in tests):
-                yield slot
 
-    return np.fromiter(slots(), np.int64)
+def is_equal_text(condition: Condition) -> bool:
+    """Whether only texts can meet `condition`, those that are the value itself."""
+    return condition.operator == "=" and _kind(condition) == "text"
 
 
 def _meets(record: Record, names: list[str], negated: bool, test: Callable[[Any], bool]) -> bool:
@@ -159,7 +164,7 @@ def _local_time(element: Any) -> str | None:
         return None
 
 
-def explain(db: sqlite3.Connection, conditions: Sequence[Condition]) -> list[str]:
+def explain(records: Iterable[Record], conditions: Sequence[Condition]) -> list[str]:
     """A line for each of `conditions` whose value cannot be compared with what the field holds: what to write instead.
 
     Raises VlmkitError for a field that is neither a field of records nor in the index. Records are read until there is
@@ -168,8 +173,7 @@ def explain(db: sqlite3.Connection, conditions: Sequence[Condition]) -> list[str
     kinds: dict[Condition, set[str]] = {condition: set() for condition in conditions}
     open_conditions = set(conditions)
     names: set[str] = set()
-    for slot, line in db.execute("SELECT slot, record FROM records"):
-        record = parse_record(line, slot)
+    for record in records:
         names |= record.keys()
         for condition in tuple(open_conditions):
             found, elements = _reach(record, condition.field.split("."))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmkit.errors import VlmkitError
-from vlmkit.index import Index
+from vlmkit.index import VectorIndex
+from vlmkit.index.base import Slot
 from vlmkit.io.images import open_picture
 from vlmkit.io.records import fingerprint_of, name_of
 from vlmkit.io.sources import PictureError, open_source
@@ -61,7 +62,7 @@ def weighted_file(name: str) -> tuple[float, str]:
     return (1.0, name) if found is None or os.path.lexists(name) else (float(found[1]), found[2])
 
 
-def query_vector(query: Query, index: Index, model: Embedder | None) -> np.ndarray:
+def query_vector(query: Query, index: VectorIndex, model: Embedder | None) -> np.ndarray:
     """One unit vector (1 x D float32): the weighted sum of the parts' unit vectors, those of `minus` subtracted.
 
     This is the arithmetic of rclip. `model` may be None where the query needs none. Raises VlmkitError for a picture or
@@ -81,7 +82,8 @@ def query_vector(query: Query, index: Index, model: Embedder | None) -> np.ndarr
             pictures = [_open(model, name, query.allow_private) for _, name in files]
             vectors.append(model.embed_images(np.stack(pictures)))
     weights += [1.0] * len(query.like)
-    vectors += [index.vector(slot)[None] for slot in slots_of(index, query.like)]
+    if query.like:
+        vectors.append(index.vectors_at(slots_of(index, query.like)))
     return combined(weights, np.concatenate(vectors))
 
 
@@ -105,26 +107,26 @@ def _open(model: Embedder, name: str, allow_private: bool) -> np.ndarray:
     return model.preprocess(image)
 
 
-def slots_of(index: Index, ids: Sequence[str]) -> list[int]:
+def slots_of(index: VectorIndex, ids: Sequence[str]) -> list[Slot]:
     """The slots of records by id. Raises VlmkitError for one that is not in the index."""
     slots = []
     for key in ids:
         slot = index.slot_of(key)
         if slot is None:
-            what = f"--like {key}: no such record in the index at {index.folder}"
+            what = f"--like {key}: no such record in the index at {index.name}"
             raise VlmkitError(what, "give an id as search prints it, or a picture with --image")
         slots.append(slot)
     return slots
 
 
-def load_model(index: Index, name: str | None, load: Callable[[str], Embedder]) -> Embedder:
+def load_model(index: VectorIndex, name: str | None, load: Callable[[str], Embedder]) -> Embedder:
     """The model that made the vectors of `index`; `name` says where it is, if it was moved.
 
     Raises VlmkitError where the index does not say which model that was, or where it is another one.
     """
-    made_by = index.state.model
+    made_by = index.model
     if made_by is None:
-        what = f"the index at {index.folder} does not say which model made its vectors"
+        what = f"the index at {index.name} does not say which model made its vectors"
         raise VlmkitError(what, "look in it with --like ID, or make it again from records that name their model")
     try:
         model = load(name or name_of(made_by))
@@ -133,6 +135,6 @@ def load_model(index: Index, name: str | None, load: Callable[[str], Embedder]) 
             raise
         raise VlmkitError(f"the index needs its model, and {error.what}", "name where it is now with -m") from None
     if fingerprint_of(made_by) != fingerprint_of(model.identity):
-        what = f"the index at {index.folder} holds vectors of {made_by}, not of {model.identity}"
+        what = f"the index at {index.name} holds vectors of {made_by}, not of {model.identity}"
         raise VlmkitError(what, "name its model with -m, or remove that folder and index the pictures again")
     return model

@@ -18,12 +18,12 @@ from importlib.resources import files
 
 import numpy as np
 
-from vlmkit.index import Index
+from vlmkit.index import VectorIndex
 from vlmkit.io.files import atomic_write, user_folder
 from vlmkit.io.records import fingerprint_of
 from vlmkit.models.types import Embedder
 
-PICTURES = 256  # of the index, evenly spaced
+PICTURES = 256  # of the index
 MATCHES = {"strong": 0.01, "good": 0.1}  # the highest chance of each; all else is weak
 NOISE = 0.5  # a best hit of a higher chance is what is expected of pictures without anything like the query
 FORMS = ("{}", "a {}", "a photo of a {}")  # as people write queries
@@ -52,11 +52,9 @@ def text_vectors(model: Embedder) -> np.ndarray:
     return found
 
 
-def picture_vectors(index: Index) -> np.ndarray:
-    """Vectors of up to 256 records of the index, evenly spaced (G x D float32)."""
-    live = index.live()
-    some = live[np.linspace(0, len(live) - 1, min(len(live), PICTURES)).astype(np.int64)]
-    return index.vectors[some].astype(np.float32)
+def picture_vectors(index: VectorIndex) -> np.ndarray:
+    """Vectors of up to 256 records of the index (G x D float32)."""
+    return index.sample(PICTURES)
 
 
 def z_score(score: float, vector: np.ndarray, reference: np.ndarray) -> float:

@@ -98,7 +98,7 @@ async def find(
         import numpy as np
 
         slots = valid(lambda: slots_of(index, like), "like")
-        rows = [*vectors, *(index.vector(slot) for slot in slots)]
+        rows = [*vectors, *index.vectors_at(slots)]
         vector = valid(lambda: combined(weights, np.stack(rows)), "query")
         least = -math.inf if body.get("min_score") is None else body["min_score"]
         reference = _reference(index, model if weighted else None) if judged else None

@@ -1,0 +1,63 @@
+"""What a search asks of an index, wherever its vectors are."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from vlmkit.errors import VlmkitError
+from vlmkit.index.where import Condition
+from vlmkit.io.records import Record
+
+Slot = Any  # where a record stands in an index, which alone knows what that is: hashable
+
+
+class Hit(NamedTuple):
+    """A record found, with its cosine and its slot."""
+
+    score: float
+    record: Record
+    slot: Slot
+
+
+class NoIndex(VlmkitError):
+    """There is no index, or nothing was ever saved in it."""
+
+
+class VectorIndex(Protocol):
+    """An index open for reading, a context manager: a folder, several of them, or a vector store.
+
+    `name` is how messages call it, `model` the identity of the model that made its vectors, None if unknown, `dim` the
+    number D of their values; its length is the number of records.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def dim(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __enter__(self) -> "VectorIndex": ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def search(self, queries: np.ndarray, k: int, among: Any = None) -> list[list[Hit]]:
+        """The k nearest records of each query (N x D float32, unit vectors) by cosine, best first.
+
+        With `among`, which `where` returned, in these alone.
+        """
+
+    def where(self, conditions: Sequence[Condition]) -> Any:
+        """The records that meet all `conditions`, for `search`; its length is their number."""
+
+    def explain(self, conditions: Sequence[Condition]) -> list[str]:
+        """Lines about conditions that no record can meet. Raises VlmkitError for an unknown field."""
+
+    def slot_of(self, key: str) -> Slot | None:
+        """The slot of the record with that id."""
+
+    def vectors_at(self, slots: Sequence[Slot]) -> np.ndarray:
+        """The vectors of slots, N x D float32."""
+
+    def sample(self, count: int) -> np.ndarray:
+        """The vectors of up to `count` records, the same ones each time, from all over the index (N x D float32)."""
