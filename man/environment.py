@@ -38,6 +38,7 @@ OTHERS = [
     Variable(
         "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY", "Proxies; for pictures at URLs only with --allow-private."
     ),
+    Variable("QDRANT_API_KEY", "The key that a Qdrant server of qdrant:URL/COLLECTION gets.", ("index", "search")),
     Variable("NO_COLOR", "No colours in tables."),
     Variable(
         "SHELL, ZDOTDIR, BASH_COMPLETION_USER_DIR", "Which shell, and where, --install-completion is for.", ("vlmkit",)

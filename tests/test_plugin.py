@@ -54,6 +54,17 @@ def test_a_type_of_index_is_built_and_searched(installed, tmp_path: Path) -> Non
     assert b"ivfpq" in message and b"small_graph" in message
 
 
+def test_a_vector_store_takes_an_index_and_is_searched(installed, tmp_path: Path) -> None:
+    vectors = {"a": [1, 0], "b": [0, 1], "c": [0.6, 0.8]}
+    installed("index", "-i", "./i", stdin=jsonl(*(embedded(k, v, n=len(v)) for k, v in vectors.items())))
+    told = installed("index", "-i", "./i", "--to", "pickled:store").stderr
+    assert told == b"vlmkit: 3 records added, 0 replaced, 0 there already: pickled:store holds 3\n"
+    for words in (["--like", "a"], ["--like", "b", "--where", "id=c"]):
+        found = [records(installed("search", "-i", name, *words).stdout) for name in ("./i", "pickled:store")]
+        assert [row["id"] for row in found[0]] == [row["id"] for row in found[1]] and found[0]
+    assert b"begin it with qdrant: or pickled:" in installed("index", "-i", "./i", "--to", "x:y", code=2).stderr
+
+
 def test_a_chat_model_captions_and_answers(installed, tmp_path: Path) -> None:
     assert installed("ask", "-m", "painter", "red.png", "which colour?").stdout == b"red\n"
     assert installed("ask", "-m", "painter", "red.png", "blue.png", "which?").stdout == b"red and blue\n"

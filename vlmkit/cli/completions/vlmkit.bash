@@ -95,6 +95,7 @@ _vlmkit() {
         "index  --remove") _vlmkit_nothing ;;
         "index  --prune") _vlmkit_folders ;;
         "index  --merge") _vlmkit_indexes ;;
+        "index  --to") _vlmkit_nothing ;;
         "index  --format") _vlmkit_nothing; _vlmkit_words jsonl safetensors parquet ;;
         "index  -o"|"index  --output") : ;;
         "index  -i"|"index  --index") _vlmkit_indexes ;;
@@ -622,7 +623,7 @@ _vlmkit() {
     [[ -z "$word" ]] && if [[ "$current" == -* ]]; then
         case "$command $topic" in
         "embed ") _vlmkit_words -m --model --precision --via --out-dir --shard --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
-        "index ") _vlmkit_words --type --remove --prune --force --dry-run --merge --info --verify --dump --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version --help ;;
+        "index ") _vlmkit_words --type --remove --prune --force --dry-run --merge --info --verify --dump --to --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version --help ;;
         "search ") _vlmkit_words --image --minus --like --queries -k --where --min-score --relative --duplicates --threshold --prefer --exact --dry-run -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --out-dir --shard --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;

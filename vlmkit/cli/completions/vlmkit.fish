@@ -93,6 +93,7 @@ complete -c vlmkit -n '__vlmkit_at index' -l merge -x -a '(__vlmkit_indexes)' -d
 complete -c vlmkit -n '__vlmkit_at index' -l info -d 'Print what the index holds, as one JSON object'
 complete -c vlmkit -n '__vlmkit_at index' -l verify -d 'Check the index'
 complete -c vlmkit -n '__vlmkit_at index' -l dump -d 'Write every record with its embedding'
+complete -c vlmkit -n '__vlmkit_at index' -l to -x -d 'Copy all records to qdrant:URL/COLLECTION, or qdrant:FOLDER/COLLECTION'
 complete -c vlmkit -n '__vlmkit_at index' -l format -x -a 'jsonl safetensors parquet' -d 'Form of --dump'
 complete -c vlmkit -n '__vlmkit_at index' -s o -l output -r -F -d 'Write to FILE, whole or not at all'
 complete -c vlmkit -n '__vlmkit_at index' -s i -l index -x -a '(__vlmkit_indexes)' -d 'Index'
