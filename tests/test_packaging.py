@@ -105,6 +105,7 @@ def test_the_core_does_all_but_what_extras_are_for(core: Path, environment: dict
         ("eval vqa answers.xlsx", "a table in xlsx needs the package openpyxl", "eval"),
         ("download urls.parquet -o out", "a Parquet file needs the package pyarrow", "parquet"),
         ("embed a.heic", "a.heic: HEIC pictures need one more package", "heic"),
+        ("search cat -i qdrant:x/c", "qdrant:x needs the package qdrant_client", "qdrant"),
         ("serve", "serve needs the package starlette", "serve"),
         ("demo", "the demo's photographs are not installed", "demo"),
     ],

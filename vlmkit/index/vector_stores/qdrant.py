@@ -60,6 +60,7 @@ class Qdrant:
         self._place, self._collection = split_address(address)
         self.name = f"qdrant:{address}"
         self._is_server = is_url(self._place)
+        check_installed(f"qdrant:{self._place}", "vlmkit[qdrant]", "qdrant_client")
         self._client = self._connect()
         try:
             self.model, self.dim = self._read_metadata()
