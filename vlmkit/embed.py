@@ -37,7 +37,8 @@ class Fetch(FetchStage):
 
     def __call__(self, item: Item) -> Item | Failed:
         image = item.record.get("image")
-        if self.texts or not isinstance(image, str) or not is_url(image) or is_reusable(item.record, self.reuse):
+        needs_none = self.texts or item.source is not None or is_reusable(item.record, self.reuse)
+        if needs_none or not isinstance(image, str) or not is_url(image):
             return item
         try:
             return Item(item.record, self._web.fetch(image))

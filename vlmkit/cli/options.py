@@ -322,7 +322,14 @@ class Records:
             self.follow, tuple(filter(None, map(normalized_glob, self.exclude or ()))), not self.no_default_excludes
         )
         return Reading(
-            texts, self.nul, self.images, piped_picture, records=not texts, one_picture=one_picture, walk=walk
+            texts,
+            self.nul,
+            self.images,
+            piped_picture,
+            records=not texts,
+            one_picture=one_picture,
+            allow_private=self.allow_private,
+            walk=walk,
         )
 
     def check(self, inputs: list[str] | None) -> list[str]:

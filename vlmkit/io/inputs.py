@@ -2,15 +2,16 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.passing import PassingSamples
 from vlmkit.io.pictures import FIELDS, locate, singly, with_image
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
-from vlmkit.io.samples import Unread, read_samples
-from vlmkit.io.shards import outputs_of
+from vlmkit.io.samples import Sample, Unread, read_samples
+from vlmkit.io.shards import expand_braces, outputs_of
 from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
@@ -19,16 +20,19 @@ from vlmkit.io.sources import (
     PictureError,
     Reader,
     Source,
+    StreamReader,
     content_hash,
     exists,
     is_data,
     is_picture,
     is_picture_name,
+    is_remote,
     is_uri,
     is_url,
     open_file,
     open_source,
     reader_of,
+    shard_reader,
 )
 from vlmkit.io.tables import PARQUET, is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
@@ -72,8 +76,9 @@ class Reading:
     be the bytes of one picture, the record `-`. Without `has_fields` the side-cars in tar files are not read.
     `left_out` counts what walks through folders leave out. With `columns` what is not records is a table that has one
     of these columns, or lines that are its values. `one_picture` is for what looks at one picture at a time (see
-    `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. With `on_shard`, called with the URL and
-    whether all came, a URL may be a container's.
+    `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. Shards by URL come from private addresses
+    with `allow_private` alone; with `on_shard`, called with the URL and whether all came, from where they are, and the
+    sources are parts of them.
     """
 
     texts: bool = False
@@ -85,6 +90,7 @@ class Reading:
     records: bool = True
     one_picture: bool = False
     puts_off_fields: bool = False
+    allow_private: bool = False
     on_shard: Callable[[str, bool], None] | None = None
     walk: WalkOptions = field(default_factory=WalkOptions)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
@@ -92,8 +98,9 @@ class Reading:
 
 def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
     """The items of INPUT in order; with none, of standard input. A missing path raises VlmkitError at once."""
+    inputs = [name for path in inputs for name in (_shards_by_url(path) if shard_reader(path) else [path])]
     for path in inputs:
-        if path != "-" and not exists(path):
+        if path != "-" and (not exists(path) or (is_remote(path) and not (is_url(path) or shard_reader(path)))):
             texts = " (texts are piped in: echo TEXT | vlmkit embed --text)" if how.texts else ""
             raise VlmkitError(f"{path}: {_missing(path)}", f"check the name{texts}")
     if how.images is not None and not os.path.isdir(how.images):
@@ -109,15 +116,21 @@ def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record |
 
 
 def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
-    """How many items `read_inputs` gives, without opening a picture; None for standard input, which is read once."""
-    if not inputs or "-" in inputs:
+    """How many items `read_inputs` gives, without opening a picture; None for what is read once: standard input, shards
+    by URL."""
+    if not inputs or "-" in inputs or any(map(shard_reader, inputs)):
         return None
     return sum(1 for _ in _chain(inputs, replace(how, has_fields=False, left_out=LeftOut())))
 
 
 def is_one_picture(path: str) -> bool:
     """Whether INPUT `path` stands for one picture, not for a folder, a container, records or standard input."""
-    if path == "-" or os.path.isdir(path) or (os.path.lexists(path) and (reader_of(path) or is_table_name(path))):
+    if (
+        path == "-"
+        or os.path.isdir(path)
+        or shard_reader(path)
+        or (os.path.lexists(path) and (reader_of(path) or is_table_name(path)))
+    ):
         return False
     try:
         head = read_head(path) if os.path.isfile(path) else b""
@@ -196,9 +209,16 @@ def _names_input(head: bytes) -> bool:
     return os.path.lexists(path) or any(os.path.isfile(path[: mark.start()]) for mark in re.finditer("[/#]", path))
 
 
+def _shards_by_url(path: str) -> list[str]:
+    from vlmkit.io.stream import check_remote
+
+    check_remote([path])
+    return expand_braces(path)
+
+
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
-    return "only http and https URLs are fetched" if other else no_such_file(path, "no such file or folder")
+    return "of such URLs only shards, .tar, are read" if other else no_such_file(path, "no such file or folder")
 
 
 def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:
@@ -297,9 +317,10 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if path == os.devnull:  # the usual name of an empty input
         return
     name = path if is_uri(path) else os.path.abspath(path)
-    if not os.path.lexists(name):  # a URL, a member of a container
-        reader = reader_of(name) if how.on_shard and is_url(name) else None
-        yield from _shard(name, reader, how) if reader and reader.holds_files else [_picture(name)]
+    if (remote := shard_reader(name)) is not None:
+        yield from _shard(name, remote, how)
+    elif not os.path.lexists(name):  # a URL, a member of a container
+        yield _picture(name)
     elif os.path.isdir(name):
         for output in (outputs := outputs_of(name)):
             yield from _file(output, how)
@@ -379,20 +400,19 @@ def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Faile
         yield _failed(path, _not_regular(path))
 
 
-def _shard(url: str, reader: Reader, how: Reading) -> Iterator[Item | Failed]:
-    """The members of the container at `url`, whose sources are parts of it."""
-    from vlmkit.io.remote import spool
-
-    try:
-        whole = spool(url, how.on_shard)
-    except PictureError as error:
-        return (yield _failed(url, error))
-    yield from map(whole.place, _samples(url, reader, whole.source, how))
-
-
 def _samples(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:
     skips, on_other = how.walk.skips_within, how.left_out.note
-    for found in read_samples(path, reader, file, skips=skips, on_other=on_other, has_fields=how.has_fields):
+    samples = read_samples(path, reader, file, skips=skips, on_other=on_other, has_fields=how.has_fields)
+    return _items_of(samples, how)
+
+
+def _shard(url: str, reader: StreamReader, how: Reading) -> Iterator[Item | Failed]:
+    samples = PassingSamples(how.walk.skips_within, how.left_out.note, how.has_fields, how.on_shard)
+    return _items_of(samples.of_url(url, reader, how.allow_private), how)
+
+
+def _items_of(samples: Iterable[Sample | Unread], how: Reading) -> Iterator[Item | Failed]:
+    for found in samples:
         if isinstance(found, Unread):
             yield _failed(*found)
         else:

@@ -1,28 +1,23 @@
-"""Containers on the web: read once from beginning to end, and from then on by parts, without a copy that stays."""
+"""Files on the web: read once from beginning to end, and from then on by parts, without a copy that stays."""
 
 import atexit
-import math
 import os
 import re
-import tempfile
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from vlmkit.io.files import explain_no_room
-from vlmkit.io.http import FetchError, HttpClient, RetryLater, body, http_date
-from vlmkit.io.sources import PictureError, Source
-from vlmkit.io.tar import Unreadable
+from vlmkit.io.http import FetchError, HttpClient, RetryLater, body
+from vlmkit.io.sources import PictureError
 
 if TYPE_CHECKING:
     import httpx2
 
 TRIES = 6  # of a part, with a minute of pauses
 SECONDS = 300.0  # in which a part must come, all tries together
+NO_PARTS = "the server sends whole files only, no parts of them (HTTP ranges)"
 T = TypeVar("T")
 _clients: dict[tuple[str, int], HttpClient] = {}  # by host and process
 TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")
@@ -44,84 +39,75 @@ class RemotePart(NamedTuple):
         return fetch_range(self.url, self.offset, self.size, self.version) if self.size else b""
 
 
-class Spool:
-    """All bytes of the file at `url`, on the disk as long as something refers to this."""
+class WholeFile:
+    """The file at `url` from beginning to end, by `client`; where it is cut it goes on from there.
 
-    def __init__(self, url: str, version: str, file: IO[bytes], mtime: float) -> None:
-        self.url, self.version, self.mtime = url, version, mtime
-        self.number = os.dup(file.fileno())
-        self.size = os.fstat(self.number).st_size
-        weakref.finalize(self, os.close, self.number)
-
-    @property
-    def source(self) -> Source:
-        """The file, which has no name."""
-        return Source(f"/proc/self/fd/{self.number}", 0, self.size, self.mtime)
-
-    def place(self, item: T) -> T:
-        """`item` with a part of the file at `url` as its `source`, if it has a source."""
-        member = getattr(item, "source", None)
-        if isinstance(member, Source):
-            part = RemotePart(self.url, member.offset, member.size, member.mtime, self.version)
-            item.source = Spooled(part, self)  # type: ignore[attr-defined]
-        elif member is not None and not isinstance(member, Unreadable):
-            item.source = Unreadable("stored without its zeros")  # type: ignore[attr-defined]
-        return item
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Spooled:
-    """A part of a file whose bytes are on the disk for now."""
-
-    part: RemotePart
-    spool: Spool
-
-    def __str__(self) -> str:
-        return str(self.part)
-
-    @property
-    def size(self) -> int:
-        return self.part.size
-
-    @property
-    def mtime(self) -> float:
-        return self.part.mtime
-
-    def read(self) -> bytes:
-        return os.pread(self.spool.number, self.size, self.part.offset)
-
-
-def spool(url: str, on_end: Callable[[str, bool], None] | None = None) -> Spool:
-    """The file at `url`, from beginning to end; `on_end` is called with the URL, and whether it came.
-
-    Raises PictureError, and VlmkitError where the disk is full.
+    `size` in bytes and `version` are known once something was read; the version is empty where the server sends no
+    parts of files.
     """
-    version, mtime, came = "", 0.0, False
 
-    def step() -> None:
-        nonlocal version, mtime
-        at = file.seek(0, os.SEEK_END)
-        with _part(url, f"{at}-") as response:
-            if at and version_of(response) != version:
-                file.truncate(0)
-                raise RetryLater("it changed on the server meanwhile")
-            version, total = version_of(response), _total(response)
-            mtime = http_date(response.headers.get("Last-Modified", "")) or 0.0
-            for chunk in body(response):
-                file.write(chunk)
-        if (size := file.seek(0, os.SEEK_END)) != total:
-            file.truncate(0)
-            raise RetryLater(f"{size} of {total} bytes came")
+    def __init__(self, client: HttpClient, url: str) -> None:
+        self.size, self.version = 0, ""
+        self._client, self._url, self._at, self._known = client, url, 0, ""
+        self._chunks: Iterator[bytes] | None = None
+        self._opened = ExitStack()
 
-    with tempfile.TemporaryFile(prefix="vlmkit-") as file:
+    def pieces(self) -> Generator[bytes, None, None]:
+        """All of it, as it comes. Raises FetchError."""
         try:
-            with explain_no_room(tempfile.gettempdir(), url, "free some space, or set TMPDIR to another folder"):
-                _retry(url, step, math.inf, progress=lambda: file.seek(0, os.SEEK_END))
-            came = True
-            return Spool(url, version, file, mtime)
+            while chunk := self._read():
+                yield chunk
         finally:
-            if on_end is not None:
-                on_end(url, came)
+            self._close()
+
+    def _read(self) -> bytes:
+        from vlmkit.io.transport import set_deadline
+
+        deadline = time.monotonic() + SECONDS
+        set_deadline(deadline)
+        return self._client.retry(self._next, TRIES, deadline=deadline)
+
+    def _next(self) -> bytes:
+        try:
+            if self._chunks is None:
+                self._chunks = self._open()
+            chunk = next(self._chunks, b"")
+            if not chunk and self._at < self.size:
+                raise RetryLater(f"{self._at} of {self.size} bytes came")
+        except BaseException:
+            self._close()
+            raise
+        self._at += len(chunk)
+        return chunk
+
+    def _close(self) -> None:
+        self._chunks = None
+        self._opened.close()
+
+    def _open(self) -> Iterator[bytes]:
+        """The chunks from the place that was reached on."""
+        headers = {"Range": f"bytes={self._at}-"}
+        response = self._opened.enter_context(self._client.open(self._url, headers, (200, 206)))
+        has_parts = response.status_code == 206
+        length = int(response.headers.get("Content-Length", -1))
+        self.size = _total(response) if has_parts else length
+        if self.size < 0:
+            raise FetchError("the server does not say how long the file is")
+        if has_parts and length >= 0 and length != self.size - self._at:
+            raise RetryLater(f"the server sends {length} of {self.size - self._at} bytes")
+        known = f"{self.size} {_named(response)}"
+        if self._at and known != self._known:
+            raise FetchError("it changed on the server while it was read")
+        self._known, self.version = known, known if has_parts else ""
+        return _behind(body(response), 0 if has_parts else self._at)
+
+
+def _behind(chunks: Iterator[bytes], skipped: int) -> Iterator[bytes]:
+    """`chunks` without the first `skipped` bytes."""
+    for chunk in chunks:
+        if rest := chunk[skipped:]:
+            yield rest
+        skipped = max(0, skipped - len(chunk))
 
 
 def fetch_range(url: str, offset: int, size: int, version: str) -> bytes:
@@ -156,22 +142,25 @@ def _retry(url: str, step: Callable[[], T], deadline: float, **how: Any) -> T:
     from vlmkit.io.transport import set_deadline
 
     set_deadline(deadline)
-    return _client(url).retry(step, **how)
+    return client_of(url).retry(step, **how)
 
 
 @contextmanager
 def _part(url: str, which: str) -> Iterator["httpx2.Response"]:
-    client = _client(url)
+    client = client_of(url)
     with client.open(url, {"Range": f"bytes={which}"}, (200, 206)) as response:
         if response.status_code == 200:
-            raise FetchError("the server sends whole files only, no parts of them (HTTP ranges)")
+            raise FetchError(NO_PARTS)
         yield response
 
 
 def version_of(response: "httpx2.Response") -> str:
     """What changes with the content of a file."""
-    named = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
-    return f"{_total(response)} {named}"
+    return f"{_total(response)} {_named(response)}"
+
+
+def _named(response: "httpx2.Response") -> str:
+    return response.headers.get("ETag") or response.headers.get("Last-Modified", "")
 
 
 def _total(response: "httpx2.Response") -> int:
@@ -181,7 +170,7 @@ def _total(response: "httpx2.Response") -> int:
     return int(found[1])
 
 
-def _client(url: str) -> HttpClient:
+def client_of(url: str) -> HttpClient:
     """The client for the host of `url`, whom the user named, whatever its address; each process has its own."""
     key = urlsplit(url).hostname or "", os.getpid()
     return _clients.setdefault(key, HttpClient(trusted=key[:1], use_proxies=True))

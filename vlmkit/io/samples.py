@@ -58,12 +58,12 @@ def read_samples(
     as warnings when the `fields` of a sample are read; damage is an Unread behind all that could be read. Without
     `has_fields` nothing is read or told of side-cars. `on_other` is called with the names of members of other kinds.
     """
-    shard = _Shard(path, is_silent=not has_fields)
+    shard = Shard(path, is_silent=not has_fields)
     damage = shard.collect(reader, file, skips)
     for name, source in shard.members.items():
         inner = reader_of(name)
         if is_picture_name(name):
-            yield Sample(f"{path}/{name}", source, partial(shard.fields_of, name) if has_fields else dict)
+            yield shard.sample(name)
         elif inner is None or not inner.holds_files:
             if not name.lower().endswith(SIDE_CAR_SUFFIXES):
                 on_other(name)
@@ -82,7 +82,7 @@ def read_samples(
 
 
 @dataclass
-class _Shard:
+class Shard:
     """The members of one container by name, and the names of each sample by its stem."""
 
     path: str
@@ -96,16 +96,23 @@ class _Shard:
         """Take in all members but those that are skipped. Returns what is damaged."""
         try:
             for name, source in reader.members(file):
-                if skips(name):
-                    continue
-                if name in self.members:
-                    self.warn(name, "comes twice in the tar file", "only the last one is read, rename the others")
-                elif is_picture_name(name) or name.lower().endswith(SIDE_CAR_SUFFIXES):
-                    self.samples.setdefault(_stem(name), []).append(name)
-                self.members[name] = source
+                if not skips(name):
+                    self.add(name, source)
         except PictureError as error:
             return str(error)
         return ""
+
+    def add(self, name: str, source: Bytes) -> None:
+        if name in self.members:
+            self.warn(name, "comes twice in the tar file", "only the last one is read, rename the others")
+        elif (stem := stem_of(name)) is not None:
+            self.samples.setdefault(stem, []).append(name)
+        self.members[name] = source
+
+    def sample(self, name: str) -> Sample:
+        """The picture called `name`; of a silent shard without fields."""
+        fields = dict if self.is_silent else partial(self.fields_of, name)
+        return Sample(f"{self.path}/{name}", self.members[name], fields)
 
     def fields_of(self, picture: str) -> Record:
         """What the side-cars of a picture say: the fields of JSON, and texts as `captions`."""
@@ -159,6 +166,12 @@ class _Shard:
         for remedy, count in self.warnings.items():
             if count > WARNINGS and not self.is_silent:
                 warn(f"{self.path}: {count - WARNINGS} more members like that: {remedy}")
+
+
+def stem_of(member: str) -> str | None:
+    """The name of the sample that a member is a part of; None for what is neither a picture nor a side-car."""
+    is_part = is_picture_name(member) or member.lower().endswith(SIDE_CAR_SUFFIXES)
+    return _stem(member) if is_part else None
 
 
 def _stem(member: str) -> str:

@@ -14,7 +14,7 @@ import orjson
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.files import atomic_write
-from vlmkit.io.sources import is_url
+from vlmkit.io.sources import is_remote, is_url
 
 RUN, SUMMARY, DONE = "_run.json", "_summary.json", "_DONE"
 UNFINISHED = "_unfinished"  # the folder of outputs that are being written
@@ -63,29 +63,36 @@ def _expand(name: str) -> list[str]:
         except (OSError, ValueError) as error:
             raise VlmkitError(f"{name} is not a list of shards ({error})", "write one name a line") from None
         return [shard for line in lines if line.strip() for shard in _expand(line.strip())]
+    return [shard for one in expand_braces(name) for shard in _globbed(one)]
+
+
+def expand_braces(name: str) -> list[str]:
+    """The names that one with braces stands for, as in x-{000..999}.tar. Raises VlmkitError where they are too many."""
     from bracex import ExpansionLimitException, expand
 
     try:
-        unfolded = expand(name, limit=MOST)
+        return expand(name, limit=MOST)
     except ExpansionLimitException:
         raise VlmkitError(f"{name} stands for more than {MOST:,} shards", "name fewer") from None
-    return [shard for one in unfolded for shard in _globbed(one)]
 
 
 def _globbed(name: str) -> list[str]:
-    if is_url(name) or "://" in name or not glob.has_magic(name) or os.path.lexists(name):
+    if is_url(name) or not glob.has_magic(name) or os.path.lexists(name):
         return [name]
-    if not (found := sorted(glob.glob(name, recursive=True))):
+    if is_remote(name):
+        from vlmkit.io.stream import glob_remote
+
+        found = glob_remote(name)
+    else:
+        found = sorted(glob.glob(name, recursive=True))
+    if not found:
         raise VlmkitError(f"no shard is called {name}", "check the pattern")
     return found
 
 
 def output_names(shards: list[str]) -> dict[str, str]:
     """A file name without suffix for each of `shards`: its own, with those of its folders where that is not enough."""
-    parts = {
-        shard: [p for p in re.split(r"[/#]+", shard.partition("://")[2] or shard) if p not in ("", ".", "..")]
-        for shard in shards
-    }
+    parts = {shard: _folders(shard) for shard in shards}
     depth = 1
     while True:
         names = {shard: "-".join(path[-depth:]).rsplit(".", 1)[0] or path[-1] for shard, path in parts.items()}
@@ -95,6 +102,11 @@ def output_names(shards: list[str]) -> dict[str, str]:
             twice = next(name for name, count in Counter(names.values()).items() if count > 1)
             raise VlmkitError(f"two shards would be written as {twice}", "rename one, or write them to two folders")
         depth += 1
+
+
+def _folders(shard: str) -> list[str]:
+    path = shard.partition("?")[0].partition("://")[2] if is_remote(shard) else shard
+    return [part for part in re.split(r"[/#]+", path) if part not in ("", ".", "..")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from vlmkit.io.registry import Registry
@@ -26,6 +26,7 @@ PICTURE_SUFFIXES |= {".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", 
 # Known without looking for plugins, which takes 50 ms.
 NOT_CONTAINERS = PICTURE_SUFFIXES | {".jsonl", ".json", ".safetensors", ".txt", ".csv", ".tsv", ".html", ".npy", ".md"}
 MAX_BYTES = 1 << 30  # of one picture: it is read into memory
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # How files of pictures begin; of WebP and of HEIC and AVIF what stands first in the container.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 
@@ -128,6 +129,16 @@ class Reader(Protocol):
         """One member by name. Raises MissingMember, or PictureError where the container is damaged."""
 
 
+class StreamReader(Reader, Protocol):
+    """A reader of containers that may also come by URL, once from beginning to end."""
+
+    def passing(self, stream: IO[bytes], offset: int, size: int) -> Iterator[tuple[str, Bytes]]:
+        """As `members`, of `size` bytes of `stream` from `offset` on, which is sought forward alone.
+
+        What a source reads is there until the next one is asked for.
+        """
+
+
 class Fetcher(Protocol):
     """Fetches pictures by URL; `io.http.HttpClient` is one."""
 
@@ -142,6 +153,8 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
         return web.fetch(path)
     if is_data(path):
         return _decoded(path)
+    if is_remote(path):
+        raise PictureError("of URLs that are not http or https only whole shards are read")
     try:
         return open_file(path)
     except (OSError, ValueError) as error:
@@ -261,6 +274,17 @@ def is_url(path: str) -> bool:
     return path[:8].lower().startswith(("http://", "https://"))
 
 
+def is_remote(path: str) -> bool:
+    """Whether this is a URL of any kind, such as https://… and s3://…"""
+    return REMOTE.match(path) is not None
+
+
+def shard_reader(path: str) -> "StreamReader | None":
+    """The reader of the shard that the URL `path` leads to; None where it leads to something else."""
+    reader = reader_of(path) if is_remote(path) else None
+    return cast("StreamReader", reader) if hasattr(reader, "passing") else None
+
+
 def file_path(url: str) -> str:
     """The path of a file: URL; a malformed one as it is, which names no file."""
     try:
@@ -275,7 +299,7 @@ def is_data(path: str) -> bool:
 
 
 def is_uri(path: str) -> bool:
-    return is_url(path) or is_data(path)
+    return is_data(path) or is_remote(path)
 
 
 def as_data(picture: bytes | str) -> str:

@@ -57,6 +57,32 @@ class Unreadable(NamedTuple):
         raise PictureError(self.reason)
 
 
+class Passing(NamedTuple):
+    """A member of a tar that comes once from beginning to end, at `place`."""
+
+    stream: IO[bytes]
+    place: Source | Sparse
+
+    @property
+    def size(self) -> int:
+        return self.place.size
+
+    @property
+    def mtime(self) -> float:
+        return self.place.mtime
+
+    def read(self) -> bytes:
+        place = self.place
+        parts = place.parts if isinstance(place, Sparse) else ((0, place.offset, place.size),)
+        data = bytearray(self.size)
+        for position, offset, size in parts:
+            self.stream.seek(offset)
+            data[position : position + size] = self.stream.read(size)
+        if len(data) != self.size:
+            raise PictureError("the file ends too early, or its sparse map is damaged")
+        return bytes(data)
+
+
 class TarReader:
     """The regular members of an uncompressed tar, and links to them under the names of the links."""
 
@@ -78,6 +104,21 @@ class TarReader:
         except OSError as error:
             raise PictureError(error.strerror or str(error)) from None
         yield from entries
+        if headers.damage:
+            raise PictureError(f"damaged tar file ({headers.damage})")
+
+    def passing(self, stream: IO[bytes], offset: int, size: int) -> Iterator[tuple[str, Bytes]]:
+        """As `members`, of a tar that comes once from beginning to end. Links are members that cannot be read."""
+        stream.seek(offset)
+        if stream.read(6).startswith(COMPRESSED):
+            raise PictureError(COMPRESSED_TAR)
+        file = Source("", offset, size, 0.0)
+        headers = _Headers(stream, file)
+        for member in headers:
+            if member.islnk() or member.issym():
+                yield _normal(member.name), Unreadable("a link, which is not followed in a tar that is read by URL")
+            elif (source := _source(file, member)) is not None:
+                yield _normal(member.name), Passing(stream, source)
         if headers.damage:
             raise PictureError(f"damaged tar file ({headers.damage})")
 
@@ -197,7 +238,7 @@ def _stored(member: tarfile.TarInfo) -> list[tuple[int, int]]:
     return cast(list[tuple[int, int]], member.sparse)
 
 
-def _source(file: Source, member: tarfile.TarInfo) -> Bytes | None:
+def _source(file: Source, member: tarfile.TarInfo) -> Source | Sparse | None:
     """Where the data of `member` are; None without, as for links, and where they are cut off.
 
     Of a tar inside that is cut off, what is there.
@@ -221,7 +262,8 @@ def _follow_links(file: Source, members: Iterable[tarfile.TarInfo]) -> list[tupl
     links: dict[str, str] = {}
     entries: list[tuple[str, Bytes | None]] = []
     for member in members:
-        name, source = _normal(member.name), _source(file, member)
+        name = _normal(member.name)
+        source: Bytes | None = _source(file, member)
         if member.islnk():
             source = files.get(_normal(member.linkname))  # the latest before it, if a name comes twice
         if source is not None:

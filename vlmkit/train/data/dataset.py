@@ -16,8 +16,8 @@ from vlmkit.errors import VlmkitError
 from vlmkit.io.executor import ahead
 from vlmkit.io.images import check_picture
 from vlmkit.io.inputs import Item, Reading, read_inputs
+from vlmkit.io.passing import Passed
 from vlmkit.io.records import Failed, Record, batched
-from vlmkit.io.remote import Spooled
 from vlmkit.io.sources import Bytes, PictureError, is_data, is_uri, is_url, open_source, reader_of
 from vlmkit.io.terminal import Failures, progress
 from vlmkit.train.data.cache import Noted, kept
@@ -161,7 +161,7 @@ class _Pictures:
 
     def find(self, name: str, source: Bytes | None) -> Bytes:
         """The picture `name`, an absolute path, at `source` where that is known. Raises Unusable."""
-        once = is_data(name) or isinstance(source, Spooled)
+        once = is_data(name) or isinstance(source, Passed)
         found = self._open(name, source) if once else self.known(name, source)
         if isinstance(found, Unusable):
             raise found
@@ -184,7 +184,7 @@ class _Pictures:
             if not is_url(name):
                 self.noted.note(name)
             return Unusable(reason, str(error), name)
-        return source.part if isinstance(source, Spooled) else source
+        return source.part or source if isinstance(source, Passed) else source
 
 
 @dataclass(frozen=True, slots=True)
