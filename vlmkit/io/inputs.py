@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.passing import PassingSamples
 from vlmkit.io.pictures import FIELDS, locate, singly, with_image
+from vlmkit.io.reading import Item, Reading
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Sample, Unread, read_samples
 from vlmkit.io.shards import expand_braces, outputs_of
@@ -37,66 +38,15 @@ from vlmkit.io.sources import (
 from vlmkit.io.tables import PARQUET, is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
 from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal
-from vlmkit.io.walk import LeftOut, Walk, WalkOptions
+from vlmkit.io.walk import LeftOut, Walk
 
+READING = Reading()
 BOM = b"\xef\xbb\xbf"
 # How a list of texts does not begin, but for texts that are JSON.
 RECORD_START = re.compile(rb'\s*(\[\s*[{\]]|\{\s*["}])')
 
 
-@dataclass(slots=True)
-class Item:
-    """A record, with the source of its picture where that is known, and what reads fields that are still missing."""
-
-    record: Record
-    source: Bytes | None = None
-    fields: Callable[[], Record] | None = None
-
-    def complete(self) -> None:
-        """Read the fields of its side-cars, if that was put off."""
-        if self.fields is not None:
-            self.record |= self.fields()
-            self.fields = None
-
-    def locate(self) -> Bytes:
-        """The source of this item's picture; one by URL must have been fetched. Raises PictureError."""
-        if self.source is None:
-            image = self.record["image"]
-            if not isinstance(image, str):
-                raise PictureError("image is not a path")
-            self.source = open_source(image)
-        return self.source
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Options of reading INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
-
-    Without `records` what is piped in is lines, whatever they begin with. With `piped_picture` standard input may also
-    be the bytes of one picture, the record `-`. Without `has_fields` the side-cars in tar files are not read.
-    `left_out` counts what walks through folders leave out. With `columns` what is not records is a table that has one
-    of these columns, or lines that are its values. `one_picture` is for what looks at one picture at a time (see
-    `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. Shards by URL come from private addresses
-    with `allow_private` alone; with `on_shard`, called with the URL and whether all came, from where they are, and the
-    sources are parts of them.
-    """
-
-    texts: bool = False
-    nul: bool = False
-    images: str | None = None
-    piped_picture: bool = False
-    has_fields: bool = True
-    columns: tuple[str, ...] = ()
-    records: bool = True
-    one_picture: bool = False
-    puts_off_fields: bool = False
-    allow_private: bool = False
-    on_shard: Callable[[str, bool], None] | None = None
-    walk: WalkOptions = field(default_factory=WalkOptions)
-    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
-
-
-def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | Failed]:
+def read_inputs(inputs: list[str], how: Reading = READING) -> Iterator[Item | Failed]:
     """The items of INPUT in order; with none, of standard input. A missing path raises VlmkitError at once."""
     inputs = [name for path in inputs for name in (_shards_by_url(path) if shard_reader(path) else [path])]
     for path in inputs:
@@ -110,12 +60,12 @@ def read_inputs(inputs: list[str], how: Reading = Reading()) -> Iterator[Item | 
     return _chain(inputs or ["-"], how)
 
 
-def records_of(inputs: list[str], how: Reading = Reading()) -> Iterator[Record | Failed]:
+def records_of(inputs: list[str], how: Reading = READING) -> Iterator[Record | Failed]:
     """The records of INPUT alone, for commands that open no pictures."""
     return (item if isinstance(item, Failed) else item.record for item in read_inputs(inputs, how))
 
 
-def count_inputs(inputs: list[str], how: Reading = Reading()) -> int | None:
+def count_inputs(inputs: list[str], how: Reading = READING) -> int | None:
     """How many items `read_inputs` gives, without opening a picture; None for what is read once: standard input, shards
     by URL."""
     if not inputs or "-" in inputs or any(map(shard_reader, inputs)):

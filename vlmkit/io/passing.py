@@ -63,9 +63,17 @@ class PassingSamples:
         """
         shard = Shard(path, is_silent=not self.has_fields)
         ended: set[str] = set()
-        members = (member for member in reader.passing(stream, offset, size) if not self.skips(member[0]))
+        damage = ""
+
+        def members() -> Iterator[tuple[str, Bytes]]:
+            nonlocal damage
+            try:
+                yield from (member for member in reader.passing(stream, offset, size) if not self.skips(member[0]))
+            except PictureError as error:  # behind a sample that is whole
+                damage = str(error)
+
         try:
-            for stem, group in groupby(members, key=lambda member: stem_of(member[0])):
+            for stem, group in groupby(members(), key=lambda member: stem_of(member[0])):
                 if stem is None:
                     for name, source in group:
                         yield from self._other(path, name, source, depth)
@@ -81,8 +89,10 @@ class PassingSamples:
                     if is_picture_name(name):
                         yield sample.sample(name)
         except PictureError as error:
-            yield Unread(path, str(error), "restore the file; its other members were read" if ended else "")
+            damage = str(error)
         shard.sum_up()
+        if damage:
+            yield Unread(path, damage, "restore the file; its other members were read" if ended else "")
 
     def _other(self, path: str, name: str, source: Bytes, depth: int) -> Iterator[Sample | Unread]:
         """What a member holds that is neither a picture nor a side-car."""

@@ -160,7 +160,7 @@ def version_of(response: "httpx2.Response") -> str:
 
 
 def _named(response: "httpx2.Response") -> str:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified", "")
+    return str(response.headers.get("ETag") or response.headers.get("Last-Modified", ""))
 
 
 def _total(response: "httpx2.Response") -> int:

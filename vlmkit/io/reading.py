@@ -1,0 +1,60 @@
+"""What INPUT is read into, and how: items, each a record with the source of its picture, and the options of reading."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vlmkit.io.records import Record
+from vlmkit.io.sources import Bytes, PictureError, open_source
+from vlmkit.io.walk import LeftOut, WalkOptions
+
+
+@dataclass(slots=True)
+class Item:
+    """A record, with the source of its picture where that is known, and what reads fields that are still missing."""
+
+    record: Record
+    source: Bytes | None = None
+    fields: Callable[[], Record] | None = None
+
+    def complete(self) -> None:
+        """Read the fields of its side-cars, if that was put off."""
+        if self.fields is not None:
+            self.record |= self.fields()
+            self.fields = None
+
+    def locate(self) -> Bytes:
+        """The source of this item's picture; one by URL must have been fetched. Raises PictureError."""
+        if self.source is None:
+            image = self.record["image"]
+            if not isinstance(image, str):
+                raise PictureError("image is not a path")
+            self.source = open_source(image)
+        return self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Options of reading INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
+
+    Without `records` what is piped in is lines, whatever they begin with. With `piped_picture` standard input may also
+    be the bytes of one picture, the record `-`. Without `has_fields` the side-cars in tar files are not read.
+    `left_out` counts what walks through folders leave out. With `columns` what is not records is a table that has one
+    of these columns, or lines that are its values. `one_picture` is for what looks at one picture at a time (see
+    `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. Shards by URL come from private addresses
+    with `allow_private` alone; with `on_shard`, called with the URL and whether all came, from where they are, and the
+    sources are parts of them.
+    """
+
+    texts: bool = False
+    nul: bool = False
+    images: str | None = None
+    piped_picture: bool = False
+    has_fields: bool = True
+    columns: tuple[str, ...] = ()
+    records: bool = True
+    one_picture: bool = False
+    puts_off_fields: bool = False
+    allow_private: bool = False
+    on_shard: Callable[[str, bool], None] | None = None
+    walk: WalkOptions = field(default_factory=WalkOptions)
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
