@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -13,7 +13,9 @@ from vlmkit.cli.options import Records, Run, option, valid_utf8
 from vlmkit.cli.screen import for_person
 from vlmkit.cli.shards import ShardOptions, each_shard
 from vlmkit.errors import Exit, VlmkitError, check_installed
+from vlmkit.io.executor import Lazy
 from vlmkit.io.records import Failed
+from vlmkit.io.shards import expand_shards
 from vlmkit.io.terminal import Failures, Output, printable, warn
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def ask(
     paired = Output(answer.pairs) if answer.pairs else None
     if paired:
         options = replace(options, on_pair=lambda record: paired.write(dumps(record)))
-    load = cache(partial(chat_model.load, run, "attention" if answer.attention else answer.task))
+    load = Lazy(chat_model.load, run, "attention" if answer.attention else answer.task)
     how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
 
     def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
@@ -153,15 +155,13 @@ def ask(
     with paired or nullcontext():
         if shards.out_dir is None:
             return work(records, named).exit_code()
-        settings: dict[str, Any] = {
-            "command": "ask",
-            "model": load().identity,
-            "question": question,
-            "task": answer.task,
-            **asked,
-        }
-        settings |= {"schema": options.schema, "constitution": answer.constitution, **asdict(sampling)}
-        return each_shard(run, records, shards, named, ".jsonl", settings, partial(work, in_shards=True))
+
+        def settings() -> dict[str, Any]:
+            made = {"command": "ask", "model": load().identity, "question": question, "task": answer.task, **asked}
+            return made | {"schema": options.schema, "constitution": answer.constitution, **asdict(sampling)}
+
+        several = expand_shards(named)
+        return each_shard(run, records, shards, several, ".jsonl", settings, partial(work, in_shards=True))
 
 
 def _fitting(load: "Callable[[], ChatModel]", conversation: "Conversation", answer: AnswerOptions) -> "ChatModel":

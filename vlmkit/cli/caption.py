@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.generate import PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files
 from vlmkit.cli.options import Inputs, Records, Run, option, valid_utf8
 from vlmkit.cli.shards import ShardOptions, each_shard
 from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.executor import Lazy
+from vlmkit.io.shards import expand_shards
 from vlmkit.io.terminal import Failures, Output
 
 if TYPE_CHECKING:
@@ -64,13 +66,14 @@ def caption(
     shards.check(records, resume=resume, sidecar=sidecar)
     check_files(inputs or [], records, resume)
 
-    @cache
-    def load() -> "ChatModel":
+    def opened() -> "ChatModel":
         model = chat.load(run, "boxes" if boxes else "answer")
         if sidecar and model.caution and not yes:
             what = f"captions of {name_of(model.identity)} are guesses, and --sidecar keeps them beside your pictures"
             raise VlmkitError(what, f"pass --yes, or take a better model: {better_chat_model()}")
         return model
+
+    load = Lazy(opened)
 
     def sampled() -> "Sampling":
         return caption_sampling(load(), length.value, chat.sampling(), chat.max_tokens)
@@ -97,5 +100,9 @@ def caption(
 
     if shards.out_dir is None:
         return work(records, inputs or []).exit_code()
-    settings = {"command": "caption", "model": load().identity, **asked, "boxes": boxes, **asdict(sampled())}
-    return each_shard(run, records, shards, inputs or [], ".jsonl", settings, partial(work, in_shards=True))
+
+    def settings() -> dict[str, Any]:
+        return {"command": "caption", "model": load().identity, **asked, "boxes": boxes, **asdict(sampled())}
+
+    named = expand_shards(inputs or [])
+    return each_shard(run, records, shards, named, ".jsonl", settings, partial(work, in_shards=True))

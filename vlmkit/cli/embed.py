@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmkit.cli.options import EmbedOptions, Format, Inputs, Records, Run, option
 from vlmkit.cli.screen import for_person
 from vlmkit.cli.shards import ShardOptions, each_shard
 from vlmkit.errors import Exit, VlmkitError
+from vlmkit.io.executor import Lazy
 from vlmkit.io.records import unless_failed
+from vlmkit.io.shards import expand_shards
 from vlmkit.io.terminal import Failures, Output, form_of, progress, warn
 
 if TYPE_CHECKING:
@@ -58,12 +60,17 @@ def embed(
     form = form or Format(form_of(records.output))
     if floats and form is not Format.JSONL:
         raise VlmkitError("--floats requires the format jsonl", f"leave out --floats or --format {form.value}")
-    load = cache(partial(embedder.load, run))
+    load = Lazy(embedder.load, run)
     work = partial(_embed, run=run, load=load, text=text, form=form, floats=floats, changed=changed, dry_run=dry_run)
     if shards.out_dir is None:
         return work(records, records.check(inputs)).exit_code()
-    settings = {"command": "embed", "model": load().identity, "text": text, "format": form.value, "floats": floats}
-    return each_shard(run, records, shards, inputs or [], f".{form.value}", settings, partial(work, alone=False))
+
+    def settings() -> dict[str, Any]:
+        made = {"command": "embed", "model": load().identity, "text": text}
+        return made | {"format": form.value, "floats": floats}
+
+    named = expand_shards(inputs or [], lists=not text)
+    return each_shard(run, records, shards, named, f".{form.value}", settings, partial(work, alone=False))
 
 
 def _embed(

@@ -1,9 +1,10 @@
 """Many inputs, each of which gives one output in a folder: named by patterns, dealt out, done once, retried alone."""
 
-import contextlib
 import glob
 import os
 import re
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ RUN, SUMMARY, DONE = "_run.json", "_summary.json", "_DONE"
 UNFINISHED = "_unfinished"  # the folder of outputs that are being written
 COUNTS = "_counts"  # the folder of what each shard gave
 MOST = 1_000_000  # shards
+SEEN_SECONDS = 65.0  # after which NFS looks again whether a file is there
 
 
 class Part(NamedTuple):
@@ -42,27 +44,28 @@ class Part(NamedTuple):
         return shards[self.number - 1 :: self.total]
 
 
-def expand_shards(names: Iterable[str]) -> list[str]:
-    """The shards that patterns stand for, in order: braces as in x-{000..999}.tar, globs, and lists of names (.txt).
+def expand_shards(names: Iterable[str], *, lists: bool = True) -> list[str]:
+    """The shards that patterns stand for, in order: braces as in x-{000..999}.tar, globs, and `lists` of names (.txt).
 
     Raises VlmkitError for a glob that meets nothing, a list that cannot be read, and a shard that is named twice.
     """
-    shards = [shard for name in names for shard in _expand(name)]
+    shards = [shard for name in names for shard in _expand(name, lists)]
     for name, count in Counter(shards).items():
         if count > 1:
             raise VlmkitError(f"the shard {name} is named twice", "name it once")
     return shards
 
 
-def _expand(name: str) -> list[str]:
-    if os.path.lexists(name) and not (name.endswith(".txt") and os.path.isfile(name)):
+def _expand(name: str, lists: bool) -> list[str]:
+    is_list = lists and name.endswith(".txt") and os.path.isfile(name)
+    if os.path.lexists(name) and not is_list:
         return [name]
-    if name.endswith(".txt") and os.path.isfile(name):
+    if is_list:
         try:
             lines = Path(name).read_text().splitlines()
         except (OSError, ValueError) as error:
             raise VlmkitError(f"{name} is not a list of shards ({error})", "write one name a line") from None
-        return [shard for line in lines if line.strip() for shard in _expand(line.strip())]
+        return [shard for line in lines if line.strip() for shard in _expand(line.strip(), lists)]
     return [shard for one in expand_braces(name) for shard in _globbed(one)]
 
 
@@ -116,18 +119,35 @@ class ShardFolder:
     folder: Path
     suffix: str
 
+    def make(self) -> None:
+        """Make the folder, or take one that is empty or was made so. Raises VlmkitError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            others = [name for name in os.listdir(self.folder) if not name.startswith("_")]
+            if others and not (self.folder / RUN).exists():
+                what = f"{self.folder} is not empty, and no folder of --out-dir"
+                raise VlmkitError(what, "name another folder")
+            for name in (UNFINISHED, COUNTS):
+                (self.folder / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise VlmkitError(f"{self.folder} cannot be used ({error})", "name another folder") from None
+
+    def beats(self) -> Path:
+        """A folder for what workers write to show that they are there."""
+        folder = self.folder / UNFINISHED / "beats"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def open(self, settings: dict[str, Any]) -> None:
-        """Make the folder, or take it where it was made under the same `settings`. Raises VlmkitError."""
+        """Note the `settings`, or see that they are those of then. Raises VlmkitError."""
         file = self.folder / RUN
         try:
-            (self.folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
-            (self.folder / COUNTS).mkdir(exist_ok=True)
             if file.exists():
                 found = orjson.loads(file.read_bytes())
                 if found != (wanted := orjson.loads(orjson.dumps(settings))):
                     names = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
                     what = f"{self.folder} was made with another {', '.join(names)}"
-                    raise VlmkitError(what, "name another folder, or give the options of then")
+                    raise VlmkitError(what, "name another folder, or give the same options as then")
             else:
                 _write(file, settings)
         except (OSError, ValueError) as error:
@@ -160,8 +180,7 @@ class ShardFolder:
             total.update(orjson.loads((self.folder / COUNTS / f"{name}.json").read_bytes()))
         summary = {"shards": len(names), **total}
         _write(self.folder / SUMMARY, summary)
-        with contextlib.suppress(OSError):  # another part may be writing yet
-            (self.folder / UNFINISHED).rmdir()
+        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)  # what was killed left it there
         (self.folder / DONE).touch()
         return summary
 
@@ -169,6 +188,16 @@ class ShardFolder:
 def _write(file: Path, value: dict[str, Any]) -> None:
     with atomic_write(file) as out:
         out.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def appears(path: Path) -> bool:
+    """Whether a file that another machine wrote is there, as soon as this one sees it."""
+    begun = time.monotonic()
+    while not path.exists():
+        if time.monotonic() - begun > SEEN_SECONDS:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def outputs_of(folder: str) -> list[str]:
