@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import SCRIPT
 from faults import Faulty, serving
 from helpers import SOURCE_TREE, tar
 from PIL import Image
@@ -21,6 +20,7 @@ from vlmkit.io.ray_executor import Places
 
 NODES = Path(__file__).with_name("ray_nodes.py")
 SHARDS = 4
+SILENCE = 20.0  # seconds
 SECONDS = 240  # of a command on a busy machine
 
 
@@ -63,7 +63,7 @@ class Cluster:
         self.process.communicate(timeout=60)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     pytest.importorskip("ray", reason="needs Ray: pip install 'vlmkit[ray]'")
     made = Cluster()
@@ -109,8 +109,8 @@ class Begun(NamedTuple):
 
     def check_end(self) -> None:
         """All is done, as by the plain command."""
-        said = self.run.communicate(timeout=SECONDS)[1].decode()
-        assert self.run.returncode == 0, said
+        out, said = (text.decode() for text in self.run.communicate(timeout=SECONDS))
+        assert self.run.returncode == 0 and out == "", said
         assert outputs(self.folder) == self.plain and len(self.plain) == SHARDS
         assert f"all is done: {SHARDS} shards, {3 * SHARDS} written, 0 failed" in said
         assert all(line.startswith("vlmkit: ") for line in said.splitlines()), said
@@ -118,12 +118,17 @@ class Begun(NamedTuple):
 
 @pytest.fixture
 def begun(vlmkit, environment: dict[str, str], tmp_path: Path, cluster: Cluster, server: Faulty) -> Iterator[Begun]:
-    """The command by the cluster, with an output and unfinished work, and the outputs of the plain command."""
+    """The command by the cluster, with an output and unfinished work, and the outputs of the plain command.
+
+    Workers are given up after a shorter silence than users have.
+    """
     words = ["embed", "--allow-private", f"{server.base}/x-{{0..{SHARDS - 1}}}.tar", "--out-dir"]
     vlmkit(*words, "plain")
     server.slow = 1.0
-    command = [SCRIPT, *words, "out", "--ray", cluster.address]
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE) as run:
+    patience = f"import vlmkit.io.ray_executor as r; r.SILENCE = {SILENCE}; from vlmkit.__main__ import run; run()"
+    command = [sys.executable, "-c", patience, *words, "out", "--ray", cluster.address]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as run:
         try:
             until(lambda: run.poll() is not None or outputs(tmp_path / "out"))
             yield Begun(run, tmp_path / "out", outputs(tmp_path / "plain"))
@@ -145,6 +150,15 @@ def test_as_the_plain_command_by_two_nodes_and_with_a_killed_worker(begun: Begun
     begun.check_unfinished()
     os.kill(workers[0], signal.SIGKILL)
     begun.check_unfinished()
+    begun.check_end()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs(begun: Begun) -> None:
+    """Ray waits for it without end; its shard goes to another."""
+    workers = begun.workers()
+    begun.check_unfinished()
+    os.kill(workers[0], signal.SIGSTOP)
     begun.check_end()
 
 

@@ -12,7 +12,7 @@ from vlmkit.io.pictures import FIELDS, locate, singly, with_image
 from vlmkit.io.reading import Item, Reading
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Sample, Unread, read_samples
-from vlmkit.io.shards import expand_braces, outputs_of
+from vlmkit.io.shards import DONE, expand_braces, is_done, outputs_of
 from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
@@ -37,7 +37,7 @@ from vlmkit.io.sources import (
 )
 from vlmkit.io.tables import PARQUET, is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
-from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal
+from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal, warn
 from vlmkit.io.walk import LeftOut, Walk
 
 READING = Reading()
@@ -274,6 +274,8 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     elif os.path.isdir(name):
         for output in (outputs := outputs_of(name)):
             yield from _file(output, how)
+        if outputs and not is_done(name):
+            warn(f"{path}: not all shards are done (there is no {DONE}): those that are were read")
         if not outputs:
             yield from _walk(name, how)
     elif (reader := reader_of(name)) is not None:

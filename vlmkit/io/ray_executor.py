@@ -111,6 +111,7 @@ def map_by_ray(work: Work, items: list[str], address: str, beats: Path) -> Itera
     check_installed("--ray", "vlmkit[ray]", "ray")
     _check_address(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or the thread of a round that was given up would connect again
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is told in results
     from ray import cloudpickle
 
@@ -118,7 +119,7 @@ def map_by_ray(work: Work, items: list[str], address: str, beats: Path) -> Itera
     left = dict.fromkeys(items)
     while left:
         before = len(left)
-        with _connected(address), contextlib.closing(_round(pickled, list(left), beats)) as results:
+        with _nothing_printed(), _connected(address), contextlib.closing(_round(pickled, list(left), beats)) as results:
             for item, told, result in results:
                 if told is not None:
                     raise VlmkitError(*told)
@@ -170,8 +171,15 @@ def _connected(address: str) -> Iterator[None]:
 
 
 @contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Ray prints its own logs, as when a node dies, to standard output, where data belongs alone."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+@contextmanager
 def _silent() -> Iterator[None]:
-    """Ray's libraries write notes of their own to standard error."""
+    """Ray's libraries write notes of their own to standard error where they start."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

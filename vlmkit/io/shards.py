@@ -200,6 +200,11 @@ def appears(path: Path) -> bool:
     return True
 
 
+def is_done(folder: str) -> bool:
+    """Whether all shards of a folder have an output."""
+    return os.path.exists(os.path.join(folder, DONE))
+
+
 def outputs_of(folder: str) -> list[str]:
     """The outputs in a folder of shards, by name; empty for another folder."""
     if not os.path.isfile(os.path.join(folder, RUN)):
