@@ -44,6 +44,15 @@ def test_a_part_of_each_node_stays_free(nodes: list[dict], wanted: tuple[float, 
     assert found.cpus * found.actors < cpus
 
 
+def test_what_no_cluster_is(vlmkit, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'vlmkit[ray]'")
+    tar(tmp_path / "x.tar", {"a.jpg": b"no"})
+    words = ("embed", "x.tar", "--out-dir", "out", "--ray")
+    assert b"is neither local nor auto nor HOST:PORT" in vlmkit(*words, "head", code=2).stderr
+    assert b"no Ray cluster answers at 127.0.0.1:1 (" in vlmkit(*words, "127.0.0.1:1", code=2).stderr
+    assert b"--ray requires --out-dir" in vlmkit("embed", "x.tar", "--ray", "local", code=2).stderr
+
+
 class Cluster:
     """Two nodes; `end_node` removes the second one."""
 
@@ -70,7 +79,8 @@ def cluster() -> Iterator[Cluster]:
     if not made.address:  # Ray gives a node 30 seconds to begin, which a busy machine exceeds
         made.end()
         made = Cluster()
-    assert made.address
+    if not made.address:
+        pytest.skip("Ray started no cluster in two tries: this machine is too busy")
     yield made
     made.end()
 

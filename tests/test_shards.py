@@ -7,12 +7,14 @@ import time
 from itertools import chain
 from pathlib import Path
 
+import pexpect
 import pytest
 from conftest import SCRIPT
 from helpers import jpeg, records, tar
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.shards import Part, expand_shards, output_names
+from vlmkit.io.terminal import Output
 
 
 def shards(folder: Path, count: int = 3, pictures: int = 2) -> None:
@@ -90,18 +92,62 @@ def test_a_damaged_shard_is_retried_alone(vlmkit, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/_summary.json").read_bytes()) == {"shards": 4, "written": 6, "failed": 1}
 
 
+def test_what_is_of_no_use_is_told(vlmkit, tmp_path: Path) -> None:
+    shards(tmp_path / "in", count=4, pictures=1)
+    alone = vlmkit("embed", "in/x-*.tar", "--out-dir", "out", "--shard", "5/5")
+    assert b"part 5 of 5 has no shards: there are 4" in alone.stderr and b"0:00" not in alone.stderr
+    assert b"in is not empty, and no folder of --out-dir" in vlmkit("embed", "in", "--out-dir", "in", code=2).stderr
+    tar(tmp_path / "in/x-001.tar", {"a.jpg": b"no picture"})
+    said = vlmkit("embed", "in/x-*.tar", "--out-dir", "out", code=3).stderr
+    assert b"in/x-001.tar: none of its 1 records could be used: no output, it is tried again" in said
+    assert b"out: not all shards are done (there is no _DONE)" in vlmkit("index", "-i", "./i", "out").stderr
+    (tmp_path / "words.txt").write_text("a cat\na dog\n")
+    vlmkit("embed", "--text", "words.txt", "--out-dir", "words")
+    assert [row["text"] for row in records((tmp_path / "words/words.jsonl").read_bytes())] == ["a cat", "a dog"]
+
+
+def test_an_error_that_all_shards_have_ends_the_run(vlmkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full, after a shard that fits."""
+    shards(tmp_path / "in", count=6, pictures=1)
+    written = Output.write
+
+    def full(output: Output, data: bytes) -> None:
+        if "x-000" not in output.name:
+            raise VlmkitError("cannot write: No space left on device", "free some space")
+        written(output, data)
+
+    monkeypatch.setattr(Output, "write", full)
+    said = vlmkit("embed", "in/x-*.tar", "--out-dir", "out", code=2).stderr.decode()
+    assert "the last 3 shards failed alike: cannot write: No space left on device (free some space)" in said
+    assert "x-004" not in said and (tmp_path / "out/x-000.jsonl").exists()
+
+
+def test_the_bar_is_over_all_shards(environment: dict[str, str], tmp_path: Path) -> None:
+    shards(tmp_path / "in")
+    screen = pexpect.spawn(str(SCRIPT), ["embed", "in/x-*.tar", "--out-dir", "out"], env=environment, cwd=tmp_path)
+    screen.expect(r"1/3 \[[^]]*shards", timeout=60)
+    screen.expect(r"x-000.tar: 2 written; 1 of 3 shards, .* a second, .* left")
+    screen.expect("all is done")
+    screen.expect(pexpect.EOF)
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on(vlmkit, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on(vlmkit, environment: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
     shards(tmp_path / "in", count=40, pictures=12)
     words = ["embed", "in/x-*.tar", "--out-dir", "out", "--format", "safetensors"]
     with subprocess.Popen([SCRIPT, *words], env=environment, cwd=tmp_path, stderr=subprocess.PIPE) as run:
         while len(list(tmp_path.glob("out/*.safetensors"))) < 2:
             assert run.poll() is None
             time.sleep(0.005)
-        run.send_signal(signal.SIGKILL)
+        run.send_signal(number)
+    assert run.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     done = len(list(tmp_path.glob("out/*.safetensors")))
     assert 2 <= done < 40, "the work was unfinished"
+    left = list(tmp_path.glob("out/_unfinished/.*"))
+    assert bool(left) == (number == signal.SIGKILL)
     assert f"shards done before: {done}; all is done: 40 shards, 480 written".encode() in vlmkit(*words).stderr
+    assert not (tmp_path / "out/_unfinished").exists()
     vlmkit("embed", "in/x-*.tar", "--out-dir", "once", "--format", "safetensors")
     for path in (tmp_path / "once").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
