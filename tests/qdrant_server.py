@@ -11,7 +11,9 @@ NAME = "photos"
 
 
 class QdrantServer(ThreadingHTTPServer):
-    """Requests need `key`, where one is set; `asked` are their methods, paths and bodies."""
+    """Requests need `key`, where one is set; `asked` are their methods, paths and bodies. Of the requests that put
+    points in it answers `left`, the others with 503.
+    """
 
     daemon_threads = True
 
@@ -19,7 +21,7 @@ class QdrantServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.client = QdrantClient(":memory:", force_disable_check_same_thread=True)
         self.lock = threading.Lock()
-        self.key = key
+        self.key, self.left = key, 1000
         self.asked: list[tuple[str, str, Any]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -74,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(data) if data else None
         if self.server.key and self.headers.get("api-key") != self.server.key:
             return self._send(403, {"status": {"error": "forbidden"}})
+        self.server.left -= self.command == "PUT" and "/points" in self.path
+        if self.server.left < 0:
+            return self._send(503, {"status": {"error": "overloaded"}})
         with self.server.lock:
             self.server.asked.append((self.command, self.path, body))
             found = self.server.answer(self.command, self.path, body)

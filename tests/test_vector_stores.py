@@ -18,6 +18,7 @@ from qdrant_server import NAME, QdrantServer
 from test_search_where import conditions as any_conditions
 from test_search_where import fields, names
 
+from vlmkit.index.vector_stores import copying
 from vlmkit.index.vector_stores.qdrant import Qdrant, _equals, can_filter, point_id
 from vlmkit.index.where import Condition, parse_condition, predicate
 
@@ -199,6 +200,7 @@ KILLED = """
 import os, signal, sys
 from vlmkit.__main__ import run
 from vlmkit.index.vector_stores import copying
+from vlmkit.index.vector_stores import copying
 from vlmkit.index.vector_stores.qdrant import Qdrant
 copying.BATCH = 10
 upsert, left = Qdrant.upsert, 3
@@ -223,6 +225,17 @@ def test_a_killed_copy_goes_on(vlmkit, folder: str, tmp_path: Path, environment:
     assert told == f"vlmkit: 25 records added, 0 replaced, 35 there already: {store} holds 60\n"
     ours, theirs = (records(vlmkit("search", "-i", i, "--like", "é/000.jpg", "-k", 99).stdout) for i in (folder, store))
     assert same(ours, theirs) and len(ours) == COUNT - 1
+
+
+def test_a_server_that_fails_in_the_middle(vlmkit, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "BATCH", 10)
+    with QdrantServer() as server:
+        store, server.left = f"qdrant:{server.url}/{NAME}", 3
+        told = vlmkit("index", "-i", folder, "--to", store, code=2).stderr.decode()
+        assert "answered 503" in told and "overloaded" in told and told.count("\n") == 1
+        server.left = 1000
+        told = vlmkit("index", "-i", folder, "--to", store).stderr.decode()
+        assert told == f"vlmkit: 30 records added, 0 replaced, 30 there already: {store} holds 60\n"
 
 
 def test_refusals(vlmkit, folder: str, tmp_path: Path, environment: dict[str, str]) -> None:
