@@ -216,7 +216,7 @@ def test_what_cannot_be_opened_is_told_at_once(vlmkit) -> None:
 
 
 @pytest.mark.slow
-def test_by_s3(installed, tmp_path: Path) -> None:
+def test_by_s3(vlmkit, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moto = pytest.importorskip("moto.server", reason="needs a small S3: pip install 'moto[server]' s3fs")
     pytest.importorskip("s3fs", reason="needs s3fs: pip install s3fs")
     import boto3
@@ -226,11 +226,13 @@ def test_by_s3(installed, tmp_path: Path) -> None:
     host, port = server.get_host_and_port()
     keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
     keys["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
-    os.environ.update(keys)
+    environment |= keys
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
     store = boto3.client("s3")
     store.create_bucket(Bucket="bucket")
     for number in range(2):
         store.upload_file(str(tar(tmp_path / "x.tar", {"a.jpg": jpeg()})), "bucket", f"x-{number}.tar")
-    done = installed("embed", "s3://bucket/x-*.tar", "--out-dir", "out", env=os.environ)
+    done = vlmkit("embed", "s3://bucket/x-*.tar", "--out-dir", "out")
     assert b"all is done: 2 shards, 2 written" in done.stderr
     server.stop()
