@@ -13,7 +13,6 @@ from vlmkit.cli.options import Records, Run, option
 from vlmkit.errors import Exit, VlmkitError
 from vlmkit.io.records import Failed, Record, read_jsonl
 from vlmkit.io.shards import Part, ShardFolder, appears, output_names
-from vlmkit.io.stream import check_remote
 from vlmkit.io.terminal import Failures, progress, warn
 
 PART_HELP = "Work on part I of N of the shards alone, counted from 1."
@@ -113,6 +112,8 @@ def each_shard(
     work: Callable[[Records, list[str]], Failures],
 ) -> Exit:
     """Call `work` for each shard that has no output yet; see `Shards`."""
+    from vlmkit.io.stream import check_remote
+
     if not shards:
         raise VlmkitError("--out-dir needs shards by name", "name them, as in 'x-{000..999}.tar'")
     part = Part.of(options.shard or "1/1")
