@@ -10,11 +10,12 @@ from helpers import jpeg, tar
 from vlmkit.errors import VlmkitError
 from vlmkit.io import http, remote
 from vlmkit.io.http import FetchError
+from vlmkit.io.shards import expand_braces
 from vlmkit.io.terminal import Failures
 from vlmkit.train.config import ContrastiveConfig
 from vlmkit.train.contrastive.run import train
 from vlmkit.train.data.dataset import read_data
-from vlmkit.train.data.mixture import Mixture, numbered
+from vlmkit.train.data.mixture import Mixture
 from vlmkit.train.data.samples import parse_captioned
 
 SHARDS = "x-{000000..000002}.tar"
@@ -47,13 +48,13 @@ def captions(found: Mixture) -> list[str]:
 
 
 def test_names_with_braces(tmp_path: Path) -> None:
-    assert numbered("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert numbered("{b,c}{2..1}") == ["b2", "b1", "c2", "c1"]
-    assert numbered("a{b}{}") == ["a{b}{}"]
+    assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand_braces("{b,c}{2..1}") == ["b2", "b1", "c2", "c1"]
+    assert expand_braces("a{b}{}") == ["a{b}{}"]
     (tmp_path / "{1,2}").touch()
-    assert numbered(str(tmp_path / "{1,2}")) == [str(tmp_path / "{1,2}")]
-    with pytest.raises(VlmkitError, match="stands for 1000000 names"):
-        numbered("x{000000..999999}")
+    assert expand_braces(str(tmp_path / "{1,2}")) == [str(tmp_path / "{1,2}")]
+    with pytest.raises(VlmkitError, match="more than 1,000,000 shards"):
+        expand_braces("x{0000000..1000000}")
 
 
 def test_shards_are_read_as_if_they_were_here(server: Faulty, tmp_path: Path) -> None:

@@ -70,7 +70,12 @@ def _expand(name: str, lists: bool) -> list[str]:
 
 
 def expand_braces(name: str) -> list[str]:
-    """The names that one with braces stands for, as in x-{000..999}.tar. Raises VlmkitError where they are too many."""
+    """The names that one with braces stands for, as in x-{000..999}.tar; what is there stands for itself.
+
+    Raises VlmkitError where they are too many.
+    """
+    if os.path.lexists(name):
+        return [name]
     from bracex import ExpansionLimitException, expand
 
     try:

@@ -18,10 +18,11 @@ from vlmkit.io.images import check_picture
 from vlmkit.io.inputs import Item, Reading, read_inputs
 from vlmkit.io.passing import Passed
 from vlmkit.io.records import Failed, Record, batched
+from vlmkit.io.shards import expand_braces
 from vlmkit.io.sources import Bytes, PictureError, is_data, is_uri, is_url, open_source, reader_of
 from vlmkit.io.terminal import Failures, progress
 from vlmkit.train.data.cache import Noted, kept
-from vlmkit.train.data.mixture import Mixture, numbered, parse_weight
+from vlmkit.train.data.mixture import Mixture, parse_weight
 from vlmkit.train.data.report import Counts
 from vlmkit.train.data.samples import (
     Captioned,
@@ -68,7 +69,7 @@ def read_data(
     has changed (see `cache`), and are read from there one by one. Raises VlmkitError where nothing is left.
     """
     table = [Counts(*parse_weight(text)) for text in data or ["-"]]
-    names = [numbered(counts.name) for counts in table]
+    names = [expand_braces(counts.name) for counts in table]
     came: dict[str, bool] = {}
     how = Reading(images=images, on_shard=came.__setitem__)
     opened = [read_inputs(some, how) for some in names]  # a missing one raises here

@@ -5,7 +5,7 @@ Hashes of the ids decide, so nothing shifts as data grow or come in another orde
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Self
@@ -18,8 +18,6 @@ from vlmkit.train.data.store import COLUMN, Row, Stored, columns_of, share32
 
 GROUP = 16  # dialogues about one picture that stay together
 WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+):(.+)", re.DOTALL)
-BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|[^{},]*(?:,[^{},]*)+)\}")
-MOST_SHARDS = 100_000
 SHARES = 2.0**32
 KEY = 0x9E3779B97F4A7C15  # odd: what is multiplied by it stays different
 
@@ -36,25 +34,6 @@ def parse_weight(text: str) -> tuple[str, float]:
     if not weight:
         raise VlmkitError(f"{text} has the weight 0", "leave it out, or give it a weight above 0")
     return found[2], weight
-
-
-def numbered(name: str) -> list[str]:
-    """The names that `{000000..000009}` and `{a,b}` in `name` stand for, as in a shell; a file of that name is itself.
-
-    Raises VlmkitError for more than MOST_SHARDS.
-    """
-    found = BRACES.search(name)
-    if found is None or os.path.lexists(name):
-        return [name]
-    first, last = found["first"], found["last"]
-    values: Iterable[str] = found[0][1:-1].split(",")
-    if first is not None:
-        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-        numbers = range(int(first), int(last) + 1) or range(int(first), int(last) - 1, -1)
-        if len(numbers) > MOST_SHARDS:
-            raise VlmkitError(f"{name} stands for {len(numbers)} names", f"give at most {MOST_SHARDS} as one DATA")
-        values = (f"{number:0{width}}" for number in numbers)
-    return [more for value in values for more in numbered(name[: found.start()] + value + name[found.end() :])]
 
 
 @dataclass(frozen=True, slots=True)
