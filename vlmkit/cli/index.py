@@ -13,7 +13,6 @@ import typer
 from vlmkit.cli.options import Common, Errors, Format, Ignore, IndexName, Json, option
 from vlmkit.cli.screen import Name, Rows, for_person, print_facts
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.records import unless_failed
 from vlmkit.io.terminal import Failures, Output, progress, stdin_is_pipe, stdin_is_terminal, warn
 
 if TYPE_CHECKING:
@@ -228,7 +227,7 @@ def _add(run: Common, writer: "Writer", files: list[str], failures: Failures) ->
             remedy = f"vlmkit embed {shlex.quote(name)} | vlmkit index"
             raise VlmkitError(f"{name} is a folder of pictures, not of records", remedy)
     gc.set_threshold(COLLECTED)
-    fitting = map(unless_failed(writer.check_length), decode_records(records_of(files)))
+    fitting = map(writer.check_length, decode_records(records_of(files)))
     no_bar = run.quiet or (set(files) <= {"-"} and stdin_is_pipe())  # what writes into the pipe has one
     for record in failures.filter_failures(progress(fitting, quiet=no_bar, unit="records")):
         writer.add(record)

@@ -23,8 +23,8 @@ COMMIT_SECONDS = 10.0
 STATEMENT_RECORDS = 5000  # one statement writes so many, and meanwhile Python reads the next ones
 DERIVED_FILES = ("vectors-*.f16", "ann-*.faiss")
 
-# Records as they are stored: by id the JSON line without the embedding, and the vector's little-endian float16.
-Rows = dict[str, tuple[bytes, bytes]]
+# Records as they are stored: by id the JSON line without the embedding, and the vector (D little-endian float16).
+Rows = dict[str, tuple[bytes, np.ndarray]]
 
 
 class Writer:
@@ -76,13 +76,20 @@ class Writer:
                     self._db.close()
 
     def add(self, record: Record) -> None:
-        """Take a record whose `embedding` is a unit vector (D). Raises VlmkitError if it does not fit the index."""
-        vector: np.ndarray = record.pop("embedding")
-        self._expect(record.get("model"), len(vector))
-        self._take(str(record["id"]), dumps(record), vector.astype("<f2", copy=False).tobytes())
+        """Take a record whose `embedding` is a unit vector (D), which must not change until it is written.
 
-    def check_length(self, record: Record) -> Record | Failed:
+        Raises VlmkitError if it does not fit the index.
+        """
+        vector: np.ndarray = record.pop("embedding")
+        state = self.state
+        if state is None or len(vector) != state.dim or record.get("model") != state.model:
+            self._expect(record.get("model"), len(vector))
+        self._take(str(record["id"]), dumps(record), vector)
+
+    def check_length(self, record: Record | Failed) -> Record | Failed:
         """`record`, whose `embedding` is a vector; its failure where vectors of its model have another length here."""
+        if isinstance(record, Failed):
+            return record
         length = len(record["embedding"])
         if self.state is None or length == self.state.dim or not self._is_of(self.state, record.get("model")):
             return record
@@ -100,7 +107,7 @@ class Writer:
             self._expect(other.state.model, other.state.dim)
         for other in others:
             for slot, key, line in other.lines():
-                self._take(key, line, other.vectors[slot].tobytes())
+                self._take(key, line, other.vectors[slot])
 
     def _expect(self, model: str | None, dim: int) -> None:
         """Raise VlmkitError unless vectors of that model and dimension fit the index, a new one included."""
@@ -120,12 +127,13 @@ class Writer:
     def _is_of(self, state: store.State, model: str | None) -> bool:
         return fingerprint_of(model or "") == fingerprint_of(state.model or "")
 
-    def _take(self, key: str, line: bytes, vector: bytes) -> None:
-        if key in self._waiting:
-            self._note_replaced(key, self._waiting[key][0], line)
-        self._waiting[key] = line, vector
+    def _take(self, key: str, line: bytes, vector: np.ndarray) -> None:
+        waiting = self._waiting
+        if key in waiting:
+            self._note_replaced(key, waiting[key][0], line)
+        waiting[key] = line, vector
         self.added += 1
-        if len(self._waiting) >= COMMIT_RECORDS or time.monotonic() - self._since > COMMIT_SECONDS:
+        if len(waiting) >= COMMIT_RECORDS or time.monotonic() - self._since > COMMIT_SECONDS:
             self._hand_over()
 
     def _note_replaced(self, key: str, before: bytes, after: bytes) -> None:
@@ -240,7 +248,8 @@ class Writer:
         """The state after `rows` were written behind the last slot, in place of those with the same ids."""
         live = np.concatenate([store.read_live(db, state), np.ones(len(rows), bool)])
         lines, vectors = zip(*rows.values(), strict=True)
-        _append(store.vectors_path(self.folder, state.generation), 2 * state.dim * state.slots, b"".join(vectors))
+        data = np.concatenate(vectors).astype("<f2", copy=False).data
+        _append(store.vectors_path(self.folder, state.generation), 2 * state.dim * state.slots, data)
         if state.count:
             for keys in batched(rows, STATEMENT_RECORDS):
                 values = ",".join("?" * len(keys))
@@ -273,7 +282,7 @@ class Writer:
         return replace(state, slots=len(slots), generation=state.generation + 1), np.ones(len(slots), bool)
 
 
-def _append(path: Path, offset: int, data: bytes) -> None:
+def _append(path: Path, offset: int, data: bytes | memoryview) -> None:
     """Write `data` at `offset`, drop what was behind it, and sync it to the disk."""
     is_new = not path.exists()
     with path.open("wb" if is_new else "r+b") as file:
@@ -299,6 +308,10 @@ def decode_records(results: Iterable[Record | Failed]) -> Iterator[Record | Fail
             yield record
         elif record.get("id") is None:
             yield Failed.of(record, "no id")
+        elif isinstance(
+            record.get("embedding"), np.ndarray
+        ):  # of a safetensors blob, which was checked when it was read
+            yield record
         else:
             try:
                 record["embedding"] = to_float16(record.get("embedding"))

@@ -8,7 +8,7 @@ from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.passing import PassingSamples
-from vlmkit.io.pictures import FIELDS, locate, singly, with_image
+from vlmkit.io.pictures import FIELDS, is_absolute, is_complete, locate, singly, with_image
 from vlmkit.io.reading import Item, Reading
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Sample, Unread, read_samples
@@ -213,6 +213,8 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str, how: Reading)
     for row in rows:
         if isinstance(row, Failed):
             yield row
+        elif is_complete(row):
+            yield Item(row)
         else:
             yield from _items(row, folder, how)
 
@@ -257,8 +259,7 @@ def _absolute(record: Record, folder: str) -> Record:
 
 
 def _absolute_path(image: str, folder: str) -> str:
-    # The first condition is true of most absolute, normalised paths, and quicker than os.path.abspath.
-    if (image[:1] == "/" and "//" not in image and "/." not in image and image[-1] != "/") or not image:
+    if is_absolute(image) or not image:
         return image
     return image if is_uri(image) else os.path.abspath(os.path.join(folder, image))
 

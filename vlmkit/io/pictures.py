@@ -74,6 +74,19 @@ def with_image(record: Record) -> Record:
     return record | {"image": named.pop()} if len(named) == 1 else record
 
 
+def is_complete(record: Record) -> bool:
+    """Whether all that is done to records that are read leaves this one as it is: true of most, and quickly told."""
+    image, key = record.get("image"), record.get("id")
+    if not isinstance(key, str) or not key or not isinstance(image, str) or "images" in record:
+        return False
+    return is_absolute(image) and not _may_be_base64(image)
+
+
+def is_absolute(path: str) -> bool:
+    """True of most absolute, normalised paths, and quicker than os.path.abspath."""
+    return path[:1] == "/" and "//" not in path and "/." not in path and path[-1] != "/"
+
+
 def singly(record: Record) -> list[Record]:
     """What a command that looks at one picture at a time makes of `record`.
 
@@ -109,9 +122,13 @@ def locate(value: Any, absolute: Callable[[str], str]) -> Any:
     return value
 
 
+def _may_be_base64(value: str) -> bool:
+    return BASE64.match(value) is not None
+
+
 def _is_base64(value: str) -> bool:
     """Whether a text is a picture in base64: a path may be as long, but does not begin as a picture does."""
-    return bool(BASE64.fullmatch(value[:64])) and is_picture(base64.b64decode(value[:64]))
+    return _may_be_base64(value) and is_picture(base64.b64decode(value[:64]))
 
 
 def at_marks(text: str, pictures: Sequence[Any]) -> Iterator[Any]:
