@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.errors import VlmkitError
-from vlmkit.models.embedders.mini import IMAGE_BATCH, open_graph
+from vlmkit.models.embedders.mini import open_graph, run_batches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,8 @@ class Features:
         if found is None:
             raise VlmkitError(f"{path} has no grid of features", "make it with vlmkit.recipes.mini.train_embedder")
         self._name = found["name"].decode()
-        self._session = open_graph(path, threads, _output(found["name"]))
+        self._session = open_graph(path, 1, _output(found["name"]))
+        self._threads = threads
         self._vectors = self._session.get_outputs()[0]
 
     def __call__(self, pictures: "np.ndarray") -> "np.ndarray":
@@ -110,13 +111,12 @@ class Features:
         import numpy as np
 
         if flip_augment:
-            grid, vectors = self.with_vectors(pictures)
-            flipped, others = self.with_vectors(np.ascontiguousarray(pictures[:, :, ::-1]))
+            both, each = self.with_vectors(np.concatenate([pictures, pictures[:, :, ::-1]]))
+            (grid, flipped), (vectors, others) = np.split(both, 2), np.split(each, 2)
             back = flipped.reshape(-1, SIDE, SIDE, WIDTH)[:, :, ::-1].reshape(grid.shape)
             return (grid + back) / 2, (vectors + others) / 2
         outputs = [self._name, self._vectors.name]
-        batches = [pictures[i : i + IMAGE_BATCH] for i in range(0, len(pictures), IMAGE_BATCH)]
-        found = [self._session.run(outputs, {"pictures": batch}) for batch in batches]  # (n, 1280, 7, 7), (n, D)
+        found = run_batches(self._session, outputs, pictures, self._threads)  # (n, 1280, 7, 7), (n, D)
         nothing = np.zeros((0, WIDTH, SIDE, SIDE), np.float32), np.zeros((0, self._vectors.shape[1]), np.float32)
         grid, vectors = (np.concatenate(parts) for parts in zip(nothing, *found, strict=True))
         return np.ascontiguousarray(grid.reshape(-1, WIDTH, PLACES).transpose(0, 2, 1)), vectors
