@@ -6,6 +6,7 @@ what it is good for is described in vlmkit/models/mini/TALK_CARD.md.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -118,7 +119,7 @@ class MiniChat(ChatModel):
             self.unsure_below, self.needs_picture = UNSURE, True
         self.batch = BatchSize(BATCH)
         self._prompts = Prompts(self._folder / TOKENIZER)
-        self._decoder = Decoder(self._folder / GRAPH, self._threads)
+        self._decoders: dict[int, Decoder] = {}
 
     @cached_property
     def _features(self) -> Features:
@@ -126,7 +127,12 @@ class MiniChat(ChatModel):
 
     @cached_property
     def _embedder(self) -> Mini:
-        return Mini(hardware=Hardware(threads=self._threads))
+        return Mini(hardware=Hardware(threads=1))  # as each part of a batch embeds its own texts
+
+    def _decoder(self, threads: int) -> Decoder:
+        if threads not in self._decoders:
+            self._decoders[threads] = Decoder(self._folder / GRAPH, threads)
+        return self._decoders[threads]
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         return preprocess(image)
@@ -207,14 +213,36 @@ class MiniChat(ChatModel):
         sampling: Sampling,
         heard: Callable[[int], None] | None,
     ) -> list[Generated]:
+        """Several requests are shared out among the cores: those that share one wait for each other at every layer."""
+        size = -(-len(requests) // self._threads)
+        parts = [slice(start, start + size) for start in range(0, len(requests), size)]
+        decoder = self._decoder(self._threads if len(parts) == 1 else 1)
+        if len(parts) == 1:
+            return self._generate_part(decoder, requests, tails, limits, sampling, heard)
+        with ThreadPoolExecutor(len(parts)) as pool:
+            made = [
+                pool.submit(self._generate_part, decoder, requests[part], tails[part], limits[part], sampling, heard)
+                for part in parts
+            ]
+            return [reply for part in made for reply in part.result()]
+
+    def _generate_part(
+        self,
+        decoder: Decoder,
+        requests: list[Request],
+        tails: list[list[int]],
+        limits: list[int],
+        sampling: Sampling,
+        heard: Callable[[int], None] | None,
+    ) -> list[Generated]:
         import numpy as np
 
-        cache, rows, vectors = self._encode_heads(requests, sampling.flip_augment)
-        logits, cache = self._decoder(_padded(tails), cache, rows)
+        cache, rows, vectors = self._encode_heads(decoder, requests, sampling.flip_augment)
+        logits, cache = decoder(_padded(tails), cache, rows)
 
         def step(tokens: "np.ndarray", rows: "np.ndarray") -> "np.ndarray":
             nonlocal cache
-            logits, cache = self._decoder(tokens[:, None], cache, rows)
+            logits, cache = decoder(tokens[:, None], cache, rows)
             return logits
 
         end = self._prompts.end
@@ -254,7 +282,7 @@ class MiniChat(ChatModel):
         return chosen
 
     def _encode_heads(
-        self, requests: list[Request], flip_augment: bool
+        self, decoder: Decoder, requests: list[Request], flip_augment: bool
     ) -> "tuple[Cache, np.ndarray, list[np.ndarray | None]]":
         """Each distinct beginning of a prompt in the cache; for each request its row there, and the vector of its
         picture where it has one picture.
@@ -269,7 +297,7 @@ class MiniChat(ChatModel):
         remaining = iter(vectors)
         groups = [list(islice(remaining, len(some))) for some in pictures]
         heads = [self._prompts.head(len(request.all_pictures()), request.system) for request in distinct.values()]
-        _, cache = self._decoder(_padded(heads), grid=grid)
+        _, cache = decoder(_padded(heads), grid=grid)
         order = {key: row for row, key in enumerate(distinct)}
         rows = np.array([order[key] for key in keys])
         return cache, rows, [groups[row][0] if len(groups[row]) == 1 else None for row in rows]
