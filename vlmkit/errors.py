@@ -6,7 +6,6 @@ SIGINT, SIGTERM and SIGHUP become an exception with the exit code, but never in 
 import signal
 import textwrap
 from collections.abc import Callable
-from concurrent.futures import Future
 from enum import IntEnum
 from threading import Thread
 from types import FrameType
@@ -97,6 +96,8 @@ def catch() -> None:
 
 def interruptible(work: Callable[[], T]) -> T:
     """Run `work` in a thread, so that a signal need not wait for C code to end; returns or raises what it does."""
+    from concurrent.futures import Future
+
     future: Future[T] = Future()
 
     def run() -> None:

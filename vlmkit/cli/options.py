@@ -13,7 +13,7 @@ from vlmkit.cli.command import FILES, LAST, RUNNING, option
 from vlmkit.cli.defaults import named_model
 from vlmkit.cli.screen import for_person
 from vlmkit.errors import VlmkitError, one_line
-from vlmkit.io.images import MAX_PIXELS, MAX_PIXELS_VARIABLE
+from vlmkit.io.limits import MAX_PIXELS, MAX_PIXELS_VARIABLE
 from vlmkit.io.terminal import Output, stderr_is_terminal, warn
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from vlmkit.errors import one_line
-from vlmkit.io.records import Record
 from vlmkit.io.terminal import CONTROL, Output, console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
+
+    from vlmkit.io.records import Record
 
 GAP = 2  # characters between columns
 PADDING = re.compile(r" +((?:\x1b\[0m)?) *$", re.MULTILINE)  # that a style may end behind
@@ -33,7 +34,7 @@ class Name:
     path: str
 
     @classmethod
-    def of(cls, record: Record) -> "Name":
+    def of(cls, record: "Record") -> "Name":
         """What a record is about: its picture, of several the first, else its text or id."""
         images = record.get("images")
         first = images[0] if isinstance(images, list) and images else None

@@ -25,7 +25,7 @@ from vlmkit.cli.options import (
     valid_utf8,
 )
 from vlmkit.errors import Exit, VlmkitError, check_installed
-from vlmkit.io.images import MAX_PIXELS_VARIABLE
+from vlmkit.io.limits import MAX_PIXELS_VARIABLE
 from vlmkit.io.terminal import Output, warn
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from vlmkit.io.formats import check_integrity, eight_bit, without_metadata
+from vlmkit.io.limits import MAX_PIXELS, MAX_PIXELS_VARIABLE
 from vlmkit.io.sources import Bytes, PictureError
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ TURNS = {
 }
 SIDEWAYS = (5, 6, 7, 8)
 JPEG_END = b"\xff\xd9"
-MAX_PIXELS = 500_000_000  # by default, against files that claim to have more than any camera or scanner writes
-MAX_PIXELS_VARIABLE = "VLMKIT_MAX_PIXELS"  # in the environment, which processes of a data loader share
 
 _opening = threading.Lock()
 _large = threading.Lock()

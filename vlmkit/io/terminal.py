@@ -8,7 +8,6 @@ import re
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Thread
@@ -16,9 +15,6 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vlmkit.errors import Exit, VlmkitError, one_line
 from vlmkit.io.files import atomic_write
-from vlmkit.io.records import Failed, Record, dumps, pack, pack_file
-from vlmkit.io.sources import is_picture_name, reader_of
-from vlmkit.io.summary import Accepted, Summary
 
 SNIFF_BYTES = 16
 LINE_BYTES = 4096  # what the first line may have to be a path
@@ -29,6 +25,9 @@ T = TypeVar("T")
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from vlmkit.io.records import Failed, Record
+    from vlmkit.io.summary import Summary
 
 
 class ClosedPipe(BaseException):
@@ -56,6 +55,8 @@ class Output:
 
     def _opened(self, path: str | None) -> IO[bytes]:
         if path is not None:
+            from vlmkit.io.sources import is_picture_name, reader_of
+
             if os.path.isfile(path) and (is_picture_name(path) or reader_of(path)):
                 raise VlmkitError(f"{path} is a picture or a tar, which would be lost", "name another file to write")
             with _write_errors(f"cannot write {path}", "name a file in a folder that you can write to"):
@@ -79,8 +80,12 @@ class Output:
         except OSError as error:
             raise _cannot_write(self.name, error) from None
 
-    def write_records(self, records: Iterable[Record], form: str | None = None) -> None:
+    def write_records(self, records: "Iterable[Record]", form: str | None = None) -> None:
         """Write `records` in the form `jsonl`, `safetensors` or `parquet`; the first two as they come."""
+        import tempfile
+
+        from vlmkit.io.records import dumps, pack, pack_file
+
         form = form or self.form
         if form == "jsonl":
             for record in records:
@@ -97,7 +102,7 @@ class Output:
             ):
                 pack_file(records, self._file, spool)
 
-    def _write_parquet(self, records: Iterable[Record]) -> None:
+    def _write_parquet(self, records: "Iterable[Record]") -> None:
         from vlmkit.io.parquet import write_parquet
 
         folder = None if self._is_stream else os.path.dirname(self._file.name)
@@ -146,8 +151,10 @@ class Failures:
         *,
         single_input: bool = True,
         ignore: str | None = None,
-        summary: Summary | None = None,
+        summary: "Summary | None" = None,
     ) -> None:
+        from vlmkit.io.summary import Accepted
+
         self._accepted = Accepted(ignore) if ignore is not None else None
         self._output = Output(errors) if errors is not None else None
         self._single_input = single_input
@@ -160,8 +167,10 @@ class Failures:
     def __enter__(self) -> "Failures":
         return self
 
-    def filter_failures(self, results: Iterable[T | Failed]) -> Iterator[T]:
+    def filter_failures(self, results: "Iterable[T | Failed]") -> Iterator[T]:
         """The `results` without failures, which go to standard error and the `--errors` file."""
+        from vlmkit.io.records import Failed, dumps
+
         for result in results:
             self.seen += 1
             if not isinstance(result, Failed):
@@ -223,8 +232,8 @@ def printable(text: str) -> bytes:
 
 
 def progress(
-    results: Iterable[T | Failed], *, quiet: bool, unit: str, count: Callable[[], int | None] = lambda: None
-) -> Iterable[T | Failed]:
+    results: "Iterable[T | Failed]", *, quiet: bool, unit: str, count: Callable[[], int | None] = lambda: None
+) -> "Iterable[T | Failed]":
     """`results` with a bar on standard error, if that is a terminal.
 
     `count` returns how many there will be; it runs beside, and the bar says when they will be done once it has ended.
@@ -232,7 +241,7 @@ def progress(
     return results if quiet or not stderr_is_terminal() else _with_bar(results, unit, count)
 
 
-def _with_bar(results: Iterable[T | Failed], unit: str, count: Callable[[], int | None]) -> Iterator[T | Failed]:
+def _with_bar(results: "Iterable[T | Failed]", unit: str, count: Callable[[], int | None]) -> "Iterator[T | Failed]":
     from tqdm import tqdm
 
     with tqdm(unit=f" {unit}", smoothing=0.05, dynamic_ncols=True, leave=False) as bar:
@@ -337,6 +346,8 @@ def read_head(path: Path | str) -> bytes:
 @contextlib.contextmanager
 def stdin_file() -> Iterator[str]:
     """Standard input as a temporary file, for what is read more than once."""
+    import tempfile
+
     with tempfile.NamedTemporaryFile(prefix="vlmkit-") as spool:
         shutil.copyfileobj(sys.stdin.buffer, spool)
         spool.flush()
