@@ -181,7 +181,7 @@ def test_small_weights_change_little(talking: Path, tmp_path: Path, kind: str, l
     said = [i for i in range(len(expected)) if i not in model.generation_config.suppress_tokens]
     prompts = Prompts(tmp_path / "talk-tokenizer.json")
     ids = np.array([prompts.head(1) + prompts.tail("what color is it?")])
-    logits, _ = Decoder(tmp_path / GRAPH, 1)(ids, grid=Features(tmp_path, 1)(array))
+    logits, _ = Decoder(tmp_path / GRAPH)(ids, grid=Features(tmp_path, 1)(array))
     assert logits[0].argmax() in said and np.delete(logits[0], said).max() < -1e8
     logits, expected = logits[0, said], expected[said]
     assert logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected) >= least
@@ -191,7 +191,7 @@ def test_small_weights_change_little(talking: Path, tmp_path: Path, kind: str, l
 
 def test_the_cache_gives_what_a_whole_prompt_gives(talking: Path) -> None:
     """A prompt in one call, in two calls, with padding inside and outside, and with rows picked twice."""
-    decoder = Decoder(talking / "packed" / GRAPH, 1)
+    decoder = Decoder(talking / "packed" / GRAPH)
     grid = Features(talking / "packed", 1)(noise(1))
     head, tail = [2, *[PLACE] * PLACES], [8, 9, 10, 3]
     whole, _ = decoder(np.array([head + tail]), grid=grid)

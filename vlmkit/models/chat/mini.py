@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import BatchSize
@@ -87,6 +87,14 @@ class Prompts:
         return start + self._tokenizer.decode(before + tokens).removeprefix(self._tokenizer.decode(before))
 
 
+class Look(NamedTuple):
+    """The P pictures of a request: their `places` among all, their grids (P, 49, 1280), the vector of a lone one."""
+
+    places: tuple[int, ...]
+    grid: "np.ndarray | None"
+    vector: "np.ndarray | None"
+
+
 class MiniChat(ChatModel):
     """The small vision-language model of `mini`, or one that vlmkit.recipes.mini.export_chat made.
 
@@ -119,7 +127,7 @@ class MiniChat(ChatModel):
             self.unsure_below, self.needs_picture = UNSURE, True
         self.batch = BatchSize(BATCH)
         self._prompts = Prompts(self._folder / TOKENIZER)
-        self._decoders: dict[int, Decoder] = {}
+        self._decoder = Decoder(self._folder / GRAPH)
 
     @cached_property
     def _features(self) -> Features:
@@ -128,11 +136,6 @@ class MiniChat(ChatModel):
     @cached_property
     def _embedder(self) -> Mini:
         return Mini(hardware=Hardware(threads=1))  # as each part of a batch embeds its own texts
-
-    def _decoder(self, threads: int) -> Decoder:
-        if threads not in self._decoders:
-            self._decoders[threads] = Decoder(self._folder / GRAPH, threads)
-        return self._decoders[threads]
 
     def preprocess(self, image: "Image") -> "np.ndarray":
         return preprocess(image)
@@ -214,22 +217,36 @@ class MiniChat(ChatModel):
         heard: Callable[[int], None] | None,
     ) -> list[Generated]:
         """Several requests are shared out among the cores: those that share one wait for each other at every layer."""
+        looks = self._look(requests, sampling.flip_augment)
         size = -(-len(requests) // self._threads)
         parts = [slice(start, start + size) for start in range(0, len(requests), size)]
-        decoder = self._decoder(self._threads if len(parts) == 1 else 1)
-        if len(parts) == 1:
-            return self._generate_part(decoder, requests, tails, limits, sampling, heard)
-        with ThreadPoolExecutor(len(parts)) as pool:
-            made = [
-                pool.submit(self._generate_part, decoder, requests[part], tails[part], limits[part], sampling, heard)
-                for part in parts
-            ]
-            return [reply for part in made for reply in part.result()]
+
+        def generate(part: slice) -> list[Generated]:
+            return self._generate_part(requests[part], looks[part], tails[part], limits[part], sampling, heard)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            return [reply for replies in pool.map(generate, parts) for reply in replies]
+
+    def _look(self, requests: list[Request], flip_augment: bool) -> list[Look]:
+        """What each request shows; a picture that several show is encoded once."""
+        import numpy as np
+
+        shown = [picture for request in requests for picture in request.all_pictures()]
+        distinct = {picture.tobytes(): picture for picture in shown}
+        if not distinct:
+            return [Look((), None, None)] * len(requests)
+        grid, vectors = self._features.with_vectors(np.stack(list(distinct.values())), flip_augment)
+        order = {name: place for place, name in enumerate(distinct)}
+        looks = []
+        for request in requests:
+            places = tuple(order[picture.tobytes()] for picture in request.all_pictures())
+            looks.append(Look(places, grid[list(places)], vectors[places[0]] if len(places) == 1 else None))
+        return looks
 
     def _generate_part(
         self,
-        decoder: Decoder,
         requests: list[Request],
+        looks: list[Look],
         tails: list[list[int]],
         limits: list[int],
         sampling: Sampling,
@@ -237,12 +254,12 @@ class MiniChat(ChatModel):
     ) -> list[Generated]:
         import numpy as np
 
-        cache, rows, vectors = self._encode_heads(decoder, requests, sampling.flip_augment)
-        logits, cache = decoder(_padded(tails), cache, rows)
+        cache, rows = self._encode_heads(requests, looks)
+        logits, cache = self._decoder(_padded(tails), cache, rows)
 
         def step(tokens: "np.ndarray", rows: "np.ndarray") -> "np.ndarray":
             nonlocal cache
-            logits, cache = decoder(tokens[:, None], cache, rows)
+            logits, cache = self._decoder(tokens[:, None], cache, rows)
             return logits
 
         end = self._prompts.end
@@ -257,7 +274,7 @@ class MiniChat(ChatModel):
         penalty = sampling.length_penalty
         beams = beam_search(step, logits, end, limits, bare, beams=sampling.beams, length_penalty=penalty)
         if sampling.clip_rerank_weight:
-            return self._rerank(requests, beams, vectors, sampling.clip_rerank_weight)
+            return self._rerank(requests, beams, [look.vector for look in looks], sampling.clip_rerank_weight)
         return [found[0][1] for found in beams]
 
     def _rerank(
@@ -281,26 +298,17 @@ class MiniChat(ChatModel):
             chosen.append(found[totals.index(max(totals))][1])
         return chosen
 
-    def _encode_heads(
-        self, decoder: Decoder, requests: list[Request], flip_augment: bool
-    ) -> "tuple[Cache, np.ndarray, list[np.ndarray | None]]":
-        """Each distinct beginning of a prompt in the cache; for each request its row there, and the vector of its
-        picture where it has one picture.
-        """
+    def _encode_heads(self, requests: list[Request], looks: list[Look]) -> "tuple[Cache, np.ndarray]":
+        """Each distinct beginning of a prompt in the cache, and the row of each request there."""
         import numpy as np
 
-        keys = [(request.system, *(picture.tobytes() for picture in request.all_pictures())) for request in requests]
-        distinct = dict(zip(keys, requests, strict=True))
-        pictures = [request.all_pictures() for request in distinct.values()]
-        stack = [picture for some in pictures for picture in some]
-        grid, vectors = self._features.with_vectors(np.stack(stack), flip_augment) if stack else (None, ())
-        remaining = iter(vectors)
-        groups = [list(islice(remaining, len(some))) for some in pictures]
-        heads = [self._prompts.head(len(request.all_pictures()), request.system) for request in distinct.values()]
-        _, cache = decoder(_padded(heads), grid=grid)
+        keys = [(request.system, look.places) for request, look in zip(requests, looks, strict=True)]
+        distinct = dict(zip(keys, looks, strict=True))
+        grids = [look.grid for look in distinct.values() if look.grid is not None]
+        heads = [self._prompts.head(len(places), system) for system, places in distinct]
+        _, cache = self._decoder(_padded(heads), grid=np.concatenate(grids) if grids else None)
         order = {key: row for row, key in enumerate(distinct)}
-        rows = np.array([order[key] for key in keys])
-        return cache, rows, [groups[row][0] if len(groups[row]) == 1 else None for row in rows]
+        return cache, np.array([order[key] for key in keys])
 
 
 def _padded(rows: list[list[int]]) -> "np.ndarray":

@@ -28,10 +28,13 @@ class Cache(NamedTuple):
 
 
 class Decoder:
-    """The language model, talk.onnx (see vlmkit.recipes.mini.export_chat): tokens in, logits of the next one out."""
+    """The language model, talk.onnx (see vlmkit.recipes.mini.export_chat): tokens in, logits of the next one out.
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._session = open_graph(path, threads)
+    On one core, so that several calls run side by side.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = open_graph(path, 1)
         self._cached = {node.name: node.shape for node in self._session.get_inputs()[5:]}
         self._outputs = [node.name for node in self._session.get_outputs()]
 
