@@ -227,7 +227,7 @@ def test_captions_as_the_official_code(vlmkit, shared: Path) -> None:
 def test_line_breaks_in_captions_shift_nothing(vlmkit) -> None:
     references = [["a cat dog"], ["two birds"], ["a bus"]]
     plain = ["a cat dog", "two birds", "a bus"]
-    named = ("--metric", "cider", "--metric", "meteor")  # by the tokenizer of Java
+    named = ("--metric", "cider")  # by the tokenizer of Java
     scores = []
     for captions in (plain, ["a cat\r dog", "two\u2028birds", "a\x0b bus"]):
         rows = [
