@@ -154,7 +154,7 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
     if is_data(path):
         return _decoded(path)
     if is_remote(path):
-        raise PictureError("of URLs that are not http or https only whole shards are read")
+        raise PictureError("only http and https URLs are fetched, and of others shards (.tar)")
     try:
         return open_file(path)
     except (OSError, ValueError) as error:
