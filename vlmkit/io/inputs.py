@@ -168,7 +168,11 @@ def _shards_by_url(path: str) -> list[str]:
 
 def _missing(path: str) -> str:
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
-    return "only http and https URLs are fetched, and of others shards (.tar)" if other else no_such_file(path, "no such file or folder")
+    return (
+        "only http and https URLs are fetched, and of others shards (.tar)"
+        if other
+        else no_such_file(path, "no such file or folder")
+    )
 
 
 def _lines(stream: IO[bytes], how: Reading) -> Iterator[bytes]:
