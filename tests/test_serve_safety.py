@@ -268,10 +268,12 @@ def test_sigterm_answers_what_runs(tmp_path: Path) -> None:
 def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
     """The model takes longer to load; it goes on loading for who asks again."""
     service = Served(tmp_path, own_environment(tmp_path), "--timeout", 0.05)
-    first = service.post("/v1/embeddings", {"input": "a cat"})
-    assert first.status_code == 504 and first.json()["error"]["code"] == "timeout"
-    _until(lambda: service.post("/v1/embeddings", {"input": "a cat"}).status_code == 200)
-    service.end()
+    try:
+        first = service.post("/v1/embeddings", {"input": "a cat"})
+        assert first.status_code == 504 and first.json()["error"]["code"] == "timeout"
+        _until(lambda: service.post("/v1/embeddings", {"input": "a cat"}).status_code == 200)
+    finally:
+        service.end()
 
 
 @pytest.mark.slow
