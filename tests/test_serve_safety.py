@@ -27,6 +27,15 @@ def _until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def _settled(number: Callable[[], int]) -> int:
+    """The number that stays for longer than an idle connection does here."""
+    while True:
+        before = number()
+        time.sleep(1.2)
+        if number() == before:
+            return before
+
+
 def _running(service: Served) -> int:
     """The requests that the service counts as running, with the one that asks for them."""
     return int(float(service.get("/metrics").text.partition("\nvlmkit_requests_running ")[2].split()[0]))
@@ -228,7 +237,7 @@ def test_slow_clients_come_to_an_end(tmp_path: Path) -> None:
     assert late.startswith(b"HTTP/1.1 408") and b"did not come within" in late
 
     files = lambda: len(os.listdir(f"/proc/{service.process.pid}/fd"))  # noqa: E731
-    before = files()  # nobody is connected
+    before = _settled(files)  # nobody is connected
     with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as unread:
         with contextlib.suppress(BlockingIOError):
             unread.setblocking(False)
@@ -267,7 +276,7 @@ def test_sigterm_answers_what_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
     """The model takes longer to load; it goes on loading for who asks again."""
-    service = Served(tmp_path, own_environment(tmp_path), "--timeout", 0.05)
+    service = Served(tmp_path, own_environment(tmp_path), "--timeout", 0.1)
     try:
         first = service.post("/v1/embeddings", {"input": "a cat"})
         assert first.status_code == 504 and first.json()["error"]["code"] == "timeout"
