@@ -209,7 +209,7 @@ def test_by_fsspec(vlmkit, tmp_path: Path) -> None:
 
 def test_what_cannot_be_opened_is_told_at_once(vlmkit) -> None:
     assert b"Protocol not known: foo" in vlmkit("embed", "foo://a/b.tar", code=2).stderr
-    assert b"only shards, .tar, are read" in vlmkit("embed", "s3://a/b.jpg", code=2).stderr
+    assert b"of others shards (.tar)" in vlmkit("embed", "s3://a/b.jpg", code=2).stderr
     assert shard_reader("https://a/b.jpg") is None and shard_reader("b.tar") is None
     with pytest.raises(VlmkitError, match="Protocol not known"):
         expand_shards(["foo://a/*.tar"])
