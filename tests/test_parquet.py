@@ -34,14 +34,32 @@ def test_an_index_as_parquet_and_back(vlmkit, photo_rows: bytes, tmp_path: Path)
 def test_columns_of_every_kind(vlmkit, tmp_path: Path) -> None:
     """A field that some lack is empty there; values of several kinds are told, and written as JSON."""
     rows = [
-        {"id": "1", "embedding": [1.0, 0.0], "n": 1, "mixed": "a", "labels": [{"label": "cat", "score": 0.5}]},
-        {"id": "2", "embedding": [0.0, 1.0], "n": 2.5, "mixed": 3, "late": True, "labels": []},
+        {
+            "id": "1",
+            "embedding": [1.0, 0.0],
+            "n": 1,
+            "mixed": "a",
+            "labels": [{"label": "cat", "score": 0.5}],
+        },
+        {
+            "id": "2",
+            "embedding": [0.0, 1.0],
+            "n": 2.5,
+            "mixed": 3,
+            "late": True,
+            "labels": [],
+            "none": {},
+            "nones": [{}],
+        },
         {"id": "3", "embedding": [0.6, 0.8], "mixed": {"x": None}, "text": "\u00fc\U0001f600"},
     ]
     vlmkit("index", "-i", "./a.index", stdin=jsonl(*rows))
     done = vlmkit("index", "-i", "./a.index", "--dump", "--format", "parquet")
-    assert b"values of several kinds are written as JSON in the column mixed" in done.stderr
+    assert (
+        b"written as JSON, as their values are of several kinds or without fields: mixed, none, nones\n" in done.stderr
+    )
     found = parquet.read_table(io.BytesIO(done.stdout)).to_pylist()
     assert [row["n"] for row in found] == [1.0, 2.5, None] and [row["late"] for row in found] == [None, True, None]
     assert [json.loads(row["mixed"]) for row in found] == ["a", 3, {"x": None}]
+    assert [found[1][name] for name in ("none", "nones")] == ["{}", "[{}]"]
     assert found[0]["labels"] == [{"label": "cat", "score": 0.5}] and found[2]["text"] == "\u00fc\U0001f600"

@@ -38,10 +38,8 @@ class ShardOptions:
             return
         values = {"output": records.output, "errors": records.errors, "ignore": records.ignore, **others}
         if given := next((name for name, value in values.items() if value), None):
-            raise VlmkitError(
-                f"--{given.replace(chr(95), chr(45))} cannot be combined with --out-dir",
-                "each shard has files of its own there",
-            )
+            flag = "--" + given.replace("_", "-")
+            raise VlmkitError(f"{flag} cannot be combined with --out-dir", "each shard has files of its own there")
 
 
 class Done(NamedTuple):

@@ -24,9 +24,9 @@ METADATA = b"vlmkit"  # the key of what is known of the vectors
 def write_parquet(records: Iterable[Record], out: "Output", folder: str | None = None) -> list[str]:
     """Write `records` to `out` in bounded memory: they wait in a file in `folder` until all columns are known.
 
-    Returns the columns whose values are of several kinds, which are written as JSON. The file's metadata have under
-    `vlmkit` the model of the vectors, their number of values and their metric. Raises VlmkitError without pyarrow,
-    OSError.
+    Returns the columns that are written as JSON: their values are of several kinds, or objects without fields. The
+    file's metadata have under `vlmkit` the model of the vectors, their number of values and their metric. Raises
+    VlmkitError without pyarrow, OSError.
     """
     check_installed("a Parquet file", "vlmkit[parquet]", "pyarrow")
     from pyarrow.parquet import ParquetWriter
@@ -75,9 +75,18 @@ def _type(values: list[Any], name: str, types: dict[str, Any]) -> "pyarrow.DataT
         fields = [types[name]] if name in types else []
         fields.append(pyarrow.array(values).type)
         schemas = [pyarrow.schema([(name, kind)]) for kind in fields]
-        return pyarrow.unify_schemas(schemas, promote_options="permissive").field(name).type
+        found = pyarrow.unify_schemas(schemas, promote_options="permissive").field(name).type
     except (pyarrow.ArrowException, OverflowError):
         return None
+    return None if _has_empty_struct(found) else found
+
+
+def _has_empty_struct(kind: "pyarrow.DataType") -> bool:
+    """Whether an object without fields is a part of it, which Parquet cannot hold."""
+    from pyarrow import types
+
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return (types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
 
 
 def _schema(types: dict[str, Any], known: dict[str, Any]) -> "pyarrow.Schema":

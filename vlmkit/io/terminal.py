@@ -109,7 +109,8 @@ class Output:
         with _write_errors(f"cannot write {self.name}", "free some space"):
             mixed = write_parquet(records, self, folder)
         if mixed:
-            warn(f"{self.name}: values of several kinds are written as JSON in the column {', '.join(mixed)}")
+            columns = ", ".join(mixed)
+            warn(f"{self.name}: written as JSON, as their values are of several kinds or without fields: {columns}")
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         with _write_errors(f"cannot write {self.name}", "free some space"):

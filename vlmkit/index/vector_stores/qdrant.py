@@ -28,6 +28,7 @@ from vlmkit.index.types import FLAT_BYTES
 from vlmkit.index.vector_stores.base import Row
 from vlmkit.index.where import Condition, explain, is_equal_text, predicate
 from vlmkit.io.records import Record, batched, fingerprint_of
+from vlmkit.io.sources import is_url
 from vlmkit.io.terminal import warn
 
 if TYPE_CHECKING:
@@ -237,10 +238,6 @@ def split_address(address: str) -> tuple[str, str]:
     return place, collection
 
 
-def is_url(place: str) -> bool:
-    return place.startswith(("http://", "https://"))
-
-
 def is_qdrant(folder: Path) -> bool:
     return (folder / "meta.json").is_file()
 
@@ -251,7 +248,7 @@ def connect(place: str) -> "QdrantClient":
     from qdrant_client import QdrantClient
 
     key = os.environ.get(API_KEY) if is_url(place) else None
-    if key and place.startswith("http://") and not _is_loopback(place):
+    if key and not place.lower().startswith("https://") and not _is_loopback(place):
         warn(f"${API_KEY} is sent to {place} unencrypted: use https")
     with errors(place):
         if is_url(place):
