@@ -1,6 +1,6 @@
 """What `search --duplicates` takes, whole process.
 
-    python tests/benchmarks/duplicates.py [ROWS]...
+    python tests/benchmarks/duplicates.py [--exact] [ROWS]...
 
 Rows (20,000 and 100,000 by default) are seeded unit vectors of 256 numbers around 1,000 centres; every twentieth is a
 near copy, with a cosine of 0.98, of the one before. No row has a file, so no copies are looked for by content.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import Process
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,23 @@ def vectors(count: int) -> np.ndarray:
     return rows.astype(np.float16)
 
 
+def make(folder: Path, count: int) -> None:
+    with Writer(folder) as writer:
+        for i, row in enumerate(vectors(count)):
+            writer.add({"id": f"{i:06}", "model": "toy@0", "embedding": row})
+
+
 def main() -> None:
-    for count in map(int, sys.argv[1:] or ["20000", "100000"]):
+    given = [word for word in sys.argv[1:] if word != "--exact"]
+    how = ["--exact"] * ("--exact" in sys.argv)
+    for count in map(int, given or ["20000", "100000"]):
         with tempfile.TemporaryDirectory() as name:
             folder, out = Path(name) / "i", Path(name) / "groups.jsonl"
-            with Writer(folder) as writer:
-                for i, row in enumerate(vectors(count)):
-                    writer.add({"id": f"{i:06}", "model": "toy@0", "embedding": row})
+            maker = Process(target=make, args=(folder, count))  # whose memory would count as that of the command
+            maker.start()
+            maker.join()
             start = time.perf_counter()
-            command = [VLMKIT, "search", "-i", str(folder), "--duplicates", "-o", str(out)]
+            command = [VLMKIT, "search", "-i", str(folder), "--duplicates", *how, "-o", str(out)]
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)
             assert status == 0
