@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
 from vlmkit.io.images import open_picture
 from vlmkit.io.inputs import Item
+from vlmkit.io.parts import Part, file_hash
 from vlmkit.io.pictures import picture_names
 from vlmkit.io.records import Failed, Record, decode_embedding, fingerprint_of, to_float16, unless_failed
 from vlmkit.io.sources import Memory, PictureError, content_hash, file_facts, is_url
@@ -219,9 +220,14 @@ def _text(record: Record) -> str:
 def _picture(item: Item, model: Embedder) -> Prepared:
     source = item.locate()
     facts = file_facts(source)
-    data = source.read()
-    image, width, height = open_picture(Memory(data, source.mtime), model.size)
-    facts |= {"hash": content_hash(data), "width": width, "height": height}
+    if isinstance(source, Part):
+        image, width, height = open_picture(source, model.size)
+        facts |= source.fields | {"hash": file_hash(source.file)}
+    else:
+        data = source.read()
+        image, width, height = open_picture(Memory(data, source.mtime), model.size)
+        facts |= {"hash": content_hash(data)}
+    facts |= {"width": width, "height": height}
     try:
         preprocessed = model.preprocess(image)
     except MemoryError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vlmkit.io.formats import check_integrity, eight_bit, without_metadata
 from vlmkit.io.limits import MAX_PIXELS, MAX_PIXELS_VARIABLE
+from vlmkit.io.parts import Part
 from vlmkit.io.sources import Bytes, PictureError
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
     """
     from PIL import Image
 
+    if isinstance(source, Part):
+        return source.image(size)
     data = without_metadata(_read(source))
     with _picture_errors(data), _opened(data) as image:
         width, height = image.size
@@ -89,6 +92,9 @@ def check_picture(source: Bytes) -> None:
     A JPEG that ends as it should and a PNG whose checksums are right are not decoded, which is ten times as fast;
     others are. Damage in the middle of a JPEG is found only when it is opened.
     """
+    if isinstance(source, Part):
+        source.image()
+        return
     data = without_metadata(_read(source))
     with _picture_errors(data), _opened(data) as image:
         check_integrity(image, data)

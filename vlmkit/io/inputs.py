@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.parts import Part
 from vlmkit.io.passing import PassingSamples
 from vlmkit.io.pictures import FIELDS, is_absolute, is_complete, locate, singly, with_image
 from vlmkit.io.reading import Item, Reading
@@ -30,6 +31,7 @@ from vlmkit.io.sources import (
     is_remote,
     is_uri,
     is_url,
+    missing_extra,
     open_file,
     open_source,
     reader_of,
@@ -275,7 +277,7 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if (remote := shard_reader(name)) is not None:
         yield from _shard(name, remote, how)
     elif not os.path.lexists(name):  # a URL, a member of a container
-        yield _picture(name)
+        yield _picture(name, _part(name))
     elif os.path.isdir(name):
         for output in (outputs := outputs_of(name)):
             yield from _file(output, how)
@@ -285,6 +287,8 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
             yield from _walk(name, how)
     elif (reader := reader_of(name)) is not None:
         yield from _container(name, reader, how)
+    elif (extra := missing_extra(name)) is not None:
+        yield _failed(name, f"needs one more package: pip install 'vlmkit[{extra}]'", "run it again with the package")
     elif not os.path.isfile(name):
         yield _failed(name, _not_regular(name))
     elif is_compressed_tar_name(name):
@@ -324,7 +328,18 @@ def _picture(path: str, source: Bytes | None = None) -> Item | Failed:
         path.encode()
     except UnicodeEncodeError:
         return _failed(path, "the file name is not UTF-8", "rename it")
-    return Item({"id": path, "image": path}, source)
+    return Item({"id": path, "image": path, **(source.fields if isinstance(source, Part) else {})}, source)
+
+
+def _part(path: str) -> Part | None:
+    """The page or frame that `path` names; None for something else, and for what cannot be opened."""
+    if is_uri(path) or "#" not in path:
+        return None
+    try:
+        source = open_source(path)
+    except PictureError:
+        return None
+    return source if isinstance(source, Part) else None
 
 
 def _failed(path: str, error: object, remedy: str = "") -> Failed:
@@ -349,7 +364,8 @@ def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Faile
         if reader.holds_files:
             yield from _samples(path, reader, file, how)
         else:
-            for name, source in reader.members(file):
+            chosen = getattr(reader, "chosen", None)  # of a ChoosingReader
+            for name, source in chosen(file, how.choice) if chosen else reader.members(file):
                 yield _picture(f"{path}{reader.separator}{name}", source)
     except PictureError as error:
         yield _failed(path, error)

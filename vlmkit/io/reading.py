@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vlmkit.io.parts import Choice
 from vlmkit.io.records import Record
 from vlmkit.io.sources import Bytes, PictureError, open_source
 from vlmkit.io.walk import LeftOut, WalkOptions
@@ -42,7 +43,7 @@ class Reading:
     of these columns, or lines that are its values. `one_picture` is for what looks at one picture at a time (see
     `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. Shards by URL come from private addresses
     with `allow_private` alone; with `on_shard`, called with the URL and whether all came, from where they are, and the
-    sources are parts of them.
+    sources are parts of them. `choice` says which pages and frames are pictures.
     """
 
     texts: bool = False
@@ -56,5 +57,6 @@ class Reading:
     puts_off_fields: bool = False
     allow_private: bool = False
     on_shard: Callable[[str, bool], None] | None = None
+    choice: Choice = field(default_factory=Choice)
     walk: WalkOptions = field(default_factory=WalkOptions)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)

@@ -7,6 +7,7 @@ group `vlmkit.readers`, whose name is the suffix without its dot (`pdf = "packag
 import base64
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 import stat
@@ -117,6 +118,7 @@ class Reader(Protocol):
     `separator` is `/` (`shard.tar/a.jpg`) or `#` (`doc.pdf#page=3`, `clip.mp4#t=12.5`). With `holds_files` members are
     files of any kind, distinguished by name, and those of one stem are one sample, as in webdataset; without
     it each member is a picture. What is returned as `Bytes` should be picklable. It is made without arguments.
+    One that needs a package that may be missing has `requires`: the name it is imported by, and our extra.
     """
 
     separator: str
@@ -173,7 +175,8 @@ def file_facts(source: Bytes) -> dict[str, Any]:
     Take them before reading: what is changed meanwhile is then noticed the next time. Raises PictureError.
     """
     try:
-        ctime = os.stat(source.path).st_ctime if isinstance(source, Source) else None
+        path = getattr(source, "path", None)
+        ctime = os.stat(path).st_ctime if path else None
     except OSError as error:
         raise PictureError(error.strerror or str(error)) from None
     facts = {"mtime": source.mtime, "bytes": source.size, "ctime": ctime}
@@ -260,14 +263,31 @@ def _open_member(path: str) -> Bytes | None:
 
 
 def reader_of(name: str) -> Reader | None:
-    """The reader for the suffix of `name`, ignoring case, of a URL that of its path; None if it is no container's."""
-    suffix = os.path.splitext(name.partition("?")[0] if is_url(name) else name)[1].lower()
-    return _reader(suffix[1:]) if suffix[1:].isalnum() and suffix not in NOT_CONTAINERS else None
+    """The reader for the suffix of `name`, ignoring case, of a URL that of its path; None if it is no container's, or
+    what reads it is not installed (see `missing_extra`)."""
+    suffix = _suffix(name)
+    return None if _missing_extra(suffix) else _reader(suffix)
+
+
+def missing_extra(name: str) -> str | None:
+    """The extra of vlmkit that reads files called `name`, unless it is installed or none is needed."""
+    return _missing_extra(_suffix(name))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name.partition("?")[0] if is_url(name) else name)[1].lower()
 
 
 @cache
 def _reader(suffix: str) -> Reader | None:
-    return READERS.load(suffix)() if suffix in READERS else None
+    known = suffix[1:].isalnum() and suffix not in NOT_CONTAINERS and suffix[1:] in READERS
+    return READERS.load(suffix[1:])() if known else None
+
+
+@cache
+def _missing_extra(suffix: str) -> str | None:
+    package, extra = getattr(_reader(suffix), "requires", ("", None))
+    return extra if package and importlib.util.find_spec(package) is None else None
 
 
 def is_url(path: str) -> bool:

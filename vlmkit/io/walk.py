@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from vlmkit.io.sources import is_picture_name, reader_of
+from vlmkit.io.sources import is_picture_name, missing_extra, reader_of
 from vlmkit.io.tar import COMPRESSED_SUFFIXES
 
 # What file servers, systems and tools make for themselves, in lower case: thumbnails, what was thrown away, snapshots.
@@ -86,8 +86,11 @@ class LeftOut:
     @property
     def remedy(self) -> str:
         """What to do about it."""
-        files = ["convert or unpack them, or leave them out with --exclude"] if self.suffixes else []
-        return "; ".join([*files, *(["follow links with --follow"] if self.links else [])])
+        extras = {missing_extra(f".{suffix}") for suffix in self.suffixes}
+        remedies = [f"pip install 'vlmkit[{','.join(sorted(filter(None, extras)))}]'"] if any(extras) else []
+        if None in extras:
+            remedies.append("convert or unpack them, or leave them out with --exclude")
+        return "; ".join([*remedies, *(["follow links with --follow"] if self.links else [])])
 
 
 def _suffix(name: str) -> str:

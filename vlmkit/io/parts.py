@@ -1,0 +1,79 @@
+"""Pictures that are made when they are wanted: a page of a document, a frame of a film; and which of them are."""
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from vlmkit.io.records import Record
+from vlmkit.io.sources import Bytes, PictureError, Reader, Source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HASHED = 1 << 22  # bytes at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which parts of documents and films are pictures: `pages`, counted from 1 (None: all); a frame `every` so many
+    seconds (None: where the scene changes), at most `frames` of one film (None: no limit)."""
+
+    pages: tuple[range, ...] | None = None
+    every: float | None = None
+    frames: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part(ABC):
+    """A page or frame of `file`. `fields` are what is known of it without making it: `page`, `time`, `ocr`, `taken`."""
+
+    file: Source
+    fields: Record = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    @property
+    def mtime(self) -> float:
+        return self.file.mtime
+
+    @abstractmethod
+    def image(self, size: int | None = None) -> "tuple[Image, int, int]":
+        """(RGB picture, width, height), upright; as `io.images.open_picture`. With `size` no side need be longer than
+        1.6 times that, where the other is not shorter; width and height are those without. Raises PictureError."""
+
+    def read(self) -> bytes:
+        """The picture as PNG. Raises PictureError."""
+        written = io.BytesIO()
+        self.image()[0].save(written, "PNG", compress_level=1)
+        return written.getvalue()
+
+
+class ChoosingReader(Reader, Protocol):
+    """A reader of documents or films, whose members are `Part`s."""
+
+    def chosen(self, file: Source, choice: Choice) -> Iterator[tuple[str, Bytes]]:
+        """As `members`, which are those of Choice()."""
+
+
+@lru_cache(maxsize=64)
+def file_hash(file: Source) -> str:
+    """The `hash` of all parts of a file: 32 hex digits of XXH3 over its bytes, which are read a piece at a time."""
+    from xxhash import xxh3_128
+
+    found = xxh3_128()
+    try:
+        with open(file.path, "rb") as stream:
+            while data := stream.read(HASHED):
+                found.update(data)
+    except OSError as error:
+        raise PictureError(error.strerror or str(error)) from None
+    return found.hexdigest()
