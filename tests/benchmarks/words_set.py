@@ -162,9 +162,10 @@ def written(
     page = Image.new("RGB", (int(width) + 2 * margin, height + 2 * margin), paper)
     left, top = margin, margin
     if under is not None:
-        page = ImageOps.fit(under, (max(page.width, 480), max(page.height, 360)))
-        left, top = margin, page.height - height - size
-        page.paste(paper, (0, top - size // 2, page.width, page.height))
+        shown = ImageOps.fit(under, (max(page.width, 480), 360))
+        page = Image.new("RGB", (shown.width, shown.height + page.height - margin), paper)
+        page.paste(shown)
+        top = shown.height + margin // 2
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(lines):
         for place, part in enumerate(line.split("\t")):
