@@ -62,6 +62,14 @@ def test_a_text_does_not_depend_on_its_batch(mini: Mini) -> None:
     assert (together[0] == together[5]).all(), "capitals make no difference"
 
 
+def test_numpy_computes_what_onnx_runtime_does(mini: Mini) -> None:
+    quick = Mini()
+    quick.starts_quickly = True
+    for texts in (["a red square"], [""], ["word " * 300, "Zürich 東京 & a dog"], ["a dog", "two children by the sea"]):
+        assert np.abs(quick.embed_texts(texts) - mini.embed_texts(texts)).max() < 1e-6
+    assert "_text" not in vars(quick)
+
+
 def test_long_texts_are_cut(mini: Mini) -> None:
     start = " ".join(["sea"] * (CONTEXT - 2))
     first, other = mini.embed_texts([start, start + " and a dog"])
@@ -101,8 +109,14 @@ def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
     for name in FILES:
         (tmp_path / name).write_bytes((MINI_FOLDER / name).read_bytes()[:1000])
     (tmp_path / "mini.json").write_bytes((MINI_FOLDER / "mini.json").read_bytes())
-    with pytest.raises(VlmkitError, match=r"text\.onnx"):
-        Mini(str(tmp_path)).embed_texts(["a dog"])
+    (tmp_path / "tokenizer.json").write_bytes((MINI_FOLDER / "tokenizer.json").read_bytes())
+    graph = (MINI_FOLDER / "text.onnx").read_bytes()
+    broken = Mini(str(tmp_path))
+    for broken.starts_quickly in (True, False):
+        for data in (b"", b"\xff" * 100, graph[:1000], graph[:-1000], graph.replace(b"Softmax", b"Sofamax")):
+            (tmp_path / "text.onnx").write_bytes(data)
+            with pytest.raises(VlmkitError, match=r"text\.onnx"):
+                broken.embed_texts(["a dog"])
 
 
 def test_real_photographs(mini: Mini, shared: Path) -> None:

@@ -49,6 +49,7 @@ def clip_index(folder: str) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nothing is compiled in each run, as for what pip installed
         pictures = sys.argv[1] if len(sys.argv) > 1 else folder
         if pictures == folder:
             collect(Path(folder))

@@ -1,5 +1,6 @@
 """The values of options without pydantic, which typer imports for the first one: 50 ms of every command."""
 
+from contextlib import suppress
 from enum import Enum
 from typing import Any, get_args, get_origin
 
@@ -7,7 +8,7 @@ from typer._coercion import RuntimeParam, build_runtime_param
 
 
 class Coercion(RuntimeParam):
-    """Texts, numbers in their bounds, choices, lists of texts; all else, and what is wrong, by typer."""
+    """Texts, numbers in their bounds, choices, lists of texts, what has a parser; the rest, and errors, by typer."""
 
     def _coerce_value(self, value: Any, param: Any, ctx: Any) -> Any:
         kind: Any = self.annotation
@@ -15,7 +16,10 @@ class Coercion(RuntimeParam):
             return value
         if get_origin(kind) is list and get_args(kind) == (str,) and all(isinstance(one, str) for one in value):
             return list(value)
-        if self.parameter_info.parser is None and isinstance(value, str) and isinstance(kind, type):
+        if (parse := self.parameter_info.parser) is not None:
+            with suppress(ValueError):
+                return parse(value)
+        elif isinstance(value, str) and isinstance(kind, type):
             if issubclass(kind, Enum) and value in [member.value for member in kind]:
                 return kind(value)
             if kind is int and value.isascii() and value.isdigit() and self._is_within(int(value)):

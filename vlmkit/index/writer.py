@@ -5,10 +5,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from vlmkit.index import store
 from vlmkit.index.reader import Index
 from vlmkit.index.types import check_type
 from vlmkit.io.records import Failed, Record, batched, dumps, fingerprint_of, to_float16
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 COMMIT_RECORDS = 10_000
 COMMIT_SECONDS = 10.0
@@ -35,6 +38,8 @@ class Writer:
     """
 
     def __init__(self, folder: Path, wanted: str | None = None, on_wait: Callable[[str], None] = store.silent) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # not before: who only searches needs none
+
         self.folder = folder
         self.wanted = wanted
         self.added = 0

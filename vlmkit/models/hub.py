@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmkit.errors import VlmkitError, reason_of
-from vlmkit.io.http import pause_asked
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ANSWER_WITHIN = 5.0  # seconds, the Hub
@@ -70,6 +69,8 @@ def refusal_of_hub(error: BaseException, what: str) -> VlmkitError | None:
         return None
     said = reason_of(getattr(cause, "server_message", None) or response.reason_phrase)
     if status == 429:
+        from vlmkit.io.http import pause_asked
+
         seconds = pause_asked(response.headers)
         remedy = f"wait {seconds:.0f} seconds" if seconds else "try again later"
         return VlmkitError(f"the Hub has had too many requests, so {what} was not fetched ({said})", remedy)

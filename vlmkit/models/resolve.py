@@ -1,7 +1,6 @@
 """Resolves a model's name to files on this machine, downloaded where missing, and the class that opens them."""
 
 import difflib
-import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -309,7 +308,9 @@ def _open_clip(
 
 def _tags() -> dict[str, dict[str, Any]]:
     """open_clip's table of ARCH:TAG, remembered: to read it, open_clip and with it PyTorch have to be imported."""
-    version = importlib.metadata.version("open_clip_torch")
+    from importlib.metadata import version as version_of
+
+    version = version_of("open_clip_torch")
     if (tags := fingerprint.recall("open_clip_tags.json").get(version)) is None:
         import open_clip
 

@@ -27,7 +27,6 @@ its package is used.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
@@ -39,6 +38,8 @@ from vlmkit.models.batching import BatchSize
 from vlmkit.models.texts import context_of, count_cut, count_tokens, has_meaning, unknown_words
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
     import tokenizers
     from PIL.Image import Image
@@ -341,7 +342,7 @@ class RemoteModel(Protocol):
 
     interleaved: bool
 
-    def submit(self, request: Request, sampling: Sampling) -> Future[Answer | RequestError]:
+    def submit(self, request: Request, sampling: Sampling) -> "Future[Answer | RequestError]":
         """Send a request without waiting. Raises VlmkitError for errors that every request would have."""
 
 

@@ -14,7 +14,6 @@ import contextlib
 import math
 import zlib
 from functools import cache
-from importlib.resources import files
 
 import numpy as np
 
@@ -32,6 +31,8 @@ FORMS = ("{}", "a {}", "a photo of a {}")  # as people write queries
 @cache
 def reference_texts() -> list[str]:
     """The everyday texts."""
+    from importlib.resources import files
+
     words = files("vlmkit.search").joinpath("reference_texts.txt").read_text().split("\n")
     return [FORMS[i % len(FORMS)].format(word) for i, word in enumerate(filter(None, words))]
 

@@ -5,10 +5,9 @@ vlmkit/models/mini/MODEL_CARD.md says how it was made and what it is good for; v
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.resolve import MINI_FOLDER, Checkpoint
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     import onnxruntime
     import tokenizers
     from PIL.Image import Image
+
+    from vlmkit.models.embedders.numpy_graph import NumpyGraph
 
 SIZE = 224  # pixels
 CONTEXT = 64  # tokens, with the start and end token; longer texts are cut
@@ -59,9 +60,15 @@ class Mini(Embedder):
         return open_graph(self.folder / "text.onnx", self.threads)
 
     @cached_property
-    def _quick_text(self) -> "onnxruntime.InferenceSession":
-        """The same graph as it stands: open in a seventh of the time, and slower by 40 ms a call."""
-        return open_graph(self.folder / "text.onnx", self.threads, optimized=False)
+    def _quick_text(self) -> "NumpyGraph":
+        """The same graph, without ONNX Runtime: a text is embedded before that would be imported."""
+        from vlmkit.models.embedders.numpy_graph import NumpyGraph
+
+        path = self.folder / "text.onnx"
+        try:
+            return NumpyGraph(path)
+        except (OSError, ValueError) as error:
+            raise VlmkitError(f"{path}: {error}", "reinstall vlmkit") from None
 
     @cached_property
     def _tokenizer(self) -> "tokenizers.Tokenizer":
@@ -89,7 +96,8 @@ class Mini(Embedder):
         """N texts -> (N, D) float32, L2-normalised. Texts of equal length run together: no text sees padding."""
         import numpy as np
 
-        session = self._quick_text if self.starts_quickly and len(texts) <= QUICK_TEXTS else self._text
+        is_quick = self.starts_quickly and len(texts) <= QUICK_TEXTS
+        session: Any = self._quick_text if is_quick else self._text
         tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
         vectors = np.zeros((len(texts), self.dim), np.float32)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -124,6 +132,8 @@ def run_batches(
 
     A core a batch: cores that share one wait for each other at every layer. The numbers are the same.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     batches = [pictures[i : i + IMAGE_BATCH] for i in range(0, len(pictures), IMAGE_BATCH)]
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(lambda batch: session.run(outputs, {"pictures": batch}), batches)
@@ -145,9 +155,7 @@ def open_tokenizer(path: Path) -> "tokenizers.Tokenizer":
         raise VlmkitError(f"{path}: {error}", "reinstall vlmkit") from None
 
 
-def open_graph(
-    path: Path, threads: int, further: bytes = b"", *, optimized: bool = True
-) -> "onnxruntime.InferenceSession":
+def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.InferenceSession":
     """The ONNX graph at `path`, with the serialized message `further` merged into it. Raises VlmkitError."""
     import onnxruntime
 
@@ -156,8 +164,6 @@ def open_graph(
     options.log_severity_level = 3
     # Weights are kept in int8 and turned into floats once, here; by default each call would do it again.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         model = path.read_bytes() + further if further else path
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
