@@ -102,12 +102,12 @@ def test_folders_nested_deeper_than_calls_may_be(vlmkit, shell, tmp_path: Path) 
 @pytest.mark.parametrize("command", [["embed"], ["caption"], ["classify", "--labels", "a,b"], ["ask", "--ocr"]])
 def test_what_is_not_read_is_told(vlmkit, tmp_path: Path, command: list[str]) -> None:
     picture(tmp_path / "in/a.png")
-    names = ["1.NEF", "2.cr3", "x/3.pdf", "4.pdf", "5.Mov", "n.txt", "n.xmp", ".h.pdf"]
+    names = ["1.NEF", "2.cr3", "x/3.psd", "4.psd", "5.Mov", "n.txt", "n.xmp", ".h.psd"]
     touch(*(tmp_path / "in" / name for name in names))
     command = ["ask", "in", "what is it?"] if command[0] == "ask" else [*command, "in"]
     done = vlmkit(*command)
     assert len(records(done.stdout)) == 1
-    line = b"vlmkit: not read: 2 pdf, 2 RAW (cr3, nef), 1 video (mov): "
+    line = b"vlmkit: not read: 2 psd, 2 RAW (cr3, nef), 1 video (mov): "
     assert done.stderr.startswith(line) and done.stderr.count(b"\n") == 1
     assert not vlmkit(*command, "-q").stderr
     assert not vlmkit(*command, "--exclude", "*.[!pt]*").stderr.count(b"RAW")

@@ -222,7 +222,8 @@ def _picture(item: Item, model: Embedder) -> Prepared:
     facts = file_facts(source)
     if isinstance(source, Part):
         image, width, height = open_picture(source, model.size)
-        facts |= source.fields | {"hash": file_hash(source.file)}
+        details = {} if "ocr" in item.record else source.details()
+        facts |= source.fields | details | {"hash": file_hash(source.file)}
     else:
         data = source.read()
         image, width, height = open_picture(Memory(data, source.mtime), model.size)

@@ -169,6 +169,8 @@ def _shards_by_url(path: str) -> list[str]:
 
 
 def _missing(path: str) -> str:
+    if "#" in path and any(os.path.isfile(path[: mark.start()]) for mark in re.finditer("#", path)):
+        return _not_regular(path)
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
     return (
         "only http and https URLs are fetched, and of others shards (.tar)"
@@ -277,7 +279,7 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     if (remote := shard_reader(name)) is not None:
         yield from _shard(name, remote, how)
     elif not os.path.lexists(name):  # a URL, a member of a container
-        yield _picture(name, _part(name))
+        yield _complete(_picture(name, _part(name)), how)
     elif os.path.isdir(name):
         for output in (outputs := outputs_of(name)):
             yield from _file(output, how)
@@ -328,7 +330,9 @@ def _picture(path: str, source: Bytes | None = None) -> Item | Failed:
         path.encode()
     except UnicodeEncodeError:
         return _failed(path, "the file name is not UTF-8", "rename it")
-    return Item({"id": path, "image": path, **(source.fields if isinstance(source, Part) else {})}, source)
+    if isinstance(source, Part):
+        return Item({"id": path, "image": path, **source.fields}, source, source.details)
+    return Item({"id": path, "image": path}, source)
 
 
 def _part(path: str) -> Part | None:
@@ -340,6 +344,12 @@ def _part(path: str) -> Part | None:
     except PictureError:
         return None
     return source if isinstance(source, Part) else None
+
+
+def _complete(item: Item | Failed, how: Reading) -> Item | Failed:
+    if isinstance(item, Item) and how.has_fields and not how.puts_off_fields:
+        item.complete()
+    return item
 
 
 def _failed(path: str, error: object, remedy: str = "") -> Failed:
@@ -366,9 +376,9 @@ def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Faile
         else:
             chosen = getattr(reader, "chosen", None)  # of a ChoosingReader
             for name, source in chosen(file, how.choice) if chosen else reader.members(file):
-                yield _picture(f"{path}{reader.separator}{name}", source)
+                yield _complete(_picture(f"{path}{reader.separator}{name}", source), how)
     except PictureError as error:
-        yield _failed(path, error)
+        yield _failed(path, error, error.remedy)
     except OSError:
         yield _failed(path, _not_regular(path))
 
@@ -392,6 +402,4 @@ def _items_of(samples: Iterable[Sample | Unread], how: Reading) -> Iterator[Item
             item = _picture(found.path, found.source)
             if isinstance(item, Item):
                 item.fields = found.fields
-                if not how.puts_off_fields:
-                    item.complete()
-            yield item
+            yield _complete(item, how)

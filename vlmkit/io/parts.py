@@ -1,6 +1,8 @@
 """Pictures that are made when they are wanted: a page of a document, a frame of a film; and which of them are."""
 
 import io
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HASHED = 1 << 22  # bytes at a time
+OPEN_END = sys.maxsize  # of a range of pages
+PAGES = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?\s*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,15 @@ class Part(ABC):
     def mtime(self) -> float:
         return self.file.mtime
 
+    @property
+    def label(self) -> str:
+        """What it is called in a question about several."""
+        return f"page {self.fields['page']}" if "page" in self.fields else f"at {self.fields['time']:g} s"
+
+    def details(self) -> Record:
+        """Further fields, which take time to read, such as `ocr`."""
+        return {}
+
     @abstractmethod
     def image(self, size: int | None = None) -> "tuple[Image, int, int]":
         """(RGB picture, width, height), upright; as `io.images.open_picture`. With `size` no side need be longer than
@@ -55,6 +68,19 @@ class Part(ABC):
         written = io.BytesIO()
         self.image()[0].save(written, "PNG", compress_level=1)
         return written.getvalue()
+
+
+def page_ranges(text: str) -> tuple[range, ...]:
+    """The pages in `1-5,7,10-`, counted from 1. Raises ValueError."""
+    found = []
+    for part in text.split(","):
+        match = PAGES.fullmatch(part)
+        first = int(match[1]) if match else 0
+        last = OPEN_END - 1 if match and match[2] and not match[3] else int(match[3] or first) if match else 0
+        if not 0 < first <= last:
+            raise ValueError(f"{part.strip()!r} is not a page or a range such as 1-5, from 1 on")
+        found.append(range(first, last + 1))
+    return tuple(found)
 
 
 class ChoosingReader(Reader, Protocol):

@@ -5,7 +5,6 @@ group `vlmkit.readers`, whose name is the suffix without its dot (`pdf = "packag
 """
 
 import base64
-import contextlib
 import errno
 import importlib.util
 import os
@@ -20,7 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from vlmkit.io.registry import Registry
 from vlmkit.io.similar import no_such_file
 
-READERS = Registry("vlmkit.readers", {"tar": "vlmkit.io.tar:TarReader"})
+READERS = Registry("vlmkit.readers", {"pdf": "vlmkit.io.pdf:PdfReader", "tar": "vlmkit.io.tar:TarReader"})
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 PICTURE_SUFFIXES |= {".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx"}
@@ -39,10 +38,7 @@ class PictureError(Exception):
 
 
 class MissingMember(PictureError):
-    """The container is intact and does not hold this member."""
-
-    def __init__(self) -> None:
-        super().__init__("no such file")
+    """The container is intact and does not hold this member; the message says more where there is more to say."""
 
 
 class UnreadContainer(PictureError):
@@ -160,10 +156,13 @@ def open_source(path: str, web: Fetcher | None = None) -> Bytes:
     try:
         return open_file(path)
     except (OSError, ValueError) as error:
-        with contextlib.suppress(MissingMember):  # the usual cause is a wrong name, which the file's own error says
+        reason = getattr(error, "strerror", None) or str(error)
+        try:
             if (member := _open_member(path)) is not None:
                 return member
-        reason = getattr(error, "strerror", None) or str(error)
+        except MissingMember as missing:
+            if str(missing):
+                raise PictureError(str(missing)) from None
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             reason = "a broken symbolic link" if os.path.islink(path) else no_such_file(path)
         raise PictureError(reason) from None
