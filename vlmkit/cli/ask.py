@@ -71,6 +71,9 @@ class AnswerOptions:
     ] = None
     constitution: Annotated[Text, option("--constitution FILE", CONSTITUTION_HELP)] = None
     pairs: Annotated[Text, option("--pairs FILE", PAIRS_HELP, needs=["constitution"])] = None
+    each: Annotated[bool, option("--each", "Of a document or film one answer a page or frame, not one about all.")] = (
+        False
+    )
     always: Annotated[
         bool, option("--always", "On a terminal: a single answer even if the model, such as mini, is not sure.")
     ] = False
@@ -134,9 +137,11 @@ def ask(
     load = Lazy(chat_model.load, run, "attention" if answer.attention else answer.task)
     how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
 
+    each = answer.each or answer.task == "boxes"
+
     def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
         reading = records.reading(piped_picture=True)
-        conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task))
+        conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task), each=each)
         model = _fitting(load, conversation, answer)
         settled = model, sampling.max_tokens, resume, asked, in_shards
         delivery = Delivery(run, records, named, reading, conversation, *settled)

@@ -62,6 +62,14 @@ def _batch_size(text: str | int) -> int:
     raise ValueError(f"{text!r} is not auto or a number from 1 to {LARGEST_BATCH}")
 
 
+def _pages(text: str) -> str:
+    """`text` as it is. Raises ValueError unless it names pages."""
+    from vlmkit.io.parts import page_ranges
+
+    page_ranges(text)
+    return text
+
+
 def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
     """`text` unchanged. Raises VlmkitError where it has bytes that are not UTF-8."""
     for one in [text] if isinstance(text, str) else text or []:
@@ -212,6 +220,7 @@ OutputFile = Annotated[
     str | None,
     option("-o, --output FILE", "Write to FILE, completely or not at all; - is standard output.", group=FILES),
 ]
+PAGES_HELP = "Of PDF documents these pages alone, counted from 1: 1-5 or 1,3,10-."
 EXCLUDE_HELP = "Skip files and folders of that name in folders; with a slash, of that path; may be repeated."
 IGNORE_HELP = "Failures listed in FILE, of --errors, are known and do not count, unless their file is newer than FILE."
 NO_DEFAULTS_HELP = "Do not skip hidden ones, @eaDir, #recycle, lost+found, node_modules and the like in folders."
@@ -302,6 +311,7 @@ class Records:
     )
     exclude: Annotated[list[str] | None, option("--exclude GLOB", EXCLUDE_HELP, show_default=False)] = None
     no_default_excludes: Annotated[bool, option("--no-default-excludes", NO_DEFAULTS_HELP)] = False
+    pages: Annotated[str | None, option("--pages PAGES", PAGES_HELP, parser=_pages)] = None
 
     @property
     def as_records(self) -> bool:
@@ -316,6 +326,7 @@ class Records:
     def reading(self, *, texts: bool = False, piped_picture: bool = False, one_picture: bool = False) -> "Reading":
         """How INPUT is read; `texts`: lines are texts, whatever they begin with."""
         from vlmkit.io.inputs import Reading
+        from vlmkit.io.parts import Choice, page_ranges
         from vlmkit.io.walk import WalkOptions, normalized_glob
 
         walk = WalkOptions(
@@ -330,6 +341,7 @@ class Records:
             one_picture=one_picture,
             allow_private=self.allow_private,
             walk=walk,
+            choice=Choice(pages=page_ranges(self.pages) if self.pages else None),
         )
 
     def check(self, inputs: list[str] | None) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import first_line
 from vlmkit.generate.alt_text import alt_text
+from vlmkit.generate.best_match import Select
 from vlmkit.generate.constitution import Constitution, answer_by_constitution
 from vlmkit.generate.gate import Gate
 from vlmkit.generate.questions import ChatSample
@@ -64,7 +65,9 @@ class GenerateOptions:
                 earlier.append(Turn(_after_leading_marks(text), list(islice(rest, text.count(MARK))), answer))
             pictures, prompt = list(rest), _after_leading_marks(texts[-1])
         system = self.system or sample.system
-        return Request(prompt, pictures, system, self.start, sample.number, self.task, earlier=earlier)
+        return Request(
+            prompt, pictures, system, self.start, sample.number, self.task, earlier=earlier, labels=sample.labels
+        )
 
     def mode(self) -> str:
         """The entry of ANSWERERS for these options."""
@@ -320,7 +323,14 @@ def stages(
     depth = 2 * (batch_size or model.batch.largest)
     heads = options.constitution.heads if options.constitution else []
     gate = [Gate(heads, model.load_arguments[1])] if heads else []
-    return [Fetch(allow_private), *gate, Decode(lazy, workers, depth), Respond(lazy, sampling, options, batch_size)]
+    select = Select(lazy)
+    return [
+        Fetch(allow_private),
+        *gate,
+        select,
+        Decode(lazy, workers, depth),
+        Respond(lazy, sampling, options, batch_size),
+    ]
 
 
 def _reply(answer: Answer | RequestError) -> Reply | RequestError:

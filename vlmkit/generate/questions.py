@@ -4,12 +4,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 from vlmkit.errors import VlmkitError
 from vlmkit.io.choices import with_options
-from vlmkit.io.inputs import Item, Reading, is_one_picture, read_inputs
+from vlmkit.io.inputs import Item, Reading, is_divided, is_one_picture, read_inputs
+from vlmkit.io.parts import Part
 from vlmkit.io.pictures import FOREIGN_MARK, MARK, RecordError, picture_names
 from vlmkit.io.records import Failed, Record, unless_failed
 from vlmkit.io.sources import Memory, exists, is_picture_name, reader_of
@@ -35,7 +36,8 @@ class ChatSample:
     `number` is its place in the input. `prompt` is the question with `<image>` where each picture stands, None for that
     of the record; `earlier` are the questions and answers before it, and `system` the instructions, of a conversation.
     `scale` is what width and height of the first picture are multiplied by to give those of the original. `declined` is
-    the reply in place of the model's.
+    the reply in place of the model's. `labels` are what the pictures are called in the question, where they are pages
+    or frames, of which the model need not get all.
     """
 
     record: Record
@@ -46,6 +48,7 @@ class ChatSample:
     system: str = ""
     scale: tuple[float, float] = (1, 1)
     declined: Reply | None = None
+    labels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +82,30 @@ def _is_input(argument: str) -> bool:
     return DOCUMENT.fullmatch(os.path.splitext(name)[1]) is not None
 
 
-def to_ask(inputs: list[str], question: str | None, how: Reading, default: str | None = None) -> Conversation:
+def to_ask(
+    inputs: list[str], question: str | None, how: Reading, default: str | None = None, *, each: bool = False
+) -> Conversation:
     """Pictures named in INPUT are one question; what folders, tar files and records hold is one question each.
 
-    `question` replaces that of records, `default` stands in where there is none. Raises VlmkitError
-    for a missing path and for pictures without a question.
+    A document or film counts as one picture, with `each` as a folder of its pages or frames. `question` replaces that
+    of records, `default` stands in where there is none. Raises VlmkitError for a missing path and for pictures without
+    a question.
     """
     for word in inputs if question is not None else []:
         if not _is_input(word):
             remedy = 'check the name, and put the question in quotes: vlmkit ask photo.jpg "what is this?"'
             raise VlmkitError(f"{word}: no such file or folder", remedy)
-    parts = list(_parts(inputs, how))
+    parts = list(_parts(inputs, how, together=not each))
     if not parts and question is not None and inputs in ([], ["-"]):
         sample = ChatSample({"id": question})
         return Conversation(_with_question([sample], question, None), single=True, text_only=True)
     if not parts and not inputs and stdin_is_terminal():
         raise VlmkitError("nothing to ask", 'name pictures and a question: vlmkit ask photo.jpg "what is this?"')
     named = [item for is_named, items in parts if is_named for item in items]
-    if question is None and default is None and (named or any(map(os.path.isdir, inputs))):
+    if question is None and default is None and (named or any(os.path.isdir(x) or is_divided(x) for x in inputs)):
         raise _no_question()
     streams = [items for is_named, items in parts if not is_named]
-    samples = chain([_joined(named)] if named else [], map(unless_failed(to_sample), chain.from_iterable(streams)))
+    samples = chain([_joined(named)] if named else [], _samples(chain.from_iterable(streams), each))
     return Conversation(_with_question(_numbered(samples), question, default), single=not streams)
 
 
@@ -114,8 +120,12 @@ def to_caption(inputs: list[str], how: Reading) -> Conversation:
     )
 
 
-def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
-    """The items of each INPUT, and whether it is a single picture; an empty standard input is left out."""
+def _parts(inputs: list[str], how: Reading, together: bool = False) -> Iterator[tuple[bool, Iterator[Item | Failed]]]:
+    """The items of each INPUT, and whether it is a single picture; an empty standard input is left out.
+
+    With `together` a document or film is one, too.
+    """
+    how = replace(how, puts_off_fields=True)  # to_sample reads them, of parts that are asked about together nobody
     if inputs:
         if " " in inputs[-1] and not exists(inputs[-1]):
             raise VlmkitError(f"{inputs[-1]}: no such file or folder", "check the name, or end a question with ?")
@@ -123,7 +133,7 @@ def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Ite
     for path in inputs or ([] if stdin_is_terminal() else ["-"]):
         items = read_inputs([path], how)
         if path != "-":
-            yield is_one_picture(path), items
+            yield is_one_picture(path) or (together and is_divided(path)), items
         elif (first := next(items, None)) is not None:
             piped = isinstance(first, Item) and isinstance(first.source, Memory)
             yield piped, chain([first], items)
@@ -131,6 +141,7 @@ def _parts(inputs: list[str], how: Reading) -> Iterator[tuple[bool, Iterator[Ite
 
 def to_sample(item: Item) -> ChatSample | Failed:
     """`item` with its pictures; a record with `images` is about all of them."""
+    item.complete()
     try:
         names = picture_names(item.record)
     except RecordError as error:
@@ -140,18 +151,43 @@ def to_sample(item: Item) -> ChatSample | Failed:
     return ChatSample(item.record, [*names])
 
 
+def _samples(items: Iterable[Item | Failed], each: bool) -> Iterator[ChatSample | Failed]:
+    """A sample for each item; without `each` one for all pages or frames of a file."""
+    for file, parts in groupby(items, lambda item: None if each else _file_of(item)):
+        if file is None:
+            yield from map(unless_failed(to_sample), parts)
+        else:
+            yield _joined(list(parts))
+
+
+def _file_of(item: Item | Failed) -> str | None:
+    """The file of which an item is a part."""
+    return item.source.path if isinstance(item, Item) and isinstance(item.source, Part) else None
+
+
 def _joined(items: list[Item | Failed]) -> ChatSample | Failed:
     """One question about all of `items`; if one of them cannot be read, there is none."""
-    samples: list[ChatSample] = []
-    for sample in map(unless_failed(to_sample), items):
-        if isinstance(sample, Failed):
-            return sample
-        samples.append(sample)
-    if len(samples) == 1:
-        return samples[0]
-    names = [sample.record["id"] for sample in samples]
-    pictures = [picture for sample in samples for picture in sample.pictures]
-    return ChatSample({"id": " ".join(names), "images": names}, pictures)
+    found: list[Item] = []
+    for item in items:
+        if isinstance(item, Failed):
+            return item
+        found.append(item)
+    if len(found) == 1:
+        return to_sample(found[0])
+    files = [_file_of(item) for item in found]
+    names = [item.record["id"] for item in found]
+    called = dict.fromkeys(file or name for file, name in zip(files, names, strict=True))
+    pictures = [item.source or item.record["image"] for item in found]
+    labels = [_label(item, len(called) > 1) for item in found] if any(files) else []
+    return ChatSample({"id": " ".join(called), "images": names}, pictures, labels=labels)
+
+
+def _label(item: Item, several: bool) -> str:
+    """What a picture is called among pages and frames, with its file where they are of `several`."""
+    name = os.path.basename(_file_of(item) or item.record["id"])
+    if not isinstance(item.source, Part):
+        return name
+    return f"{name}, {item.source.label}" if several else item.source.label
 
 
 def _numbered(items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Failed]:

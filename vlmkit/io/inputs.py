@@ -91,6 +91,11 @@ def is_one_picture(path: str) -> bool:
     return _form(head) is None and (bool(head) or is_picture_name(path) or not os.path.isfile(path))
 
 
+def is_divided(path: str) -> bool:
+    """Whether INPUT `path` is a file whose parts are pictures: a document, a film."""
+    return os.path.isfile(path) and (reader := reader_of(path)) is not None and not reader.holds_files
+
+
 def check_outputs(inputs: list[str], output: str | None, errors: str | None, ignore: str | None = None) -> None:
     """Raise VlmkitError where an output file is an input too, or both output files are the same."""
     files = {os.path.realpath(path) for path in inputs if os.path.isfile(path)}

@@ -76,6 +76,7 @@ class PdfReader:
     separator = "#"
     holds_files = False
     requires = ("pypdfium2", "pdf")
+    chosen_by = ("pages",)
 
     def members(self, file: Source) -> Iterator[tuple[str, Bytes]]:
         return self.chosen(file, Choice())
@@ -95,7 +96,9 @@ class PdfReader:
         if damaged:
             raise PictureError(f"damaged, {_named(damaged)} cannot be read")
         if _is_cut(file):
-            raise PictureError(_cut(count))
+            if choice.pages is None:
+                raise PictureError(_cut(count))
+            _tell(f"{file.path}: {_cut(count)}")
         if choice.pages is None and count > MOST_PAGES:
             error = PictureError(f"it has {count:,} pages, of which the first {MOST_PAGES:,} were read")
             error.remedy = f"ask for others with --pages {MOST_PAGES + 1}-"

@@ -27,11 +27,12 @@ its package is used.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.pictures import MARK
 from vlmkit.io.records import loads
 from vlmkit.io.terminal import warn
 from vlmkit.models.batching import BatchSize
@@ -211,6 +212,7 @@ class Request:
 
     In `prompt` and those of `earlier`, the conversation before, `<image>` is the place of a picture if there are as
     many as pictures; else these stand before the text. `start` is how the reply begins; it is part of the answer.
+    `labels` say what each picture is, where they are pages or frames, of which the last ones may be left out.
     `number` is that of the request in its run, so that what is random does not depend on batches. `task` is answer,
     boxes, ocr, or raw: to continue the prompt as it stands. The reply is JSON of the JSON Schema `schema`, where the
     model supports that.
@@ -224,6 +226,17 @@ class Request:
     task: str = "answer"
     schema: dict[str, Any] | None = None
     earlier: Sequence[Turn] = ()
+    labels: Sequence[str] = ()
+
+    @property
+    def labelled_prompt(self) -> str:
+        """`prompt` with the places of pictures that have labels, for models that are `interleaved`."""
+        shown = [f"{label}: {MARK}" for label in self.labels] if MARK not in self.prompt else []
+        return "\n".join([*shown, self.prompt])
+
+    def first(self, count: int) -> "Request":
+        """About the first `count` pictures alone, which must have labels."""
+        return replace(self, pictures=self.pictures[:count], labels=self.labels[:count])
 
     def all_pictures(self) -> list[Any]:
         """All pictures, those of the earlier conversation first."""
@@ -299,8 +312,9 @@ class ChatModel(Model, ABC):
 
     `interleaved` models take pictures at the places of `<image>` in a prompt, and the earlier turns of a conversation;
     others get all pictures at once, and a prompt without marks. `single_image` models were trained on one picture each.
-    `captions` holds a preset for each of short, normal, long; `tasks` are those of `Request.task` that it does, and
-    attention where it has a method `attention(request, answer) -> AttentionMaps`.
+    Of pages and frames they get `most_pictures`, None for any number. `captions` holds a preset for each of short,
+    normal, long; `tasks` are those of `Request.task` that it does, and attention where it has a method
+    `attention(request, answer) -> AttentionMaps`.
 
     `caution` is what people are told of a model whose answers are not to be relied on, with a better one. An answer
     whose confidence is lower than `unsure_below` is more often wrong than right. `needs_picture`: it cannot tell
@@ -310,6 +324,7 @@ class ChatModel(Model, ABC):
     size: int | None = None
     interleaved: bool = False
     single_image: bool = False
+    most_pictures: int | None = None
     caution: str = ""
     unsure_below: float = 0.0
     needs_picture: bool = False

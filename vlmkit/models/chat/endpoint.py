@@ -292,7 +292,7 @@ class Endpoint(ChatModel):
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
         begin = f'\nBegin your reply with these words: "{request.start.strip()}"' if request.start.strip() else ""
-        prompt = self._boxes.prompt_for(request.prompt) if request.task == "boxes" else request.prompt
+        prompt = self._boxes.prompt_for(request.prompt) if request.task == "boxes" else request.labelled_prompt
         messages: list[dict[str, Any]] = [{"role": "system", "content": request.system}] if request.system else []
         for turn in request.earlier:
             messages.append({"role": "user", "content": self._content(turn.prompt, turn.pictures)})

@@ -104,6 +104,7 @@ class MiniChat(ChatModel):
 
     size = SIZE
     single_image = True
+    most_pictures = 1
     captions = {  # noqa: RUF012 (read only)
         "short": replace(PROMPTLESS_CAPTIONS["short"], flip_augment=True),
         "normal": replace(PROMPTLESS_CAPTIONS["normal"], beams=8, clip_rerank_weight=RERANK_WEIGHT, flip_augment=True),

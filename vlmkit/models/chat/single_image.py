@@ -32,6 +32,7 @@ class SingleImageModel(TransformersChatModel):
     family: str
     _context: int | None
     _picture_tokens = 0
+    most_pictures = 1
 
     def __init__(self, checkpoint: Checkpoint, hardware: Hardware, kind: str) -> None:
         super().__init__(checkpoint, hardware, kind)

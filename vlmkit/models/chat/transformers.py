@@ -208,7 +208,7 @@ class ImageTextToText(TransformersChatModel):
         for turn in request.earlier:
             turns.append({"role": "user", "content": self._content(turn.prompt, len(turn.pictures))})
             turns.append({"role": "assistant", "content": self._content(turn.answer, 0)})
-        turns.append({"role": "user", "content": self._content(request.prompt, len(request.pictures))})
+        turns.append({"role": "user", "content": self._content(request.labelled_prompt, len(request.pictures))})
         try:
             prompt = render(partial(self._processor.apply_chat_template, add_generation_prompt=True), turns)
         except TemplateRefusal as error:
