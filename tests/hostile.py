@@ -192,7 +192,7 @@ def _bad(photo: Image.Image) -> Iterator[tuple[str, bytes, str]]:
     yield "empty.jpg", b"", "empty"
     yield "text.jpg", b"I am no picture\n" * 20, "not a picture"
     yield "page.jpg", b"<!DOCTYPE html><html><body>404</body></html>", "web page"
-    yield "drawing.png", b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"
+    yield "drawing.png", b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><rect', "SVG"
     yield "zeros.png", bytes(5000), "not a picture"
     yield "script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"
     yield "bomb.png", png(60_000, 60_000, 8, 0, b""), "too many pixels"

@@ -102,15 +102,15 @@ def test_folders_nested_deeper_than_calls_may_be(vlmkit, shell, tmp_path: Path) 
 @pytest.mark.parametrize("command", [["embed"], ["caption"], ["classify", "--labels", "a,b"], ["ask", "--ocr"]])
 def test_what_is_not_read_is_told(vlmkit, tmp_path: Path, command: list[str]) -> None:
     picture(tmp_path / "in/a.png")
-    names = ["1.NEF", "2.cr3", "x/3.psd", "4.psd", "5.Mov", "n.txt", "n.xmp", ".h.psd"]
+    names = ["1.XCF", "2.xcf", "x/3.psd", "4.psd", "5.Mov", "n.txt", "n.xmp", ".h.psd"]
     touch(*(tmp_path / "in" / name for name in names))
     command = ["ask", "in", "what is it?"] if command[0] == "ask" else [*command, "in"]
     done = vlmkit(*command)
     assert len(records(done.stdout)) == 1
-    line = b"vlmkit: not read: 2 psd, 2 RAW (cr3, nef), 1 video (mov): "
+    line = b"vlmkit: not read: 2 psd, 2 xcf, 1 video (mov): "
     assert done.stderr.startswith(line) and done.stderr.count(b"\n") == 1
     assert not vlmkit(*command, "-q").stderr
-    assert not vlmkit(*command, "--exclude", "*.[!pt]*").stderr.count(b"RAW")
+    assert not vlmkit(*command, "--exclude", "*.[!pt]*").stderr.count(b"xcf")
 
 
 def test_members_that_are_not_read_are_told(vlmkit, tmp_path: Path) -> None:
@@ -256,7 +256,6 @@ def test_a_dry_run_writes_no_file(vlmkit, tmp_path: Path) -> None:
         (b"%PDF-1.7\n", "a PDF document"),
         (b"\0\0\0\x14ftypqt  \0\0\0\0", "a film"),
         (b"PK\3\4" + bytes(30), "a ZIP archive"),
-        (b"\xff\x0a" + bytes(30), "a JPEG XL picture"),
     ],
 )
 def test_what_is_named_and_not_read_is_called_what_it_is(vlmkit, tmp_path: Path, data: bytes, kind: str) -> None:

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
-from vlmkit.io.images import open_picture
+from vlmkit.io.images import open_picture, open_with_facts
 from vlmkit.io.inputs import Item
 from vlmkit.io.parts import Part, file_hash
 from vlmkit.io.pictures import picture_names
@@ -223,12 +223,11 @@ def _picture(item: Item, model: Embedder) -> Prepared:
     if isinstance(source, Part):
         image, width, height = open_picture(source, model.size)
         details = {} if "ocr" in item.record else source.details()
-        facts |= source.fields | details | {"hash": file_hash(source.file)}
+        facts |= source.fields | details | {"hash": file_hash(source.file), "width": width, "height": height}
     else:
         data = source.read()
-        image, width, height = open_picture(Memory(data, source.mtime), model.size)
-        facts |= {"hash": content_hash(data)}
-    facts |= {"width": width, "height": height}
+        image, of_picture = open_with_facts(Memory(data, source.mtime), model.size)
+        facts |= {"hash": content_hash(data)} | of_picture
     try:
         preprocessed = model.preprocess(image)
     except MemoryError:

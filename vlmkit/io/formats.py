@@ -100,7 +100,7 @@ def check_integrity(image: "Image", data: bytes) -> None:
             (_check_gif if image.format == "GIF" else _check_tiff)(again, data)
     if image.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
         raise PictureError(f"more than {MAX_SCANS} scans, which no camera or editor writes")
-    if image.format in ("WEBP", "AVIF", "HEIF") and not any(data[-max(1024, len(data) // 8) :]):
+    if image.format in ("WEBP", "AVIF", "HEIF", "JXL") and not any(data[-max(1024, len(data) // 8) :]):
         raise PictureError("the file ends in zeros, as an interrupted copy does")
 
 

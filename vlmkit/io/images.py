@@ -8,22 +8,25 @@ file, so `io.formats` looks for its end; those of other formats report an incomp
 import io
 import os
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vlmkit.io.exif import ORIENTATION, Facts, facts_of
 from vlmkit.io.formats import check_integrity, eight_bit, without_metadata
+from vlmkit.io.kinds import BUILT_IN, DECODERS, Decoder, is_installed
 from vlmkit.io.limits import MAX_PIXELS, MAX_PIXELS_VARIABLE
 from vlmkit.io.parts import Part
-from vlmkit.io.sources import Bytes, PictureError
+from vlmkit.io.sources import Bytes, Memory, PictureError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF"]  # EPS would run Ghostscript
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]  # EPS would run Ghostscript
+PILLOWS_OWN = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM")  # how those begin that are not asked about elsewhere
 HUGE = 178_956_970  # pixels from which on what cannot be decoded at a fraction of its size is reduced at once
 AVERAGED = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")  # modes whose pixels can be
 # What is often taken for a picture, by how it begins.
@@ -33,13 +36,10 @@ OTHER_FILES = {
     b"gimp xcf": "a GIMP drawing",
     b"\x1aE\xdf\xa3": "a film",
     b"PK\3\4": "a ZIP archive",
-    b"\xff\x0a": "a JPEG XL picture",
-    b"\0\0\0\x0cJXL ": "a JPEG XL picture",
 }
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f\xff]")  # not in text
 LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
 DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
-ORIENTATION = 0x0112  # the EXIF tag
 # What makes a picture with this EXIF orientation upright.
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -66,24 +66,53 @@ def open_picture(source: Bytes, size: int | None = None) -> tuple["Image", int, 
     first frame, of several pages the first. Embedded colour profiles are ignored, as the models' own
     libraries do. Pictures of more than `max_pixels` are refused. Raises PictureError.
     """
-    from PIL import Image
-
     if isinstance(source, Part):
         return source.image(size)
+    image, facts = open_with_facts(source, size)
+    return image, facts["width"], facts["height"]
+
+
+def open_with_facts(source: Bytes, size: int | None = None) -> tuple["Image", Facts]:
+    """As `open_picture`: the image, and its `width` and `height` with what the camera wrote (see `facts_of`)."""
+    from PIL import Image
+
     data = without_metadata(_read(source))
-    with _picture_errors(data), _opened(data) as image:
+    with _picture_errors(data):
+        if (decoder := _decoder_of(data)) is not None:
+            return decoder.decode(data, size)
+        try:
+            return decode(data, size)
+        except Image.UnidentifiedImageError:
+            for name in DECODERS.plugins():
+                if (decoder := _decoder(name)).accepts(data):
+                    return decoder.decode(data, size)
+            raise
+
+
+def decode(data: bytes, size: int | None, formats: list[str] = FORMATS) -> tuple["Image", Facts]:
+    """As `open_with_facts`, by Pillow, which must know one of these `formats`."""
+    from PIL import Image
+
+    with _opened(data, formats) as image:
         width, height = image.size
         check_integrity(image, data)
         if size and image.format in ("JPEG", "MPO"):
             side = int(DRAFT_MARGIN * size)
             image.draft("RGB", (side, side))
-        with _large if width * height > LARGE else nullcontext():
+        with decoding(width * height):
             _load(image)
             orientation = _orientation(image)
             upright = _rgb(eight_bit(_reduced(image, size)))
             if orientation in TURNS:
                 upright = upright.transpose(Image.Transpose[TURNS[orientation]])
-        return upright, *((height, width) if orientation in SIDEWAYS else (width, height))
+        if orientation in SIDEWAYS:
+            width, height = height, width
+        return upright, {"width": width, "height": height} | facts_of(image, data)
+
+
+def decoding(pixels: int) -> AbstractContextManager[Any]:
+    """Held while so many pixels are decoded: pictures that are large wait for each other."""
+    return _large if pixels > LARGE else nullcontext()
 
 
 def check_picture(source: Bytes) -> None:
@@ -96,11 +125,15 @@ def check_picture(source: Bytes) -> None:
         source.image()
         return
     data = without_metadata(_read(source))
-    with _picture_errors(data), _opened(data) as image:
-        check_integrity(image, data)
-        if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(JPEG_END)):
+    with _picture_errors(data):
+        if (decoder := _decoder_of(data)) is not None:
+            decoder.decode(data, 1)
             return
-    open_picture(source)
+        with _opened(data, FORMATS) as image:
+            check_integrity(image, data)
+            if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(JPEG_END)):
+                return
+    open_picture(Memory(data))
 
 
 def _read(source: Bytes) -> bytes:
@@ -127,22 +160,46 @@ def _picture_errors(data: bytes) -> Iterator[None]:
         raise PictureError(str(error) or repr(error)) from None
 
 
-def _opened(data: bytes) -> "Image":
+def _decoder_of(data: bytes) -> Decoder | None:
+    """What decodes `data` in place of Pillow. Raises PictureError where its package is missing."""
+    if data.startswith(PILLOWS_OWN):
+        return None
+    for name, kind in BUILT_IN.items():
+        decoder: Decoder = _decoder(name)
+        if decoder.accepts(data):
+            if is_installed(kind):
+                return decoder
+            error = PictureError(
+                f"{name} pictures need one more package: {shlex.join(['pip', 'install', kind.install])}"
+            )
+            error.remedy = "run it again with the package"
+            raise error
+    return None
+
+
+@cache
+def _decoder(name: str) -> Decoder:
+    return DECODERS.load(name)()
+
+
+def _opened(data: bytes, formats: list[str]) -> "Image":
     from PIL import Image
 
-    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
-        _register_heif()
-    formats = [name for name in FORMATS if name != "HEIF" or name in Image.OPEN]
     with _opening:  # Pillow has one limit for the whole process, which may not be ours
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(io.BytesIO(data), formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    if image.width * image.height > max_pixels():
-        size = f"{image.width:,} x {image.height:,}"
-        raise PictureError(f"too many pixels: {size}; the limit is {max_pixels():,}, --max-pixels N sets another")
+    check_pixels(image.width, image.height)
     return image
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise PictureError for more pixels than a picture may have."""
+    if width * height > max_pixels():
+        size = f"{width:,} x {height:,}"
+        raise PictureError(f"too many pixels: {size}; the limit is {max_pixels():,}, --max-pixels N sets another")
 
 
 def max_pixels() -> int:
@@ -150,25 +207,13 @@ def max_pixels() -> int:
     return int(os.environ.get(MAX_PIXELS_VARIABLE) or MAX_PIXELS)
 
 
-def _register_heif() -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        error = PictureError("HEIC pictures need one more package: pip install 'vlmkit[heic]'")
-        error.remedy = "run it again with the package"
-        raise error from None
-    register_heif_opener(thumbnails=False)
-
-
 def _what_it_is(data: bytes) -> str:
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if data.startswith((b"II*\0", b"MM\0*")):
         return "a TIFF of a kind that is not supported (bits, colours, planes or compression): save it with 8 bits"
-    if b"<svg" in head:
-        return "an SVG drawing, not a picture of pixels"
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "not a picture but a web page"
-    if data[4:8] == b"ftyp" and data[8:12] not in (*HEIC_BRANDS, b"avif", b"avis", b"crx "):
+    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
         return "a film, not a picture"
     for start, kind in OTHER_FILES.items():
         if data.startswith(start):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from vlmkit.io.records import Record
-from vlmkit.io.sources import Bytes, PictureError, Reader, Source
+from vlmkit.io.sources import Bytes, PictureError, Reader, Source, content_hash
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,3 +103,11 @@ def file_hash(file: Source) -> str:
     except OSError as error:
         raise PictureError(error.strerror or str(error)) from None
     return found.hexdigest()
+
+
+def hash_of(source: Bytes) -> str:
+    """The `hash` of a record of this source: of the bytes of its file, a tar's member being one. Raises PictureError.
+
+    No page or frame is made for it: parts of one file are told apart by what stands behind `#` in their names.
+    """
+    return file_hash(source.file) if isinstance(source, Part) else content_hash(source.read())

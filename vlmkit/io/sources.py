@@ -16,6 +16,7 @@ from functools import cache
 from typing import IO, Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
+from vlmkit.io.kinds import DECODED, is_decoded
 from vlmkit.io.registry import Registry
 from vlmkit.io.similar import no_such_file
 
@@ -24,7 +25,9 @@ READERS = Registry("vlmkit.readers", {"pdf": "vlmkit.io.pdf:PdfReader", "tar": "
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 PICTURE_SUFFIXES |= {".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx"}
 # Known without looking for plugins, which takes 50 ms.
-NOT_CONTAINERS = PICTURE_SUFFIXES | {".jsonl", ".json", ".safetensors", ".txt", ".csv", ".tsv", ".html", ".npy", ".md"}
+OTHER_SUFFIXES = {".jsonl", ".json", ".safetensors", ".txt", ".csv", ".tsv", ".html", ".npy", ".md"}
+NOT_CONTAINERS = PICTURE_SUFFIXES | DECODED | OTHER_SUFFIXES
+NO_PICTURES = OTHER_SUFFIXES | {f".{suffix}" for suffix in READERS.builtin}
 MAX_BYTES = 1 << 30  # of one picture: it is read into memory
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # How files of pictures begin; of WebP and of HEIC and AVIF what stands first in the container.
@@ -336,8 +339,9 @@ def _decoded(url: str) -> Memory:
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether the suffix, in any case, is that of a picture."""
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+    """Whether the suffix, in any case, is that of a picture that can be read."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in PICTURE_SUFFIXES or (suffix[1:].isalnum() and suffix not in NO_PICTURES and is_decoded(suffix[1:]))
 
 
 def is_picture(head: bytes) -> bool:

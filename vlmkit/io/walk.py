@@ -1,11 +1,13 @@
 """Walks folders: the files of a folder that are INPUT, in the order of their paths, and counts of those left out."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from vlmkit.io.kinds import KIND_BY_SUFFIX
 from vlmkit.io.sources import is_picture_name, missing_extra, reader_of
 from vlmkit.io.tar import COMPRESSED_SUFFIXES
 
@@ -14,12 +16,12 @@ MACHINE_FOLDERS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler",
 MACHINE_FOLDERS |= {"lost+found", "system volume information", "__macosx", "node_modules"}
 # Suffixes that people take for pictures, by the name of their kind; one without is called by its suffix.
 KINDS = {
-    "RAW": "3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f",
     "video": "3g2 3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv qt vob webm wmv",
-    "": "jxl psd psb xcf kra ora clip ai eps ps svg svgz pdf djvu zip rar 7z cbz cbr "
+    "": "psd psb xcf kra ora clip ai eps ps pdf djvu zip rar 7z cbz cbr "
     "tga ico icns dds exr hdr jxr wdp emf wmf pcx sgi xbm xpm fits fit dcm nii",
 }
 KIND_OF = {suffix: kind or suffix for kind, suffixes in KINDS.items() for suffix in suffixes.split()}
+KIND_OF |= {suffix: kind.name for suffix, kind in KIND_BY_SUFFIX.items()}
 KIND_OF |= {suffix[1:]: "compressed tar" for suffix in COMPRESSED_SUFFIXES}
 
 
@@ -78,7 +80,7 @@ class LeftOut:
         parts = []
         for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0].lower())):
             suffixes = ", ".join(sorted(suffix for suffix in self.suffixes if KIND_OF[suffix] == kind))
-            parts.append(f"{count} {kind}" + (f" ({suffixes})" if suffixes != kind else ""))
+            parts.append(f"{count} {kind}" + (f" ({suffixes})" if suffixes != kind.lower() else ""))
         if self.links:
             parts.append("1 link to a folder" if self.links == 1 else f"{self.links} links to folders")
         return ", ".join(parts)
@@ -86,11 +88,19 @@ class LeftOut:
     @property
     def remedy(self) -> str:
         """What to do about it."""
-        extras = {missing_extra(f".{suffix}") for suffix in self.suffixes}
-        remedies = [f"pip install 'vlmkit[{','.join(sorted(filter(None, extras)))}]'"] if any(extras) else []
-        if None in extras:
-            remedies.append("convert or unpack them, or leave them out with --exclude")
-        return "; ".join([*remedies, *(["follow links with --follow"] if self.links else [])])
+        packages = {suffix: _package(suffix) for suffix in self.suffixes}
+        names = sorted(set(filter(None, packages.values())))
+        parts = [shlex.join(["pip", "install", *names])] if names else []
+        if not all(packages.values()):
+            parts.append(f"convert or unpack {'the others' if parts else 'them'}, or leave them out with --exclude")
+        return "; ".join([*parts, *(["follow links with --follow"] if self.links else [])])
+
+
+def _package(suffix: str) -> str:
+    """What pip installs files with this suffix by; empty for what is not read at all."""
+    if (kind := KIND_BY_SUFFIX.get(suffix)) is not None:
+        return kind.install
+    return f"vlmkit[{extra}]" if (extra := missing_extra(f".{suffix}")) else ""
 
 
 def _suffix(name: str) -> str:
