@@ -115,6 +115,16 @@ def test_a_reader_opens_what_its_suffix_stands_for(installed, tmp_path: Path) ->
     assert len(records(done.stdout)) == 1 and b"paints.swatch" in done.stderr
 
 
+def test_a_decoder_opens_pictures_of_its_kind(installed, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/paint.chip").write_text("CHIP 640 480 #ff0000")
+    (tmp_path / "in/bad.chip").write_text("CHIP")
+    done = installed("embed", "-m", "colors", "in", code=3)
+    (row,) = records(done.stdout)
+    assert (row["width"], row["height"]) == (640, 480) and b"bad.chip" in done.stderr
+    assert installed("ask", "-m", "painter", "in/paint.chip", "which?").stdout == b"red\n"
+
+
 def test_one_that_does_not_load_is_named(installed, site: Path, environment: dict[str, str], tmp_path: Path) -> None:
     broken = tmp_path / "broken-1.0.dist-info"
     broken.mkdir()

@@ -77,7 +77,7 @@ def camera_name(make: Any, model: Any) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, bytes):
-        return value if isinstance(value, str) else ""
+        return " ".join(value.split()) if isinstance(value, str) else ""
     text = value.partition(b"\0")[0].decode(errors="replace")
     return " ".join((text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).split())
 
@@ -98,7 +98,7 @@ def _degrees(parts: tuple[int, ...]) -> float:
     """Of degrees, minutes and seconds, each a fraction of two numbers; NaN where they are none."""
     try:
         return sum(parts[at] / parts[at + 1] / 60 ** (at // 2) for at in range(0, min(len(parts), 6), 2))
-    except ZeroDivisionError:
+    except (ZeroDivisionError, IndexError):
         return math.nan
 
 
