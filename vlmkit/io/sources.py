@@ -31,8 +31,12 @@ NO_PICTURES = OTHER_SUFFIXES | {f".{suffix}" for suffix in READERS.builtin}
 MAX_BYTES = 1 << 30  # of one picture: it is read into memory
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # How files of pictures begin; of WebP and of HEIC and AVIF what stands first in the container.
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
-MAGIC += (b"\0\0\0\x0cJXL", b"\xff\x0a", b"<svg", b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
+# fmt: off
+MAGIC = (
+    b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cJXL", b"\xff\x0a", b"<svg", b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0",
+)
+# fmt: on
 
 
 class PictureError(Exception):
