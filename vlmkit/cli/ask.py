@@ -43,6 +43,7 @@ Chat = Annotated[
 ]
 SCHEMA_HELP = "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."
 CONSTITUTION_HELP = "Judge and revise answers by the principles in a TOML file; default: those of vlmkit."
+QUESTIONS_HELP = "Ask each line of FILE, or `question` of its JSON lines; the pictures are opened once."
 PAIRS_HELP = "With --constitution: write better and worse answers, for train prefer."
 
 
@@ -71,6 +72,7 @@ class AnswerOptions:
     ] = None
     constitution: Annotated[Text, option("--constitution FILE", CONSTITUTION_HELP)] = None
     pairs: Annotated[Text, option("--pairs FILE", PAIRS_HELP, needs=["constitution"])] = None
+    questions: Annotated[Text, option("--questions FILE", QUESTIONS_HELP)] = None
     each: Annotated[bool, option("--each", "Of a document or film one answer a page or frame, not one about all.")] = (
         False
     )
@@ -117,11 +119,17 @@ def ask(
     as bytes on standard input. An answer has at most 256 tokens, with --ocr and --boxes 1,024, unless --max-tokens says
     otherwise.
     """
+    from vlmkit.generate.question_list import read_questions
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
     from vlmkit.io.records import dumps
 
     named, question = split(arguments or [])
     valid_utf8(question)
+    if answer.questions and question is not None:
+        raise VlmkitError("--questions excludes a question on the command line", f"add {question!r} to its file")
+    further: list[str] = []
+    if answer.questions:
+        question, *further = read_questions(answer.questions)
     shards.check(records, resume=resume, chat=chat, draw=answer.drawing, attention=answer.attention, pairs=answer.pairs)
     check_files(named, records, resume)
     _check(chat, answer, records, resume, chat_model.stats)
@@ -141,7 +149,7 @@ def ask(
 
     def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
         reading = records.reading(piped_picture=True)
-        conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task), each=each)
+        conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task), each=each, further=further)
         model = _fitting(load, conversation, answer)
         settled = model, sampling.max_tokens, resume, asked, in_shards
         delivery = Delivery(run, records, named, reading, conversation, *settled)
@@ -188,7 +196,8 @@ def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | No
     """Raise VlmkitError for flags that exclude each other, and for a drawing that cannot be saved."""
     from vlmkit.render.draw import check_drawing
 
-    modes = {"--chat": chat, "--schema": answer.schema, "--ocr": answer.ocr, "--boxes": answer.boxes}
+    modes = {"--chat": chat, "--questions": chat and answer.questions, "--schema": answer.schema}
+    modes |= {"--ocr": answer.ocr, "--boxes": answer.boxes}
     modes |= {"--raw": answer.raw}
     modes |= {"--constitution": answer.constitution, "--attention": answer.attention}
     chosen = [flag for flag, value in modes.items() if value]

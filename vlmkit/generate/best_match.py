@@ -15,6 +15,7 @@ from vlmkit.io.pictures import picture_names
 from vlmkit.io.records import Failed, name_of
 from vlmkit.io.sources import Bytes, PictureError, open_source
 from vlmkit.io.terminal import warn
+from vlmkit.models.chat.fewer_pictures import left_out
 from vlmkit.models.load import load_embedder
 from vlmkit.models.types import ChatModel, Hardware
 
@@ -37,7 +38,7 @@ class Select(Stage):
 
     def __call__(self, sample: ChatSample) -> ChatSample | Failed:
         most, count = self.model().most_pictures, len(sample.labels)
-        if sample.declined or most is None or count <= most:
+        if most is None or count <= most:
             return sample
         name, key, labels = name_of(self.model().identity), sample.record["id"], sample.labels
         if most == 1:
@@ -48,9 +49,7 @@ class Select(Stage):
             warn(f"{key}: {name} takes one picture: of {count} it is asked about the best-matching one, {labels[best]}")
             return _only(sample, best)
         chosen = _spread(count, most) if "time" in _fields(sample.pictures[0]) else list(range(most))
-        shown = f"{labels[chosen[0]]} to {labels[chosen[-1]]}"
-        rest = "ask about others with --pages, or each alone with --each"
-        warn(f"{key}: {name} takes {most} pictures: of {count} it gets {shown}: {rest}")
+        warn(f"{key}: {left_out(count, labels[chosen[0]], labels[chosen[-1]])}")
         pictures, kept = [sample.pictures[i] for i in chosen], [labels[i] for i in chosen]
         names = picture_names(sample.record)
         record = sample.record | {"images": [names[i] for i in chosen]}

@@ -12,6 +12,7 @@ from vlmkit.generate.alt_text import alt_text
 from vlmkit.generate.best_match import Select
 from vlmkit.generate.constitution import Constitution, answer_by_constitution
 from vlmkit.generate.gate import Gate
+from vlmkit.generate.question_list import Once
 from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.remote import Completed, complete_in_order
 from vlmkit.generate.replies import with_reply
@@ -155,11 +156,17 @@ ANSWERERS: dict[str, Callable[[ChatModel, list[Request], Sampling, Any], Replies
 class Fetch(FetchStage):
     """ChatSample -> ChatSample with the pictures that its URLs lead to."""
 
+    _once: Any = None  # a Once, between load and close
+
+    def load(self) -> None:
+        super().load()
+        self._once = Once()
+
     def __call__(self, sample: ChatSample) -> ChatSample | Failed:
         def fetched(picture: str | Bytes) -> str | Bytes:
             return self._web.fetch(picture) if isinstance(picture, str) and is_url(picture) else picture
 
-        return _with_pictures(sample, fetched)
+        return _with_pictures(sample, self._once(fetched, sample))
 
 
 @dataclass
@@ -169,11 +176,15 @@ class Decode(Stage):
     model: Lazy[ChatModel]
     workers: int = 1
     depth: int = 2
+    _once: Any = None  # a Once, between load and close
+
+    def load(self) -> None:
+        self._once = Once()
 
     def __call__(self, sample: ChatSample) -> ChatSample | Failed:
         if sample.declined:
             return sample
-        done = _with_pictures(sample, lambda picture: preprocessed(picture, self.model()))
+        done = _with_pictures(sample, self._once(lambda picture: preprocessed(picture, self.model()), sample))
         if isinstance(done, Failed) or not done.pictures:
             return done
         pictures, scales = zip(*done.pictures, strict=True)
@@ -323,14 +334,8 @@ def stages(
     depth = 2 * (batch_size or model.batch.largest)
     heads = options.constitution.heads if options.constitution else []
     gate = [Gate(heads, model.load_arguments[1])] if heads else []
-    select = Select(lazy)
-    return [
-        Fetch(allow_private),
-        *gate,
-        select,
-        Decode(lazy, workers, depth),
-        Respond(lazy, sampling, options, batch_size),
-    ]
+    opening = [Fetch(allow_private), Select(lazy), *gate, Decode(lazy, workers, depth)]
+    return [*opening, Respond(lazy, sampling, options, batch_size)]
 
 
 def _reply(answer: Answer | RequestError) -> Reply | RequestError:

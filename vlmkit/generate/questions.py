@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from typing import Any
@@ -37,7 +37,7 @@ class ChatSample:
     of the record; `earlier` are the questions and answers before it, and `system` the instructions, of a conversation.
     `scale` is what width and height of the first picture are multiplied by to give those of the original. `declined` is
     the reply in place of the model's. `labels` are what the pictures are called in the question, where they are pages
-    or frames, of which the model need not get all.
+    or frames, of which the model need not get all. With `is_shared` other samples have the same objects as pictures.
     """
 
     record: Record
@@ -49,6 +49,7 @@ class ChatSample:
     scale: tuple[float, float] = (1, 1)
     declined: Reply | None = None
     labels: list[str] = field(default_factory=list)
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +84,19 @@ def _is_input(argument: str) -> bool:
 
 
 def to_ask(
-    inputs: list[str], question: str | None, how: Reading, default: str | None = None, *, each: bool = False
+    inputs: list[str],
+    question: str | None,
+    how: Reading,
+    default: str | None = None,
+    *,
+    each: bool = False,
+    further: Sequence[str] = (),
 ) -> Conversation:
     """Pictures named in INPUT are one question; what folders, tar files and records hold is one question each.
 
     A document or film counts as one picture, with `each` as a folder of its pages or frames. `question` replaces that
-    of records, `default` stands in where there is none. Raises VlmkitError for a missing path and for pictures without
-    a question.
+    of records, `default` stands in where there is none, and `further` ones are asked after it. Raises VlmkitError for
+    a missing path and for pictures without a question.
     """
     for word in inputs if question is not None else []:
         if not _is_input(word):
@@ -98,7 +105,7 @@ def to_ask(
     parts = list(_parts(inputs, how, together=not each))
     if not parts and question is not None and inputs in ([], ["-"]):
         sample = ChatSample({"id": question})
-        return Conversation(_with_question([sample], question, None), single=True, text_only=True)
+        return Conversation(_with_question([sample], [question], None), single=True, text_only=True)
     if not parts and not inputs and stdin_is_terminal():
         raise VlmkitError("nothing to ask", 'name pictures and a question: vlmkit ask photo.jpg "what is this?"')
     named = [item for is_named, items in parts if is_named for item in items]
@@ -106,7 +113,8 @@ def to_ask(
         raise _no_question()
     streams = [items for is_named, items in parts if not is_named]
     samples = chain([_joined(named)] if named else [], _samples(chain.from_iterable(streams), each))
-    return Conversation(_with_question(_numbered(samples), question, default), single=not streams)
+    asked = _with_question(_numbered(samples), [question, *further], default)
+    return Conversation(asked, single=not (streams or further))
 
 
 def to_caption(inputs: list[str], how: Reading) -> Conversation:
@@ -198,16 +206,20 @@ def _numbered(items: Iterable[ChatSample | Failed]) -> Iterator[ChatSample | Fai
 
 
 def _with_question(
-    items: Iterable[ChatSample | Failed], question: str | None, default: str | None
+    items: Iterable[ChatSample | Failed], questions: Sequence[str | None], default: str | None
 ) -> Iterator[ChatSample | Failed]:
+    """Each sample with each question."""
+    count = len(questions)
     for item in items:
         if isinstance(item, Failed):
             yield item
             continue
-        try:
-            yield _asked(item, question, default)
-        except RecordError as error:
-            yield Failed.of(item.record, error, error.remedy)
+        for place, question in enumerate(questions):
+            try:
+                one = replace(item, number=count * item.number + place, is_shared=count > 1)
+                yield _asked(one, question, default)
+            except RecordError as error:
+                yield Failed.of(item.record, error, error.remedy)
 
 
 def _asked(sample: ChatSample, question: str | None, default: str | None) -> ChatSample:

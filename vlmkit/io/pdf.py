@@ -3,6 +3,7 @@
 PDFium has no threads, so one lock stands before all of it. It runs no JavaScript, and fetches nothing.
 """
 
+import atexit
 import math
 import re
 import threading
@@ -10,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vlmkit.errors import interruptible
@@ -29,6 +30,7 @@ MARGIN = 1.6  # see Part.image
 MOST_PAGES = 10_000  # of one document, unless --pages asks for more: a kilobyte can hold millions
 MOST_DAMAGED = 100  # pages in succession, after which no further ones are tried
 SECONDS = 60.0  # to draw a page
+PATIENCE = 5.0  # seconds that the end of the process waits for a page
 OPEN_DOCUMENTS = 4  # one is read ahead while pages of the one before are drawn
 REOPENED = 256  # pages after which a document is opened anew, as PDFium keeps what it has parsed
 END_BYTES = 1 << 16  # at the end of a file, in which its mark stands
@@ -197,9 +199,23 @@ class _Document:
     def __init__(self, file: Source) -> None:
         from pypdfium2 import PdfDocument
 
+        _close_at_exit()
         self.pdf = PdfDocument(file.read() if file.offset else file.path)
         self.pdf.init_forms()  # before anything else: else their fields are not drawn
         self.count, self.opened = len(self.pdf), 0
+
+
+@cache
+def _close_at_exit() -> None:
+    """Have the open documents closed before pypdfium2, imported by now, closes them and says so."""
+
+    def close() -> None:
+        if _pdfium.acquire(timeout=PATIENCE):
+            while _documents:
+                _documents.popitem()[1].pdf.close()
+            _pdfium.release()
+
+    atexit.register(close)
 
 
 def _document(file: Source) -> _Document:

@@ -233,6 +233,7 @@ complete -c vlmkit -n '__vlmkit_at ask' -l draw -r -F -d 'Save the picture with 
 complete -c vlmkit -n '__vlmkit_at ask' -l attention -r -F -d 'Save a picture of where each word of the answer looked'
 complete -c vlmkit -n '__vlmkit_at ask' -l constitution -r -F -d 'Judge and revise answers by the principles in a TOML file'
 complete -c vlmkit -n '__vlmkit_at ask' -l pairs -r -F -d 'With --constitution'
+complete -c vlmkit -n '__vlmkit_at ask' -l questions -r -F -d 'Ask each line of FILE, or `question` of its JSON lines'
 complete -c vlmkit -n '__vlmkit_at ask' -l each -d 'Of a document or film one answer a page or frame, not one about all'
 complete -c vlmkit -n '__vlmkit_at ask' -l always -d 'On a terminal'
 complete -c vlmkit -n '__vlmkit_at ask' -l out-dir -x -a '(__fish_complete_directories)' -d 'One output in DIR for each shard of INPUT'

@@ -11,6 +11,7 @@ from vlmkit.errors import VlmkitError, first_line, reason_of
 from vlmkit.models.batching import CPU, CUDA_FIRST, BatchSize
 from vlmkit.models.boxes import Found
 from vlmkit.models.chat.confidence import mean_probability
+from vlmkit.models.chat.fewer_pictures import TooLong, noted
 from vlmkit.models.chat.reasoning import is_mark, split_reasoning
 from vlmkit.models.embedders.base import silence_libraries, torch_device
 from vlmkit.models.resolve import Checkpoint
@@ -91,9 +92,10 @@ class TransformersChatModel(ChatModel):
         """A batch that does not fit into memory, or one of whose requests the processor refuses, is halved."""
         try:
             return self._generate(requests, sampling)
-        except RequestError as error:  # of the processor, about one of them
+        except RequestError as error:  # about one of them
             if len(requests) == 1:
-                return [error]
+                less = error.fewer(requests[0]) if isinstance(error, TooLong) else None
+                return [error if less is None else noted(self._answer_batch([less], sampling)[0], requests[0], less)]
         except self._torch.OutOfMemoryError:
             if self.device == "cuda":
                 self._torch.cuda.empty_cache()

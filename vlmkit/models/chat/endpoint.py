@@ -25,6 +25,7 @@ from vlmkit.models.boxes import find_hosted_boxes, hosted_format
 from vlmkit.models.chat.endpoint_errors import LATER, SCHEMA, Failure, Refusal, Scope, reason_of, status_in
 from vlmkit.models.chat.endpoint_pictures import Picture, encode_picture
 from vlmkit.models.chat.endpoint_reply import StreamedMessage, Usage, read_answer
+from vlmkit.models.chat.fewer_pictures import fewer, noted
 from vlmkit.models.chat.pacing import OutageDetector, Pace, backoff
 from vlmkit.models.chat.reasoning import AnswerStream
 from vlmkit.models.types import ENDPOINT, Answer, ChatModel, EndpointOptions, Hardware, Request, RequestError, Sampling
@@ -39,6 +40,7 @@ CONNECT_TIMEOUT = 10.0
 RETRIES = 4
 LONGEST_WAIT = 120.0  # seconds between two tries that a server may ask for
 MAX_SIDE = 1536  # pixels; hosted models look at no more, or bill more for it
+MAX_PICTURES = 50  # of one question about pages or frames; some take fewer, and say so
 PIXEL_UNIT = 28  # pixels: the sides of pictures are multiples of it in Qwen2.5-VL
 RESERVED = ("model", "messages", "stream")  # what no option may change
 LONGEST_REASON = 300  # characters
@@ -48,9 +50,9 @@ T = TypeVar("T")
 class Endpoint(ChatModel):
     """The model `name`, `openai:NAME`. The key and the proxies are the environment's.
 
-    The options `timeout` (seconds), `retries` and `max_side` (pixels) are used here, and `detail` is sent with each
-    picture; the others go into the body of each request, where null removes a setting. All methods raise
-    VlmkitError for errors that every request would have.
+    The options `timeout` (seconds), `retries`, `max_side` (pixels) and `max_pictures` (of pages or frames) are used
+    here, `detail` is sent with each picture; the others go into the body of each request, where null removes a
+    setting. All methods raise VlmkitError for errors that every request would have.
     """
 
     size: int
@@ -73,6 +75,7 @@ class Endpoint(ChatModel):
         self._dropped: set[str] = set()  # settings that it does not take, and that are not needed
         self._usage = Usage()
         self.size = int(_number(options, "max_side", MAX_SIDE, 1))
+        self.most_pictures = int(_number(options, "max_pictures", MAX_PICTURES, 1))
         self._boxes = hosted_format(self._name)
         detail = options.pop("detail", None)
         self._detail = {} if detail is None else {"detail": detail}
@@ -154,7 +157,7 @@ class Endpoint(ChatModel):
             try:
                 answer = await self._send(request, sampling, send)
             except Failure as failure:
-                return await self._failed(failure)
+                return await self._again(failure, request, lambda less: self._reply(less, sampling))
         if request.task != "boxes" or isinstance(answer, RequestError):
             return answer
         picture = request.pictures[0]
@@ -189,7 +192,7 @@ class Endpoint(ChatModel):
                     raise Failure("the response broke off", LATER)
                 return self._answer(reply.whole(), request)
             except Failure as failure:
-                return await self._failed(failure)
+                return await self._again(failure, request, lambda less: self._stream(less, sampling, put))
             except openai.APIError as error:
                 return RequestError(f"the answer broke off: {self._short(reason_of(error.body) or str(error))}", LATER)
             except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -263,6 +266,13 @@ class Endpoint(ChatModel):
             self._dropped.add("response_format")  # the question asks for the schema, and the answer is checked
             return True
         return False
+
+    async def _again(self, failure: Failure, request: Request, ask: Callable[[Request], Awaitable[Any]]) -> Any:
+        """The failure; or what is said about fewer pages or frames, if there were too many: so it is from now on."""
+        if (less := fewer(request, failure.status, failure.reason)) is None:
+            return await self._failed(failure)
+        self.most_pictures = len(less.labels)
+        return noted(await ask(less), request, less)
 
     async def _failed(self, failure: Failure) -> RequestError:
         """The failure of a request. Raises VlmkitError where every one would meet it."""

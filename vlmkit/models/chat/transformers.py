@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 import tomllib
 from collections.abc import Callable, Hashable
 from copy import copy
@@ -15,6 +16,7 @@ from vlmkit.io.pictures import at_marks
 from vlmkit.models.boxes import FORMATS, find_boxes
 from vlmkit.models.chat.attention import AttentionMaps, attention_maps
 from vlmkit.models.chat.base import TransformersChatModel
+from vlmkit.models.chat.fewer_pictures import TooLong
 from vlmkit.models.chat.reasoning import AnswerStream, thinks_already
 from vlmkit.models.chat.template import TemplateRefusal, render, without_thought
 from vlmkit.models.embedders.mini import SIZE, preprocess
@@ -49,6 +51,7 @@ class ImageTextToText(TransformersChatModel):
         self._stage = _stage(checkpoint.folder)
         # Older versions of transformers take no features in place of pixels.
         takes_features = "mm_encoder_outputs" in inspect.signature(self._model.forward).parameters
+        self._context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         self._shares = model_type in SHARING and takes_features
         self.size = SIZE if tower == "vlmkit_mini_grid" else None  # trained on pictures as mini sees them
         self.captions = PROMPTLESS_CAPTIONS if self._stage else CAPTIONS
@@ -142,12 +145,15 @@ class ImageTextToText(TransformersChatModel):
         texts = [self._begun(request) for request in requests]
         bos = self._tokenizer.bos_token
         complete = self._stage is not None or (bos is not None and texts[0].startswith(bos))
-        return self._processed(
+        inputs = self._processed(
             text=texts,
             images=[request.all_pictures() for request in requests] if requests[0].all_pictures() else None,
             padding=True,
             add_special_tokens=not complete,
         )
+        if (length := inputs["input_ids"].shape[1]) >= self._context and any(one.labels for one in requests):
+            raise TooLong(length, self._context)
+        return inputs
 
     def _begun(self, request: Request) -> str:
         """The prompt and how the reply begins, which is not within a thought."""
