@@ -15,6 +15,7 @@ from vlmkit.io.shards import expand_shards
 from vlmkit.io.terminal import Failures, Output, form_of, progress, warn
 
 if TYPE_CHECKING:
+    from vlmkit.index.changed import Kept
     from vlmkit.io.inputs import Item
     from vlmkit.io.records import Failed, Record
     from vlmkit.models.types import Embedder
@@ -53,8 +54,9 @@ def embed(
     frame. One that cannot be read is named, left out, and makes the exit code 3. A vector of the same model is kept.
 
     --changed looks at the content of files whose path, time, size or change time the index does not know. A file that
-    was moved, copied or touched gets a record with the fields and the vector of the same content in the index. A URL
-    that is in the index is not fetched again.
+    was moved, copied or touched gets a record with the fields and the vector of the same content in the index; that of
+    one that was moved says so in `moved_from`, and index drops the old record. A URL that is in the index is not
+    fetched again.
     """
     shards.check(records, changed=changed, dry_run=dry_run)
     form = form or Format(form_of(records.output))
@@ -133,9 +135,13 @@ def _check_terminal(records: Records, form: Format) -> None:
         raise VlmkitError("vectors are not printed on a terminal", remedy + (" or --json" * (form is Format.JSONL)))
 
 
-def _tell_kept(run: Run, count: int) -> None:
-    if count and not run.quiet:
-        warn(f"{count} files moved, copied or touched: they keep the vectors that the index has")
+def _tell_kept(run: Run, kept: "Kept") -> None:
+    counts = {"moved": kept.moved, "copied or touched": kept.others}
+    if any(counts.values()) and not run.quiet:
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        warn(f"{told}: they keep the vectors that the index has")
+    for place, count in kept.doubtful.items():
+        warn(f"{count} may have moved, but {place}: their old records stay until index --prune DIR --force drops them")
 
 
 def _without_vector(item: "Item") -> "Record":

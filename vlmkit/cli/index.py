@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlmkit.index import Writer
+    from vlmkit.index.moved import Moves
     from vlmkit.index.prune import Lost
     from vlmkit.io.records import Record
     from vlmkit.io.summary import Summary
@@ -106,6 +107,7 @@ def index(
     """
     from vlmkit.index import Index, Writer, index_folder
     from vlmkit.index.maintenance import change_type, maintain
+    from vlmkit.index.moved import Moves
     from vlmkit.index.prune import check_folders
     from vlmkit.index.store import exists, silent
     from vlmkit.io.inputs import check_outputs
@@ -135,9 +137,11 @@ def index(
     ):
         before = writer.state.type if writer.state else "auto"
         writer.merge([others.enter_context(Index(index_folder(name))) for name in changes.merge or []])
+        moves = Moves()
         if reads:
-            _add(run, writer, files or [], failures)
+            _add(run, writer, files or [], failures, moves)
         writer.commit()
+        _report_moved(run, moves.settle(writer))
         _report_replaced(run, writer)
         if changes.remove:
             code = _remove(writer, changes.remove)
@@ -217,7 +221,7 @@ def _print_info(info: "Record") -> None:
     print_facts({named.get(name, name): amount(v) if name == "bytes" else v for name, v in info.items()})
 
 
-def _add(run: Common, writer: "Writer", files: list[str], failures: Failures) -> None:
+def _add(run: Common, writer: "Writer", files: list[str], failures: Failures, moves: "Moves") -> None:
     from vlmkit.index import decode_records
     from vlmkit.io.inputs import records_of
     from vlmkit.io.shards import outputs_of
@@ -230,7 +234,12 @@ def _add(run: Common, writer: "Writer", files: list[str], failures: Failures) ->
     fitting = map(writer.check_length, decode_records(records_of(files)))
     no_bar = run.quiet or (set(files) <= {"-"} and stdin_is_pipe())  # what writes into the pipe has one
     for record in failures.filter_failures(progress(fitting, quiet=no_bar, unit="records")):
-        writer.add(record)
+        writer.add(moves.note(record))
+
+
+def _report_moved(run: Common, count: int) -> None:
+    if count and not run.quiet:
+        warn(f"{count} {'record' if count == 1 else 'records'} followed files to new names")
 
 
 def _report_pruned(summary: "Summary | None", pruned: int) -> None:

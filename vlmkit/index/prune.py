@@ -38,7 +38,7 @@ def lost_records(index: Index, folders: list[str], *, force: bool) -> Lost:
     found: dict[str, bytes | None] = {}
     unread: Counter[str] = Counter()
     without = []
-    unmounted = cache(_unmounted)
+    unmounted_place = cache(unmounted)
     for folder in folders:
         root = os.path.join(os.path.abspath(folder), "")
         total, gone = 0, {}
@@ -49,7 +49,7 @@ def lost_records(index: Index, folders: list[str], *, force: bool) -> Lost:
                 total += 1
                 if _is_lost(image, unread, force=force):
                     gone[key] = line
-                    places[_dangling(image) if os.path.islink(image) else unmounted(os.path.dirname(image))] += 1
+                    places[dangling(image) if os.path.islink(image) else unmounted_place(os.path.dirname(image))] += 1
         if not total:
             without.append(folder)
         if not force:
@@ -77,7 +77,7 @@ def _check_loss(folder: str, total: int, gone: int, places: Counter[str]) -> Non
         raise VlmkitError(what, "check that the folder is complete, then pass --force")
 
 
-def _unmounted(folder: str) -> str:
+def unmounted(folder: str) -> str:
     """What is wrong with the nearest place above a missing file that is left; nothing where it was merely deleted."""
     if os.path.isdir(folder):
         try:
@@ -85,9 +85,9 @@ def _unmounted(folder: str) -> str:
         except OSError as error:
             return f"{folder} cannot be read ({error.strerror})"
     if os.path.islink(folder):
-        return _dangling(folder)
-    return "" if os.path.exists(folder) else _unmounted(os.path.dirname(folder))
+        return dangling(folder)
+    return "" if os.path.exists(folder) else unmounted(os.path.dirname(folder))
 
 
-def _dangling(link: str) -> str:
+def dangling(link: str) -> str:
     return f"the link {link} leads to nothing"
