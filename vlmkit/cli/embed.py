@@ -92,10 +92,15 @@ def _embed(
     from vlmkit.embed import embed as embedded
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
+    from vlmkit.index.changed import Contents
     from vlmkit.index.changed import changed as only_changed
+    from vlmkit.index.known_parts import KnownParts
     from vlmkit.io.inputs import count_inputs, is_one_picture, read_inputs
 
     reading = replace(records.reading(texts=text, one_picture=not text), puts_off_fields=changed is not None)
+    contents = Contents()
+    known = KnownParts(index_folder(changed), contents) if changed is not None else None
+    reading = replace(reading, known=known)
     summary = run.summary(reading.left_out, brief=not alone, skipped="unchanged")
     items = read_inputs(paths, reading)
     if not dry_run:
@@ -113,7 +118,9 @@ def _embed(
         Failures(errors, single_input=single_input, ignore=records.ignore, summary=summary) as failures,
         Output(output) as out,
     ):
-        new = items if changed is None else only_changed(items, index_folder(changed), partial(_tell_kept, run))
+        new = (
+            items if changed is None else only_changed(items, index_folder(changed), partial(_tell_kept, run), contents)
+        )
         if dry_run:
             results: Iterator[Record | Failed] = map(unless_failed(_without_vector), new)
         elif changed is None:
@@ -123,6 +130,8 @@ def _embed(
         count = partial(count_inputs, paths, reading) if changed is None else lambda: None
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
         out.write_records(failures.filter_failures(shown), (Format.JSONL if dry_run else form).value)
+        if summary and known and known.unchanged:
+            summary.counts["films and documents unchanged"] = known.unchanged
         failures.exit_code()
     return failures
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -68,6 +69,15 @@ def _pages(text: str) -> str:
 
     page_ranges(text)
     return text
+
+
+def seconds(text: str | float) -> float:
+    """`2`, `2s`, `500ms`, `1m` or `1h` in seconds."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*(ms|s|m|min|h)?", str(text).strip())
+    value = float(found[1]) * {"ms": 0.001, "m": 60, "min": 60, "h": 3600}.get(found[2], 1) if found else 0
+    if value < 0.001:
+        raise ValueError(f"{text!r} is not a time such as 2s, 500ms or 1m")
+    return round(value, 6)
 
 
 def valid_utf8(text: str | list[str] | None) -> str | list[str] | None:
@@ -221,6 +231,8 @@ OutputFile = Annotated[
     option("-o, --output FILE", "Write to FILE, completely or not at all; - is standard output.", group=FILES),
 ]
 PAGES_HELP = "Of PDF documents these pages alone, counted from 1: 1-5 or 1,3,10-."
+EVERY_HELP = "Of films one frame each TIME: 2s, 500ms, 1m. Default: where the scene changes, and one in 10 s."
+FRAMES_HELP = "At most N frames of one film, spread over it; ask: 8 unless --every says how many."
 EXCLUDE_HELP = "Skip files and folders of that name in folders; with a slash, of that path; may be repeated."
 IGNORE_HELP = "Failures listed in FILE, of --errors, are known and do not count, unless their file is newer than FILE."
 NO_DEFAULTS_HELP = "Do not skip hidden ones, @eaDir, #recycle, lost+found, node_modules and the like in folders."
@@ -312,6 +324,8 @@ class Records:
     exclude: Annotated[list[str] | None, option("--exclude GLOB", EXCLUDE_HELP, show_default=False)] = None
     no_default_excludes: Annotated[bool, option("--no-default-excludes", NO_DEFAULTS_HELP)] = False
     pages: Annotated[str | None, option("--pages PAGES", PAGES_HELP, parser=_pages)] = None
+    every: Annotated[float | None, option("--every TIME", EVERY_HELP, parser=seconds)] = None
+    frames: Annotated[int | None, option("--frames N", FRAMES_HELP, min=1)] = None
 
     @property
     def as_records(self) -> bool:
@@ -341,7 +355,7 @@ class Records:
             one_picture=one_picture,
             allow_private=self.allow_private,
             walk=walk,
-            choice=Choice(pages=page_ranges(self.pages) if self.pages else None),
+            choice=Choice(page_ranges(self.pages) if self.pages else None, self.every, self.frames),
         )
 
     def check(self, inputs: list[str] | None) -> list[str]:

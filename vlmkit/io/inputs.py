@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.parts import Part
+from vlmkit.io.parts import Part, chosen_by, counted
 from vlmkit.io.passing import PassingSamples
 from vlmkit.io.pictures import FIELDS, is_absolute, is_complete, locate, singly, with_image
-from vlmkit.io.reading import Item, Reading
+from vlmkit.io.reading import Item, Reading, Uncounted
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
 from vlmkit.io.samples import Sample, Unread, read_samples
 from vlmkit.io.shards import DONE, expand_braces, is_done, outputs_of
@@ -68,11 +68,14 @@ def records_of(inputs: list[str], how: Reading = READING) -> Iterator[Record | F
 
 
 def count_inputs(inputs: list[str], how: Reading = READING) -> int | None:
-    """How many items `read_inputs` gives, without opening a picture; None for what is read once: standard input, shards
-    by URL."""
+    """How many items `read_inputs` gives, without opening a picture; None for what is read once (standard input, shards
+    by URL) and for films."""
     if not inputs or "-" in inputs or any(map(shard_reader, inputs)):
         return None
-    return sum(1 for _ in _chain(inputs, replace(how, has_fields=False, left_out=LeftOut())))
+    try:
+        return sum(1 for _ in _chain(inputs, replace(how, has_fields=False, left_out=LeftOut(), counting=True)))
+    except Uncounted:
+        return None
 
 
 def is_one_picture(path: str) -> bool:
@@ -367,10 +370,12 @@ def _walk(folder: str, how: Reading) -> Iterator[Item | Failed]:
     for found in Walk(folder, how.walk, how.left_out):
         if isinstance(found, OSError):
             yield _failed(os.fsdecode(found.filename), found.strerror or found)
-        elif (reader := reader_of(found)) is not None:
-            yield from _container(found, reader, how)
-        else:
+        elif (reader := reader_of(found)) is None:
             yield _picture(found)
+        elif getattr(reader, "belongs_to_photo", lambda _: False)(found):
+            how.left_out.live += 1
+        else:
+            yield from _container(found, reader, how)
 
 
 def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Failed]:
@@ -379,13 +384,27 @@ def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Faile
         if reader.holds_files:
             yield from _samples(path, reader, file, how)
         else:
-            chosen = getattr(reader, "chosen", None)  # of a ChoosingReader
-            for name, source in chosen(file, how.choice) if chosen else reader.members(file):
-                yield _complete(_picture(f"{path}{reader.separator}{name}", source), how)
+            yield from _parts(path, reader, file, how)
     except PictureError as error:
         yield _failed(path, error, error.remedy)
     except OSError:
         yield _failed(path, _not_regular(path))
+
+
+def _parts(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:
+    """The pages of a document, the frames of a film."""
+    by = chosen_by(reader, how.choice)
+    if how.counting and not getattr(reader, "is_quick", True):
+        raise Uncounted
+    if how.known is not None and (known := how.known(path, file, by)) is not None:
+        yield from known
+        return
+    chosen = getattr(reader, "chosen", None)  # of a ChoosingReader
+    for name, source, count in counted(chosen(file, how.choice) if chosen else reader.members(file), by):
+        item = _picture(f"{path}{reader.separator}{name}", source)
+        if count and isinstance(item, Item):
+            item.record["parts"] = count
+        yield _complete(item, how)
 
 
 def _samples(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:

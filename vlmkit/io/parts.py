@@ -3,11 +3,12 @@
 import io
 import re
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmkit.io.records import Record
 from vlmkit.io.sources import Bytes, PictureError, Reader, Source, content_hash
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 HASHED = 1 << 22  # bytes at a time
 OPEN_END = sys.maxsize  # of a range of pages
 PAGES = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?\s*)?")
+
+_hashing = threading.Lock()  # frames of one film come to several threads at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +87,61 @@ def page_ranges(text: str) -> tuple[range, ...]:
 
 
 class ChoosingReader(Reader, Protocol):
-    """A reader of documents or films, whose members are `Part`s."""
+    """A reader of documents or films, whose members are `Part`s. `chosen_by` names the fields of Choice that it heeds.
+
+    Optional: `is_quick` is False where members are known by decoding alone, so that nobody should count them first;
+    `belongs_to_photo(path)` whether a file in a folder counts as the photo beside it, and is passed over.
+    """
+
+    chosen_by: tuple[str, ...]
 
     def chosen(self, file: Source, choice: Choice) -> Iterator[tuple[str, Bytes]]:
         """As `members`, which are those of Choice()."""
 
 
-@lru_cache(maxsize=64)
+def counted(
+    parts: Iterator[tuple[str, Bytes]], by: dict[str, Any]
+) -> Iterator[tuple[str, Bytes, dict[str, Any] | None]]:
+    """`parts`, the last one, if all could be read, with their number and how they were chosen: so it is known later
+    that none is missing."""
+    number, before = 0, None
+    try:
+        for part in parts:
+            if before:
+                yield *before, None
+            number, before = number + 1, part
+    except PictureError:
+        if before:
+            yield *before, None
+        raise
+    if before:
+        yield *before, {"count": number, **by}
+
+
+def chosen_by(reader: Reader, choice: Choice) -> dict[str, Any]:
+    """What of `choice` matters to a reader, as JSON has it."""
+    names = getattr(reader, "chosen_by", ())
+    found = {name: getattr(choice, name) for name in names}
+    return {name: str(value) if isinstance(value, tuple) else value for name, value in found.items() if value}
+
+
 def file_hash(file: Source) -> str:
     """The `hash` of all parts of a file: 32 hex digits of XXH3 over its bytes, which are read a piece at a time."""
+    with _hashing:
+        return _file_hash(file)
+
+
+@lru_cache(maxsize=64)
+def _file_hash(file: Source) -> str:
     from xxhash import xxh3_128
 
-    found = xxh3_128()
+    found, left = xxh3_128(), file.size
     try:
         with open(file.path, "rb") as stream:
-            while data := stream.read(HASHED):
+            stream.seek(file.offset)
+            while left and (data := stream.read(min(HASHED, left))):
                 found.update(data)
+                left -= len(data)
     except OSError as error:
         raise PictureError(error.strerror or str(error)) from None
     return found.hexdigest()

@@ -1,11 +1,12 @@
 """What INPUT is read into, and how: items, each a record with the source of its picture, and the options of reading."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from vlmkit.io.parts import Choice
 from vlmkit.io.records import Record
-from vlmkit.io.sources import Bytes, PictureError, open_source
+from vlmkit.io.sources import Bytes, PictureError, Source, open_source
 from vlmkit.io.walk import LeftOut, WalkOptions
 
 
@@ -33,6 +34,10 @@ class Item:
         return self.source
 
 
+class Uncounted(Exception):
+    """How many items there are would take as long as reading them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Options of reading INPUT: lines as texts, NUL-terminated lists, the folder for relative `image` fields.
@@ -44,6 +49,8 @@ class Reading:
     `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. Shards by URL come from private addresses
     with `allow_private` alone; with `on_shard`, called with the URL and whether all came, from where they are, and the
     sources are parts of them. `choice` says which pages and frames are pictures.
+    `known(path, file, chosen by)` may give the items of a film or document without opening it, none of one that is
+    unchanged, or None. With `counting` what has to be decoded to be counted raises Uncounted.
     """
 
     texts: bool = False
@@ -58,5 +65,7 @@ class Reading:
     allow_private: bool = False
     on_shard: Callable[[str, bool], None] | None = None
     choice: Choice = field(default_factory=Choice)
+    known: Callable[[str, Source, dict[str, Any]], Iterable[Item] | None] | None = None
+    counting: bool = False
     walk: WalkOptions = field(default_factory=WalkOptions)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)

@@ -20,7 +20,15 @@ from vlmkit.io.kinds import DECODED, is_decoded
 from vlmkit.io.registry import Registry
 from vlmkit.io.similar import no_such_file
 
-READERS = Registry("vlmkit.readers", {"pdf": "vlmkit.io.pdf:PdfReader", "tar": "vlmkit.io.tar:TarReader"})
+FILMS = "3g2 3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv qt vob webm wmv"
+READERS = Registry(
+    "vlmkit.readers",
+    {
+        "pdf": "vlmkit.io.pdf:PdfReader",
+        "tar": "vlmkit.io.tar:TarReader",
+        **dict.fromkeys(FILMS.split(), "vlmkit.io.video.reader:VideoReader"),
+    },
+)
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 PICTURE_SUFFIXES |= {".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx"}

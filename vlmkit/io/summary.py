@@ -40,6 +40,8 @@ class Summary:
     def line(self, seen: int, failed: int, accepted: int) -> str:
         """The line of a run that worked on `seen` items; empty where there is nothing to say."""
         parts = [self._numbers(seen, failed, accepted)] if self.whole else []
+        if live := self.left_out.live:
+            parts.append(f"{live} film{'s' * (live > 1)} of Live Photos, with their photos")
         if left_out := str(self.left_out):
             parts.append(f"not read: {left_out}: {self.left_out.remedy}")
         return "; ".join(parts)

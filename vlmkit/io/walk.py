@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from vlmkit.io.kinds import KIND_BY_SUFFIX
-from vlmkit.io.sources import is_picture_name, missing_extra, reader_of
+from vlmkit.io.sources import FILMS, is_picture_name, missing_extra, reader_of
 from vlmkit.io.tar import COMPRESSED_SUFFIXES
 
 # What file servers, systems and tools make for themselves, in lower case: thumbnails, what was thrown away, snapshots.
@@ -16,7 +16,7 @@ MACHINE_FOLDERS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler",
 MACHINE_FOLDERS |= {"lost+found", "system volume information", "__macosx", "node_modules"}
 # Suffixes that people take for pictures, by the name of their kind; one without is called by its suffix.
 KINDS = {
-    "video": "3g2 3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv qt vob webm wmv",
+    "video": FILMS,
     "": "psd psb xcf kra ora clip ai eps ps pdf djvu zip rar 7z cbz cbr "
     "tga ico icns dds exr hdr jxr wdp emf wmf pcx sgi xbm xpm fits fit dcm nii",
 }
@@ -65,6 +65,7 @@ class LeftOut:
     def __init__(self) -> None:
         self.suffixes: Counter[str] = Counter()
         self.links = 0
+        self.live = 0  # films of Live Photos, which are not missed
         self.excluded = 0
 
     def note(self, name: str) -> None:
