@@ -102,12 +102,12 @@ def test_folders_nested_deeper_than_calls_may_be(vlmkit, shell, tmp_path: Path) 
 @pytest.mark.parametrize("command", [["embed"], ["caption"], ["classify", "--labels", "a,b"], ["ask", "--ocr"]])
 def test_what_is_not_read_is_told(vlmkit, tmp_path: Path, command: list[str]) -> None:
     picture(tmp_path / "in/a.png")
-    names = ["1.XCF", "2.xcf", "x/3.psd", "4.psd", "5.Mov", "n.txt", "n.xmp", ".h.psd"]
+    names = ["1.XCF", "2.xcf", "x/3.psd", "4.psd", "5.djvu", "n.txt", "n.xmp", ".h.psd"]
     touch(*(tmp_path / "in" / name for name in names))
     command = ["ask", "in", "what is it?"] if command[0] == "ask" else [*command, "in"]
     done = vlmkit(*command)
     assert len(records(done.stdout)) == 1
-    line = b"vlmkit: not read: 2 psd, 2 xcf, 1 video (mov): "
+    line = b"vlmkit: not read: 2 psd, 2 xcf, 1 djvu: "
     assert done.stderr.startswith(line) and done.stderr.count(b"\n") == 1
     assert not vlmkit(*command, "-q").stderr
     assert not vlmkit(*command, "--exclude", "*.[!pt]*").stderr.count(b"xcf")
@@ -243,10 +243,10 @@ def test_files_that_do_not_fit(vlmkit, tmp_path: Path, words: list[str], line: s
 
 def test_a_dry_run_writes_no_file(vlmkit, tmp_path: Path) -> None:
     picture(tmp_path / "in/a.png")
-    touch(tmp_path / "in/b.mov")
+    touch(tmp_path / "in/b.djvu")
     (tmp_path / "rows.jsonl").write_text("kept")
     done = vlmkit("embed", "in", "--dry-run", "-m", "nobody", "-o", "rows.jsonl")
-    assert images(done) == ["a.png"] and b"1 video (mov)" in done.stderr
+    assert images(done) == ["a.png"] and b"1 djvu" in done.stderr
     assert (tmp_path / "rows.jsonl").read_text() == "kept"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmkit.index.contents import Contents, Known, part_of
 from vlmkit.index.reader import Index, NoIndex
 from vlmkit.io.inputs import Item
-from vlmkit.io.parts import Part, hash_of
+from vlmkit.io.parts import PARTS, Part, hash_of
 from vlmkit.io.records import Failed, Record, batched
 from vlmkit.io.sources import PictureError, UnreadContainer, file_facts, is_gone, is_uri
 
@@ -31,7 +31,10 @@ class Kept:
 
 
 def changed(
-    items: Iterable[Item | Failed], folder: Path, on_kept: Callable[[Kept], None] = lambda _: None
+    items: Iterable[Item | Failed],
+    folder: Path,
+    on_kept: Callable[[Kept], None] = lambda _: None,
+    contents: Contents | None = None,
 ) -> Iterator[Item | Failed]:
     """Those of `items` that the index at `folder` does not hold as they are; failures too. With no index all are new.
 
@@ -41,7 +44,7 @@ def changed(
     is the same under the same path and `mtime` counts as unchanged. A URL in the index is not fetched. A text counts as
     changed where the `text` of its record differs.
     """
-    known, counts = Contents(), Counter[bool]()
+    known, counts = contents or Contents(), Counter[bool]()
     for batch in batched(items, LOOKED_UP):
         try:
             with Index(folder) as index:
@@ -68,14 +71,15 @@ def _look(item: Item, index: Index, known: Contents, counts: Counter[bool]) -> I
     try:
         source = item.locate()
         facts = file_facts(source)
-        if record is not None and _same(record, facts, "mtime", "bytes", "ctime"):
+        is_new_choice = record is not None and item.record.get(PARTS, record.get(PARTS)) != record.get(PARTS)
+        if record is not None and not is_new_choice and same(record, facts, "mtime", "bytes", "ctime"):
             return None
         if (record is None or facts["bytes"] != record.get("bytes")) and not known.has_size(index, facts["bytes"]):
             return item
         facts["hash"] = hash_of(source)
     except PictureError:
         return item  # embed reports what is wrong with it
-    if record is not None and _same(record, facts, "mtime", "bytes", "hash"):
+    if record is not None and not is_new_choice and same(record, facts, "mtime", "bytes", "hash"):
         return None
     if record is not None and record.get("hash") == facts["hash"]:
         found = known.own(index, record)
@@ -103,6 +107,6 @@ def _fields(found: Known, image: str) -> Record:
     return {name: record[name] for name in ("id", "image", *FACTS_OF_CONTENT) if name in record}
 
 
-def _same(record: Record, facts: Record, *names: str) -> bool:
+def same(record: Record, facts: Record, *names: str) -> bool:
     """Whether these facts are those of the record; a `ctime` counts only where the record has one."""
     return all(facts.get(name) == record.get(name, facts.get(name) if name == "ctime" else None) for name in names)

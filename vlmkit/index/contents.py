@@ -57,15 +57,16 @@ class Contents:
         One whose file is gone if there is any, each of them once.
         """
         content = _content(digest, part)
-        first = next(self._of(index, content), None)
+        first = next(self.of(index, content), None)
         if first is None:
             return None
-        for slot, record in self._unlooked.setdefault(content, iter([*self._of(index, content)])):
+        for slot, record in self._unlooked.setdefault(content, iter([*self.of(index, content)])):
             if self._has_moved(record["image"]):
                 return _known(index, slot, record, has_moved=True)
         return _known(index, *first)
 
-    def _of(self, index: Index, content: str) -> Iterator[tuple[int, Record]]:
+    def of(self, index: Index, content: str) -> Iterator[tuple[int, Record]]:
+        """Slots and records of this `hash`, of all parts of a file."""
         columns, key = self._read(index), _key(content)
         first, last = (int(np.searchsorted(columns.keys, key, side)) for side in ("left", "right"))
         for slot in columns.slots[first:last].tolist():

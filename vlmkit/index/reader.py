@@ -181,12 +181,12 @@ class Index:
             row = self.db.execute("SELECT record FROM records WHERE slot = ?", (slot,)).fetchone()
             return None if row is None else store.parse_record(row[0], slot)
 
-    def under(self, prefix: str) -> list[tuple[int, Record]]:
-        """The slots and records of all ids that begin with `prefix`, in the order of the slots."""
+    def under(self, prefix: str) -> list[Record]:
+        """The records of all ids that begin with `prefix`, in the order of the slots."""
         query = "SELECT slot, record FROM records WHERE id >= ? AND id < ? ORDER BY slot"
         with store.index_errors(self.folder):
             rows = self.db.execute(query, (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))).fetchall()
-            return [(slot, store.parse_record(line, slot)) for slot, line in rows]
+            return [store.parse_record(line, slot) for slot, line in rows]
 
     def dump(self) -> Iterator[Record]:
         """Every record with its `embedding` as it is stored (D float16), in the order of the slots."""

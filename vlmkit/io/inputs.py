@@ -2,27 +2,29 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.parts import Part, chosen_by, counted
-from vlmkit.io.passing import PassingSamples
+from vlmkit.io.items import (
+    complete,
+    container_items,
+    failed,
+    folder_items,
+    part_at,
+    picture_item,
+    shard_items,
+    why_not_regular,
+)
 from vlmkit.io.pictures import FIELDS, is_absolute, is_complete, locate, singly, with_image
 from vlmkit.io.reading import Item, Reading, Uncounted
 from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
-from vlmkit.io.samples import Sample, Unread, read_samples
 from vlmkit.io.shards import DONE, expand_braces, is_done, outputs_of
 from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
-    Bytes,
     Memory,
-    PictureError,
-    Reader,
-    Source,
-    StreamReader,
     content_hash,
     exists,
     is_data,
@@ -32,15 +34,13 @@ from vlmkit.io.sources import (
     is_uri,
     is_url,
     missing_extra,
-    open_file,
-    open_source,
     reader_of,
     shard_reader,
 )
 from vlmkit.io.tables import PARQUET, is_table_name, read_table
 from vlmkit.io.tar import COMPRESSED_TAR, is_compressed_tar_name
 from vlmkit.io.terminal import LINE_BYTES, read_head, stdin_bytes, stdin_is_terminal, warn
-from vlmkit.io.walk import LeftOut, Walk
+from vlmkit.io.walk import LeftOut
 
 READING = Reading()
 BOM = b"\xef\xbb\xbf"
@@ -140,7 +140,7 @@ def _standard_input(how: Reading) -> Iterator[Item | Failed]:
                 before = ""
                 yield from _expand(path, how)
             else:
-                yield _failed(path, _missing(path), _hint_at_null(before, path, how))
+                yield failed(path, _missing(path), _hint_at_null(before, path, how))
                 before = f"{before}\n{path}".lstrip("\n")[-LINE_BYTES:]
 
 
@@ -178,7 +178,7 @@ def _shards_by_url(path: str) -> list[str]:
 
 def _missing(path: str) -> str:
     if "#" in path and any(os.path.isfile(path[: mark.start()]) for mark in re.finditer("#", path)):
-        return _not_regular(path)
+        return why_not_regular(path)
     other = re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE)
     return (
         "only http and https URLs are fetched, and of others shards (.tar)"
@@ -285,24 +285,24 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
         return
     name = path if is_uri(path) else os.path.abspath(path)
     if (remote := shard_reader(name)) is not None:
-        yield from _shard(name, remote, how)
+        yield from shard_items(name, remote, how)
     elif not os.path.lexists(name):  # a URL, a member of a container
-        yield _complete(_picture(name, _part(name)), how)
+        yield complete(picture_item(name, part_at(name)), how)
     elif os.path.isdir(name):
         for output in (outputs := outputs_of(name)):
             yield from _file(output, how)
         if outputs and not is_done(name):
             warn(f"{path}: not all shards are done (there is no {DONE}): those that are were read")
         if not outputs:
-            yield from _walk(name, how)
+            yield from folder_items(name, how)
     elif (reader := reader_of(name)) is not None:
-        yield from _container(name, reader, how)
+        yield from container_items(name, reader, how)
     elif (extra := missing_extra(name)) is not None:
-        yield _failed(name, f"needs one more package: pip install 'vlmkit[{extra}]'", "run it again with the package")
+        yield failed(name, f"needs one more package: pip install 'vlmkit[{extra}]'", "run it again with the package")
     elif not os.path.isfile(name):
-        yield _failed(name, _not_regular(name))
+        yield failed(name, why_not_regular(name))
     elif is_compressed_tar_name(name):
-        yield _failed(name, COMPRESSED_TAR)
+        yield failed(name, COMPRESSED_TAR)
     else:
         yield from _file(name, how)
 
@@ -320,110 +320,6 @@ def _file(name: str, how: Reading) -> Iterator[Item | Failed]:
             elif how.texts:
                 yield from map(_text, _lines(stream, how))
             elif head or is_picture_name(name):  # an empty list of records is a list
-                yield _picture(name)
+                yield picture_item(name)
     except OSError as error:
-        yield _failed(name, error.strerror or str(error))
-
-
-def _not_regular(path: str) -> str:
-    try:
-        open_source(path)
-    except PictureError as error:
-        return str(error)
-    return "not a regular file"
-
-
-def _picture(path: str, source: Bytes | None = None) -> Item | Failed:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return _failed(path, "the file name is not UTF-8", "rename it")
-    if isinstance(source, Part):
-        return Item({"id": path, "image": path, **source.fields}, source, source.details)
-    return Item({"id": path, "image": path}, source)
-
-
-def _part(path: str) -> Part | None:
-    """The page or frame that `path` names; None for something else, and for what cannot be opened."""
-    if is_uri(path) or "#" not in path:
-        return None
-    try:
-        source = open_source(path)
-    except PictureError:
-        return None
-    return source if isinstance(source, Part) else None
-
-
-def _complete(item: Item | Failed, how: Reading) -> Item | Failed:
-    if isinstance(item, Item) and how.has_fields and not how.puts_off_fields:
-        item.complete()
-    return item
-
-
-def _failed(path: str, error: object, remedy: str = "") -> Failed:
-    name = os.fsencode(path).decode(errors="backslashreplace")
-    return Failed(name, name, str(error), remedy)
-
-
-def _walk(folder: str, how: Reading) -> Iterator[Item | Failed]:
-    """Pictures and members of containers under `folder`, in the order of their paths."""
-    for found in Walk(folder, how.walk, how.left_out):
-        if isinstance(found, OSError):
-            yield _failed(os.fsdecode(found.filename), found.strerror or found)
-        elif (reader := reader_of(found)) is None:
-            yield _picture(found)
-        elif getattr(reader, "belongs_to_photo", lambda _: False)(found):
-            how.left_out.live += 1
-        else:
-            yield from _container(found, reader, how)
-
-
-def _container(path: str, reader: Reader, how: Reading) -> Iterator[Item | Failed]:
-    try:
-        file = open_file(path)
-        if reader.holds_files:
-            yield from _samples(path, reader, file, how)
-        else:
-            yield from _parts(path, reader, file, how)
-    except PictureError as error:
-        yield _failed(path, error, error.remedy)
-    except OSError:
-        yield _failed(path, _not_regular(path))
-
-
-def _parts(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:
-    """The pages of a document, the frames of a film."""
-    by = chosen_by(reader, how.choice)
-    if how.counting and not getattr(reader, "is_quick", True):
-        raise Uncounted
-    if how.known is not None and (known := how.known(path, file, by)) is not None:
-        yield from known
-        return
-    chosen = getattr(reader, "chosen", None)  # of a ChoosingReader
-    for name, source, count in counted(chosen(file, how.choice) if chosen else reader.members(file), by):
-        item = _picture(f"{path}{reader.separator}{name}", source)
-        if count and isinstance(item, Item):
-            item.record["parts"] = count
-        yield _complete(item, how)
-
-
-def _samples(path: str, reader: Reader, file: Source, how: Reading) -> Iterator[Item | Failed]:
-    skips, on_other = how.walk.skips_within, how.left_out.note
-    samples = read_samples(path, reader, file, skips=skips, on_other=on_other, has_fields=how.has_fields)
-    return _items_of(samples, how)
-
-
-def _shard(url: str, reader: StreamReader, how: Reading) -> Iterator[Item | Failed]:
-    samples = PassingSamples(how.walk.skips_within, how.left_out.note, how.has_fields, how.on_shard)
-    return _items_of(samples.of_url(url, reader, how.allow_private), how)
-
-
-def _items_of(samples: Iterable[Sample | Unread], how: Reading) -> Iterator[Item | Failed]:
-    for found in samples:
-        if isinstance(found, Unread):
-            yield _failed(*found)
-        else:
-            item = _picture(found.path, found.source)
-            if isinstance(item, Item):
-                item.fields = found.fields
-            yield _complete(item, how)
+        yield failed(name, error.strerror or str(error))

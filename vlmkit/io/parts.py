@@ -16,6 +16,7 @@ from vlmkit.io.sources import Bytes, PictureError, Reader, Source, content_hash
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PARTS = "parts"  # the field of the last part of a file that tells their number, and how they were chosen
 HASHED = 1 << 22  # bytes at a time
 OPEN_END = sys.maxsize  # of a range of pages
 PAGES = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?\s*)?")
@@ -89,8 +90,8 @@ def page_ranges(text: str) -> tuple[range, ...]:
 class ChoosingReader(Reader, Protocol):
     """A reader of documents or films, whose members are `Part`s. `chosen_by` names the fields of Choice that it heeds.
 
-    Optional: `is_quick` is False where members are known by decoding alone, so that nobody should count them first;
-    `belongs_to_photo(path)` whether a file in a folder counts as the photo beside it, and is passed over.
+    Optional: `is_quick` is False where members are known by decoding alone, so that nobody should count them first, and
+    those of a file that an index has are not sought again; `belongs_to_photo(path)` whether a file in a folder counts as the photo beside it, and is passed over.
     """
 
     chosen_by: tuple[str, ...]

@@ -78,7 +78,6 @@ class PdfReader:
     separator = "#"
     holds_files = False
     requires = ("pypdfium2", "pdf")
-    chosen_by = ("pages",)
 
     def members(self, file: Source) -> Iterator[tuple[str, Bytes]]:
         return self.chosen(file, Choice())

@@ -49,8 +49,8 @@ class Reading:
     `singly`). With `puts_off_fields` side-cars are read by `Item.complete`. Shards by URL come from private addresses
     with `allow_private` alone; with `on_shard`, called with the URL and whether all came, from where they are, and the
     sources are parts of them. `choice` says which pages and frames are pictures.
-    `known(path, file, chosen by)` may give the items of a film or document without opening it, none of one that is
-    unchanged, or None. With `counting` what has to be decoded to be counted raises Uncounted.
+    `known(path, file, chosen by)` may give names and marks of the frames of a film, none of one that is unchanged, or
+    None where they have to be decoded. With `counting` what has to be decoded to be counted raises Uncounted.
     """
 
     texts: bool = False
@@ -65,7 +65,7 @@ class Reading:
     allow_private: bool = False
     on_shard: Callable[[str, bool], None] | None = None
     choice: Choice = field(default_factory=Choice)
-    known: Callable[[str, Source, dict[str, Any]], Iterable[Item] | None] | None = None
+    known: Callable[[str, Source, dict[str, Any]], Iterable[tuple[str, Any]] | None] | None = None
     counting: bool = False
     walk: WalkOptions = field(default_factory=WalkOptions)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)

@@ -34,7 +34,8 @@ CONTENT_ID = "com.apple.quicktime.content.identifier"
 class Film:
     """An open film. Raises PictureError unless there are moving pictures in it.
 
-    Times are seconds from the first frame on. `damage` says what could not be read, once it was found.
+    Times are seconds from the first frame on; `end` is that of the last packet that was read. `damage` says what could
+    not be read, once it was found.
     """
 
     def __init__(self, file: Source) -> None:
@@ -47,6 +48,7 @@ class Film:
         import av
 
         self.damage: list[str] = []
+        self.end = Fraction(0)
         self._bad_frames = 0
         limits = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         with film_errors():
@@ -116,22 +118,22 @@ class Film:
 
     def packets(self) -> Iterator["tuple[Fraction, Packet]"]:
         """The packets of the film with their times, from here to its end; then `damage` says whether it is whole."""
-        last = end = Fraction(0)
+        last = self.end = Fraction(0)
         try:
             for packet in self.container.demux():
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if stamp is not None and packet.time_base:
-                    end = max(end, (stamp + (packet.duration or 0)) * packet.time_base - self.start)
+                    self.end = max(self.end, (stamp + (packet.duration or 0)) * packet.time_base - self.start)
                 if packet.stream is self.stream and packet.size:
                     self._bad_frames += packet.is_corrupt
                     last = last if stamp is None else self.time(stamp)
                     yield last, packet
         except Exception as error:
-            self.damage.append(f"it breaks off after {clock_of(end)} ({_reason(error)})")
+            self.damage.append(f"it breaks off after {clock_of(self.end)} ({_reason(error)})")
             return
         whole = (self.container.duration or 0) * MICROSECOND
-        if whole - end > max(SHORTFALL, whole / 50):
-            self.damage.append(f"it breaks off after {clock_of(end)} of {clock_of(whole)}")
+        if whole - self.end > max(SHORTFALL, whole / 50):
+            self.damage.append(f"it breaks off after {clock_of(self.end)} of {clock_of(whole)}")
 
     def decode(self, packet: "Packet | None") -> list["tuple[Fraction, VideoFrame]"]:
         """The frames, with their times, that come with this packet; with None those that were still held back."""
@@ -232,9 +234,7 @@ def film_errors() -> Iterator[None]:
     except MemoryError:
         raise PictureError("not enough memory to decode it") from None
     except FFmpegError as error:
-        raise PictureError(
-            f"not a film that can be read, or not all of it is there ({_reason(error)})"
-        ) from None
+        raise PictureError(f"not a film that can be read, or not all of it is there ({_reason(error)})") from None
     except OSError as error:
         raise PictureError(error.strerror or str(error)) from None
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:  # of damaged headers

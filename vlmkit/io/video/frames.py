@@ -174,6 +174,8 @@ def scenes(film: Film) -> Frames:
         if copy is None or (time - at >= SHORTEST and np.abs(small - copy).mean() > CHANGE * 255):
             at, copy, passed = time, small, None
             yield time, frame
+    if passed and film.end - at > LONGEST:
+        yield passed[:2]
 
 
 def _glances(film: Film) -> Frames:
