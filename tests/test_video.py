@@ -16,6 +16,7 @@ from films import Made, make_sound, plainly, shown_at
 
 from vlmkit.io.parts import Choice
 from vlmkit.io.sources import PictureError, exists, is_gone, members, open_file, open_source
+from vlmkit.io.video.film import Film
 from vlmkit.io.video.reader import VideoReader
 
 ENDINGS = {"mp4": "libx264", "mov": "libx265", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4"}
@@ -164,12 +165,14 @@ def test_a_film_that_is_known_is_not_decoded(films: Path, tmp_path: Path, vlmkit
     first = vlmkit("embed", "--changed", "./index", folder).stdout
     vlmkit("index", "-i", "./index", stdin=first)
     with monkeypatch.context() as patched:
-        patched.setattr(VideoReader, "chosen", lambda *_: pytest.fail("decoded"))
-        assert vlmkit("embed", "--changed", "./index", folder).stdout == b""
+        patched.setattr(Film, "packets", lambda *_: pytest.fail("decoded"))
+        with monkeypatch.context() as closed:
+            closed.setattr(Film, "_start", lambda *_: pytest.fail("opened"))
+            assert vlmkit("embed", "--changed", "./index", folder).stdout == b""
         (folder / "phone.mov").rename(folder / "new.mov")
         os.utime(folder / "plain.mp4", (1, 1))
         done = vlmkit("embed", "--changed", "./index", folder)
-        assert b"2 files moved, copied or touched" in done.stderr
+        assert b"3 moved, 3 copied or touched" in done.stderr
         vlmkit("index", "-i", "./index", "--prune", folder, stdin=done.stdout)
         assert vlmkit("embed", "--changed", "./index", folder).stdout == b""
     before, after = ([json.loads(line) for line in text.splitlines()] for text in (first, done.stdout))

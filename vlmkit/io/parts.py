@@ -91,7 +91,8 @@ class ChoosingReader(Reader, Protocol):
     """A reader of documents or films, whose members are `Part`s. `chosen_by` names the fields of Choice that it heeds.
 
     Optional: `is_quick` is False where members are known by decoding alone, so that nobody should count them first, and
-    those of a file that an index has are not sought again; `belongs_to_photo(path)` whether a file in a folder counts as the photo beside it, and is passed over.
+    those of a file that an index has are not sought again; `belongs_to_photo(path)` whether a file in a folder counts
+    as the photo beside it, and is passed over.
     """
 
     chosen_by: tuple[str, ...]

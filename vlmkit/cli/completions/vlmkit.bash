@@ -89,6 +89,8 @@ _vlmkit() {
         "embed  --ignore") : ;;
         "embed  --exclude") _vlmkit_nothing ;;
         "embed  --pages") _vlmkit_nothing ;;
+        "embed  --every") _vlmkit_nothing ;;
+        "embed  --frames") _vlmkit_nothing ;;
         "embed  --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
         "embed  --batch-size") _vlmkit_nothing ;;
         "embed  --workers") _vlmkit_nothing ;;
@@ -136,6 +138,8 @@ _vlmkit() {
         "classify  --ignore") : ;;
         "classify  --exclude") _vlmkit_nothing ;;
         "classify  --pages") _vlmkit_nothing ;;
+        "classify  --every") _vlmkit_nothing ;;
+        "classify  --frames") _vlmkit_nothing ;;
         "classify  --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
         "classify  --batch-size") _vlmkit_nothing ;;
         "classify  --workers") _vlmkit_nothing ;;
@@ -159,6 +163,8 @@ _vlmkit() {
         "caption  --ignore") : ;;
         "caption  --exclude") _vlmkit_nothing ;;
         "caption  --pages") _vlmkit_nothing ;;
+        "caption  --every") _vlmkit_nothing ;;
+        "caption  --frames") _vlmkit_nothing ;;
         "caption  --resume") : ;;
         "caption  --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
         "caption  --batch-size") _vlmkit_nothing ;;
@@ -189,6 +195,8 @@ _vlmkit() {
         "ask  --ignore") : ;;
         "ask  --exclude") _vlmkit_nothing ;;
         "ask  --pages") _vlmkit_nothing ;;
+        "ask  --every") _vlmkit_nothing ;;
+        "ask  --frames") _vlmkit_nothing ;;
         "ask  --resume") : ;;
         "ask  --device") _vlmkit_nothing; _vlmkit_words auto cpu cuda mps ;;
         "ask  --batch-size") _vlmkit_nothing ;;
@@ -630,12 +638,12 @@ _vlmkit() {
     esac
     [[ -z "$word" ]] && if [[ "$current" == -* ]]; then
         case "$command $topic" in
-        "embed ") _vlmkit_words -m --model --precision --via --out-dir --shard --ray --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "embed ") _vlmkit_words -m --model --precision --via --out-dir --shard --ray --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "index ") _vlmkit_words --type --remove --prune --force --dry-run --merge --info --verify --dump --to --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version --help ;;
         "search ") _vlmkit_words --image --minus --like --queries -k --where --min-score --relative --duplicates --threshold --prefer --exact --dry-run -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
-        "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
-        "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --out-dir --shard --ray --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
-        "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --raw --boxes --draw --attention --constitution --pairs --questions --each --always --out-dir --shard --ray --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --out-dir --shard --ray --prompt --length --sidecar --force --yes --boxes --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
+        "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --raw --boxes --draw --attention --constitution --pairs --questions --each --always --out-dir --shard --ray --chat --stats -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train ") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train contrastive") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --text --lock --loss --captions --dim --best --no-best --text-epochs --text-lr --text-layers --feature-dropout --dropout --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "train align") _vlmkit_words --preset --config --from --vision --val --images --limit --epochs --steps --accumulate --augmentations --lr --weight-decay --warmup --schedule --min-lr --clip --save-steps --keep --early-stop --log-every --report-to --dropout --llm --connector --template --projector-lr --train-vision --no-train-vision --vision-lr --beta2 --label-smoothing --loss-weighting --image-aspect --quantize --max-length --pack-length --max-tokens-per-batch --max-pictures-per-batch --resume --dry-run -o --output --errors --device --batch-size --workers --max-pixels --precision --compile --no-compile --cache-features --no-cache-features --checkpointing --no-checkpointing --attention --masters --no-masters --fsdp --no-fsdp --offload --no-offload --seed -q --quiet -v --verbose --debug -V --version --help ;;
