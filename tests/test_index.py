@@ -17,10 +17,12 @@ from typing import IO
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from helpers import embedded, jsonl, picture, records
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index, Writer
+from vlmkit.io.records import dumps
 
 
 def info(vlmkit, index: str = "./i") -> dict:
@@ -307,6 +309,31 @@ def test_a_vector_that_its_model_does_not_make_is_not_taken_over(vlmkit, photos:
     odd = jsonl(row | {"embedding": [1, 2, 3]}, row)
     done = vlmkit("classify", "--labels", "cup,cat", code=3, stdin=odd)
     assert len(records(done.stdout)) == 1 and b"its embedding has 3 numbers" in done.stderr
+
+
+def test_safetensors_are_indexed_as_jsonl_is(vlmkit, tmp_path: Path) -> None:
+    """In blocks or one by one: vectors of zeros and of length 2, ids that come again, a record without a picture."""
+    rows = many(3300)
+    half = np.array([row.pop("embedding") for row in rows])
+    half = (half / np.linalg.norm(half, axis=1, keepdims=True)).astype(np.float16)
+    half[1100], half[1200] = 0, 2 * half[1200]
+    for row in rows:
+        row["image"] = row["id"] = f"/photos/{row['id']}.jpg"
+    rows[2100]["id"], rows[2300]["id"] = rows[2200]["id"], rows[5]["id"]
+    rows[2400]["moved_from"] = "/photos/before.jpg"
+    rows[3200] = {"id": "words", "text": "a red square", "model": rows[0]["model"]}
+    text = np.frombuffer(b"".join(map(dumps, rows)), np.uint8)
+    (tmp_path / "a.safetensors").write_bytes(safetensors.numpy.save({"embedding": half, "records": text}))
+    lines = (dumps(row | {"embedding": numbers}) for row, numbers in zip(rows, half, strict=True))
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    found = []
+    for name in ("a.safetensors", "a.jsonl"):
+        first, again = (vlmkit("index", "-i", f"./{name}.index", name, code=3).stderr for _ in range(2))
+        assert b"r001100.jpg: embedding is empty, zero or not finite" in first
+        assert b"2 records replaced others of the same id" in first
+        dump = vlmkit("index", "-i", f"./{name}.index", "--dump").stdout
+        found.append((dump, first.replace(name.encode(), b""), again.replace(name.encode(), b"")))
+    assert found[0] == found[1] and found[0][0].count(b"\n") == 3297 and b"moved_from" not in found[0][0]
 
 
 def test_an_index_behind_a_link_to_nothing(vlmkit, tmp_path: Path) -> None:

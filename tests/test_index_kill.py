@@ -19,6 +19,8 @@ from vlmkit.errors import Stopped
 from vlmkit.index import Index, Writer
 from vlmkit.index.maintenance import maintain, set_type
 from vlmkit.index.verify import verify
+from vlmkit.io.blobs import Block
+from vlmkit.io.records import dumps
 
 pytestmark = pytest.mark.slow
 
@@ -242,7 +244,7 @@ sys.exit(main(["index", "-i", "./i"]))
     assert set(content(tmp_path / "i")) == {"a"}
 
 
-def stopped_at(last: int, folder: Path, names: list[str], added: list[str]) -> bool:
+def stopped_at(last: int, folder: Path, parts: list[dict | Block], added: list[str]) -> bool:
     """Whether Stopped came, raised before the `last`-th line of the writer; `added` names what it had taken by then."""
     lines = 0
 
@@ -259,9 +261,8 @@ def stopped_at(last: int, folder: Path, names: list[str], added: list[str]) -> b
     try:
         with Writer(folder) as writer:
             sys.settrace(trace)
-            for i, name in enumerate(names):
-                writer.add({"id": name, "model": "toy@0", "embedding": unit(i)})
-                added.append(name)
+            for record in writer.add_all(parts):
+                added.append(record["id"])
             writer.commit()
             sys.settrace(None)
         return False
@@ -269,15 +270,23 @@ def stopped_at(last: int, folder: Path, names: list[str], added: list[str]) -> b
         return True
 
 
-def test_a_signal_at_any_line_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def block(rows: list[dict]) -> Block:
+    plain = [{key: value for key, value in row.items() if key != "embedding"} for row in rows]
+    return Block([dumps(row) for row in plain], plain, np.stack([row["embedding"] for row in rows]))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_signal_at_any_line_loses_nothing(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmkit.index.writer.COMMIT_RECORDS", 3)
     names = [f"r{i}" for i in range(8)]
     last, stopped = 1, True
     while stopped:
         folder, added = tmp_path / str(last), []
-        stopped = stopped_at(last, folder, names, added)
+        rows = [{"id": name, "model": "toy@0", "embedding": unit(i)} for i, name in enumerate(names)]
+        parts = rows if size == 1 else [block(rows[i : i + size]) for i in range(0, len(rows), size)]
+        stopped = stopped_at(last, folder, parts, added)
         if added:
-            assert set(added) <= set(content(folder)) <= set(names[: len(added) + 1])
+            assert set(added) <= set(content(folder)) <= set(names[: len(added) + size])
             with Index(folder) as index:
                 assert index.state.slots == index.state.count, "written once"
         last += 1

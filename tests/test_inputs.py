@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.blobs import pack, read_blobs
 from vlmkit.io.inputs import Item, read_inputs
-from vlmkit.io.records import Failed, dumps, pack, read_blobs
+from vlmkit.io.records import Failed, dumps
 from vlmkit.io.sources import PictureError, open_source
 
 IN_A_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.records import Failed, decode_embedding, dumps, pack, pack_file, read_blobs, read_jsonl
+from vlmkit.io.blobs import pack, pack_file, read_blobs
+from vlmkit.io.records import Failed, decode_embedding, dumps, read_jsonl
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -86,6 +87,31 @@ def test_damaged_blobs_are_refused(data: st.DataObject) -> None:
         except VlmkitError:
             continue
         assert all(isinstance(row, dict) for row in rows)
+
+
+def blob(*lines: bytes) -> io.BytesIO:
+    """As many rows as lines, whatever these are."""
+    text = np.frombuffer(b"\n".join(lines) + b"\n", np.uint8)
+    return io.BytesIO(safetensors.numpy.save({"embedding": np.eye(len(lines), dtype=np.float16), "records": text}))
+
+
+def test_each_line_of_a_blob_is_one_record() -> None:
+    deep = b'{"a":' + b"[" * 210 + b"]" * 210 + b"}"
+    for lines in (
+        [b'{"a":1},{"b":2}', b'{"c":3', b'"d":4}'],
+        [b'{"a":1', b'"b":2}'],
+        [b"1", b"{}"],
+        [b"{}", b"[]"],
+        [b'[{"a":1}', b'{"b":1}]'],
+        [b"{}", deep],
+        [b"{}", b'{"a":NaN}'],
+    ):
+        with pytest.raises(VlmkitError):
+            list(read_blobs(blob(*lines), "x"))
+    loose = [b'{ "a": 1 }', b'{"a":1,"a":2}', b'{"b":"\\u0041"}', b'{"embedding":1}', b"{}"]
+    found = list(read_blobs(blob(*loose), "x"))
+    assert [row.pop("embedding").tolist() for row in found] == np.eye(5).tolist()
+    assert found == [{"a": 1}, {"a": 2}, {"b": "A"}, {}, {}]
 
 
 @given(VECTORS)

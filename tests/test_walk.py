@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import jpeg, jsonl, picture, records, tar
 
-from vlmkit.io.records import is_blob
+from vlmkit.io.blobs import is_blob
 from vlmkit.io.walk import LeftOut, Walk, WalkOptions, normalized_glob
 
 

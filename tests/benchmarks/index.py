@@ -23,7 +23,8 @@ import numpy as np
 from vlmkit.index import Index
 from vlmkit.index.store import ann_path
 from vlmkit.index.types.faiss_index import FaissIndex
-from vlmkit.io.records import Record, pack
+from vlmkit.io.blobs import pack
+from vlmkit.io.records import Record
 
 VLMKIT = str(Path(sys.executable).with_name("vlmkit"))
 BLOCK = 50_000

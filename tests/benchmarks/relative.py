@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmkit.io.records import decode_embedding, read_blobs
+from vlmkit.io.blobs import read_blobs
+from vlmkit.io.records import decode_embedding
 from vlmkit.models.load import load_embedder
 from vlmkit.search.reference import NOISE, chance, match_of, text_vectors, z_score
 

@@ -25,7 +25,8 @@ from index import BLOCK, QUERIES, VLMKIT, run, vectors
 from vlmkit.index import Index, VectorIndex
 from vlmkit.index.opening import open_index
 from vlmkit.index.types import flat
-from vlmkit.io.records import Record, pack
+from vlmkit.io.blobs import pack
+from vlmkit.io.records import Record
 
 K = 10
 SHARE = 100  # an update is one row of so many: half of it new, half in place of others

@@ -222,8 +222,9 @@ def _print_info(info: "Record") -> None:
 
 
 def _add(run: Common, writer: "Writer", files: list[str], failures: Failures, moves: "Moves") -> None:
-    from vlmkit.index import decode_records
-    from vlmkit.io.inputs import records_of
+    from vlmkit.index.moved import is_in_place
+    from vlmkit.io.inputs import read_inputs
+    from vlmkit.io.reading import Item, Reading
     from vlmkit.io.shards import outputs_of
 
     for name in files:
@@ -231,10 +232,12 @@ def _add(run: Common, writer: "Writer", files: list[str], failures: Failures, mo
             remedy = f"vlmkit embed {shlex.quote(name)} | vlmkit index"
             raise VlmkitError(f"{name} is a folder of pictures, not of records", remedy)
     gc.set_threshold(COLLECTED)
-    fitting = map(writer.check_length, decode_records(records_of(files)))
+    items = read_inputs(files, Reading(together=is_in_place))
+    parts = ((item.block or item.record) if isinstance(item, Item) else item for item in items)
+    taken = writer.add_all(parts, moves.note)
     no_bar = run.quiet or (set(files) <= {"-"} and stdin_is_pipe())  # what writes into the pipe has one
-    for record in failures.filter_failures(progress(fitting, quiet=no_bar, unit="records")):
-        writer.add(moves.note(record))
+    for _ in failures.filter_failures(progress(taken, quiet=no_bar, unit="records")):
+        pass
 
 
 def _report_moved(run: Common, count: int) -> None:

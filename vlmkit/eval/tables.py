@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.io.records import Failed, Record, is_blob
+from vlmkit.io.blobs import is_blob
+from vlmkit.io.records import Failed, Record
 from vlmkit.io.tables import PARQUET, UTF16, WORKBOOK, encoding_of, read_table
 from vlmkit.io.terminal import read_head
 from vlmkit.io.values import literal_list

@@ -9,6 +9,11 @@ from vlmkit.io.sources import UnreadContainer, is_gone
 REMOVED = 10_000  # in one commit
 
 
+def is_in_place(record: Record) -> bool:
+    """Whether `Moves.note` leaves the record as it is."""
+    return MOVED_FROM not in record
+
+
 class Moves:
     """Old ids of records that were added, each with the `hash` of its content."""
 

@@ -16,6 +16,7 @@ from vlmkit.errors import Stopped, VlmkitError
 from vlmkit.index import store
 from vlmkit.index.reader import Index
 from vlmkit.index.types import check_type
+from vlmkit.io.blobs import Block
 from vlmkit.io.records import Failed, Record, batched, dumps, fingerprint_of, to_float16
 
 if TYPE_CHECKING:
@@ -91,6 +92,38 @@ class Writer:
             self._expect(record.get("model"), len(vector))
         self._take(str(record["id"]), dumps(record), vector)
 
+    def add_all(
+        self, parts: Iterable[Record | Failed | Block], prepare: Callable[[Record], Record] = lambda record: record
+    ) -> Iterator[Record | Failed]:
+        """Take all records whose `embedding` can be used here, and yield each that was taken or its failure, in order.
+
+        `prepare` gets those that are not in a block before they are taken. Raises VlmkitError at one that does not fit.
+        """
+        for part in decode_records(parts):
+            if isinstance(part, Block) and self._take_block(part):
+                yield from part.records
+                continue
+            for record in map(self.check_length, part if isinstance(part, Block) else (part,)):
+                if not isinstance(record, Failed):
+                    self.add(prepare(record))
+                yield record
+
+    def _take_block(self, block: Block) -> bool:
+        """Take the records of `block` together, unless these have to be looked at one by one."""
+        state, waiting = self.state, self._waiting
+        models = {record.get("model") for record in block.records}
+        keys = [record["id"] for record in block.records]
+        if state is None or models != {state.model} or block.vectors.shape[1] != state.dim:
+            return False
+        if len(set(keys)) < len(keys) or not waiting.keys().isdisjoint(keys):
+            return False
+        if len(waiting) + len(keys) > COMMIT_RECORDS:
+            self._hand_over()
+        # In one step: a signal finds all of them or none.
+        self._waiting.update(zip(keys, zip(block.lines, block.vectors, strict=True), strict=True))
+        self._count(len(keys))
+        return True
+
     def check_length(self, record: Record | Failed) -> Record | Failed:
         """`record`, whose `embedding` is a vector; its failure where vectors of its model have another length here."""
         if isinstance(record, Failed):
@@ -137,8 +170,11 @@ class Writer:
         if key in waiting:
             self._note_replaced(key, waiting[key][0], line)
         waiting[key] = line, vector
-        self.added += 1
-        if len(waiting) >= COMMIT_RECORDS or time.monotonic() - self._since > COMMIT_SECONDS:
+        self._count(1)
+
+    def _count(self, taken: int) -> None:
+        self.added += taken
+        if len(self._waiting) >= COMMIT_RECORDS or time.monotonic() - self._since > COMMIT_SECONDS:
             self._hand_over()
 
     def _note_replaced(self, key: str, before: bytes, after: bytes) -> None:
@@ -262,7 +298,8 @@ class Writer:
                 for slot, key, line in db.execute(deleted, keys):
                     live[slot] = False
                     self._note_replaced(key, line, rows[key][0])
-        for some in batched(zip(count(state.slots), rows, lines, strict=False), STATEMENT_RECORDS):
+        blobs = map(bytearray, lines)  # for each `bytes` sqlite3 would look for an adapter
+        for some in batched(zip(count(state.slots), rows, blobs, strict=False), STATEMENT_RECORDS):
             values = ",".join(["(?,?,?)"] * len(some))
             db.execute(f"INSERT INTO records VALUES {values}", list(chain.from_iterable(some)))
         return self._settle(db, replace(state, slots=len(live), count=int(live.sum())), live)
@@ -306,10 +343,10 @@ def _subject(line: bytes) -> tuple[object, object]:
     return record.get("image"), None if record.get("image") else record.get("text")
 
 
-def decode_records(results: Iterable[Record | Failed]) -> Iterator[Record | Failed]:
+def decode_records(results: Iterable[Record | Failed | Block]) -> Iterator[Record | Failed | Block]:
     """Each record with its `embedding` as a unit vector (D float16); one without id or embedding fails."""
     for record in results:
-        if isinstance(record, Failed):
+        if isinstance(record, Failed | Block):
             yield record
         elif record.get("id") is None:
             yield Failed.of(record, "no id")

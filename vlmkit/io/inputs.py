@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import IO, Literal
 
 from vlmkit.errors import VlmkitError
+from vlmkit.io.blobs import Block, is_blob, read_blobs, read_blocks
 from vlmkit.io.items import (
     complete,
     container_items,
@@ -19,7 +20,7 @@ from vlmkit.io.items import (
 )
 from vlmkit.io.pictures import FIELDS, is_absolute, is_complete, locate, singly, with_image
 from vlmkit.io.reading import Item, Reading, Uncounted
-from vlmkit.io.records import Failed, Record, is_blob, loads, read_blobs, read_json, read_jsonl
+from vlmkit.io.records import Failed, Record, loads, read_json, read_jsonl
 from vlmkit.io.shards import DONE, expand_braces, is_done, outputs_of
 from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
@@ -219,8 +220,10 @@ def _form(head: bytes) -> Literal["blobs", "array", "jsonl"] | None:
 
 
 def _records(form: str, stream: IO[bytes], name: str, folder: str, how: Reading) -> Iterator[Item | Failed]:
-    rows: Iterator[Record] | Iterator[Record | Failed]
-    if form == "blobs":
+    rows: Iterator[Block | Record | Failed] | Iterator[Record | Failed]
+    if form == "blobs" and (together := how.together):
+        rows = read_blocks(stream, name, lambda row: is_complete(row) and together(row))
+    elif form == "blobs":
         rows = read_blobs(stream, name)
     elif form == "array" or (name.lower().endswith(".json") and not _is_jsonl(stream)):
         rows = read_json(stream.read(), name)
@@ -229,6 +232,8 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str, how: Reading)
     for row in rows:
         if isinstance(row, Failed):
             yield row
+        elif isinstance(row, Block):
+            yield Item({}, block=row)
         elif is_complete(row):
             yield Item(row)
         else:

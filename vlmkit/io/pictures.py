@@ -79,7 +79,7 @@ def is_complete(record: Record) -> bool:
     image, key = record.get("image"), record.get("id")
     if not isinstance(key, str) or not key or not isinstance(image, str) or "images" in record:
         return False
-    return is_absolute(image) and not _may_be_base64(image)
+    return is_absolute(image) and BASE64.match(image) is None
 
 
 def is_absolute(path: str) -> bool:
@@ -122,13 +122,9 @@ def locate(value: Any, absolute: Callable[[str], str]) -> Any:
     return value
 
 
-def _may_be_base64(value: str) -> bool:
-    return BASE64.match(value) is not None
-
-
 def _is_base64(value: str) -> bool:
     """Whether a text is a picture in base64: a path may be as long, but does not begin as a picture does."""
-    return _may_be_base64(value) and is_picture(base64.b64decode(value[:64]))
+    return BASE64.match(value) is not None and is_picture(base64.b64decode(value[:64]))
 
 
 def at_marks(text: str, pictures: Sequence[Any]) -> Iterator[Any]:

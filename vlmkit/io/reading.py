@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmkit.io.blobs import Block
 from vlmkit.io.parts import Choice
 from vlmkit.io.records import Record
 from vlmkit.io.sources import Bytes, PictureError, Source, open_source
@@ -12,11 +13,15 @@ from vlmkit.io.walk import LeftOut, WalkOptions
 
 @dataclass(slots=True)
 class Item:
-    """A record, with the source of its picture where that is known, and what reads fields that are still missing."""
+    """A record, with the source of its picture where that is known, and what reads fields that are still missing.
+
+    Or, with `Reading.together`, a block of records.
+    """
 
     record: Record
     source: Bytes | None = None
     fields: Callable[[], Record] | None = None
+    block: Block | None = None
 
     def complete(self) -> None:
         """Read the fields of its side-cars, if that was put off."""
@@ -50,7 +55,8 @@ class Reading:
     with `allow_private` alone; with `on_shard`, called with the URL and whether all came, from where they are, and the
     sources are parts of them. `choice` says which pages and frames are pictures.
     `known(path, file, chosen by)` may give names and marks of the frames of a film, none of one that is unchanged, or
-    None where they have to be decoded. With `counting` what has to be decoded to be counted raises Uncounted.
+    None where they have to be decoded. With `counting` what has to be decoded to be counted raises Uncounted. With
+    `together` the records of a safetensors file that are complete, and of which it is true, come as blocks.
     """
 
     texts: bool = False
@@ -61,6 +67,7 @@ class Reading:
     columns: tuple[str, ...] = ()
     records: bool = True
     one_picture: bool = False
+    together: Callable[[Record], bool] | None = None
     puts_off_fields: bool = False
     allow_private: bool = False
     on_shard: Callable[[str, bool], None] | None = None

@@ -1,24 +1,14 @@
-"""Records: one JSON object a line, and the same rows packed as safetensors.
-
-A record is a plain dict; a command adds fields and passes unknown ones through. The packed form holds tensor
-`embedding` (float16, N x D) and tensor `records` (uint8: the rows' other fields as JSONL), so it is opened by any
-safetensors reader.
-"""
+"""Records: one JSON object a line. A record is a plain dict; a command adds fields and passes unknown ones through."""
 
 import base64
 import contextlib
-import io
 import math
-import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
-
-from vlmkit import __version__
-from vlmkit.errors import VlmkitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +16,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 T = TypeVar("T")
 
-BLOB_ROWS = 4096
-COPY_BYTES = 1 << 20
-CHECKED_ROWS = 1024
 ROUNDING = 2e-3  # of a squared norm: float16 keeps 11 bits of each number
 NO_VECTOR = "embedding is empty, zero or not finite"
-MAX_HEADER = 100_000_000  # bytes
 MAX_DEPTH = 200  # of nested JSON: orjson reads 1,024 but writes 254
 
 
@@ -98,9 +84,13 @@ def loads(line: bytes) -> Any:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from None
-    if len(line) > MAX_DEPTH and line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+    if may_be_deep(line) and _depth(value) > MAX_DEPTH:
         raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
     return value
+
+
+def may_be_deep(line: bytes) -> bool:
+    return len(line) > MAX_DEPTH and line.count(b"[") + line.count(b"{") > MAX_DEPTH
 
 
 def _depth(value: Any) -> int:
@@ -193,180 +183,3 @@ def to_float16(value: Any) -> "np.ndarray":
         if abs(wide.dot(wide) - 1) < ROUNDING and (isinstance(value, str) or (wide == value).all()):
             return half
     return decode_embedding(value).astype("<f2")
-
-
-def is_blob(head: bytes) -> bool:
-    """Whether a stream that starts with `head` (10 bytes or more) is safetensors: a header length, then `{"`."""
-    return head[8:10] == b'{"' and head[4:8] == bytes(4)
-
-
-def _blob_header(count: int, dim: int, size: int, model: str | None) -> bytes:
-    meta = {"count": count, "dim": dim, "model": model, "version": __version__}
-    header = orjson.dumps(
-        {
-            "__metadata__": {"vlmkit": orjson.dumps(meta).decode()},
-            "embedding": {"dtype": "F16", "shape": [count, dim], "data_offsets": [0, 2 * count * dim]},
-            "records": {"dtype": "U8", "shape": [size], "data_offsets": [2 * count * dim, 2 * count * dim + size]},
-        }
-    )
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
-
-
-def _split_row(record: Record) -> tuple[bytes, bytes]:
-    """A record as (float16 bytes of the embedding, JSON line of the other fields)."""
-    try:
-        vector = decode_embedding(record.get("embedding"))
-    except ValueError as error:
-        remedy = "embed the records, or write JSONL"
-        raise VlmkitError(f"safetensors holds vectors, and {record.get('id')} has none ({error})", remedy) from None
-    return vector.astype("<f2").tobytes(), dumps({k: v for k, v in record.items() if k != "embedding"})
-
-
-def pack(records: Iterable[Record]) -> Iterator[bytes]:
-    """Safetensors blobs of 4,096 rows, each complete in itself. All rows have embeddings of one length."""
-    for rows in batched(records, BLOB_ROWS):
-        vectors, lines = zip(*map(_split_row, rows), strict=True)
-        text = b"".join(lines)
-        header = _blob_header(len(rows), _one_dim(map(len, vectors)) // 2, len(text), rows[0].get("model"))
-        yield header + b"".join(vectors) + text
-
-
-def pack_file(records: Iterable[Record], out: IO[bytes], spool: IO[bytes]) -> None:
-    """Write all rows as one blob to `out`, in bounded memory: the JSON lines wait in the file `spool`.
-
-    The header's length depends on the row count, so the vectors are moved behind it at the end.
-    """
-    count = size = dim = 0
-    model = None
-    room = 512  # more than any header needs; what is left over is padding, which the format allows
-    out.write(bytes(room))
-    for record in records:
-        vector, line = _split_row(record)
-        dim = _one_dim([dim or len(vector), len(vector)])
-        model = model or record.get("model")
-        out.write(vector)
-        size += spool.write(line)
-        count += 1
-    if not count:
-        out.seek(0)
-        out.truncate()
-        return
-    header = _blob_header(count, dim // 2, size, model)[8:]
-    if len(header) > room - 8:
-        raise VlmkitError("the model's name is too long for a safetensors header", "shorten its path")
-    spool.seek(0)
-    while chunk := spool.read(COPY_BYTES):
-        out.write(chunk)
-    out.seek(0)
-    out.write((room - 8).to_bytes(8, "little") + header.ljust(room - 8))
-
-
-def _one_dim(lengths: Iterable[int]) -> int:
-    found = set(lengths)
-    if len(found) != 1:
-        raise VlmkitError("the embeddings have different lengths", "use one model for one safetensors output")
-    return found.pop()
-
-
-class _Damaged(ValueError):
-    """The error of invalid safetensors data."""
-
-
-def read_blobs(stream: IO[bytes], name: str) -> Iterator[Record | Failed]:
-    """Records of a sequence of safetensors blobs. Each record's `embedding` is a unit vector of D float16 numbers.
-
-    One that is a unit vector but for rounding stays as it is; one that cannot be made one fails. A regular file is
-    mapped, so a blob of any size is read in bounded memory; from a pipe a blob is read at once.
-    """
-    try:
-        source: IO[bytes] | mmap.mmap = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        source.seek(stream.tell())
-    except (OSError, ValueError):  # a pipe, or nothing to map
-        source = stream
-    try:
-        while head := source.read(8):
-            yield from _read_blob(source, head)
-    except _Damaged as error:
-        raise VlmkitError(f"{name}: {error}", "make it again with vlmkit embed") from None
-
-
-def _read_blob(source: IO[bytes] | mmap.mmap, head: bytes) -> Iterator[Record | Failed]:
-    import numpy as np
-
-    length = int.from_bytes(head, "little")
-    if len(head) < 8 or length > MAX_HEADER:
-        raise _Damaged("not safetensors data")
-    dim, count, size, model = _parse_header(_exactly(source, length))
-    lines: IO[bytes] | mmap.mmap
-    if isinstance(source, mmap.mmap):
-        start, end = source.tell(), source.tell() + 2 * count * dim
-        if end + size > len(source):
-            raise _Damaged("the safetensors data ends too early")
-        vectors = np.frombuffer(source, "<f2", count * dim, start)
-        source.seek(end)
-        lines = source
-    else:
-        vectors = np.frombuffer(_exactly(source, 2 * count * dim), "<f2")
-        lines = io.BytesIO(_exactly(source, size))
-    first = lines.tell()
-    for vector in _unit_rows(vectors.reshape(count, dim)):
-        try:
-            record = loads(lines.readline())
-        except ValueError as error:
-            raise _Damaged(f"a record is {error}") from None
-        if not isinstance(record, dict):
-            raise _Damaged("a record is not a JSON object")
-        if model is not None:
-            record.setdefault("model", model)
-        if vector is None:
-            yield Failed.of(record, NO_VECTOR)
-        else:
-            record["embedding"] = vector
-            yield record
-    if lines.tell() != first + size:
-        raise _Damaged("not as many records as embeddings")
-
-
-def _exactly(source: IO[bytes] | mmap.mmap, size: int) -> bytes:
-    data = source.read(size)
-    if len(data) < size:
-        raise _Damaged("the safetensors data ends too early")
-    return data
-
-
-def _unit_rows(vectors: "np.ndarray") -> "Iterator[np.ndarray | None]":
-    """The rows of `vectors` (N x D float16), normalised where they are not yet; None for zero and for no numbers."""
-    import numpy as np
-
-    for start in range(0, len(vectors), CHECKED_ROWS):
-        rows = vectors[start : start + CHECKED_ROWS]
-        wide = rows.astype(np.float32)
-        fine = np.abs(np.einsum("nd,nd->n", wide, wide) - 1) < ROUNDING
-        for row, is_fine in zip(rows, fine.tolist(), strict=True):
-            try:
-                yield row if is_fine else decode_embedding(row).astype("<f2")
-            except ValueError:
-                yield None
-
-
-def _parse_header(data: bytes) -> tuple[int, int, int, str | None]:
-    """(dim, count, bytes of the records tensor, model) of a blob's header, after checking that the parts agree."""
-    try:
-        header = orjson.loads(data)
-        embedding, records = header["embedding"], header["records"]
-        count, dim = embedding["shape"]
-        (size,) = records["shape"]
-        model = orjson.loads(header.get("__metadata__", {}).get("vlmkit", "{}")).get("model")
-        end = 2 * count * dim
-        sound = (
-            (embedding["dtype"], records["dtype"]) == ("F16", "U8")
-            and embedding["data_offsets"] == [0, end]
-            and records["data_offsets"] == [end, end + size]
-            and min(count, dim, size) >= 0
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Damaged(f"not a safetensors file of vlmkit ({error!r})") from None
-    if not sound:
-        raise _Damaged("the safetensors header does not describe vlmkit rows")
-    return dim, count, size, model

@@ -84,7 +84,8 @@ class Output:
         """Write `records` in the form `jsonl`, `safetensors` or `parquet`; the first two as they come."""
         import tempfile
 
-        from vlmkit.io.records import dumps, pack, pack_file
+        from vlmkit.io.blobs import pack, pack_file
+        from vlmkit.io.records import dumps
 
         form = form or self.form
         if form == "jsonl":
