@@ -6,9 +6,11 @@ import struct
 from pathlib import Path
 
 import pytest
-from helpers import jsonl, records, tar
+from helpers import embedded, jsonl, records, tar
 from PIL import Image, PngImagePlugin
 
+from vlmkit.api import Index
+from vlmkit.errors import VlmkitError
 from vlmkit.io.exif import camera_name, exif_facts, iso_time
 from vlmkit.io.images import open_with_facts
 from vlmkit.io.sources import Memory
@@ -142,3 +144,90 @@ def test_records_of_files_tars_and_urls(vlmkit, tmp_path: Path) -> None:
 
     assert found("taken>=2024-06", "taken<2024-07-01", "camera~*EOS*", "lat<-30") == {"a.jpg", "b.jpg"}
     assert found("taken<2024", code=1) == set()
+
+
+PLACES = {
+    "vienna": (48.2082, 16.3738),
+    "graz": (47.0707, 15.4395),
+    "fiji west": (-17.0, 179.9),
+    "fiji east": (-17.0, -179.9),
+    "pole": (89.9, 0.0),
+    "beyond the pole": (89.9, 180.0),
+    "sydney": (-33.8688, 151.2093),
+}
+
+
+@pytest.fixture
+def travelled(vlmkit, tmp_path: Path):
+    rows = [
+        embedded(name, [1, number / 10], place={"lat": -80.5}, lat=lat, lon=lon)
+        for number, (name, (lat, lon)) in enumerate(PLACES.items())
+    ]
+    rows += [embedded("at home", [1, 1]), embedded("nonsense", [1, 1], lat="48.2", lon=True)]
+    rows += [embedded("nested", [1, 1], place={"lat": 48.2, "lon": 16.37})]
+    vlmkit("index", "-i", "./i", stdin=jsonl(*rows))
+
+    def search(*words: str, code: int = 0) -> dict[str, float]:
+        done = vlmkit("search", "-i", "./i", *words, code=code)
+        return {row["id"]: row.get("distance") for row in records(done.stdout)}
+
+    return search
+
+
+def test_the_nearest_come_first(travelled) -> None:
+    """Distances are those of a geodesic calculator, within the 0.5 % by which the earth is no sphere."""
+    found = travelled("--near", "48.2082,16.3738,20000")
+    assert list(found)[:2] == ["vienna", "graz"] and len(found) == 7 and found["vienna"] == 0
+    assert found["graz"] == pytest.approx(145.2, rel=0.005) and found["sydney"] == pytest.approx(15_982, rel=0.005)
+    assert list(travelled("--near", "48.2082,16.3738,20000", "-k", "1")) == ["vienna"]
+    assert list(travelled("--near", "-17,180,12")) == ["fiji east", "fiji west"]  # across the date line, alike by id
+    assert list(travelled("--near", "89.9,90,20")) == ["beyond the pole", "pole"]
+    assert list(travelled("--near", "-33.9,151.2,5.0", "--where", "lon>100")) == ["sydney"]
+    assert travelled("--near", "48.2,16.3,200", "--like", "graz") == {"vienna": pytest.approx(5.5, abs=0.1)}
+
+
+@pytest.mark.parametrize(
+    "place", ["1,2", "1,2,3,4", "north,2,3", "91,0,1", "0,181,1", "0,0,0", "0,0,-1", "nan,0,1", "0,0,inf", ""]
+)
+def test_what_is_no_place(vlmkit, place: str) -> None:
+    line = vlmkit("search", "--near", place, code=2).stderr.decode()
+    assert (
+        line.startswith(f"vlmkit: --near {place}: not a place and a distance: write a latitude")
+        and "\n" not in line[:-1]
+    )
+
+
+def test_nothing_near_is_told(vlmkit, travelled) -> None:
+    line = vlmkit("search", "-i", "./i", "--near", "0,0,100", code=1).stderr.decode()
+    assert (
+        "the nearest of 7 records that say where they were taken (3 do not) is 5,444.7 km" in line
+        and line.count("\n") == 1
+    )
+    vlmkit("index", "-i", "./j", stdin=jsonl(embedded("a", [1, 0])))
+    line = vlmkit("search", "-i", "./j", "--near", "0,0,100", code=1).stderr.decode()
+    assert "no record in the index says where it was taken (lat, lon): leave --near out" in line
+    line = vlmkit("search", "-i", "./i", "--near", "48.2,16.3,200", "--where", "lat<0", code=1).stderr.decode()
+    assert "none of 10 records has lat<0 and --near 48.2,16.3,200" in line
+    line = vlmkit("search", "-i", "./i", "--near", "48.2,16.3,200", "--min-score", "0.2", code=2).stderr.decode()
+    assert "--near alone is none" in line
+
+
+def test_near_in_several_indexes_and_from_python(vlmkit, travelled, tmp_path: Path) -> None:
+    vlmkit("index", "-i", "./j", stdin=jsonl(embedded("linz", [1, 0], lat=48.3069, lon=14.2858)))
+    found = records(vlmkit("search", "-i", "./i", "-i", "./j", "--near", "48.2,16.3,200").stdout)
+    assert [row["id"] for row in found] == ["vienna", "graz", "linz"] and [row["rank"] for row in found] == [1, 2, 3]
+    with Index(tmp_path / "i") as index:
+        assert [row["id"] for row in index.search(near=(48.2, 16.3, 200))] == ["vienna", "graz"]
+        distances = {row["id"]: row["distance"] for row in index.search(like="graz", near=(48.2, 16.3, 200))}
+        assert distances.keys() == {"graz", "vienna"} and distances["vienna"] < 6
+        with pytest.raises(VlmkitError, match="not a place"):
+            index.search(near=(48.2, 16.3))
+
+
+def test_near_in_qdrant(vlmkit, travelled) -> None:
+    pytest.importorskip("qdrant_client", reason="qdrant needs qdrant-client")
+    vlmkit("index", "-i", "./i", "--to", "qdrant:./q/all")
+    found = records(vlmkit("search", "-i", "qdrant:./q/all", "--near", "48.2,16.3,200").stdout)
+    assert [row["id"] for row in found] == ["vienna", "graz"]
+    found = records(vlmkit("search", "-i", "qdrant:./q/all", "--near", "48.2,16.3,200", "--like", "graz").stdout)
+    assert [row["id"] for row in found] == ["vienna"] and found[0]["distance"] < 6

@@ -17,6 +17,9 @@ from vlmkit.models.types import CAPTIONS, ChatModel, Embedder, EndpointOptions, 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vlmkit.index.near import Near
+    from vlmkit.index.where import Condition
+
 Path = str | os.PathLike[str]
 PATH = (str, os.PathLike)
 
@@ -172,30 +175,40 @@ class Index:
         like: str | Sequence[str] = (),
         k: int = 10,
         where: str | Sequence[str] = (),
+        near: tuple[float, float, float] | None = None,
         model: str | Embedder | None = None,
     ) -> list[Record]:
         """The `k` nearest records, best first, with `rank` (from 1) and `score`, the cosine in -1..1.
 
         Texts, pictures and the records whose ids are `like` add up to one query, `minus` is subtracted; a number and a
         colon are a weight, as in "2:a dog". `where` holds conditions such as "width>=512", all of which must be met.
+        `near` is a latitude, a longitude (degrees) and how many kilometres from there: hits get their `distance`, and
+        come nearest first where there is no query.
         The model is the index's own unless another one is given.
         """
+        from vlmkit.index.near import parse_near
         from vlmkit.index.where import parse_condition
+        from vlmkit.search.near import nearest, with_distances
         from vlmkit.search.query import Query, query_vector
         from vlmkit.search.search import SearchOptions, search_one
 
         _a("k", k, Integral, "a number from 1", least=1)
         images = [_located(path) for path in _several(image, "image")]
         query = Query(_several(text, "text"), images, _several(minus, "minus"), _several(like, "like"))
-        if not query.needs_model and not query.like:
-            raise VlmkitError("nothing to look for", "give text, image= or like=")
-        conditions = [parse_condition(one) for one in _several(where, "where")]
+        place = None if near is None else parse_near(",".join(map(str, _listed(near))))
+        by_place = place is not None and not query.needs_model and not query.like
+        if not (query.needs_model or query.like or by_place):
+            raise VlmkitError("nothing to look for", "give text, image=, like= or near=")
+        conditions: list[Condition | Near] = [*map(parse_condition, _several(where, "where")), *filter(None, [place])]
         among = self._reader.where(conditions) if conditions else None
         if among is not None and not len(among):
             self._reader.explain(conditions)  # raises where no record has such a field
+        if place is not None and by_place:
+            return nearest(self._reader, place, among, k).records
         embedder = self._model_of(model) if query.needs_model else None
         vector = query_vector(query, self._reader, embedder)
-        return search_one(self._reader, vector, str(query), SearchOptions(k, among)).records
+        found = search_one(self._reader, vector, str(query), SearchOptions(k, among))
+        return found.records if place is None else next(with_distances([found], place)).records
 
     def search_vector(self, vector: "np.ndarray", k: int = 10) -> list[Record]:
         """The `k` records nearest to a unit vector (D numbers), best first, with `rank` and `score`."""

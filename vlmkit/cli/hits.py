@@ -18,7 +18,7 @@ from vlmkit.render.preview import Terminal
 if TYPE_CHECKING:
     from vlmkit.search.search import Results
 
-NUMBERS = ("rank", "score", "relative", "match")  # of a hit; the last one is a word, for people
+NUMBERS = ("rank", "score", "relative", "distance", "match")  # of a hit; the last one is a word, for people
 STYLES = {"strong": "green", "weak": "dim"}
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vlmkit.index import Index, VectorIndex
+    from vlmkit.index.near import Near
+    from vlmkit.index.where import Condition
     from vlmkit.models.types import Embedder
     from vlmkit.search.query import Query
     from vlmkit.search.search import Results, SearchOptions
@@ -63,6 +65,7 @@ Several = list[str] | None
 IMAGE_HELP = "Look for pictures like FILE, with a weight as in 0.5:FILE. May be repeated."
 MINUS_HELP = "Subtract what these words mean; weights as in QUERY. May be repeated."
 LIKE_HELP = "Look for records like this one of the index, itself left out. May be repeated."
+NEAR_HELP = "Only what was taken within KM kilometres of a place in degrees; without a query the nearest first."
 WHERE_HELP = "Only records whose field is VALUE; also != < <= > >= and ~ for a glob. May be repeated."
 QUERIES_HELP = "One result list for each record of FILE, or line of text; - for a pipe."
 RELATIVE_HELP = "Add relative: by how much the query beats everyday texts at this picture."
@@ -92,6 +95,7 @@ class ResultOptions:
     title: ClassVar[str] = "Results"
     k: Annotated[int | None, option("-k N", "Number of results.", min=1, show_default=K_DEFAULT)] = None
     where: Annotated[Several, option("--where FIELD=VALUE", WHERE_HELP, callback=valid_utf8)] = None
+    near: Annotated[str | None, option("--near LAT,LON,KM", NEAR_HELP)] = None
     min_score: Annotated[float | None, option("--min-score S", SCORE_HELP, callback=_no_nan)] = None
     relative: Annotated[bool, option("--relative", RELATIVE_HELP)] = False
 
@@ -154,12 +158,19 @@ def search(
     --where looks at any field, nested ones as a.b, and at each element of a list, as in labels.label=cat; repeated
     conditions must all hold. Numbers compare as numbers; a record without the field does not match. mtime, ctime and
     taken compare with a year, a date, or a date and time, in local time: mtime>2024 is after that year.
+
+    --near 48.2,16.37,5 keeps what was taken within 5 kilometres of that place, by its lat and lon; hits get their
+    `distance` in kilometres. Without a query they come nearest first.
     """
+    from vlmkit.index.near import parse_near
     from vlmkit.index.opening import open_index
+    from vlmkit.search.near import nearest, with_distances
     from vlmkit.search.query import Query, load_model
 
     parts = Query(query or [], wanted.image or [], wanted.minus or [], wanted.like or [], wanted.allow_private)
-    _check_flags(parts, wanted, chosen, copies)
+    near = None if chosen.near is None else parse_near(chosen.near)
+    by_place = near is not None and not (parts.needs_model or parts.like or wanted.queries or copies.duplicates)
+    _check_flags(parts, wanted, chosen, copies, by_place)
     check_via(via, precision)
     _check_files(wanted.queries, shown.output, errors, shown.html)
     form = Form.of(shown)
@@ -167,13 +178,15 @@ def search(
     left_out = LeftOut()
     summary = run.summary(left_out, brief=True)
     with open_index(index.split("\n")) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
-        among = _among(opened, chosen.where or [], quiet=run.quiet)
+        among = _among(opened, chosen.where or [], near, quiet=run.quiet)
         candidates = cache(lambda: len(opened if among is None else among))  # of several indexes it takes a while
         if copies.dry_run:
             return _report_survey(_one_folder(opened), among, shown.output)
         if copies.duplicates:
             results: Iterable[Results] = islice(_groups(run, _one_folder(opened), copies, among), chosen.k)
             unlimited: Callable[[], Iterable[Results | Failed]] = tuple
+        elif near is not None and by_place:
+            results, unlimited = [nearest(opened, near, among, chosen.k or RESULTS)], tuple
         else:
             open_model = partial(run.load, precision=precision, via=via, quick_texts=True)
             load = cache(partial(load_model, opened, model, open_model))
@@ -181,11 +194,14 @@ def search(
             found = partial(_results, run, opened, parts, wanted, load=load, left_out=left_out)
             unlimited = partial(found, replace(options, min_score=-math.inf, min_relative=-math.inf))
             results = failures.filter_failures(found(options))
+            if near is not None:
+                results = with_distances(results, near)
             if judged:
                 results = with_matches(results, candidates(), keep_scores=chosen.relative, quiet=run.quiet)
         out = files.enter_context(Output(shown.output))
         page = files.enter_context(Output(shown.html)) if shown.html is not None else None
-        title = f"vlmkit search {'--duplicates' if copies.duplicates else wanted.queries or parts}"
+        what = near if by_place else wanted.queries or parts
+        title = f"vlmkit search {'--duplicates' if copies.duplicates else what}"
         count = write_results(results, form, out, page, title)
         exit_code = failures.exit_code()
         no_queries = wanted.queries is not None and not failures.seen
@@ -197,20 +213,22 @@ def search(
     return exit_code or (Exit.OK if count or no_queries else Exit.NOTHING_FOUND)
 
 
-def _among(index: "VectorIndex", conditions: list[str], *, quiet: bool) -> Any:
-    """The records that meet `conditions`, None without any; what is wrong with those that nothing meets is told."""
-    from vlmkit.index.where import parse_condition
+def _among(index: "VectorIndex", conditions: list[str], near: "Near | None", *, quiet: bool) -> Any:
+    """The records that meet `conditions` and are `near`, None without any; what is wrong with those that nothing meets
+    is told.
+    """
+    from vlmkit.index.where import doubtful, parse_condition
 
-    if not conditions:
+    if not conditions and near is None:
         return None
     if not len(index) and not quiet:
         _tell_empty(index)
-    parsed = [parse_condition(text) for text in conditions]
+    parsed: list[Condition | Near] = [*map(parse_condition, conditions), *filter(None, [near])]
     among = index.where(parsed)
-    doubtful = parsed if not len(among) else [c for c in parsed if c.operator not in ("=", "~")]
-    notes = index.explain(doubtful) if doubtful else []
+    notes = index.explain(unsure) if (unsure := doubtful(parsed, len(among))) else []
     if len(index) and not len(among) and not notes and not quiet:
-        notes = [f"nothing found: none of {len(index):,} records has {' and '.join(conditions)}: change --where"]
+        what = " and ".join([*conditions, *([str(near)] if near else [])])
+        notes = [f"nothing found: none of {len(index):,} records has {what}: change --where"]
     for note in notes:
         warn(note)
     return among
@@ -291,13 +309,17 @@ def _results(
     return [search_one(index, query_vector(query, index, model), str(query), options)]
 
 
-def _check_flags(query: "Query", wanted: QueryOptions, chosen: ResultOptions, copies: DuplicateOptions) -> None:
-    """Raise VlmkitError unless there is exactly one of a query, --queries and --duplicates."""
-    things = [query.needs_model or bool(query.like), wanted.queries is not None, copies.duplicates]
+def _check_flags(
+    query: "Query", wanted: QueryOptions, chosen: ResultOptions, copies: DuplicateOptions, by_place: bool
+) -> None:
+    """Raise VlmkitError unless there is exactly one of a query, --queries, --duplicates and --near alone."""
+    things = [query.needs_model or bool(query.like), wanted.queries is not None, copies.duplicates, by_place]
     if sum(things) > 1:
         raise VlmkitError("a query, --queries and --duplicates exclude each other", "choose one of them")
     if copies.duplicates and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--duplicates excludes --relative and --min-score", "use --threshold")
+    if by_place and (chosen.relative or chosen.min_score is not None):
+        raise VlmkitError("--relative and --min-score are about a query, and --near alone is none", "add words")
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
     for name in query.texts:

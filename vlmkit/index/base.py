@@ -1,12 +1,12 @@
 """What a search asks of an index, wherever its vectors are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from vlmkit.errors import VlmkitError
-from vlmkit.index.where import Condition
+from vlmkit.index.where import Conditions
 from vlmkit.io.records import Record
 
 Slot = Any  # where a record stands in an index, which alone knows what that is: hashable
@@ -47,10 +47,13 @@ class VectorIndex(Protocol):
         With `among`, which `where` returned, in these alone.
         """
 
-    def where(self, conditions: Sequence[Condition]) -> Any:
+    def where(self, conditions: Conditions) -> Any:
         """The records that meet all `conditions`, for `search`; its length is their number."""
 
-    def explain(self, conditions: Sequence[Condition]) -> list[str]:
+    def records_of(self, among: Any) -> Iterator[Record]:
+        """The records that `where` found."""
+
+    def explain(self, conditions: Conditions) -> list[str]:
         """Lines about conditions that no record can meet. Raises VlmkitError for an unknown field."""
 
     def slot_of(self, key: str) -> Slot | None:

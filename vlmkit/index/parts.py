@@ -12,8 +12,8 @@ from vlmkit.errors import VlmkitError
 from vlmkit.index import store
 from vlmkit.index.base import Hit
 from vlmkit.index.reader import Index
-from vlmkit.index.where import Condition, explain
-from vlmkit.io.records import fingerprint_of
+from vlmkit.index.where import Conditions, explain
+from vlmkit.io.records import Record, fingerprint_of
 
 
 class Parts:
@@ -74,12 +74,18 @@ class Parts:
         hidden = np.fromiter((slot for slots in same for slot in slots[:-1]), np.int64)
         return np.setdiff1d(np.concatenate(live), hidden, assume_unique=True)
 
-    def where(self, conditions: Sequence[Condition]) -> np.ndarray:
+    def where(self, conditions: Conditions) -> np.ndarray:
         """The slots of the records that meet all `conditions`, ascending, int64."""
         found = [part.where(conditions) + start for part, start in zip(self.parts, self._starts, strict=True)]
         return np.intersect1d(np.concatenate(found), self._live, assume_unique=True)
 
-    def explain(self, conditions: Sequence[Condition]) -> list[str]:
+    def records_of(self, among: np.ndarray) -> Iterator[Record]:
+        """The records in these slots, ascending ones."""
+        for part, start in zip(self.parts, self._starts, strict=True):
+            first, last = np.searchsorted(among, [start, start + part.state.slots])
+            yield from part.records_of(among[first:last] - start)
+
+    def explain(self, conditions: Conditions) -> list[str]:
         """As `Index.explain`, of all parts together."""
         return explain((record for part in self.parts for _, record in part.records()), conditions)
 

@@ -13,7 +13,7 @@ from vlmkit.index import store
 from vlmkit.index.ann import AnnIndex
 from vlmkit.index.base import Hit, NoIndex
 from vlmkit.index.types import choose, flat
-from vlmkit.index.where import Condition, explain, matching
+from vlmkit.index.where import Conditions, explain, matching
 from vlmkit.io.records import Record, batched
 
 FETCHED = 500  # records in one query of SQLite; one by one they take longer than the search
@@ -188,16 +188,24 @@ class Index:
             rows = self.db.execute(query, (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))).fetchall()
             return [store.parse_record(line, slot) for slot, line in rows]
 
+    def records_of(self, among: np.ndarray) -> Iterator[Record]:
+        """The records in these live slots, without their embedding."""
+        with store.index_errors(self.folder):
+            for some in batched(among.tolist(), FETCHED):
+                values = ",".join("?" * len(some))
+                rows = self.db.execute(f"SELECT slot, record FROM records WHERE slot IN ({values})", some)
+                yield from (store.parse_record(line, slot) for slot, line in rows)
+
     def dump(self) -> Iterator[Record]:
         """Every record with its `embedding` as it is stored (D float16), in the order of the slots."""
         return (record | {"embedding": self.vectors[slot]} for slot, record in self.records())
 
-    def explain(self, conditions: Sequence[Condition]) -> list[str]:
+    def explain(self, conditions: Conditions) -> list[str]:
         """Lines about conditions that no record can meet. Raises VlmkitError for an unknown field."""
         with store.index_errors(self.folder):
             return explain((record for _, record in self.records()), conditions)
 
-    def where(self, conditions: Sequence[Condition]) -> np.ndarray:
+    def where(self, conditions: Conditions) -> np.ndarray:
         """The slots of the records that meet all `conditions`, ascending, int64."""
         with store.index_errors(self.folder):
             return matching(self.db, conditions)

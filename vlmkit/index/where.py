@@ -12,11 +12,13 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlmkit.errors import VlmkitError
+from vlmkit.index.near import IN_BAND, Near, Survey
 from vlmkit.index.store import parse_record
 from vlmkit.io.records import Record, dumps, loads
 
@@ -56,6 +58,9 @@ class Condition(NamedTuple):
     value: str
 
 
+Conditions = Sequence[Condition | Near]
+
+
 def parse_condition(text: str) -> Condition:
     """The condition that `text` spells. Raises VlmkitError."""
     found = FORM.fullmatch(text)
@@ -64,7 +69,7 @@ def parse_condition(text: str) -> Condition:
     return Condition(*found.groups())
 
 
-def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> np.ndarray:
+def matching(db: sqlite3.Connection, conditions: Conditions) -> np.ndarray:
     """The slots (ascending, int64) of the rows of table `records` that meet all `conditions`.
 
     A text compares as text, a number as a number, `true`, `false` and `null` equal themselves; `~` is a glob on texts,
@@ -73,20 +78,30 @@ def matching(db: sqlite3.Connection, conditions: Sequence[Condition]) -> np.ndar
     field, any element may meet the condition; for `!=` none may equal the value. A record without the field meets none.
     """
     # Records hold names and texts as vlmkit writes them: looking for these bytes first is quicker.
-    spelled = [dumps({name: 0})[1:-3] for condition in conditions for name in condition.field.split(".")]
-    texts = [c.value for c in conditions if is_equal_text(c)]
+    spelled = [dumps({name: 0})[1:-3] for condition in conditions for name in _names(condition)]
+    texts = [c.value for c in conditions if isinstance(c, Condition) and is_equal_text(c)]
     spelled += [dumps({"": text})[4:-2] for text in texts]
     spelled = list(dict.fromkeys(spelled))[:MOST_SPELLED]
-    quick = " AND ".join(["instr(record, ?)"] * len(spelled)) or "1"
-    rows = db.execute(f"SELECT slot, record FROM records WHERE {quick} ORDER BY slot", spelled)
+    bands = [c.band for c in conditions if isinstance(c, Near)]
+    quick = " AND ".join(["instr(record, ?)"] * len(spelled) + [IN_BAND] * len(bands)) or "1"
+    rows = db.execute(f"SELECT slot, record FROM records WHERE {quick} ORDER BY slot", [*spelled, *chain(*bands)])
     meets = predicate(conditions)
     return np.fromiter((slot for slot, line in rows if meets(parse_record(line, slot))), np.int64)
 
 
-def predicate(conditions: Sequence[Condition]) -> Callable[[Record], bool]:
+def predicate(conditions: Conditions) -> Callable[[Record], bool]:
     """Whether a record meets all `conditions`."""
-    tests = [(c.field.split("."), c.operator == "!=", _test(c)) for c in conditions]
-    return lambda record: all(_meets(record, names, negated, test) for names, negated, test in tests)
+    tests = [(c.field.split("."), c.operator == "!=", _test(c)) for c in conditions if isinstance(c, Condition)]
+    places = [c for c in conditions if isinstance(c, Near)]
+    return lambda record: (
+        all(near.meets(record) for near in places)
+        and all(_meets(record, names, negated, test) for names, negated, test in tests)
+    )
+
+
+def _names(condition: Condition | Near) -> list[str]:
+    """The fields that a record has which meets `condition`."""
+    return ["lat", "lon"] if isinstance(condition, Near) else condition.field.split(".")
 
 
 def is_equal_text(condition: Condition) -> bool:
@@ -164,30 +179,36 @@ def _local_time(element: Any) -> str | None:
         return None
 
 
-def explain(records: Iterable[Record], conditions: Sequence[Condition]) -> list[str]:
-    """A line for each of `conditions` whose value cannot be compared with what the field holds: what to write instead.
+def doubtful(conditions: Conditions, count: int) -> Conditions:
+    """Those of `conditions`, which met `count` records together, that `explain` has to look at."""
+    return [c for c in conditions if not count or (isinstance(c, Condition) and c.operator not in ("=", "~"))]
 
-    Raises VlmkitError for a field that is neither a field of records nor in the index. Records are read until there is
-    one for each condition with which its value can be compared.
+
+def explain(records: Iterable[Record], conditions: Conditions) -> list[str]:
+    """A line for each of `conditions` that no record can meet, and what to write instead: its value cannot be compared
+    with what the field holds, or nothing is near.
+
+    Raises VlmkitError for a field that is neither a field of records nor in the index. Without places records are read
+    until there is one for each condition with which its value can be compared.
     """
-    kinds: dict[Condition, set[str]] = {condition: set() for condition in conditions}
-    open_conditions = set(conditions)
+    kinds: dict[Condition, set[str]] = {c: set() for c in conditions if isinstance(c, Condition)}
+    surveys = [Survey(c) for c in conditions if isinstance(c, Near)]
+    open_conditions = set(kinds)
     names: set[str] = set()
     for record in records:
         names |= record.keys()
+        for survey in surveys:
+            survey.note(record)
         for condition in tuple(open_conditions):
             found, elements = _reach(record, condition.field.split("."))
             if found:
                 kinds[condition] |= {KINDS.get(type(element), "literal") for element in elements} or {"nothing"}
                 if not _mismatch(condition, kinds[condition]):
                     open_conditions.remove(condition)
-        if not open_conditions:
+        if not open_conditions and not surveys:
             return []
-    return [
-        _describe(condition, kinds[condition], sorted(names))
-        for condition in conditions
-        if condition in open_conditions
-    ]
+    lines = [_describe(c, kinds[c], sorted(names)) for c in kinds if c in open_conditions]
+    return lines + [line for survey in surveys if (line := survey.line())]
 
 
 def _describe(condition: Condition, kinds: set[str], names: list[str]) -> str:

@@ -72,12 +72,15 @@ class Tools:
         where: Annotated[
             Texts, Field(description="Conditions on fields that all hold, such as width>1000 or camera~*Canon*.")
         ] = None,
+        near: Annotated[
+            str | None, Field(description="LAT,LON,KM: only pictures taken within so many kilometres of a place.")
+        ] = None,
         k: Annotated[int, Field(ge=1, le=MOST_FOUND, description="How many pictures.")] = 8,
         offset: Annotated[int, Field(ge=0, description="How many of the best to leave out.")] = 0,
         thumbnails: Annotated[bool, Field(description="Whether to return the pictures, small.")] = True,
     ) -> CallToolResult:
         """Find pictures by what they show: records with `id`, `image` (the path) and `score`, best first."""
-        body = {"query": query, "minus": minus, "like": like, "where": where, "k": k, "offset": offset}
+        body = {"query": query, "minus": minus, "like": like, "where": where, "near": near, "k": k, "offset": offset}
         reply = await self._reply(search, body)
         return await self._result(reply, reply["data"] if thumbnails else [], "thumbnail")
 

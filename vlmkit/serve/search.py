@@ -9,12 +9,14 @@ from starlette.responses import Response
 
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
-from vlmkit.index.where import parse_condition
+from vlmkit.index.near import Near, parse_near
+from vlmkit.index.where import doubtful, parse_condition
 from vlmkit.io.records import Record, name_of
 from vlmkit.models.types import Embedder
+from vlmkit.search.near import nearest, with_distances
 from vlmkit.search.query import combined, load_model, slots_of, weighted_text
 from vlmkit.search.reference import picture_vectors, text_vectors
-from vlmkit.search.search import SearchOptions, search_one
+from vlmkit.search.search import Results, SearchOptions, search_one
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.json import JsonResponse
 from vlmkit.serve.operations import PICTURE, STRINGS, Operation, Schema, object_of, unused, warned
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RESULTS = 10
+PARTS = ("query", "image", "minus", "like")  # of a query
 MOST_RESULTS = 1000
 PICTURES: Schema = {"anyOf": [PICTURE, {"type": "array", "items": PICTURE, "maxItems": 256}]}
 CONDITION: Schema = {"type": "string", "maxLength": 4096}
@@ -39,6 +42,7 @@ SCHEMA = object_of(
     k={"type": ["integer", "null"], "minimum": 1, "maximum": MOST_RESULTS},
     offset={"type": ["integer", "null"], "minimum": 0, "maximum": 100_000},
     min_score={"type": ["number", "null"]},
+    near={"type": ["string", "null"], "maxLength": 100, "description": "LAT,LON,KM: degrees, kilometres from there."},
     where={
         "description": "Conditions such as width>1000 that all hold, or an object of fields and their values.",
         "anyOf": [
@@ -54,12 +58,22 @@ SCHEMA = object_of(
 async def search(service: Service, body: dict[str, Any]) -> Response:
     """Records with `rank` and `score`, best first."""
     conditions = _conditions(body.get("where"))
+    near: Near | None = None if body.get("near") is None else valid(lambda: parse_near(body["near"]), "near")
+    if near is not None:
+        conditions.append(near)
     notes: list[str] = []
 
     def among(index: Index) -> "np.ndarray | None":
         return valid(lambda: _among(index, conditions, notes), "where") if conditions else None
 
-    records, more = await find(service, body, among)
+    if near is not None and not any(map(body.get, PARTS)) and body.get("min_score") is None:
+        offset, k = _part(body)
+        found = await service.look(lambda index: nearest(index, near, among(index), offset + k))
+        records, more = found.records[offset:], list[str]()
+    else:
+        records, more = await find(service, body, among)
+        if near is not None:
+            records = next(with_distances([Results("", records)], near)).records
     return JsonResponse(warned({"object": "list", "data": records}, [*unused(body, SCHEMA), *more, *notes]))
 
 
@@ -92,7 +106,7 @@ async def find(
             vectors = await part_vectors(service, loaded, parts)
             _, notes = await read_texts(service, name_of(made_by), loaded.model, [text for _, text in weighted])
 
-    offset, k = int(body.get("offset") or 0), int(body.get("k") or RESULTS)
+    offset, k = _part(body)
 
     def found(index: Index) -> list[Record]:
         import numpy as np
@@ -106,6 +120,11 @@ async def find(
         return search_one(index, vector, " + ".join([*texts, *like]), options).records[offset:]
 
     return await service.look(found), notes
+
+
+def _part(body: dict[str, Any]) -> tuple[int, int]:
+    """How many results are left out before, and how many are wanted."""
+    return int(body.get("offset") or 0), int(body.get("k") or RESULTS)
 
 
 def _reference(index: Index, model: Embedder | None) -> "np.ndarray":
@@ -131,8 +150,7 @@ def _spelled(value: Any) -> str:
 
 def _among(index: Index, conditions: list[Any], notes: list[str]) -> "np.ndarray":
     among = index.where(conditions)
-    doubtful = conditions if not len(among) else [c for c in conditions if c.operator not in ("=", "~")]
-    notes += index.explain(doubtful) if doubtful else []
+    notes += index.explain(unsure) if (unsure := doubtful(conditions, len(among))) else []
     return among
 
 

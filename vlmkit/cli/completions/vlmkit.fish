@@ -116,6 +116,7 @@ complete -c vlmkit -n '__vlmkit_at search' -l like -x -d 'Look for records like 
 complete -c vlmkit -n '__vlmkit_at search' -l queries -r -F -d 'One result list for each record of FILE, or line of text'
 complete -c vlmkit -n '__vlmkit_at search' -s k -x -d 'Number of results'
 complete -c vlmkit -n '__vlmkit_at search' -l where -x -a '(__vlmkit_where)' -d 'Only records whose field is VALUE'
+complete -c vlmkit -n '__vlmkit_at search' -l near -x -d 'Only what was taken within KM kilometres of a place in degrees'
 complete -c vlmkit -n '__vlmkit_at search' -l min-score -x -d 'Only results with at least this score'
 complete -c vlmkit -n '__vlmkit_at search' -l relative -d 'Add relative'
 complete -c vlmkit -n '__vlmkit_at search' -l duplicates -d 'Groups of copies and near copies, the one to keep first'

@@ -26,7 +26,7 @@ from vlmkit.errors import VlmkitError, check_installed, reason_of
 from vlmkit.index.base import Hit, NoIndex
 from vlmkit.index.types import FLAT_BYTES
 from vlmkit.index.vector_stores.base import Row
-from vlmkit.index.where import Condition, explain, is_equal_text, predicate
+from vlmkit.index.where import Condition, Conditions, explain, is_equal_text, predicate
 from vlmkit.io.records import Record, batched, fingerprint_of
 from vlmkit.io.sources import is_url
 from vlmkit.io.terminal import warn
@@ -154,12 +154,12 @@ class Qdrant:
                 found[row] = sorted([*found[row], *hits], key=lambda hit: -hit.score)[:k]
         return found
 
-    def where(self, conditions: Sequence[Condition]) -> Selection:
+    def where(self, conditions: Conditions) -> Selection:
         """The records that meet all `conditions`."""
         from qdrant_client import models
 
-        there = [condition for condition in conditions if can_filter(condition)]
-        here = [condition for condition in conditions if not can_filter(condition)]
+        there = [c for c in conditions if isinstance(c, Condition) and can_filter(c)]
+        here = [c for c in conditions if c not in there]
         filter = models.Filter(must=list(map(_equals, there))) if there else None
         if not here:
             return Selection([filter], self._count(filter))
@@ -167,6 +167,10 @@ class Qdrant:
         ids = [point.id for point in self._points(filter) if meets(_record(point.payload))]
         some = (models.HasIdCondition(has_id=listed) for listed in batched(ids, LISTED))
         return Selection([models.Filter(must=[one]) for one in some], len(ids))
+
+    def records_of(self, among: Selection) -> Iterator[Record]:
+        """The records that `where` found."""
+        return (_record(point.payload) for filter in among.filters for point in self._points(filter))
 
     def _points(self, filter: "models.Filter | None" = None) -> "Iterator[models.Record]":
         """All points with their payload."""
@@ -178,7 +182,7 @@ class Qdrant:
             if offset is None:
                 return
 
-    def explain(self, conditions: Sequence[Condition]) -> list[str]:
+    def explain(self, conditions: Conditions) -> list[str]:
         """Lines about conditions that no record can meet. Raises VlmkitError for an unknown field."""
         return explain((_record(point.payload) for point in self._points()), conditions)
 

@@ -10,11 +10,12 @@ from urllib.parse import urlencode
 
 from starlette.datastructures import QueryParams
 
+from vlmkit.errors import VlmkitError
+from vlmkit.index.near import Near, parse_near
 from vlmkit.serve.errors import ApiError
 
 PAGE = 60  # pictures
 FARTHEST = 100_000  # hit that a search is asked for
-KILOMETRES = 111.32  # of a degree of latitude
 NEAR = 5.0  # kilometres
 
 
@@ -58,7 +59,7 @@ class Wanted:
 
     @property
     def is_filtered(self) -> bool:
-        return bool(self.after or self.before or self.conditions)
+        return bool(self.after or self.before or self.conditions or self.near)
 
     @property
     def is_open(self) -> bool:
@@ -83,9 +84,18 @@ class Wanted:
             found.append(f"camera={self.camera}")
         if self.path:
             found.append(f"image~{self.path if set(self.path) & set('*?[') else f'*{glob.escape(self.path)}*'}")
-        if self.near:
-            found += self._box()
         return found
+
+    @property
+    def place(self) -> Near | None:
+        """The place and how far from it. Raises ApiError."""
+        if not self.near:
+            return None
+        within = _number(self.within, "within", "a number of kilometres") if self.within else NEAR
+        try:
+            return parse_near(f"{self.near},{within}")
+        except VlmkitError:
+            raise wrong("near", "a latitude and a longitude in degrees, such as 48.2,16.4, and kilometres") from None
 
     @property
     def times(self) -> tuple[float | None, float | None]:
@@ -95,24 +105,6 @@ class Wanted:
     @property
     def min_score(self) -> float | None:
         return _number(self.least, "least", "a score such as 0.2") if self.least else None
-
-    def _box(self) -> list[str]:
-        parts = self.near.split(",")
-        if len(parts) != 2:
-            raise wrong("near", "a latitude and a longitude in degrees, such as 48.2,16.4")
-        lat, lon = (_number(part, "near", "a latitude and a longitude in degrees, such as 48.2,16.4") for part in parts)
-        if not (-90 <= lat <= 90 and -180 <= lon <= 180):
-            raise wrong("near", "a latitude from -90 to 90 and a longitude from -180 to 180")
-        height = (_number(self.within, "within", "a number of kilometres") if self.within else NEAR) / KILOMETRES
-        width = height / max(math.cos(math.radians(lat)), 1e-6)
-        found = [f"lat>={lat - height:.6f}", f"lat<={lat + height:.6f}"]
-        if width >= 180:
-            return found
-        if lon - width < -180 or lon + width > 180:  # across the date line: what is far to the other side is left out
-            west, east = (lon - width) % 360, (lon + width) % 360
-            west, east = (value - 360 if value > 180 else value for value in (west, east))
-            return [*found, f"lon>={west:.6f}"] if lon > 0 else [*found, f"lon<={east:.6f}"]
-        return [*found, f"lon>={lon - width:.6f}", f"lon<={lon + width:.6f}"]
 
 
 def picture_url(key: str, **parameters: str) -> str:
