@@ -64,6 +64,16 @@ def test_each_type(tmp_path: Path, kind: str) -> None:
         assert recall(folder, queries) >= 0.95
 
 
+def test_effort_ends_where_the_codes_are_what_limits(tmp_path: Path) -> None:
+    folder = tmp_path / "i"
+    write(folder, clustered(4000, spread=50))
+    set_type(folder, "IVF512,PQ1x4")
+    maintain(folder, insist=True)
+    with Index(folder) as index:
+        info = index.ann.info
+    assert info.recall < 0.98 and info.search_effort <= 512, "visiting more lists than there are finds no more"
+
+
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq", "PCA16,IVF16,SQ8"])
 def test_a_lone_query_finds_what_it_finds_among_others(tmp_path: Path, kind: str) -> None:
     """All cores look for a lone query; that must not decide which of equals are found."""
