@@ -252,7 +252,8 @@ def _why_nothing(
     if wanted.queries is None and not (lists := list(unlimited())):
         return f"the model does not know any word of {query}: use words of a language that it knows"
     if chosen.min_score is None:
-        return "the index has no other record: add more to it"
+        some = bool(chosen.where or chosen.near)
+        return f"the index has no other record{' like that: change --where or --near' if some else ': add more to it'}"
     if wanted.queries is not None:
         return f"no query reaches --min-score {chosen.min_score:g} among {count:,} records: lower it"
     field = "relative" if chosen.relative else "score"

@@ -28,6 +28,7 @@ TIMES = {"mtime", "ctime", "taken"}
 DATE = re.compile(r"\d{4}($|-\d\d($|-\d\d($|[T ]\d\d($|:\d\d))))")
 KINDS = {str: "text", int: "number", float: "number", dict: "object", list: "object"}  # else literal
 LISTED = 40  # fields that an error names
+DEEPEST = 3  # objects in objects of which it names the fields
 MOST_SPELLED = 100  # of what records are looked through for by SQLite, whose expressions have a limit
 # The fields of records, which a condition may name before any record has them.
 # fmt: off
@@ -64,9 +65,11 @@ Conditions = Sequence[Condition | Near]
 def parse_condition(text: str) -> Condition:
     """The condition that `text` spells. Raises VlmkitError."""
     found = FORM.fullmatch(text)
-    if found is None or '"' in found[1]:
+    if found is None or '"' in found[1] or not found[1].strip():
         raise VlmkitError(f"--where {text}: not a condition", "write FIELD=VALUE, or one of != < <= > >= ~ for =")
-    return Condition(*found.groups())
+    field, operator, value = found.groups()
+    # Spaces around the operator belong to neither side, where they stand before it.
+    return Condition(field.strip(), operator, value if field == field.rstrip() else value.strip())
 
 
 def matching(db: sqlite3.Connection, conditions: Conditions) -> np.ndarray:
@@ -196,7 +199,7 @@ def explain(records: Iterable[Record], conditions: Conditions) -> list[str]:
     open_conditions = set(kinds)
     names: set[str] = set()
     for record in records:
-        names |= record.keys()
+        _add_names(record, "", names)
         for survey in surveys:
             survey.note(record)
         for condition in tuple(open_conditions):
@@ -209,6 +212,15 @@ def explain(records: Iterable[Record], conditions: Conditions) -> list[str]:
             return []
     lines = [_describe(c, kinds[c], sorted(names)) for c in kinds if c in open_conditions]
     return lines + [line for survey in surveys if (line := survey.line())]
+
+
+def _add_names(record: Record, prefix: str, names: set[str]) -> None:
+    """Add the fields of `record` to `names`, those of the objects in it too, as conditions name them."""
+    for name, value in record.items():
+        names.add(prefix + name)
+        inner = value[0] if isinstance(value, list) and value else value
+        if isinstance(inner, dict) and prefix.count(".") < DEEPEST:
+            _add_names(inner, f"{prefix}{name}.", names)
 
 
 def _describe(condition: Condition, kinds: set[str], names: list[str]) -> str:
