@@ -58,6 +58,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small films, or a skip that says what is missing."""
+    pytest.importorskip("av", reason="films need the extra video")
+    from films import make_films
+
+    folder = tmp_path_factory.mktemp("films")
+    make_films(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data sets beside the project, or a skip that says so."""
     folder = Path(os.environ.get("VLMKIT_SHARED") or Path(__file__).parents[2] / "shared")

@@ -10,6 +10,16 @@ import numpy as np
 
 SIZE = (96, 64)
 SCALE = 1000  # of time stamps
+ENDINGS = {"mp4": "libx264", "mov": "libx265", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4"}
+ENDINGS |= {"mpg": "mpeg2video", "m2ts": "libx264"}
+APPLE = {
+    "creation_time": "2024-05-01T10:00:00Z",
+    "com.apple.quicktime.creationdate": "2024-05-01T12:00:00+0200",
+    "com.apple.quicktime.make": "Apple",
+    "com.apple.quicktime.model": "iPhone 15",
+    "com.apple.quicktime.location.ISO6709": "+48.1371+011.5753+519.0/",
+}
+TAGS = {"movflags": "use_metadata_tags"}
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -80,3 +90,16 @@ def make_sound(path: Path) -> None:
         frame.sample_rate = 8000
         film.mux(stream.encode(frame))
         film.mux(stream.encode())
+
+
+def make_films(folder: Path) -> None:
+    """Films in every container, and awkward ones."""
+    for ending, codec in ENDINGS.items():
+        quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+        Made(codec=codec, options=quiet).write(folder / f"plain.{ending}")
+    Made(rotation=90).write(folder / "turned.mp4")
+    Made(scenes=range(10), length=1, times=[0, 0.1, 0.15, 1, 1.01, 2.5, 5, 5.5, 9, 9.2]).write(folder / "uneven.mp4")
+    Made(scenes=range(30), length=25, gop=1000, options={"sc_threshold": "0"}).write(folder / "no-keys.mkv")
+    deep = {"x265-params": "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"}
+    Made(codec="libx265", pixels="yuv420p10le", options=deep).write(folder / "hdr.mp4")
+    Made(metadata=APPLE, container=TAGS).write(folder / "phone.mov")

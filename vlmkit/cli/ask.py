@@ -37,6 +37,7 @@ Arguments = Annotated[
     ),
 ]
 Text = str | None
+FRAMES = 8  # of a film that is asked about
 ANSWERS = "Answers"
 Chat = Annotated[
     bool, option("--chat", "Hold a conversation about the pictures; /help says what it knows.", group=ANSWERS)
@@ -149,6 +150,8 @@ def ask(
 
     def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
         reading = records.reading(piped_picture=True)
+        if not each:
+            reading = replace(reading, choice=reading.choice.for_question(FRAMES))
         conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task), each=each, further=further)
         model = _fitting(load, conversation, answer)
         settled = model, sampling.max_tokens, resume, asked, in_shards

@@ -112,7 +112,7 @@ def to_ask(
     if question is None and default is None and (named or any(os.path.isdir(x) or is_divided(x) for x in inputs)):
         raise _no_question()
     streams = [items for is_named, items in parts if not is_named]
-    samples = chain([_joined(named)] if named else [], _samples(chain.from_iterable(streams), each))
+    samples = chain(_joined(named) if named else [], _samples(chain.from_iterable(streams), each))
     asked = _with_question(_numbered(samples), [question, *further], default)
     return Conversation(asked, single=not (streams or further))
 
@@ -165,7 +165,7 @@ def _samples(items: Iterable[Item | Failed], each: bool) -> Iterator[ChatSample 
         if file is None:
             yield from map(unless_failed(to_sample), parts)
         else:
-            yield _joined(list(parts))
+            yield from _joined(list(parts))
 
 
 def _file_of(item: Item | Failed) -> str | None:
@@ -173,16 +173,23 @@ def _file_of(item: Item | Failed) -> str | None:
     return item.source.path if isinstance(item, Item) and isinstance(item.source, Part) else None
 
 
-def _joined(items: list[Item | Failed]) -> ChatSample | Failed:
-    """One question about all of `items`; if one of them cannot be read, there is none."""
-    found: list[Item] = []
-    for item in items:
-        if isinstance(item, Failed):
-            return item
-        found.append(item)
-    if len(found) == 1:
-        return to_sample(found[0])
+def _joined(items: list[Item | Failed]) -> Iterator[ChatSample | Failed]:
+    """One question about all of `items`; if one of them cannot be read, there is none.
+
+    About a film or document that is damaged there is one, of what could be read of it, and what could not fails.
+    """
+    found = [item for item in items if isinstance(item, Item)]
+    failed = [item for item in items if isinstance(item, Failed)]
     files = [_file_of(item) for item in found]
+    if unread := next((one for one in failed if one.image not in files), None):
+        yield unread
+        return
+    yield to_sample(found[0]) if len(found) == 1 else _together(found, files)
+    yield from failed
+
+
+def _together(found: list[Item], files: list[str | None]) -> ChatSample:
+    """One question about pictures, and those that are parts of `files`."""
     names = [item.record["id"] for item in found]
     called = dict.fromkeys(file or name for file, name in zip(files, names, strict=True))
     pictures = [item.source or item.record["image"] for item in found]

@@ -6,7 +6,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PARTS = "parts"  # the field of the last part of a file that tells their number, and how they were chosen
+MOMENT = 0.001  # seconds; hardly a film has frames that follow each other more quickly
 HASHED = 1 << 22  # bytes at a time
 OPEN_END = sys.maxsize  # of a range of pages
 PAGES = re.compile(r"\s*(\d{1,9})\s*(?:(-)\s*(\d{1,9})?\s*)?")
@@ -32,6 +33,10 @@ class Choice:
     pages: tuple[range, ...] | None = None
     every: float | None = None
     frames: int | None = None
+
+    def for_question(self, frames: int) -> "Choice":
+        """So many frames of a film, evenly, unless it says which."""
+        return self if self.every else replace(self, every=MOMENT, frames=self.frames or frames)
 
 
 @dataclass(frozen=True, slots=True)

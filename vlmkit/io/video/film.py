@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,mxf,ogg"
 LARGEST = 1 << 26  # pixels of a frame, two of 8K: a decoder holds many of them
 BUFFER = 1 << 18  # bytes that are read at a time
-SHORTFALL = Fraction(1)  # seconds that a complete film may be shorter than its header says
+SHORTFALL = Fraction(1, 2)  # seconds that a complete film may be shorter than its header says
+EXACT = ("mov,", "matroska,")  # how the names of formats begin whose headers know the duration; others guess
+BACKWARDS = 1  # seconds by which packets in the order of decoding may go back
 MICROSECOND = Fraction(1, 1_000_000)
 FIRST_YEAR = 1980  # cameras without a clock say 1904 or 1970
 ISO6709 = re.compile(r"([+-]\d{1,2}(?:\.\d+)?)([+-]\d{1,3}(?:\.\d+)?)")  # degrees with decimals, as phones write them
@@ -118,7 +120,8 @@ class Film:
 
     def packets(self) -> Iterator["tuple[Fraction, Packet]"]:
         """The packets of the film with their times, from here to its end; then `damage` says whether it is whole."""
-        last = self.end = Fraction(0)
+        last = decoded = self.end = Fraction(0)
+        highest = Fraction(-BACKWARDS)
         try:
             for packet in self.container.demux():
                 stamp = packet.pts if packet.pts is not None else packet.dts
@@ -127,12 +130,17 @@ class Film:
                 if packet.stream is self.stream and packet.size:
                     self._bad_frames += packet.is_corrupt
                     last = last if stamp is None else self.time(stamp)
+                    decoded = decoded if packet.dts is None else self.time(packet.dts)
+                    highest = max(highest, decoded)
+                    if highest - decoded > BACKWARDS and not self.damage:
+                        self.damage.append(f"its times go back after {clock_of(self.end)}, where another may begin")
                     yield last, packet
         except Exception as error:
             self.damage.append(f"it breaks off after {clock_of(self.end)} ({_reason(error)})")
             return
         whole = (self.container.duration or 0) * MICROSECOND
-        if whole - self.end > max(SHORTFALL, whole / 50):
+        guessed = 0 if self.container.format.name.startswith(EXACT) else whole / 50
+        if whole - self.end > max(SHORTFALL, guessed):
             self.damage.append(f"it breaks off after {clock_of(self.end)} of {clock_of(whole)}")
 
     def decode(self, packet: "Packet | None") -> list["tuple[Fraction, VideoFrame]"]:

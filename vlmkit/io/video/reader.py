@@ -40,6 +40,12 @@ class Frame(Part):
     at: Fraction = Fraction(0)
     kept: "_Kept | None" = field(default=None, compare=False)
 
+    @property
+    def label(self) -> str:
+        from vlmkit.io.video.film import clock_of
+
+        return f"frame at {clock_of(self.at)}"
+
     def image(self, size: int | None = None) -> "tuple[Image, int, int]":
         from vlmkit.io.video.film import film_errors
 
@@ -198,7 +204,7 @@ def _wanted(film: "Film", step: Fraction, most: int | None) -> Callable[[Fractio
     duration = film.duration or measured(film)
     if duration // step < most:
         return grid(step)
-    digits = max(0, 2 - math.floor(math.log10(duration / most)))
+    digits = max(0, 1 - math.floor(math.log10(duration / most)))
     return listed([round(duration * (2 * number + 1) / (2 * most), digits) for number in range(most)])
 
 

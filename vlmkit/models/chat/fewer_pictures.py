@@ -47,4 +47,5 @@ def noted(answer: Answer | RequestError, request: Request, sent: Request) -> Ans
 def left_out(count: int, first: str, last: str) -> str:
     """What is said of a model that got fewer pages or frames than there are."""
     shown = first if first == last else f"{first} to {last}"
-    return f"the model takes no more, it got {shown} of {count}: ask about others with --pages, or each with --each"
+    others = "ask about others with --pages or --every, or each with --each"
+    return f"the model takes no more, it got {shown} of {count}: {others}"
