@@ -131,8 +131,17 @@ def ask(
     further: list[str] = []
     if answer.questions:
         question, *further = read_questions(answer.questions)
-    shards.check(records, resume=resume, chat=chat, draw=answer.drawing, attention=answer.attention, pairs=answer.pairs)
+    shards.check(
+        records,
+        resume=resume,
+        chat=chat,
+        format=chat_model.form,
+        draw=answer.drawing,
+        attention=answer.attention,
+        pairs=answer.pairs,
+    )
     check_files(named, records, resume)
+    form = chat_model.written_as(records, resume)
     _check(chat, answer, records, resume, chat_model.stats)
     sampling = chat_model.sampling(ANSWER_TOKENS if answer.task in ("answer", "raw") else PAGE_TOKENS)
     options = answer.generate_options(chat_model.stats)
@@ -154,7 +163,7 @@ def ask(
             reading = replace(reading, choice=reading.choice.for_question(FRAMES))
         conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task), each=each, further=further)
         model = _fitting(load, conversation, answer)
-        settled = model, sampling.max_tokens, resume, asked, in_shards
+        settled = model, sampling.max_tokens, resume, asked, form, in_shards
         delivery = Delivery(run, records, named, reading, conversation, *settled)
         plain = delivery.is_plain(answer.boxes or chat_model.stats)
         hides = plain and delivery.on_terminal and not (answer.always or answer.schema)
@@ -166,7 +175,8 @@ def ask(
             return _answers(items, model, sampling, options, how, out if streams else None, answer.drawing)
 
         single_input = not in_shards and (conversation.single or resume is None)
-        return delivery.write("answer", results, plain=plain, single_input=single_input, unsure_below=unsure_below)
+        how_shown = {"plain": plain, "single_input": single_input, "unsure_below": unsure_below}
+        return delivery.write("answer", results, **how_shown, schema=options.schema)
 
     with paired or nullcontext():
         if shards.out_dir is None:

@@ -63,8 +63,9 @@ def caption(
     from vlmkit.io.records import name_of
     from vlmkit.models.resolve import better_chat_model
 
-    shards.check(records, resume=resume, sidecar=sidecar)
+    shards.check(records, resume=resume, sidecar=sidecar, format=chat.form)
     check_files(inputs or [], records, resume)
+    form = chat.written_as(records, resume)
 
     def opened() -> "ChatModel":
         model = chat.load(run, "boxes" if boxes else "answer")
@@ -92,7 +93,7 @@ def caption(
     def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
         reading = records.reading(piped_picture=True, one_picture=True)
         conversation = to_caption(named, reading)
-        settled = load(), sampled().max_tokens, resume, asked, in_shards
+        settled = load(), sampled().max_tokens, resume, asked, form, in_shards
         delivery = Delivery(run, records, named, reading, conversation, *settled)
         plain = delivery.is_plain(boxes or chat.stats)
         single_input = not in_shards and (conversation.single or not (resume or sidecar))

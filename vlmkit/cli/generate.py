@@ -1,11 +1,13 @@
 """Shared by caption and ask: the options of a chat model, and how its answers are written."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from vlmkit.cli.options import FILES, MODEL, ChatModelName, Records, Run, Seed, option, valid_utf8
 from vlmkit.cli.screen import Name, Rows, for_person, heading, name_width, paragraphs, write
@@ -82,6 +84,20 @@ Rpm = Annotated[
 Stats = Annotated[bool, option("--stats", "Records with `ms` and `tokens`, too.", group=FILES)]
 
 
+class AnswerForm(StrEnum):
+    JSONL = "jsonl"
+    JSON = "json"
+    CSV = "csv"
+    TEXT = "text"
+    XML = "xml"
+
+
+FORM_HELP = (
+    "json: one list of records; csv, xml, text: the answers, by the fields of --schema. Default: by the name of -o."
+)
+Form = Annotated[AnswerForm | None, option("--format", FORM_HELP, show_default=False, group=FILES)]
+
+
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
     """The chat model, its decoding and its endpoint."""
@@ -97,6 +113,16 @@ class ChatOptions:
     rpm: Rpm = None
     seed: Seed = None
     stats: Stats = False
+    form: Form = None
+
+    def written_as(self, records: Records, resume: str | None = None) -> str | None:
+        """The form of what is written, None for records and plain answers. Raises VlmkitError for flags against it."""
+        by_name = {".csv": "csv", ".xml": "xml"}.get(os.path.splitext(records.output or "")[1].lower())
+        form = self.form.value if self.form else by_name
+        other = {"--json": records.json, "--resume": resume}
+        if form not in (None, "jsonl") and (flag := next((flag for flag, value in other.items() if value), None)):
+            raise VlmkitError(f"{flag} cannot be combined with the format {form}", "leave out one of them")
+        return form
 
     @property
     def endpoint(self) -> "EndpointOptions":
@@ -148,11 +174,12 @@ class Delivery:
     max_tokens: int
     resume: str | None
     asked: "Record"  # by which options, beside the question: what was done under others is not done
+    form: str | None = None  # see ChatOptions.written_as
     in_shards: bool = False  # one of many, told elsewhere
 
     def is_plain(self, as_records: bool) -> bool:
         """Whether the text is written alone: of a single input, unless a setting asks for records."""
-        return self.conversation.single and not (as_records or self.records.as_records or self.resume)
+        return self.conversation.single and not (as_records or self.form or self.records.as_records or self.resume)
 
     @property
     def on_terminal(self) -> bool:
@@ -167,6 +194,7 @@ class Delivery:
         plain: bool,
         single_input: bool,
         unsure_below: float = 0.0,
+        schema: "dict[str, Any] | None" = None,
     ) -> Failures:
         """Write the results as records, or with `plain` their `field` alone, unless it was shown and left out.
 
@@ -174,6 +202,7 @@ class Delivery:
         those that do not match their schema, and those about no picture are counted on standard error. A failed
         `single_input` is fatal. What is less sure than `unsure_below` is not shown `plain`.
         """
+        from vlmkit.generate.answer_forms import in_form
         from vlmkit.generate.replies import or_not_sure
         from vlmkit.generate.resume import AppendOutput
         from vlmkit.io.inputs import count_inputs
@@ -201,7 +230,10 @@ class Delivery:
                         text = or_not_sure(record[field], record.get("confidence"), unsure_below)
                         hidden += text != record[field]
                         out.write(printable(f"{text}\n"))
-            elif records.for_person and self.resume is None:
+            elif self.form not in (None, "jsonl"):
+                for piece in in_form(shown, str(self.form), field, schema):
+                    out.write(piece)
+            elif records.for_person and self.resume is None and self.form is None:
                 _show(shown, field, out, self.model.unsure_below if field == "answer" else 0.0)
             else:
                 out.write_records(shown)
