@@ -175,8 +175,8 @@ def ask(
             return _answers(items, model, sampling, options, how, out if streams else None, answer.drawing)
 
         single_input = not in_shards and (conversation.single or resume is None)
-        how_shown = {"plain": plain, "single_input": single_input, "unsure_below": unsure_below}
-        return delivery.write("answer", results, **how_shown, schema=options.schema)
+        shown = partial(delivery.write, plain=plain, single_input=single_input, schema=options.schema)
+        return shown("answer", results, unsure_below=unsure_below)
 
     with paired or nullcontext():
         if shards.out_dir is None:

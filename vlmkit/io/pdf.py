@@ -1,20 +1,25 @@
 """Pages of PDF documents as pictures, by PDFium: `doc.pdf#page=3`.
 
-PDFium has no threads, so one lock stands before all of it. It runs no JavaScript, and fetches nothing.
+PDFium has no threads and cannot be stopped, so it runs in processes (`io.pdf_worker`), as many as cores, up to four.
 """
 
 import atexit
+import json
 import math
+import mmap
+import os
 import re
+import select
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
-from vlmkit.errors import interruptible
 from vlmkit.io.images import max_pixels
 from vlmkit.io.parts import OPEN_END, Choice, Part
 from vlmkit.io.records import Record
@@ -26,19 +31,15 @@ if TYPE_CHECKING:
 
 PIXELS = 2_800_000  # of a page, whatever its paper: A4 at 170 dots an inch, at which small print can be read
 LONGEST = 8192  # pixels of a side
-MARGIN = 1.6  # see Part.image
 MOST_PAGES = 10_000  # of one document, unless --pages asks for more: a kilobyte can hold millions
-MOST_DAMAGED = 100  # pages in succession, after which no further ones are tried
-SECONDS = 60.0  # to draw a page
-PATIENCE = 5.0  # seconds that the end of the process waits for a page
-OPEN_DOCUMENTS = 4  # one is read ahead while pages of the one before are drawn
-REOPENED = 256  # pages after which a document is opened anew, as PDFium keeps what it has parsed
+SECONDS = 30.0  # for one page
+LATE = f"a page of it takes more than {SECONDS:.0f} s"
+MOST_WORKERS = 4
+MOST_DAMAGED = 100  # pages in succession, after which the worker tries no further ones
 END_BYTES = 1 << 16  # at the end of a file, in which its mark stands
+MOST_BYTES = 3 * (PIXELS + 2 * LONGEST + 1)  # of a page: sides are rounded up
 PAGE = re.compile(r"page=([1-9]\d{0,8})")
-PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
 
-_pdfium = threading.Lock()
-_documents: "OrderedDict[Source, _Document]" = OrderedDict()
 _tell = lru_cache(maxsize=1024)(warn)  # once, though what counts inputs reads them, too
 
 
@@ -48,25 +49,16 @@ class Page(Part):
     __slots__ = ()
 
     def image(self, size: int | None = None) -> "tuple[Image, int, int]":
-        with _errors(self.file), _opened_page(self.file, self.fields["page"]) as (page, forms):
-            paper = page.get_size()
-            scale = _scale(*paper)
-            drawn = _drawn(page, forms, *_pixels(paper, min(scale, MARGIN * size / min(paper)) if size else scale))
-        return drawn, *_pixels(paper, scale)
+        from PIL import Image
+
+        limits = {"size": size, "pixels": min(PIXELS, max_pixels()), "longest": LONGEST}
+        said, data = _ask("draw", self.file, number=self.fields["page"], **limits)
+        return Image.frombytes("RGB", tuple(said["drawn"]), data), said["width"], said["height"]
 
     def details(self) -> Record:
         """Its text layer as `ocr`. Nothing for a page that cannot be read: who opens it is told."""
-
-        def read() -> str:
-            with _errors(self.file), _opened_page(self.file, self.fields["page"]) as (page, _):
-                words = page.get_textpage()
-                try:
-                    return words.get_text_bounded()
-                finally:
-                    words.close()
-
         try:
-            text = _plain(interruptible(read))
+            text = _plain(_ask("text", self.file, number=self.fields["page"])[0]["text"])
         except PictureError:
             return {}
         return {"ocr": text} if text else {}
@@ -83,27 +75,19 @@ class PdfReader:
         return self.chosen(file, Choice())
 
     def chosen(self, file: Source, choice: Choice) -> Iterator[tuple[str, Bytes]]:
-        count = _page_count(file)
-        numbers = _chosen(file, count, choice)
-        damaged: list[int] = []
+        wanted = choice.pages or (range(1, MOST_PAGES + 1),)
+        found, _ = _ask("survey", file, ranges=[(one.start, one.stop) for one in wanted])
+        count, damaged = found["count"], set(found["damaged"])
+        numbers = sorted({number for one in wanted for number in range(one.start, min(one.stop, count + 1))})
+        if not numbers:
+            raise PictureError(f"it has {_pages(count)}" + ", none of them in --pages" * (choice.pages is not None))
+        if any(one.start > count or count + 1 < one.stop < OPEN_END for one in choice.pages or ()):
+            _tell(f"{file.path} has {_pages(count)}: those of --pages beyond it are not there")
+        last = max(damaged, default=0) if len(damaged) >= MOST_DAMAGED else OPEN_END
         for number in numbers:
-            if _is_there(file, number):
+            if number not in damaged and number < last:
                 yield f"page={number}", Page(file, {"page": number})
-            else:
-                damaged.append(number)
-                if damaged[-MOST_DAMAGED:] == list(range(number - MOST_DAMAGED + 1, number + 1)):
-                    damaged.append(numbers[-1])
-                    break
-        if damaged:
-            raise PictureError(f"damaged, {_named(damaged)} cannot be read")
-        if _is_cut(file):
-            if choice.pages is None:
-                raise PictureError(_cut(count))
-            _tell(f"{file.path}: {_cut(count)}")
-        if choice.pages is None and count > MOST_PAGES:
-            error = PictureError(f"it has {count:,} pages, of which the first {MOST_PAGES:,} were read")
-            error.remedy = f"ask for others with --pages {MOST_PAGES + 1}-"
-            raise error
+        _complain(file, count, [number for number in numbers if number in damaged or number > last], choice)
 
     def open(self, file: Source, member: str) -> Bytes:
         if (found := PAGE.fullmatch(member)) is None:
@@ -116,17 +100,18 @@ class PdfReader:
         return Page(file, {"page": number})
 
 
-def _chosen(file: Source, count: int, choice: Choice) -> list[int]:
-    """The numbers of the pages that are wanted and there, in order. Raises PictureError where there is none."""
-    if choice.pages is None:
-        return list(range(1, min(count, MOST_PAGES) + 1))
-    wanted = [range(one.start, min(one.stop, count + 1)) for one in choice.pages]
-    numbers = sorted({number for some in wanted for number in some})
-    if not numbers:
-        raise PictureError(f"it has {_pages(count)}, none of them in --pages")
-    if any(one.start > count or count + 1 < one.stop < OPEN_END for one in choice.pages):
-        _tell(f"{file.path} has {_pages(count)}: those of --pages beyond it are not there")
-    return numbers
+def _complain(file: Source, count: int, damaged: list[int], choice: Choice) -> None:
+    """Raise PictureError for what of a document could not be read, or was not."""
+    if damaged:
+        raise PictureError(f"damaged, {_named(damaged)} cannot be read")
+    if _is_cut(file):
+        if choice.pages is None:
+            raise PictureError(_cut(count))
+        _tell(f"{file.path}: {_cut(count)}")
+    if choice.pages is None and count > MOST_PAGES:
+        error = PictureError(f"it has {count:,} pages, of which the first {MOST_PAGES:,} were read")
+        error.remedy = f"ask for others with --pages {MOST_PAGES + 1}-"
+        raise error
 
 
 def _pages(count: int) -> str:
@@ -134,14 +119,13 @@ def _pages(count: int) -> str:
 
 
 def _named(numbers: list[int]) -> str:
-    first, last = numbers[0], numbers[-1]
-    if first == last:
-        return f"page {first}"
-    return f"pages {first} to {last}" if len(numbers) > 3 else f"pages {', '.join(map(str, numbers))}"
+    if len(numbers) > 3:
+        return f"{len(numbers):,} pages between {numbers[0]} and {numbers[-1]}"
+    return ("page " if len(numbers) == 1 else "pages ") + ", ".join(map(str, numbers))
 
 
 def _cut(count: int) -> str:
-    return f"the file ends too early: {_pages(count)} were found, what stood behind is lost"
+    return f"the file ends too early: it has {_pages(count)}, what stood behind is lost"
 
 
 def _is_cut(file: Source) -> bool:
@@ -154,35 +138,9 @@ def _is_cut(file: Source) -> bool:
         raise PictureError(error.strerror or str(error)) from None
 
 
+@lru_cache(maxsize=16)
 def _page_count(file: Source) -> int:
-    def count() -> int:
-        with _errors(file), _pdfium:
-            return _document(file).count
-
-    return interruptible(count)
-
-
-def _is_there(file: Source, number: int) -> bool:
-    from pypdfium2 import PdfiumError
-
-    with _errors(file), _pdfium:
-        try:
-            _document(file).pdf.get_page_size(number - 1)
-            return True
-        except PdfiumError:
-            return False
-
-
-def _scale(wide: float, high: float) -> float:
-    """Pixels a unit of the page at which it is read: about PIXELS in all, or `max_pixels` if that is less."""
-    if not (math.isfinite(wide * high) and wide * high > 0):
-        raise PictureError(f"the size of its page is {wide:g} x {high:g}")
-    return min(math.sqrt(min(PIXELS, max_pixels()) / (wide * high)), LONGEST / max(wide, high))
-
-
-def _pixels(paper: tuple[float, float], scale: float) -> tuple[int, int]:
-    """Width and height, as `PdfPage.render` has them."""
-    return math.ceil(paper[0] * scale), math.ceil(paper[1] * scale)
+    return int(_ask("survey", file, ranges=[])[0]["count"])
 
 
 def _plain(text: str) -> str:
@@ -192,102 +150,91 @@ def _plain(text: str) -> str:
     return "\n".join(lines).strip()
 
 
-class _Document:
-    """An open document, and how many pages of it were opened."""
+class _Worker:
+    """A process of `io.pdf_worker`, and the memory for pixels that it shares."""
 
-    def __init__(self, file: Source) -> None:
-        from pypdfium2 import PdfDocument
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        program = str(Path(__file__).with_name("pdf_worker.py"))
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with _shared_file() as file:
+            self._pixels = mmap.mmap(file.fileno(), MOST_BYTES)
+            words = [sys.executable, "-P", program, str(file.fileno())]
+            # Not of the terminal's group: Ctrl-C is for this process, which ends the others.
+            self._process = subprocess.Popen(
+                words, bufsize=0, start_new_session=True, pass_fds=[file.fileno()], **pipes
+            )
 
-        _close_at_exit()
-        self.pdf = PdfDocument(file.read() if file.offset else file.path)
-        self.pdf.init_forms()  # before anything else: else their fields are not drawn
-        self.count, self.opened = len(self.pdf), 0
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """The reply, and the pixels of a page, RGB. Raises OSError or EOFError where it ended, TimeoutError where it
+        takes too long."""
+        end = time.monotonic() + SECONDS
+        replies: Any = self._process.stdout
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
+        line = b""
+        while not line.endswith(b"\n"):
+            if not select.select([replies], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise TimeoutError
+            if not (data := os.read(replies.fileno(), 1 << 16)):
+                raise EOFError
+            line += data
+        said = json.loads(line)
+        return said, self._pixels[: 3 * math.prod(said["drawn"])] if "drawn" in said else b""
+
+    def end(self) -> None:
+        if self.owner == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+            self._pixels.close()
 
 
-@cache
-def _close_at_exit() -> None:
-    """Have the open documents closed before pypdfium2, imported by now, closes them and says so."""
-
-    def close() -> None:
-        if _pdfium.acquire(timeout=PATIENCE):
-            while _documents:
-                _documents.popitem()[1].pdf.close()
-            _pdfium.release()
-
-    atexit.register(close)
+def _shared_file() -> IO[bytes]:
+    """A file without a name, in memory where there are such."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("vlmkit-page"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    file.truncate(MOST_BYTES)
+    return file
 
 
-def _document(file: Source) -> _Document:
-    """The document, which is kept open. The lock must be held."""
-    known = _documents.pop(file, None)
-    if known is not None and known.opened >= REOPENED:
-        known.pdf.close()
-        known = None
-    _documents[file] = known or _Document(file)
-    while len(_documents) > OPEN_DOCUMENTS:
-        _documents.popitem(last=False)[1].pdf.close()
-    return _documents[file]
+_places = threading.Semaphore(min(MOST_WORKERS, len(os.sched_getaffinity(0))))
+_idle: list[_Worker] = []
+_late: set[tuple[Source, int | None]] = set()  # pages that are not tried again
 
 
-@contextmanager
-def _opened_page(file: Source, number: int) -> Iterator[tuple[Any, Any]]:
-    """A page, and the environment of its form fields or None, with the lock held."""
-    with _pdfium:
-        document = _document(file)
-        if number > document.count:
-            raise PictureError(f"the document has {_pages(document.count)}")
-        document.opened += 1
-        page = document.pdf.get_page(number - 1)
+@atexit.register
+def _end() -> None:
+    while _idle:
+        _idle.pop().end()
+
+
+def _ask(does: str, file: Source, **rest: Any) -> tuple[dict[str, Any], bytes]:
+    """What a worker replies. Raises PictureError."""
+    late = (file, rest.get("number"))
+    with _places:
+        if late in _late:
+            raise PictureError(LATE)
+        worker = _idle.pop() if _idle else _Worker()
+        if worker.owner != os.getpid():  # of the process that this one was forked from
+            _idle.clear()
+            worker = _Worker()
+        is_well = False
         try:
-            yield page, document.pdf.formenv
+            said, data = worker.ask({"does": does, "file": list(file), **rest})
+            is_well = True
+        except TimeoutError:
+            _late.add(late)
+            raise PictureError(LATE) from None
+        except (OSError, EOFError, ValueError):
+            raise PictureError("damaged: PDFium crashed") from None
         finally:
-            page.close()
-
-
-@contextmanager
-def _errors(file: Source) -> Iterator[None]:
-    """Turn errors of PDFium into PictureError."""
-    from pypdfium2 import PdfiumError
-
-    try:
-        yield
-    except PdfiumError as error:
-        if getattr(error, "err_code", None) == PASSWORD_ERROR:
-            found = PictureError("it is encrypted with a password")
-            found.remedy = "save a copy without the password"
-            raise found from None
-        what = "not a PDF document that can be read, or damaged" if file.size else "the file is empty"
-        raise PictureError(what) from None
-    except OSError as error:
-        raise PictureError(error.strerror or str(error)) from None
-    except MemoryError:
-        raise PictureError("not enough memory to draw it") from None
-
-
-def _drawn(page: Any, forms: Any, width: int, height: int) -> "Image":
-    """The page with its annotations and form fields on white, in the pixels of `PdfPage.render`, which knows no limit
-    of time. Raises PictureError where it takes longer than SECONDS."""
-    from pypdfium2 import PdfBitmap, raw
-
-    bitmap = PdfBitmap.new_native(width, height, raw.FPDFBitmap_BGR, rev_byteorder=True)
-    try:
-        bitmap.fill_rect((255, 255, 255, 255), 0, 0, width, height)
-        placed = (bitmap, page, 0, 0, width, height, 0, raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER)
-        pause = raw.IFSDK_PAUSE(version=1)
-        pause.NeedToPauseNow = _after(SECONDS, type(pause.NeedToPauseNow))
-        status = raw.FPDF_RenderPageBitmap_Start(*placed, pause)
-        raw.FPDF_RenderPage_Close(page)
-        if status != raw.FPDF_RENDER_DONE:
-            late = status == raw.FPDF_RENDER_TOBECONTINUED
-            raise PictureError(f"takes more than {SECONDS:.0f} s to draw" if late else "it cannot be drawn")
-        if forms:
-            raw.FPDF_FFLDraw(forms, *placed)
-        return bitmap.to_pil()
-    finally:
-        bitmap.close()
-
-
-def _after(seconds: float, kind: Callable[..., Any]) -> Any:
-    """What PDFium asks between the objects of a page: whether it should stop."""
-    end = time.monotonic() + seconds
-    return kind(lambda _: time.monotonic() > end)
+            if is_well:
+                _idle.append(worker)
+            else:
+                worker.end()
+    if "error" in said:
+        error = PictureError(said["error"])
+        error.remedy = said.get("remedy", "")
+        raise error
+    return said, data
