@@ -123,6 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
         kind = "text/event-stream" if body.startswith("data:") else "application/json"
         self.send(f"{body}\n\n".encode(), int(status), kind)
 
+    def on_crowds(self) -> None:
+        """crowds MESSAGE: refused with it where there are more than two pictures."""
+        if len(seen := pictures(self.body)) > 2:
+            return self.fail(400, self.text.partition(" ")[2])
+        self.say(f"saw {len(seen)}")
+
     def on_limited(self) -> None:
         """The first two tries are refused, with a wait in the body."""
         if self.tries < 3:

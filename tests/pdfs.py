@@ -51,40 +51,34 @@ def one_page(content: bytes, page: str = PAGE, *more: str | bytes, catalog: str 
 
 def hostile() -> dict[str, bytes]:
     """Documents that want to crash, hang or fill whoever reads them, by what they do."""
-    catalog = "<</Type/Catalog/Pages 2 0 R>>"
-    shared = [
+    catalog, one = "<</Type/Catalog/Pages 2 0 R>>", "<</Type/Pages/Kids[3 0 R]/Count 1>>"
+    tree = [
         f"<</Type/Pages/Parent {n - 1} 0 R/Count {10 ** (8 - n)}/Kids[{f'{n + 1} 0 R ' * 10}]>>" for n in range(2, 8)
     ]
-    form = "<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</F {} 0 R>>>>"
+    leaf = PAGE.replace("2 0 R", "7 0 R").replace("4 0 R", "9 0 R")
+    form = "/Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</F {} 0 R>>>>"
     page = PAGE.replace("/Resources<<>>", "/Resources<</XObject<</F 5 0 R>>>>")
-    doubling = [stream(b"/F Do " * 12, form.format(6 + i)[2:]) for i in range(12)]
     script = "/OpenAction<</S/JavaScript/JS(while(1){app.alert('x')})>>"
     image = "/Type/XObject/Subtype/Image/Width 60000/Height 60000/ColorSpace/DeviceRGB/BitsPerComponent 8"
+    empty = written(catalog, "<</Type/Pages/Kids[]/Count 0>>", extra="/Prev 99999")
+    line = b"0 0 m 9 9 l S"
     return {
-        "pages-of-themselves": written(catalog, "<</Type/Pages/Kids[2 0 R]/Count 1>>"),
-        "a-million-pages-that-are-not-there": written(
-            catalog, "<</Type/Pages/Kids[3 0 R]/Count 1000000>>", PAGE, stream(b"")
+        "pages of themselves": written(catalog, "<</Type/Pages/Kids[2 0 R]/Count 1>>"),
+        "a million pages that are not there": written(catalog, one.replace("1>>", "1000000>>"), PAGE, stream(b"")),
+        "a million pages in a kilobyte": written(catalog, *tree, leaf, stream(b"")),
+        "a form within itself": one_page(b"/F Do", page, stream(b"/F Do", form.format(5))),
+        "forms that double": one_page(
+            b"/F Do " * 12, page, *(stream(b"/F Do " * 12, form.format(6 + i)) for i in range(12))
         ),
-        "a-million-pages-in-a-kilobyte": written(
-            catalog, *shared, PAGE.replace("2 0 R", "7 0 R").replace("4 0 R", "9 0 R"), stream(b"")
-        ),
-        "a-form-within-itself": one_page(b"/F Do", page, stream(b"/F Do", form.format(5)[2:])),
-        "forms-that-double": one_page(b"/F Do " * 12, page, *doubling),
-        "a-huge-page": one_page(b"0 0 m 9 9 l S", PAGE.replace("200 100", "2e9 2e9")),
-        "a-page-of-no-size": one_page(b"0 0 m 9 9 l S", PAGE.replace("0 0 200 100", "5 5 5 5")),
-        "a-strip": one_page(b"0 0 m 9 9 l S", PAGE.replace("200 100", "1 1000000")),
-        "javascript": one_page(b"0 0 m 9 9 l S", catalog=script),
-        "a-table-that-names-itself": written(catalog, "<</Type/Pages/Kids[]/Count 0>>", extra="/Prev 9").replace(
-            b"/Prev 9", b"/Prev %d" % written(catalog, "<</Type/Pages/Kids[]/Count 0>>").index(b"xref")
-        ),
-        "deep-arrays": one_page(b"[" * 500_000 + b"]" * 500_000 + b" 0 d"),
-        "deep-states": one_page(b"q " * 2_000_000),
-        "a-bomb": one_page(b" " * 400_000_000 + b"0 0 m 9 9 l S"),
-        "a-huge-picture": one_page(b"200 0 0 100 0 0 cm /F Do", page, stream(b"", image)),
-        "many-lines": one_page(b"0 0 m " + b"199 99 l 1 1 l " * 1_000_000 + b"S"),
-        "many-shapes": one_page(b"0 0 199 99 re f " * 2_000_000),
-        "only-a-head": HEAD.encode(),
-        "a-loop-of-streams": written(
-            catalog, "<</Type/Pages/Kids[3 0 R]/Count 1>>", PAGE, "<</Length 4 0 R>>stream\nq\nendstream"
-        ),
+        "a huge page": one_page(line, PAGE.replace("200 100", "2e9 2e9")),
+        "a page of no size": one_page(line, PAGE.replace("0 0 200 100", "5 5 5 5")),
+        "a strip": one_page(line, PAGE.replace("200 100", "1 1000000")),
+        "a script": one_page(line, catalog=script),
+        "a table that follows itself": empty.replace(b"99999", b"%05d" % empty.index(b"xref")),
+        "deep arrays": one_page(b"[" * 500_000 + b"]" * 500_000 + b" 0 d"),
+        "deep states": one_page(b"q " * 200_000),
+        "a bomb": one_page(b" " * 50_000_000 + line),
+        "a huge picture": one_page(b"200 0 0 100 0 0 cm /F Do", page, stream(b"", image)),
+        "a head alone": HEAD.encode(),
+        "a length that names its stream": written(catalog, one, PAGE, "<</Length 4 0 R>>stream\nq\nendstream"),
     }
