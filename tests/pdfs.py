@@ -59,7 +59,6 @@ def hostile() -> dict[str, bytes]:
     form = "/Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</F {} 0 R>>>>"
     page = PAGE.replace("/Resources<<>>", "/Resources<</XObject<</F 5 0 R>>>>")
     script = "/OpenAction<</S/JavaScript/JS(while(1){app.alert('x')})>>"
-    doubling = [stream(b"/F Do " * 12, form.format(6 + i)) for i in range(12)]
     image = "/Type/XObject/Subtype/Image/Width 60000/Height 60000/ColorSpace/DeviceRGB/BitsPerComponent 8"
     empty = written(catalog, "<</Type/Pages/Kids[]/Count 0>>", extra="/Prev 99999")
     line = b"0 0 m 9 9 l S"
