@@ -32,8 +32,8 @@ def load_embedder(
 
     Raises VlmkitError where the name is unknown or the files cannot be opened.
 
-    With `quick_texts` a model of PyTorch embeds texts without importing it where it can; see `OnnxTextEncoder`, which
-    `warn` and `note` are for.
+    A model of PyTorch embeds without importing it where it can, texts that are not in the cache yet only with
+    `quick_texts`; see `OnnxEmbedder`, which `warn` and `note` are for.
     """
     embedder: Embedder
     if is_url(name):
@@ -61,11 +61,11 @@ def load_embedder(
         embedder = Int8Embedder(checkpoint.name, fingerprint, open_model, hardware)
         embedder.identity, embedder.load_arguments = f"{name}@{fingerprint}", (name, hardware)
         return embedder
-    quick = quick_texts and hardware.device in ("auto", "cpu") and hardware.precision in (None, "fp32")
-    if quick and "int8" in precisions:
-        from vlmkit.models.embedders.onnx import OnnxTextEncoder
+    quick = (quick_texts and hardware.device == "auto") or hardware.is_cpu
+    if quick and hardware.precision in (None, "fp32") and "int8" in precisions:
+        from vlmkit.models.embedders.onnx import OnnxEmbedder
 
-        embedder = OnnxTextEncoder(fingerprint, open_model, hardware, warn, note)
+        embedder = OnnxEmbedder(fingerprint, open_model, hardware, quick_texts=quick_texts, warn=warn, note=note)
     else:
         embedder = open_model(hardware)
         embedder.starts_quickly = quick_texts

@@ -25,10 +25,12 @@ the user can correct. A class may have a method `fingerprint() -> str`, equal fo
 its package is used.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from vlmkit.errors import VlmkitError
@@ -60,6 +62,12 @@ class Hardware:
     device: str = "auto"
     threads: int | None = None
     precision: str | None = None
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether `device` is the CPU. That `auto` is it is known without PyTorch where no driver of a GPU runs."""
+        drivers = (*Path("/dev").glob("nvidia[0-9]*"), *filter(Path.exists, map(Path, ("/dev/kfd", "/dev/dxg"))))
+        return self.device == "cpu" or (self.device == "auto" and sys.platform == "linux" and not drivers)
 
 
 class Model:

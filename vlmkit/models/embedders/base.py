@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlmkit.errors import VlmkitError
 from vlmkit.models.batching import CPU, CUDA_FIRST, CUDA_LARGEST, BatchSize
+from vlmkit.models.embedders.preprocessing import PictureSteps
 from vlmkit.models.types import Embedder, Hardware
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class TorchEmbedder(Embedder):
 
     precisions = ("fp32", "bf16", "fp16", "int8")  # int8 is made of the exported model, see onnx.py
     model: "torch.nn.Module"
+    picture_steps: PictureSteps | None = None  # what `preprocess` does, where that can be done without PyTorch
 
     def __init__(self, hardware: Hardware) -> None:
         import torch
@@ -63,6 +65,10 @@ class TorchEmbedder(Embedder):
     def picture_inputs(self, pictures: "torch.Tensor") -> "Inputs":
         """What `encode_images` takes, from a stack of what `preprocess` makes."""
         return {"pixel_values": pictures}
+
+    def only_what_vectors_need(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, `encode_images` of an exported model leaves out what does not change its vectors."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def encode_images(self, inputs: "Inputs") -> "torch.Tensor":

@@ -1,4 +1,4 @@
-"""PyTorch models that embed through their exported towers: texts without importing PyTorch, and int8."""
+"""PyTorch models that embed through their exported towers: without importing PyTorch, and in int8."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from vlmkit.errors import VlmkitError, check_installed
 from vlmkit.models.batching import BatchSize
 from vlmkit.models.embedders.base import TorchEmbedder
-from vlmkit.models.embedders.onnx_export import export_int8, export_text_tower
-from vlmkit.models.embedders.onnx_towers import ExportError, OnnxTowers, open_towers
+from vlmkit.models.embedders.onnx_export import export_image_tower, export_int8, export_text_tower
+from vlmkit.models.embedders.onnx_towers import PIXELS, ExportError, OnnxTowers, cpu_batch, image_key, open_towers
 from vlmkit.models.types import Embedder, Hardware
 
 if TYPE_CHECKING:
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EXPORTER = "onnx", "onnxscript"
+WORTH_EXPORT = 16  # pictures: for fewer at once PyTorch is opened sooner than a tower is written
 
 
-class OnnxTextEncoder(Embedder):
-    """A model whose texts go through its exported text tower, so that a search starts without importing PyTorch.
+class OnnxEmbedder(Embedder):
+    """A model on the CPU that embeds through its exported towers, which is quicker, and starts without PyTorch.
 
-    The first call exports the tower: `warn` is called with a line that says so, as it takes a while, or that packages
-    for it are missing. Where the export fails `note` is called with the reason, and PyTorch embeds the texts. The
-    PyTorch model is opened when it is needed.
+    With `quick_texts` the first text exports the text tower; the first batch of 16 pictures or more exports the image
+    tower, if the model runs on the CPU and its preprocessing is known. `warn` is called with a line that says so, as
+    it takes a while, or that packages for it are missing. Where the export fails `note` is called with the reason.
+    What has no tower PyTorch embeds; the PyTorch model is opened when it is needed.
     """
 
     def __init__(
@@ -32,13 +34,17 @@ class OnnxTextEncoder(Embedder):
         fingerprint: str,
         open_model: Callable[[Hardware], TorchEmbedder],
         hardware: Hardware,
+        *,
+        quick_texts: bool,
         warn: Callable[[str], None],
         note: Callable[[str], None],
     ) -> None:
         self._fingerprint, self._open_model, self._hardware = fingerprint, open_model, hardware
         self._warn, self._note = warn, note
-        self._towers: OnnxTowers | TorchEmbedder | None = open_towers(fingerprint, hardware.threads)
-        known = self._towers or self._model
+        self._texts = open_towers(fingerprint, hardware.threads)
+        self._pictures = open_towers(image_key(fingerprint), hardware.threads) if self._hardware.is_cpu else None
+        self._may_export = {"text": quick_texts, "image": self._hardware.is_cpu}
+        known = self._texts or self._pictures or self._model
         self.device, self.dim, self.size, self.logit_scale = known.device, known.dim, known.size, known.logit_scale
 
     @cached_property
@@ -47,42 +53,47 @@ class OnnxTextEncoder(Embedder):
 
     @cached_property
     def batch(self) -> BatchSize:
-        return self._model.batch
+        return cpu_batch(self._hardware) if self._hardware.is_cpu else self._model.batch
 
     def preprocess(self, image: "Image") -> "np.ndarray":
-        return self._model.preprocess(image)
+        steps = self._pictures and self._pictures.picture_steps
+        return steps(image) if steps else self._model.preprocess(image)
 
     def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
-        return self._model.embed_images(pictures)
+        if self._pictures is None and len(pictures) >= WORTH_EXPORT and self._may_export["image"]:
+            self._pictures = self._exported("image", export_image_tower) if self._model.picture_steps else None
+        return self._pictures.embed_images({PIXELS: pictures}) if self._pictures else self._model.embed_images(pictures)
 
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
-        if self._towers is None:
-            self._towers = self._export()
-        return self._towers.embed_texts(texts)
+        if self._texts is None and self._may_export["text"]:
+            self._texts = self._exported("text", export_text_tower)
+        return (self._texts or self._model).embed_texts(texts)
 
     @property
     def text_tokenizer(self) -> "tokenizers.Tokenizer | None":
-        return (self._towers or self._model).text_tokenizer
+        return (self._texts or self._model).text_tokenizer
 
-    def _export(self) -> OnnxTowers | TorchEmbedder:
+    def _exported(self, side: str, export: Callable[[TorchEmbedder, str], OnnxTowers]) -> OnnxTowers | None:
+        """The tower for `side`, written now; None, and not tried again, where that fails."""
+        self._may_export[side] = False
         try:
             check_installed("a quick search", "vlmkit[onnx]", *EXPORTER)
         except VlmkitError as error:
-            self._warn(f"PyTorch embeds texts, which takes seconds each time: {error.remedy} makes it quicker")
-            return self._model
+            self._warn(f"PyTorch embeds {side}s, which takes seconds each time: {error.remedy} makes it quicker")
+            return None
         on_cpu = self._model if self._model.device == "cpu" else self._open_model(Hardware("cpu"))
-        self._warn("writing the model's text tower into the cache, once: the next search is quicker")
+        self._warn(f"writing the model's {side} tower into the cache, once: {side}s are embedded quicker from now on")
         try:
-            return export_text_tower(on_cpu, self._fingerprint)
+            return export(on_cpu, self._fingerprint)
         except (ExportError, OSError) as error:
-            self._note(f"texts are embedded by PyTorch: {error}")
-            return self._model
+            self._note(f"{side}s are embedded by PyTorch: {error}")
+            return None
 
 
 class Int8Embedder(Embedder):
     """A model with its matrix products in int8, quantised and checked once and kept in the cache by its fingerprint.
 
-    The model itself is opened to preprocess pictures.
+    The model itself is opened to preprocess pictures where that needs PyTorch.
     """
 
     def __init__(
@@ -91,7 +102,7 @@ class Int8Embedder(Embedder):
         if hardware.device not in ("auto", "cpu"):
             what = f"int8 runs on the CPU, not on {hardware.device}"
             raise VlmkitError(what, "use --precision bf16, or leave --device out")
-        self._open_model = open_model
+        self._open_model, self.batch = open_model, cpu_batch(hardware)
         self._towers = open_towers(fingerprint, hardware.threads) or self._export(name, fingerprint)
         self.dim, self.size, self.logit_scale = self._towers.dim, self._towers.size, self._towers.logit_scale
 
@@ -107,13 +118,15 @@ class Int8Embedder(Embedder):
             raise VlmkitError(f"{name} has no int8 form: {error}", "use --precision fp32 or bf16") from None
 
     def preprocess(self, image: "Image") -> "np.ndarray":
-        return self._model.preprocess(image)
+        return (self._towers.picture_steps or self._model.preprocess)(image)
 
     def embed_images(self, pictures: "np.ndarray") -> "np.ndarray":
+        if self._towers.picture_steps:
+            return self._towers.embed_images({PIXELS: pictures})
         import torch
 
         inputs = self._model.picture_inputs(torch.from_numpy(pictures))
-        return self._towers.run("image", {name: value.numpy() for name, value in inputs.items()})
+        return self._towers.embed_images({name: value.numpy() for name, value in inputs.items()})
 
     def embed_texts(self, texts: list[str]) -> "np.ndarray":
         return self._towers.embed_texts(texts)

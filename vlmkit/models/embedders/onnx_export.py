@@ -1,6 +1,7 @@
 """Write the towers of a PyTorch model into the cache as ONNX, compared with the model on probe inputs."""
 
 import contextlib
+import dataclasses
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from vlmkit.models.embedders.onnx_towers import (
     ExportError,
     OnnxTowers,
     content_fingerprint,
+    image_key,
     open_towers,
     towers_folder,
 )
@@ -68,7 +70,10 @@ def probe_pictures(embedder: TorchEmbedder) -> "torch.Tensor":
         noise = random.integers(0, 256, (height, width, 3))
         coarse = Image.fromarray(random.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
         made += [Image.fromarray(array.astype(np.uint8)) for array in (smooth, noise)] + [coarse]
-    return torch.from_numpy(np.stack([embedder.preprocess(image) for image in made]))
+    pictures = np.stack([embedder.preprocess(image) for image in made])
+    if (steps := embedder.picture_steps) and not np.array_equal(pictures, np.stack([steps(image) for image in made])):
+        raise ExportError("its preprocessing gives other pictures without PyTorch")
+    return torch.from_numpy(pictures)
 
 
 def export_text_tower(embedder: TorchEmbedder, fingerprint: str) -> OnnxTowers:
@@ -82,6 +87,22 @@ def export_text_tower(embedder: TorchEmbedder, fingerprint: str) -> OnnxTowers:
     return _opened(fingerprint)
 
 
+def export_image_tower(embedder: TorchEmbedder, fingerprint: str) -> OnnxTowers:
+    """The image tower of `embedder` (on the CPU, in fp32) in the cache, by `fingerprint`. Raises ExportError."""
+    key = image_key(fingerprint)
+    with _new_folder(embedder, key) as (folder, card):
+        if embedder.picture_steps is None:
+            raise ExportError("its preprocessing needs PyTorch")
+        pictures = probe_pictures(embedder)
+        _export_images(embedder, pictures, folder, card)
+        towers = OnnxTowers(folder, card, None)
+        made = towers.embed_images(_arrays(embedder.picture_inputs(pictures)))
+        card["cosine"] = _lowest_cosine(embedder.embed_images(pictures.numpy()), made)
+        if card["cosine"] < LOWEST_COSINE:
+            raise ExportError(f"the exported image tower differs, cosine {card['cosine']:.5f}")
+    return _opened(key)
+
+
 def export_int8(embedder: TorchEmbedder, fingerprint: str, name: str) -> OnnxTowers:
     """Both towers of `embedder` (on the CPU, in fp32) with their matrix products in int8, weights by channel.
 
@@ -90,14 +111,13 @@ def export_int8(embedder: TorchEmbedder, fingerprint: str, name: str) -> OnnxTow
     """
     with _new_folder(embedder, fingerprint) as (folder, card):
         pictures = probe_pictures(embedder)
-        inputs = embedder.picture_inputs(pictures)
         towers = _export_texts(embedder, folder, card)
-        _export(embedder, embedder.encode_images, inputs, folder / "image.onnx")
+        _export_images(embedder, pictures, folder, card)
         for side in ("text", "image"):
             _quantize(folder, side)
         _check_tokens(embedder, towers)
         texts = _lowest_cosine(embedder.embed_texts(PROBE_TEXTS), towers.embed_texts(PROBE_TEXTS))
-        quantized = towers.run("image", {name: value.numpy() for name, value in inputs.items()})
+        quantized = towers.embed_images(_arrays(embedder.picture_inputs(pictures)))
         images = _lowest_cosine(embedder.embed_images(pictures.numpy()), quantized)
         card["cosine"] = min(texts, images)
         if card["cosine"] < LOWEST_INT8_COSINE:
@@ -135,6 +155,18 @@ def _export_texts(embedder: TorchEmbedder, folder: Path, card: dict[str, Any]) -
     _export(embedder, embedder.encode_texts, inputs, folder / "text.onnx")
     card |= {"clean": fast.clean, "inputs": {"text": list(inputs)}}
     return OnnxTowers(folder, card, None)
+
+
+def _export_images(embedder: TorchEmbedder, pictures: "torch.Tensor", folder: Path, card: dict[str, Any]) -> None:
+    """Image tower in `folder`, and in `card` what is done to pictures before, where that needs no PyTorch."""
+    if steps := embedder.picture_steps:
+        card["picture"] = dataclasses.asdict(steps)
+    with embedder.only_what_vectors_need():
+        _export(embedder, embedder.encode_images, embedder.picture_inputs(pictures), folder / "image.onnx")
+
+
+def _arrays(inputs: "Inputs") -> "dict[str, np.ndarray]":
+    return {name: value.numpy() for name, value in inputs.items()}
 
 
 def _export(embedder: TorchEmbedder, encode: "Callable[[Inputs], torch.Tensor]", inputs: "Inputs", path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import orjson
 from vlmkit.errors import VlmkitError, reason_of
 from vlmkit.io.images import middle
 from vlmkit.models.embedders.base import FastTokenizer, TorchEmbedder, silence_libraries
+from vlmkit.models.embedders.preprocessing import PictureSteps
 from vlmkit.models.resolve import OPEN_CLIP_CONFIG, Checkpoint
 from vlmkit.models.types import Hardware
 
@@ -43,6 +45,7 @@ class OpenClip(TorchEmbedder):
         preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
         self._transform = image_transform_v2(preprocess, is_train=False)
         self._crops = preprocess.resize_mode == "shortest"
+        self.picture_steps = PictureSteps.of_open_clip(dataclasses.asdict(preprocess))
         self.model: Any = self.place(model)
         self.size = max(preprocess.size) if isinstance(preprocess.size, tuple | list) else preprocess.size
         self.logit_scale = model.logit_scale.exp().item()
@@ -72,6 +75,28 @@ class OpenClip(TorchEmbedder):
     def preprocess(self, image: "Image") -> "np.ndarray":
         """An RGB picture -> (3, H, W) float32."""
         return self._transform(middle(image) if self._crops else image).numpy()
+
+    @contextlib.contextmanager
+    def only_what_vectors_need(self) -> Iterator[None]:
+        """The last block of a vision transformer that pools its first token computes that token alone."""
+        from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+        tower = self.model.visual
+        block: Any = tower.transformer.resblocks[-1] if isinstance(tower, VisionTransformer) else None
+        if type(block) is not ResidualAttentionBlock or tower.pool_type != "tok" or tower.attn_pool is not None:
+            yield
+            return
+
+        def first_token(x: "torch.Tensor", **_: Any) -> "torch.Tensor":
+            seen, first = block.ln_1(x), x[:, :1]
+            first = first + block.ls_1(block.attention(seen[:, :1], seen, seen))
+            return first + block.ls_2(block.mlp(block.ln_2(first)))
+
+        block.forward = first_token
+        try:
+            yield
+        finally:
+            del block.forward
 
     def encode_images(self, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":
         return self.model.encode_image(inputs["pixel_values"])
