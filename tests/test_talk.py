@@ -26,9 +26,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlmkit.errors import VlmkitError
 from vlmkit.generate.pipeline import caption_sampling
-from vlmkit.models.chat.decoding import Generated, nucleus
+from vlmkit.models.chat.decoding import Generated, _best, nucleus
 from vlmkit.models.chat.mini import GRAPH, MiniChat, Prompts
-from vlmkit.models.chat.mini_graphs import PADDING, PLACE, PLACES, Decoder, Features
+from vlmkit.models.chat.mini_graphs import PADDING, PLACE, PLACES, Branches, Decoder, Features
 from vlmkit.models.embedders.mini import Mini
 from vlmkit.models.load import load_chat_model
 from vlmkit.models.resolve import MINI_FILES, resolve
@@ -204,6 +204,33 @@ def test_the_cache_gives_what_a_whole_prompt_gives(talking: Path) -> None:
     nothing, _ = decoder(np.array([head]), grid=np.zeros_like(grid))
     alone, _ = decoder(np.array([head]), grid=grid)
     assert not np.allclose(nothing, alone, atol=1e-1), "the picture must make a difference"
+
+
+def test_branches_give_what_rows_of_their_own_give(talking: Path) -> None:
+    """Two rows, one padded, three branches each, swapped, then one row dropped."""
+    decoder, random = Decoder(talking / "packed" / GRAPH), np.random.default_rng(4)
+    _, cache = decoder(np.array([[PADDING, 2, 8, 3], [2, 9, 10, 3]]))
+    branches, rows = Branches(decoder, cache), cache
+    for follows, own in ([0] * 3 + [1] * 3, [0] * 3 + [1] * 3), ([2, 0, 0, 4, 4, 5],) * 2, ([5, 3, 5],) * 2:
+        tokens = random.integers(5, 60, len(follows))
+        logits, rows = decoder(tokens[:, None], rows, np.array(own))
+        assert np.allclose(branches(tokens, np.array(follows)), logits, atol=1e-4)
+
+
+@given(st.integers(1, 400), st.integers(1, 16), st.integers(0, 2**32 - 1))
+def test_the_best_scores_are_the_first_of_all_in_order(size: int, count: int, seed: int) -> None:
+    scores = np.random.default_rng(seed).integers(-50, 0, size + count).astype(np.float32)  # with ties
+    assert _best(scores, count).tolist() == (-scores).argsort(kind="stable")[:count].tolist()
+
+
+def test_beams_that_came_before_are_not_embedded_again(talk: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    embed = talk._embedder.embed_texts
+    monkeypatch.setattr(talk._embedder, "embed_texts", lambda texts: seen.extend(texts) or embed(texts))
+    requests = [Request("", [array]) for array in noise(2, seed=21)]
+    how = Sampling(6, beams=4, clip_rerank_weight=5.0)
+    first, count = talk.answer(requests, how), len(seen)
+    assert count and talk.answer(requests[::-1], how) == first[::-1] and len(seen) == count
 
 
 def test_an_answer_does_not_depend_on_its_batch(talk: MiniChat) -> None:

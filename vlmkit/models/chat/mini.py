@@ -18,7 +18,7 @@ from vlmkit.models.batching import BatchSize
 from vlmkit.models.chat.confidence import calibrated, mean_probability
 from vlmkit.models.chat.decoding import Generated, beam_search, decode, greedy, sampler
 from vlmkit.models.chat.language import foreign_words
-from vlmkit.models.chat.mini_graphs import PADDING, PLACE, PLACES, Cache, Decoder, Features
+from vlmkit.models.chat.mini_graphs import PADDING, PLACE, PLACES, Branches, Cache, Decoder, Features
 from vlmkit.models.embedders.mini import SIZE, Mini, mini_threads, open_tokenizer, preprocess
 from vlmkit.models.resolve import MINI_FILES, MINI_FOLDER, Checkpoint, better_chat_model
 from vlmkit.models.types import (
@@ -43,6 +43,7 @@ BATCH = 16  # requests
 LIMITS = "knows people and dogs outdoors, rooms and drawn shapes, and guesses the rest"
 UNSURE = 0.5  # below it an answer is more often wrong than right
 POLYGLOT = "Qwen/Qwen2.5-VL-3B-Instruct"  # knows many languages
+KNOWN_TEXTS = 20_000  # whose vectors are kept, 1 KB each
 RERANK_WEIGHT = 5.0  # by CIDEr on pictures held out the best of 0, 2, 5, 10, 20 and 40
 
 
@@ -129,6 +130,7 @@ class MiniChat(ChatModel):
         self.batch = BatchSize(BATCH)
         self._prompts = Prompts(self._folder / TOKENIZER)
         self._decoder = Decoder(self._folder / GRAPH)
+        self._text_vectors: dict[str, np.ndarray] = {}
 
     @cached_property
     def _features(self) -> Features:
@@ -273,7 +275,8 @@ class MiniChat(ChatModel):
         if sampling.beams == 1:
             return decode(step, logits, greedy, end, limits, heard)
         penalty = sampling.length_penalty
-        beams = beam_search(step, logits, end, limits, bare, beams=sampling.beams, length_penalty=penalty)
+        branches = Branches(self._decoder, cache)
+        beams = beam_search(branches, logits, end, limits, bare, beams=sampling.beams, length_penalty=penalty)
         if sampling.clip_rerank_weight:
             return self._rerank(requests, beams, [look.vector for look in looks], sampling.clip_rerank_weight)
         return [found[0][1] for found in beams]
@@ -291,13 +294,22 @@ class MiniChat(ChatModel):
             for request, found in zip(requests, beams, strict=True)
             for _, reply in found
         ]
-        embedded = iter(self._embedder.embed_texts(texts))
+        embedded = iter(self._embed_texts(texts))
         chosen = []
         for found, picture in zip(beams, vectors, strict=True):
             cosines = [0.0 if picture is None else float(text @ picture) for text in islice(embedded, len(found))]
             totals = [score + weight * cosine for (score, _), cosine in zip(found, cosines, strict=True)]
             chosen.append(found[totals.index(max(totals))][1])
         return chosen
+
+    def _embed_texts(self, texts: list[str]) -> "list[np.ndarray]":
+        """Their vectors, those of earlier calls from memory: over many pictures a quarter of the beams come again."""
+        if len(self._text_vectors) >= KNOWN_TEXTS:
+            self._text_vectors = {}
+        known = self._text_vectors  # by several threads, none of which removes any
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, self._embedder.embed_texts(new), strict=True))
+        return [known[text] for text in texts]
 
     def _encode_heads(self, requests: list[Request], looks: list[Look]) -> "tuple[Cache, np.ndarray]":
         """Each distinct beginning of a prompt in the cache, and the row of each request there."""

@@ -4,7 +4,7 @@ vlmkit/models/mini/MODEL_CARD.md says how it was made and what it is good for; v
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
     from PIL.Image import Image
 
+    from vlmkit.models.embedders.graph_edit import EditedGraph
     from vlmkit.models.embedders.numpy_graph import NumpyGraph
 
 SIZE = 224  # pixels
@@ -155,9 +156,13 @@ def open_tokenizer(path: Path) -> "tokenizers.Tokenizer":
         raise VlmkitError(f"{path}: {error}", "reinstall vlmkit") from None
 
 
-def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.InferenceSession":
-    """The ONNX graph at `path`, with the serialized message `further` merged into it. Raises VlmkitError."""
+def open_graph(
+    path: Path, threads: int, edit: "Callable[[EditedGraph], None] | None" = None
+) -> "onnxruntime.InferenceSession":
+    """The ONNX graph at `path`, changed by `edit`. Raises VlmkitError."""
     import onnxruntime
+
+    from vlmkit.models.embedders.graph_edit import edited
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -165,7 +170,8 @@ def open_graph(path: Path, threads: int, further: bytes = b"") -> "onnxruntime.I
     # Weights are kept in int8 and turned into floats once, here; by default each call would do it again.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        model = path.read_bytes() + further if further else path
+        model = edited(path.read_bytes(), edit) if edit else path
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors have no common base
-        raise VlmkitError(f"{path}: {error}", "reinstall vlmkit") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise VlmkitError(f"{path}: {why}", "reinstall vlmkit") from None

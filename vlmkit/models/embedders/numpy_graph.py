@@ -5,13 +5,14 @@ Only what `vlmkit.recipes.mini.onnx_graph` writes is read: the operators below, 
 
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5  # wire types of Protocol Buffers
+from vlmkit.models.embedders.protobuf import read_fields, read_varint
+
 TYPES = {1: "<f4", 2: "u1", 3: "i1", 7: "<i8", 10: "<f2"}  # of TensorProto.DataType
 ROWS = 16  # of a matrix that are multiplied at a time
 UNTHREADED = 1 << 18  # multiplications for which OpenBLAS takes one thread
@@ -41,33 +42,9 @@ class NumpyGraph:
         return [values[outputs[0]]]
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """The number and the value of each field of a message (Protocol Buffers, "Encoding")."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == VARINT:
-            value, at = _varint(data, at)
-            yield key >> 3, value - (value >> 63 << 64)
-            continue
-        length, at = _varint(data, at) if key & 7 == BYTES else ({EIGHT: 8, FOUR: 4}[key & 7], at)
-        if at + length > len(data):
-            raise ValueError("the file ends too early")
-        yield key >> 3, data[at : at + length]
-        at += length
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while data[at] & 128:
-        value |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-    return value | data[at] << shift, at + 1
-
-
 def _grouped(data: memoryview) -> dict[int, list[Any]]:
     fields: dict[int, list[Any]] = {}
-    for number, value in _fields(data):
+    for number, value in read_fields(data):
         fields.setdefault(number, []).append(value)
     return fields
 
@@ -80,7 +57,7 @@ def _packed(values: list[Any]) -> list[int]:
     for data in values:
         at = 0
         while at < len(data):
-            value, at = _varint(data, at)
+            value, at = read_varint(data, at)
             found.append(value)
     return found
 

@@ -3,7 +3,8 @@ language model, to talk.onnx (projector and language model), its tokenizer and t
 
 All rows of one call have the same number of tokens; the caller marks padding in `mask` and `positions`. `rows` selects
 the rows of the cache that the new tokens follow, so one call continues a prompt several times, reorders beams and drops
-rows that have ended. Keys are cached transposed, as the product with the queries needs them.
+rows that have ended. Keys are cached transposed, as the product with the queries needs them. `Decoder` opens the graph
+without `rows` and with logits of several tokens.
 """
 
 import json
