@@ -7,6 +7,7 @@ again. All functions raise VlmkitError, with one line that says what is wrong an
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from vlmkit.index.near import Near
     from vlmkit.index.where import Condition
+    from vlmkit.search.query import Query
+    from vlmkit.search.search import Results, SearchOptions
 
 Path = str | os.PathLike[str]
 PATH = (str, os.PathLike)
@@ -176,6 +179,7 @@ class Index:
         k: int = 10,
         where: str | Sequence[str] = (),
         near: tuple[float, float, float] | None = None,
+        by: str = "both",
         model: str | Embedder | None = None,
     ) -> list[Record]:
         """The `k` nearest records, best first, with `rank` (from 1) and `score`, the cosine in -1..1.
@@ -184,15 +188,18 @@ class Index:
         colon are a weight, as in "2:a dog". `where` holds conditions such as "width>=512", all of which must be met.
         `near` is a latitude, a longitude (degrees) and how many kilometres from there: hits get their `distance`, and
         come nearest first where there is no query.
-        The model is the index's own unless another one is given.
+        `by` is "meaning", "words" (which opens no model, and gives no `score`), or "both": meaning, and words where
+        records have most of those of the text. The model is the index's own unless another one is given.
         """
         from vlmkit.index.near import parse_near
         from vlmkit.index.where import parse_condition
         from vlmkit.search.near import nearest, with_distances
-        from vlmkit.search.query import Query, query_vector
-        from vlmkit.search.search import SearchOptions, search_one
+        from vlmkit.search.query import Query
+        from vlmkit.search.search import SearchOptions
 
         _a("k", k, Integral, "a number from 1", least=1)
+        if by not in ("both", "meaning", "words"):
+            raise VlmkitError(f"by is {by!r}", "give both, meaning or words")
         images = [_located(path) for path in _several(image, "image")]
         query = Query(_several(text, "text"), images, _several(minus, "minus"), _several(like, "like"))
         place = None if near is None else parse_near(",".join(map(str, _listed(near))))
@@ -205,10 +212,25 @@ class Index:
             self._reader.explain(conditions)  # raises where no record has such a field
         if place is not None and by_place:
             return nearest(self._reader, place, among, k).records
-        embedder = self._model_of(model) if query.needs_model else None
-        vector = query_vector(query, self._reader, embedder)
-        found = search_one(self._reader, vector, str(query), SearchOptions(k, among))
+        found = self._found(query, by, SearchOptions(k, among), model)
         return found.records if place is None else next(with_distances([found], place)).records
+
+    def _found(self, query: "Query", by: str, options: "SearchOptions", model: str | Embedder | None) -> "Results":
+        from vlmkit.index.store import silent
+        from vlmkit.index.words import has_fts5
+        from vlmkit.search.query import query_vector
+        from vlmkit.search.search import search_one, search_words
+        from vlmkit.search.words import WordQuery, find_words, finder
+
+        if by == "words":
+            if not query.texts or query.images or query.like:
+                raise VlmkitError("words can only be found by words", 'give text alone, or leave out by="words"')
+            hits = find_words(self._reader.words(), WordQuery.of(query.words, query.words_of_minus), options.among)
+            return search_words(self._reader, hits, {"query": str(query)}, options)
+        vector = query_vector(query, self._reader, self._model_of(model) if query.needs_model else None)
+        if by == "both" and has_fts5():
+            options = replace(options, words=finder(self._reader, query.words_of_minus, options.among, silent))
+        return search_one(self._reader, vector, str(query), options, query.words)
 
     def search_vector(self, vector: "np.ndarray", k: int = 10) -> list[Record]:
         """The `k` records nearest to a unit vector (D numbers), best first, with `rank` and `score`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from vlmkit.cli.options import Json, OutputFile, option
 from vlmkit.cli.screen import Name, for_person, heading, print_table, write
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, one_line
 from vlmkit.io.records import Record
 from vlmkit.io.terminal import ClosedPipe, Output, warn
 from vlmkit.render.contact_sheet import contact_sheet
@@ -18,8 +18,9 @@ from vlmkit.render.preview import Terminal
 if TYPE_CHECKING:
     from vlmkit.search.search import Results
 
+SHOWN = 50  # characters of a line in the table
 NUMBERS = ("rank", "score", "relative", "distance", "match")  # of a hit; the last one is a word, for people
-STYLES = {"strong": "green", "weak": "dim"}
+STYLES = {"words": "green", "strong": "green", "weak": "dim"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,22 @@ class Form(Enum):
 
 def with_matches(results: "Iterable[Results]", count: int, *, keep_scores: bool, quiet: bool) -> "Iterator[Results]":
     """`results` of words among `count` pictures, each hit with how good a `match` it is, in place of its z-score where
-    nobody asked for that. A note follows where the best one is no better than chance.
+    nobody asked for that; `words` where these were found. A note follows where the best one is no better than chance.
     """
     from vlmkit.search.reference import NOISE, chance, match_of
 
     for found in results:
-        pictures = [hit for hit in found.records if hit.get("image")]
+        pictures = [hit for hit in found.records if hit.get("image") and "relative" in hit]
         scores = [hit["relative"] for hit in pictures]
         for hit, score in zip(pictures, scores, strict=True):
             hit["match"] = match_of(score, count)
+        worded = [hit for hit in found.records if "match_line" in hit]
+        for hit in worded:
+            hit["match"] = "words"
         for hit in () if keep_scores else found.records:
-            del hit["relative"]
+            hit.pop("relative", None)
         yield found
-        if scores and not quiet and chance(max(scores), count) > NOISE:
+        if scores and not (worded or quiet) and chance(max(scores), count) > NOISE:
             what = f"the best match is no better than chance would find among {count:,} pictures"
             warn(f"{what}: try other words, there may be nothing like it")
 
@@ -149,11 +153,17 @@ def _numbers(record: Record, fields: Iterable[str]) -> list[str]:
     return [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
 
 
+def _lines(record: Record, titles: list[str]) -> list[str]:
+    """The line with the words that were looked for, short enough to stand beside a name."""
+    return [one_line(str(record.get("match_line", "")))[:SHOWN] for _ in titles]
+
+
 def _show(found: "Results", out: Output, terminal: Terminal) -> None:
     if found.heading:
         write(out, heading(found.heading))
     for record in _pictures(found):
-        line = "  ".join([*filter(None, _numbers(record, NUMBERS)), str(Name.of(record))])
+        shown = [*_numbers(record, NUMBERS), str(Name.of(record)), str(record.get("match_line", ""))]
+        line = "  ".join(filter(None, shown))
         out.write(f"{line}\n".encode(errors="backslashreplace") + terminal.picture(record.get("image")))
 
 
@@ -166,7 +176,10 @@ def _print_table(found: "Results", out: Output) -> None:
         out.write(b"\n")
     elif records:
         numbers = [name for name in NUMBERS if any(name in record for record in records)]
-        rows = [[*_numbers(record, numbers), Name.of(record)] for record in records]
-        print_table([*numbers, "picture"], rows, right=NUMBERS[:-1], above=found.heading, out=out, styles=STYLES)
+        lines = ["line"] if any("match_line" in record for record in records) else []
+        rows = [[*_numbers(record, numbers), Name.of(record), *_lines(record, lines)] for record in records]
+        print_table(
+            [*numbers, "picture", *lines], rows, right=NUMBERS[:-1], above=found.heading, out=out, styles=STYLES
+        )
     elif found.heading:
         write(out, heading(found.heading), "nothing found")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vlmkit.index import Writer
     from vlmkit.index.moved import Moves
     from vlmkit.index.prune import Lost
+    from vlmkit.index.updates import Updates
     from vlmkit.io.records import Record
     from vlmkit.io.summary import Summary
 
@@ -101,15 +102,19 @@ def index(
 ) -> Exit:
     """Add embedded records to an index, or look after it.
 
-    A record replaces the one with the same `id`; vectors of another model are refused. Saved every 10,000 records or 10
-    seconds, each save complete or absent. Up to 256 MB are searched exactly; above that, or with --type, an approximate
-    index gives the candidates for exact cosines. --remove ends with 1 if it found none of the ids, 3 if not all.
+    A record replaces the one with the same `id`; vectors of another model are refused. One without an embedding, as
+    from caption or ask, adds its fields to the record with its id; what is known of the file stays. Saved every 10,000
+    records or 10 seconds, each save complete or absent. Up to 256 MB are searched exactly; above that, or with --type,
+    an approximate index gives the candidates for exact cosines. --remove ends with 1 if it found none of the ids, 3 if
+    not all.
     """
     from vlmkit.index import Index, Writer, index_folder
     from vlmkit.index.maintenance import change_type, maintain
     from vlmkit.index.moved import Moves
     from vlmkit.index.prune import check_folders
     from vlmkit.index.store import exists, silent
+    from vlmkit.index.updates import Updates
+    from vlmkit.index.words import LEFT, catch_up
     from vlmkit.io.inputs import check_outputs
 
     _check_flags(files, changes, reports)
@@ -137,22 +142,26 @@ def index(
     ):
         before = writer.state.type if writer.state else "auto"
         writer.merge([others.enter_context(Index(index_folder(name))) for name in changes.merge or []])
-        moves = Moves()
+        moves, updates = Moves(), Updates(writer)
         if reads:
-            _add(run, writer, files or [], failures, moves)
+            _add(run, writer, files or [], failures, moves, updates)
         writer.commit()
         _report_moved(run, moves.settle(writer))
+        if updates.updated:
+            _report_count(summary, len(updates.updated), "updated", "by records without a vector of their own")
         _report_replaced(run, writer)
         if changes.remove:
             code = _remove(writer, changes.remove)
         if changes.prune and exists(folder):
             pruned, of_prune = _prune(writer, changes.prune, force=changes.force)
             code = of_prune or code
-            _report_pruned(summary, pruned)
+            _report_count(summary, pruned, "pruned", "their files are gone")
     if exists(folder) and changes.type is not None:
         change_type(folder, changes.type, before, on_wait)
     elif exists(folder):
         maintain(folder, on_wait=on_wait)
+    if exists(folder):
+        catch_up(folder, LEFT)
     return code or failures.exit_code()
 
 
@@ -221,7 +230,9 @@ def _print_info(info: "Record") -> None:
     print_facts({named.get(name, name): amount(v) if name == "bytes" else v for name, v in info.items()})
 
 
-def _add(run: Common, writer: "Writer", files: list[str], failures: Failures, moves: "Moves") -> None:
+def _add(
+    run: Common, writer: "Writer", files: list[str], failures: Failures, moves: "Moves", updates: "Updates"
+) -> None:
     from vlmkit.index.moved import is_in_place
     from vlmkit.io.inputs import read_inputs
     from vlmkit.io.reading import Item, Reading
@@ -234,7 +245,7 @@ def _add(run: Common, writer: "Writer", files: list[str], failures: Failures, mo
     gc.set_threshold(COLLECTED)
     items = read_inputs(files, Reading(together=is_in_place))
     parts = ((item.block or item.record) if isinstance(item, Item) else item for item in items)
-    taken = writer.add_all(parts, moves.note)
+    taken = writer.add_all(updates.completed(parts), moves.note)
     no_bar = run.quiet or (set(files) <= {"-"} and stdin_is_pipe())  # what writes into the pipe has one
     for _ in failures.filter_failures(progress(taken, quiet=no_bar, unit="records")):
         pass
@@ -245,12 +256,12 @@ def _report_moved(run: Common, count: int) -> None:
         warn(f"{count} {'record' if count == 1 else 'records'} followed files to new names")
 
 
-def _report_pruned(summary: "Summary | None", pruned: int) -> None:
+def _report_count(summary: "Summary | None", count: int, what: str, why: str) -> None:
     if summary and summary.whole:
-        summary.counts["pruned"] = pruned
+        summary.counts[what] = count
     elif summary:
-        what = "1 record pruned" if pruned == 1 else f"{pruned} records pruned"
-        warn(f"{what}: their files are gone" if pruned else what)
+        done = f"1 record {what}" if count == 1 else f"{count} records {what}"
+        warn(f"{done}: {why}" if count else done)
 
 
 def _report_replaced(run: Common, writer: "Writer") -> None:

@@ -24,10 +24,12 @@ from vlmkit.cli.options import (
     option,
     valid_utf8,
 )
+from vlmkit.cli.queries import embed_queries, read_queries
+from vlmkit.cli.words import By, check_by, results_by_words, word_index, words_beside
 from vlmkit.errors import Exit, VlmkitError
-from vlmkit.io.records import Failed, Record, fingerprint_of
+from vlmkit.io.records import Failed, Record
 from vlmkit.io.sources import is_picture_name
-from vlmkit.io.terminal import Failures, Output, stdin_is_terminal, warn
+from vlmkit.io.terminal import Failures, Output, warn
 from vlmkit.io.walk import LeftOut
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ LIKE_HELP = "Look for records like this one of the index, itself left out. May b
 NEAR_HELP = "Only what was taken within KM kilometres of a place in degrees; without a query the nearest first."
 WHERE_HELP = "Only records whose field is VALUE; also != < <= > >= and ~ for a glob. May be repeated."
 QUERIES_HELP = "One result list for each record of FILE, or line of text; - for a pipe."
+BY_HELP = "By words in pictures, captions, texts and names, by meaning, or by both."
 RELATIVE_HELP = "Add relative: by how much the query beats everyday texts at this picture."
 K_DEFAULT = "10; of duplicates all groups"
 SCORE_HELP = "Only results with at least this score; with --relative, this relative score."
@@ -85,6 +88,7 @@ class QueryOptions:
     minus: Annotated[Several, option("--minus TEXT", MINUS_HELP)] = None
     like: Annotated[Several, option("--like ID", LIKE_HELP)] = None
     queries: Annotated[str | None, option("--queries FILE", QUERIES_HELP)] = None
+    by: Annotated[By | None, option("--by", BY_HELP, show_default="both, where words match")] = None
     allow_private: AllowPrivate = False
 
 
@@ -136,6 +140,14 @@ def search(
     query. Results come best first, with `rank` from 1 and `score`, the cosine: a table on a terminal, records on a
     pipe. A number and a colon before a part are its weight: "2:golden retriever", not "16:9 screen" (a digit follows).
 
+    Words are looked for, too: in `ocr`, `caption`, `captions`, `text`, the name of the file and that of its folder,
+    whatever the case and the accents; ä is also ae. "in quotes" is a phrase, inv* a beginning. Records that have at
+    least two thirds of the query's words, by how rare these are (one that no record has counts half), are fused with
+    those that are near: by 1 / (60 + rank) in each list. They bring `match_line` and `match_field`; `score` stays the
+    cosine. --by words opens no model, ranks by that share, then by BM25, leaves out what has the words of --minus, and
+    gives no `score`; phrases are then required. --by meaning compares vectors alone, as does Qdrant. An index that
+    grew by more than 20,000 records at once, or is of an older vlmkit, reads its words at the first search.
+
     A cosine alone does not tell whether there is anything like the query. --relative adds `relative`, the number of
     standard deviations by which it exceeds the cosines of the same picture with 153 everyday texts. With mini and
     --relative --min-score 3.3, nine of ten queries for what was not there found nothing, exit code 1; of those for what
@@ -174,7 +186,7 @@ def search(
     check_via(via, precision)
     _check_files(wanted.queries, shown.output, errors, shown.html)
     form = Form.of(shown)
-    judged = form.for_person and parts.is_words
+    judged = form.for_person and parts.is_words and wanted.by is not By.WORDS
     left_out = LeftOut()
     summary = run.summary(left_out, brief=True)
     with open_index(index.split("\n")) as opened, Failures(errors, summary=summary) as failures, ExitStack() as files:
@@ -190,7 +202,7 @@ def search(
         else:
             open_model = partial(run.load, precision=precision, via=via, quick_texts=True)
             load = cache(partial(load_model, opened, model, open_model))
-            options = _search_options(opened, parts, wanted, chosen, load, among, judged)
+            options = _search_options(opened, parts, wanted, chosen, load, among, judged=judged, quiet=run.quiet)
             found = partial(_results, run, opened, parts, wanted, load=load, left_out=left_out)
             unlimited = partial(found, replace(options, min_score=-math.inf, min_relative=-math.inf))
             results = failures.filter_failures(found(options))
@@ -249,6 +261,8 @@ def _why_nothing(
     """Why none of `count` records was found, and what to do; `unlimited` searches without --min-score."""
     if copies.duplicates:
         return f"no two of {count:,} records are copies at --threshold {copies.threshold:g}: lower it"
+    if wanted.by is By.WORDS:
+        return f"none of {count:,} records has words of {wanted.queries or query}: try other words, or --by meaning"
     if wanted.queries is None and not (lists := list(unlimited())):
         return f"the model does not know any word of {query}: use words of a language that it knows"
     if chosen.min_score is None:
@@ -269,7 +283,9 @@ def _search_options(
     chosen: ResultOptions,
     load: "Callable[[], Embedder]",
     among: Any,
+    *,
     judged: bool,
+    quiet: bool,
 ) -> "SearchOptions":
     """How to search; `judged`: hits get their z-score, although only --relative shows it."""
     from vlmkit.search.query import slots_of
@@ -282,7 +298,8 @@ def _search_options(
         reference = text_vectors(load()) if index.model and has_words else picture_vectors(index)
     least = {} if chosen.min_score is None else {"min_relative" if chosen.relative else "min_score": chosen.min_score}
     without = frozenset(slots_of(index, query.like))
-    return SearchOptions(chosen.k or RESULTS, among, without, reference=reference, **least)
+    words = words_beside(word_index(index, wanted.by), query, among, quiet=quiet)
+    return SearchOptions(chosen.k or RESULTS, among, without, reference=reference, words=words, **least)
 
 
 def _results(
@@ -296,18 +313,22 @@ def _results(
 ) -> "Iterable[Results | Failed]":
     """The result list of the query, or one for each of --queries; `load` loads the model, if it is needed.
 
-    None for a query of which the model knows no word.
+    None for a query of which the model knows no word, and that no record has.
     """
     from vlmkit.search.query import query_vector
-    from vlmkit.search.search import search_each, search_one
+    from vlmkit.search.search import search_each, search_one, search_words
 
-    if wanted.queries is not None:
-        vectors = _embed_queries(run, wanted.queries, index.model, load, wanted.allow_private, left_out)
+    queries = None if wanted.queries is None else read_queries(wanted.queries, left_out)
+    if wanted.by is By.WORDS:
+        return results_by_words(word_index(index, wanted.by), query, queries, options, quiet=run.quiet)
+    if queries is not None:
+        vectors = embed_queries(run, queries, index.model, load, wanted.allow_private)
         return search_each(index, vectors, options, run.batch(QUERY_BATCH))
     model = load() if query.needs_model else None
     if model and query.knows_nothing(model):
-        return []
-    return [search_one(index, query_vector(query, index, model), str(query), options)]
+        words, hits = word_index(index, wanted.by), options.words and options.words(query.words)
+        return [search_words(words, hits, {"query": str(query)}, options)] if words and hits else []
+    return [search_one(index, query_vector(query, index, model), str(query), options, query.words)]
 
 
 def _check_flags(
@@ -321,6 +342,9 @@ def _check_flags(
         raise VlmkitError("--duplicates excludes --relative and --min-score", "use --threshold")
     if by_place and (chosen.relative or chosen.min_score is not None):
         raise VlmkitError("--relative and --min-score are about a query, and --near alone is none", "add words")
+    if copies.duplicates and wanted.by is not None:
+        raise VlmkitError("--duplicates excludes --by", "leave out one of them")
+    check_by(wanted.by, query, {"--relative": chosen.relative, "--min-score": chosen.min_score})
     if not any(things) or any(not text.strip() for text in (*query.texts, *query.minus)):
         raise VlmkitError("nothing to look for", 'give words or --image FILE: vlmkit search "a red car"')
     for name in query.texts:
@@ -334,20 +358,6 @@ def _check_files(*names: str | None) -> None:
     for name in files:
         if files.count(name) > 1:
             raise VlmkitError(f"{name} is named twice", "name another file to write")
-
-
-def _embed_queries(
-    run: Run, name: str, made_by: str | None, load: "Callable[[], Embedder]", allow_private: bool, left_out: LeftOut
-) -> "Iterator[Embedded | Failed]":
-    """Records of --queries with their vectors: their own where they are by `made_by`, the model of the index."""
-    from vlmkit.embed import own_vectors, vectors
-    from vlmkit.io.inputs import Reading, read_inputs
-
-    if name == "-" and stdin_is_terminal():
-        raise VlmkitError("no queries", "pipe records or lines of text in")
-    items = read_inputs([name], Reading(texts=not is_picture_name(name), one_picture=True, left_out=left_out))
-    how: dict[str, Any] = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": allow_private}
-    return own_vectors(items, fingerprint_of(made_by or ""), lambda some: vectors(some, load(), reuse=True, **how))
 
 
 def _one_folder(index: "VectorIndex") -> "Index":

@@ -1,6 +1,6 @@
 """What a search asks of an index, wherever its vectors are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -64,3 +64,29 @@ class VectorIndex(Protocol):
 
     def sample(self, count: int) -> np.ndarray:
         """The vectors of up to `count` records, the same ones each time, from all over the index (N x D float32)."""
+
+
+class WordTable(Protocol):
+    """The words of an index; a `match` is a query of FTS5. `total` is the number of records, hidden ones too."""
+
+    @property
+    def total(self) -> int: ...
+
+    def count(self, match: str, most: int) -> int:
+        """How many slots match, dead ones too, counted up to `most`."""
+
+    def find(self, match: str, most: int, *, ranked: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Up to `most` live slots that match, ascending (int64), and their BM25 (float64), higher is better.
+
+        BM25 by FTS5 (k1 1.2, b 0.75) over all its rows; zeros where it is not `ranked`, which is quicker.
+        """
+
+
+class WordIndex(VectorIndex, Protocol):
+    """An index whose records can be found by their words, too: its slots are numbers."""
+
+    def words(self, on_wait: Callable[[str], None] = ...) -> WordTable:
+        """The words of the records; `on_wait` hears of what takes long. Raises VlmkitError."""
+
+    def record(self, slot: int) -> Record:
+        """The record in a live slot, without its embedding."""

@@ -1,7 +1,7 @@
 """Several indexes searched as one, with the results of an index into which they were merged in this order."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from heapq import merge
 from itertools import accumulate, groupby
@@ -11,9 +11,10 @@ import numpy as np
 from vlmkit.errors import VlmkitError
 from vlmkit.index import store
 from vlmkit.index.base import Hit
-from vlmkit.index.reader import Index
+from vlmkit.index.reader import FETCHED, Index
 from vlmkit.index.where import Conditions, explain
-from vlmkit.io.records import Record, fingerprint_of
+from vlmkit.index.words import Words
+from vlmkit.io.records import Record, batched, fingerprint_of
 
 
 class Parts:
@@ -96,6 +97,15 @@ class Parts:
                 return slot + start
         return None
 
+    def record(self, slot: int) -> Record:
+        """The record in a live slot, without its embedding."""
+        number = bisect_right(self._starts, slot) - 1
+        return self.parts[number].record(slot - self._starts[number])
+
+    def words(self, on_wait: Callable[[str], None] = store.silent) -> "WordsOfParts":
+        """The words of the records, as `Index.words`."""
+        return WordsOfParts(self.parts, self._starts, [part.words(on_wait) for part in self.parts])
+
     def vectors_at(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
         """The stored vectors of slots, N x D float32."""
         found = np.empty((len(slots), self.dim), np.float32)
@@ -107,6 +117,40 @@ class Parts:
     def sample(self, count: int) -> np.ndarray:
         """The vectors of up to `count` records, evenly spaced (N x D float32)."""
         return self.vectors_at(self._live[np.linspace(0, len(self) - 1, min(len(self), count)).astype(np.int64)])
+
+
+class WordsOfParts:
+    """A `WordTable` of several indexes as one, in slots of the whole; BM25 is that within each."""
+
+    def __init__(self, parts: Sequence[Index], starts: Sequence[int], words: Sequence[Words]) -> None:
+        self._parts, self._starts, self._words = parts, starts, words
+        self.total = sum(table.total for table in words)
+
+    def count(self, match: str, most: int) -> int:
+        return min(most, sum(words.count(match, most) for words in self._words))
+
+    def find(self, match: str, most: int, *, ranked: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        found = []
+        for number, (words, start) in enumerate(zip(self._words, self._starts, strict=True)):
+            slots, scores = words.find(match, most, ranked=ranked)
+            shown = ~np.isin(slots, _hidden(self._parts[number], slots, self._parts[number + 1 :]))
+            found.append((slots[shown] + start, scores[shown]))
+        slots, scores = zip(*found, strict=True)
+        return np.concatenate(slots)[:most], np.concatenate(scores)[:most]
+
+
+def _hidden(part: Index, slots: np.ndarray, later: Sequence[Index]) -> list[int]:
+    """Those of `slots` whose records are hidden by later parts."""
+    hidden: list[int] = []
+    for some in batched(slots.tolist() if later else [], FETCHED):
+        marks = ",".join("?" * len(some))
+        with store.index_errors(part.folder):
+            ids = dict(part.db.execute(f"SELECT id, slot FROM records WHERE slot IN ({marks})", some).fetchall())
+        for other in later:
+            with store.index_errors(other.folder):
+                same = other.db.execute(f"SELECT id FROM records WHERE id IN ({marks})", list(ids)).fetchall()
+            hidden += (ids[key] for (key,) in same)
+    return hidden
 
 
 def _ids(part: Index, start: int) -> Iterator[tuple[str, int]]:

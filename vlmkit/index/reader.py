@@ -1,7 +1,7 @@
 """Index: an index open for reading."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from vlmkit.index.ann import AnnIndex
 from vlmkit.index.base import Hit, NoIndex
 from vlmkit.index.types import choose, flat
 from vlmkit.index.where import Conditions, explain, matching
+from vlmkit.index.words import Words, open_words
 from vlmkit.io.records import Record, batched
 
 FETCHED = 500  # records in one query of SQLite; one by one they take longer than the search
@@ -28,6 +29,7 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._words: Words | None = None
         if not store.exists(folder):
             raise NoIndex(f"no index at {folder}", store.without_index(folder))
         with store.index_errors(folder):
@@ -54,6 +56,8 @@ class Index:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._words:
+            self._words.close()
         self.db.close()
         if self.ann:
             self.ann.close()
@@ -116,6 +120,12 @@ class Index:
             else:
                 scores, slots = flat.search(self.vectors, queries, k, self._live)
             return [self._hits(row, found) for row, found in zip(scores, slots, strict=True)]
+
+    def words(self, on_wait: Callable[[str], None] = store.silent) -> Words:
+        """The words of the records, to search in; `on_wait` hears of what takes long. Raises VlmkitError."""
+        if self._words is None:
+            self._words = open_words(self, self._live, on_wait)
+        return self._words
 
     def _hits(self, scores: np.ndarray, slots: np.ndarray) -> list[Hit]:
         found = sorted(zip((-scores).tolist(), slots.tolist(), strict=True))

@@ -4,6 +4,7 @@ import numpy as np
 
 from vlmkit.index.reader import Index
 from vlmkit.index.store import damaged, index_errors, parse_record, read_live
+from vlmkit.index.words import check_words
 
 ROWS = 10_000
 NORM_TOLERANCE = 5e-3  # float16 rounds each of the D numbers
@@ -28,6 +29,7 @@ def verify(index: Index) -> None:
         for slot, key, line in index.lines():
             if str(parse_record(line, slot).get("id")) != key:
                 raise damaged(index.folder, f"the record in slot {slot} has another id")
+        check_words(index, live)
         if index.ann:
             index.ann.check(thorough=True)
             index.ann.load(index.state.dim)

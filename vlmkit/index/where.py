@@ -38,7 +38,7 @@ FIELDS = {
     "lon", "hash", "page", "time", "ocr", "model", "embedding", "query", "rank", "score", "label", "labels",
     "labels.label", "labels.score", "predicted", "caption", "caption_model", "answer", "answer_model", "finish",
     "confidence", "ms", "tokens", "reasoning", "boxes", "boxes.label", "boxes.box", "boxes.score", "boxes.polygon",
-    "error",
+    "error", "match_line", "match_field",
 }
 # fmt: on
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {

@@ -35,8 +35,17 @@ class Query:
 
     def knows_nothing(self, model: Embedder) -> bool:
         """Whether the query is of words alone, none of which the model knows."""
-        texts = (text for _, text in map(weighted_text, (*self.texts, *self.minus)))
+        texts = [*self.words, *self.words_of_minus]
         return not (self.images or self.like) and all(map(model.knows_nothing_of, texts))
+
+    @property
+    def words(self) -> list[str]:
+        """The texts without their weights."""
+        return [text for _, text in map(weighted_text, self.texts)]
+
+    @property
+    def words_of_minus(self) -> list[str]:
+        return [text for _, text in map(weighted_text, self.minus)]
 
     @property
     def is_words(self) -> bool:

@@ -10,13 +10,16 @@ from starlette.responses import Response
 from vlmkit.errors import VlmkitError
 from vlmkit.index import Index
 from vlmkit.index.near import Near, parse_near
+from vlmkit.index.store import silent
 from vlmkit.index.where import doubtful, parse_condition
+from vlmkit.index.words import has_fts5
 from vlmkit.io.records import Record, name_of
 from vlmkit.models.types import Embedder
 from vlmkit.search.near import nearest, with_distances
 from vlmkit.search.query import combined, load_model, slots_of, weighted_text
 from vlmkit.search.reference import picture_vectors, text_vectors
-from vlmkit.search.search import Results, SearchOptions, search_one
+from vlmkit.search.search import Results, SearchOptions, search_one, search_words
+from vlmkit.search.words import WordQuery, find_words, finder
 from vlmkit.serve.errors import ApiError
 from vlmkit.serve.json import JsonResponse
 from vlmkit.serve.operations import PICTURE, STRINGS, Operation, Schema, object_of, unused, warned
@@ -39,6 +42,10 @@ SCHEMA = object_of(
     image=PICTURES,
     minus=STRINGS | {"description": "Words whose meaning is subtracted."},
     like=STRINGS | {"description": "Ids of records; these are left out."},
+    by={
+        "enum": ["both", "meaning", "words", None],
+        "description": "words finds what is written in pictures, and names.",
+    },
     k={"type": ["integer", "null"], "minimum": 1, "maximum": MOST_RESULTS},
     offset={"type": ["integer", "null"], "minimum": 0, "maximum": 100_000},
     min_score={"type": ["number", "null"]},
@@ -88,6 +95,8 @@ async def find(
 
     `judged` ones have `relative` (see `search.reference`). Raises ApiError.
     """
+    if body.get("by") == "words":
+        return await _by_words(service, body, among), []
     texts, minus, images, like = (_listed(body.get(key)) for key in ("query", "minus", "image", "like"))
     if not (texts or minus or images or like) or not all(text.strip() for text in (*texts, *minus)):
         raise ApiError(400, "there is nothing to look for: give query, image or like", code="empty", param="query")
@@ -116,8 +125,13 @@ async def find(
         vector = valid(lambda: combined(weights, np.stack(rows)), "query")
         least = -math.inf if body.get("min_score") is None else body["min_score"]
         reference = _reference(index, model if weighted else None) if judged else None
-        options = SearchOptions(offset + k, among(index), frozenset(slots), least, reference=reference)
-        return search_one(index, vector, " + ".join([*texts, *like]), options).records[offset:]
+        chosen = among(index)
+        words = None
+        if body.get("by") != "meaning" and has_fts5():
+            words = finder(index, [text for _, text in map(weighted_text, minus)], chosen, silent)
+        options = SearchOptions(offset + k, chosen, frozenset(slots), least, reference=reference, words=words)
+        plain = [text for _, text in map(weighted_text, texts)]
+        return search_one(index, vector, " + ".join([*texts, *like]), options, plain).records[offset:]
 
     return await service.look(found), notes
 
@@ -125,6 +139,26 @@ async def find(
 def _part(body: dict[str, Any]) -> tuple[int, int]:
     """How many results are left out before, and how many are wanted."""
     return int(body.get("offset") or 0), int(body.get("k") or RESULTS)
+
+
+async def _by_words(
+    service: Service, body: dict[str, Any], among: Callable[[Index], "np.ndarray | None"]
+) -> list[Record]:
+    """The records that have words of `body`, without a model. Raises ApiError."""
+    texts, minus = ([text for _, text in map(weighted_text, _listed(body.get(key)))] for key in ("query", "minus"))
+    if not any(text.strip() for text in texts):
+        raise ApiError(400, "there is nothing to look for by words: give query", code="empty", param="query")
+    for name in ("image", "like", "min_score"):
+        if body.get(name) not in (None, [], ""):
+            raise ApiError(400, f"by words compares no vectors: leave out {name}", code="invalid_value", param=name)
+    offset, k = int(body.get("offset") or 0), int(body.get("k") or RESULTS)
+
+    def found(index: Index) -> list[Record]:
+        hits = find_words(index.words(), WordQuery.of(texts, minus), among(index))
+        fields = {"query": " + ".join(texts)}
+        return search_words(index, hits, fields, SearchOptions(offset + k)).records[offset:]
+
+    return await service.look(found)
 
 
 def _reference(index: Index, model: Embedder | None) -> "np.ndarray":

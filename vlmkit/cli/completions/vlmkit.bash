@@ -109,6 +109,7 @@ _vlmkit() {
         "search  --minus") _vlmkit_nothing ;;
         "search  --like") _vlmkit_nothing ;;
         "search  --queries") : ;;
+        "search  --by") _vlmkit_nothing; _vlmkit_words both meaning words ;;
         "search  -k") _vlmkit_nothing ;;
         "search  --where") _vlmkit_where ;;
         "search  --near") _vlmkit_nothing ;;
@@ -643,7 +644,7 @@ _vlmkit() {
         case "$command $topic" in
         "embed ") _vlmkit_words -m --model --precision --via --out-dir --shard --ray --text --format --floats --changed --dry-run -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "index ") _vlmkit_words --type --remove --prune --force --dry-run --merge --info --verify --dump --to --format -o --output -i --index --errors --ignore --json -q --quiet -v --verbose --debug -V --version --help ;;
-        "search ") _vlmkit_words --image --minus --like --queries -k --where --near --min-score --relative --duplicates --threshold --prefer --exact --dry-run -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
+        "search ") _vlmkit_words --image --minus --like --queries --by -k --where --near --min-score --relative --duplicates --threshold --prefer --exact --dry-run -l --paths -0 --null --html --preview -i --index -m --model --precision --via --allow-private -o --output --json --errors --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "classify ") _vlmkit_words -m --model --precision --via --labels --labels-file --template -k -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --device --batch-size --workers --max-pixels -q --quiet -v --verbose --debug -V --version --help ;;
         "caption ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --out-dir --shard --ray --prompt --length --sidecar --force --yes --boxes --stats --format -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;
         "ask ") _vlmkit_words -m --model --max-tokens --temperature --top-p --base-url --option --api-key-env --rpm --system --stream --no-stream --schema --ocr --raw --boxes --draw --attention --constitution --pairs --questions --each --always --out-dir --shard --ray --chat --stats --format -o --output --images -0 --null --allow-private --errors --ignore --json --follow --exclude --no-default-excludes --pages --every --frames --resume --device --batch-size --workers --max-pixels --seed -q --quiet -v --verbose --debug -V --version --help ;;

@@ -114,6 +114,7 @@ complete -c vlmkit -n '__vlmkit_at search' -l image -r -F -d 'Look for pictures 
 complete -c vlmkit -n '__vlmkit_at search' -l minus -x -d 'Subtract what these words mean'
 complete -c vlmkit -n '__vlmkit_at search' -l like -x -d 'Look for records like this one of the index, itself left out'
 complete -c vlmkit -n '__vlmkit_at search' -l queries -r -F -d 'One result list for each record of FILE, or line of text'
+complete -c vlmkit -n '__vlmkit_at search' -l by -x -a 'both meaning words' -d 'By words in pictures, captions, texts and names, by meaning, or by both'
 complete -c vlmkit -n '__vlmkit_at search' -s k -x -d 'Number of results'
 complete -c vlmkit -n '__vlmkit_at search' -l where -x -a '(__vlmkit_where)' -d 'Only records whose field is VALUE'
 complete -c vlmkit -n '__vlmkit_at search' -l near -x -d 'Only what was taken within KM kilometres of a place in degrees'

@@ -138,6 +138,7 @@ async def _found(page: Page, wanted: Wanted, among: np.ndarray | None, count: in
     """The hits, and what there is to say of them; the first ones have `match`, if words were searched for."""
     body = {
         "query": listed(wanted.q),
+        "by": wanted.by or None,
         "minus": listed(wanted.minus),
         "like": listed(wanted.like),
         "image": [page.uploads.data_uri(wanted.image)] if wanted.image else [],
@@ -149,7 +150,8 @@ async def _found(page: Page, wanted: Wanted, among: np.ndarray | None, count: in
     records, notes = await find(page.service, body, lambda index: among, judged=judged)
     scores = [record.pop("relative") for record in records if "relative" in record]
     for record, score in zip(records, scores, strict=False):
-        record["match"] = match_of(score, count)
+        if "match_line" not in record:
+            record["match"] = match_of(score, count)
     is_said = any(_snippet(list(texts_of(record)), wanted.q) for record in records)
     if scores and chance(max(scores), count) > NOISE and not is_said:
         notes.append("no match is better than chance would find: try other words, there may be nothing like it")

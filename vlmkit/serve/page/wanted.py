@@ -16,6 +16,7 @@ from vlmkit.serve.errors import ApiError
 
 PAGE = 60  # pictures
 FARTHEST = 100_000  # hit that a search is asked for
+BY = ("", "both", "meaning", "words")
 NEAR = 5.0  # kilometres
 
 
@@ -23,11 +24,13 @@ NEAR = 5.0  # kilometres
 class Wanted:
     """The parameters of `/`, by their names in the URL.
 
-    Words `q`, words to subtract, a record to be `like`, an uploaded `image`; the least score; the first and the last
-    date; camera, part of the path, place as `LAT,LON` and how many kilometres from it; conditions of `--where`.
+    Words `q`, looked for `by` words, meaning or both, words to subtract, a record to be `like`, an uploaded `image`;
+    the least score; the first and the last date; camera, part of the path, place as `LAT,LON` and how many kilometres
+    from it; conditions of `--where`.
     """
 
     q: str = ""
+    by: str = ""
     minus: str = ""
     like: str = ""
     image: str = ""
@@ -51,6 +54,8 @@ class Wanted:
         start = parameters.get("start", "0")
         if not start.isascii() or not start.isdecimal() or int(start) > FARTHEST:
             raise wrong("start", "a number of pictures")
+        if texts["by"] not in BY:
+            raise wrong("by", "words, meaning or both")
         return cls(**texts, where=where, start=int(start))
 
     @property
@@ -64,7 +69,7 @@ class Wanted:
     @property
     def is_open(self) -> bool:
         """Whether anything is set that the form shows only when it is opened."""
-        return bool(self.minus or self.least or self.is_filtered)
+        return bool(self.by or self.minus or self.least or self.is_filtered)
 
     def url(self, **changes: Any) -> str:
         """The URL of this page, with `changes`."""
@@ -74,7 +79,7 @@ class Wanted:
 
     def cleared(self) -> "Wanted":
         """The search without what limits it."""
-        return Wanted(self.q, like=self.like, image=self.image)
+        return Wanted(self.q, self.by, like=self.like, image=self.image)
 
     @property
     def conditions(self) -> list[str]:
