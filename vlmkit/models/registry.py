@@ -22,6 +22,7 @@ CHAT_MODELS = Registry(
         "mini": "vlmkit.models.chat.mini:MiniChat",
         "openai": "vlmkit.models.chat.endpoint:Endpoint",
         "transformers": "vlmkit.models.chat.transformers:ImageTextToText",  # those with a chat template
+        "rapidocr": "vlmkit.models.ocr.rapidocr:RapidOcr",
         # Those without one, by the model_type in their config.json.
         "blip": "vlmkit.models.chat.blip:blip",
         "blip-2": "vlmkit.models.chat.blip2:Blip2",

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 
 import orjson
 
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import VlmkitError, check_installed
 from vlmkit.models import fingerprint
 from vlmkit.models.hub import snapshot
 from vlmkit.models.registry import CHAT_MODELS, EMBEDDERS
@@ -41,6 +41,7 @@ PROCESSING = {  # the files that decide what a model of transformers gives, besi
         *(f"{QFORMER}/{file}" for file in TOKENIZER_FILES),
     ),
 }
+OCR = "rapidocr"  # the model that reads pictures, and its package
 REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -154,6 +155,8 @@ def _embedder(name: str, refetch: bool) -> Checkpoint:
 def _chat_model(name: str, refetch: bool) -> Checkpoint:
     if name == "mini":
         return _mini(name, MINI_FOLDER, "chat")
+    if name == OCR:
+        return _rapidocr()
     folder = Path(name)
     if folder.is_dir():
         folder = folder.absolute()
@@ -183,6 +186,17 @@ def _mini(name: str, folder: Path, task: Task) -> Checkpoint:
         remedy = "reinstall vlmkit" if name == "mini" else "download the folder again"
         raise VlmkitError(f"{name} is incomplete: {missing[0]} is missing", remedy)
     return Checkpoint(name, "mini", folder, files)
+
+
+def _rapidocr() -> Checkpoint:
+    """The detector, recogniser and classifier that the package brought. Raises VlmkitError."""
+    check_installed("reading text in pictures", "vlmkit[ocr]", OCR)
+    package = importlib.metadata.distribution(OCR)
+    files = [Path(str(package.locate_file(file))) for file in package.files or () if file.suffix == ".onnx"]
+    found = [[path for path in files if f"_{kind}_" in path.name and path.is_file()] for kind in ("det", "rec", "cls")]
+    if [len(paths) for paths in found] != [1, 1, 1]:
+        raise VlmkitError(f"{OCR} {package.version} lacks its models", "pip install --force-reinstall 'vlmkit[ocr]'")
+    return Checkpoint(OCR, OCR, Path(), [paths[0] for paths in found], settings={OCR: package.version})
 
 
 def _transformers(name: str, folder: Path, task: Task) -> Checkpoint:

@@ -222,8 +222,8 @@ class Request:
     many as pictures; else these stand before the text. `start` is how the reply begins; it is part of the answer.
     `labels` say what each picture is, where they are pages or frames, of which the last ones may be left out.
     `number` is that of the request in its run, so that what is random does not depend on batches. `task` is answer,
-    boxes, ocr, or raw: to continue the prompt as it stands. The reply is JSON of the JSON Schema `schema`, where the
-    model supports that.
+    boxes, ocr, ocr-boxes (with the boxes of the lines), or raw: to continue the prompt as it stands. The reply is JSON
+    of the JSON Schema `schema`, where the model supports that.
     """
 
     prompt: str = ""

@@ -1,0 +1,1 @@
+"""Engines that read what is written in pictures."""
