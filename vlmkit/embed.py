@@ -12,8 +12,9 @@ from vlmkit.io.parts import Part, file_hash
 from vlmkit.io.pictures import picture_names
 from vlmkit.io.records import Failed, Record, decode_embedding, fingerprint_of, to_float16, unless_failed
 from vlmkit.io.sources import Memory, PictureError, content_hash, file_facts, is_url
-from vlmkit.models.load import load_embedder
-from vlmkit.models.types import Embedder
+from vlmkit.models.load import load_chat_model, load_embedder
+from vlmkit.models.ocr.base import OcrModel, text_of
+from vlmkit.models.types import Embedder, RequestError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +36,12 @@ class Fetch(FetchStage):
 
     texts: bool = False
     reuse: str | None = None
+    ocr: bool = False
 
     def __call__(self, item: Item) -> Item | Failed:
         image = item.record.get("image")
-        needs_none = self.texts or item.source is not None or is_reusable(item.record, self.reuse)
+        is_known = is_reusable(item.record, self.reuse) and not (self.ocr and lacks_text(item.record))
+        needs_none = self.texts or item.source is not None or is_known
         if needs_none or not isinstance(image, str) or not is_url(image):
             return item
         try:
@@ -49,23 +52,37 @@ class Fetch(FetchStage):
 
 @dataclass
 class Decode(Stage):
-    """Item -> Prepared. A vector by the model with the fingerprint `reuse` is taken as it is."""
+    """Item -> Prepared, with what `ocr` reads in its picture. A vector of the fingerprint `reuse` is taken as it is."""
 
     model: Lazy[Embedder]
     workers: int = 1
     depth: int = 2
     texts: bool = False
     reuse: str | None = None
+    ocr: Lazy[OcrModel] | None = None
 
     def __call__(self, item: Item) -> Prepared | Failed:
         try:
             if is_reusable(item.record, self.reuse):
-                return Prepared(item.record, vector=self._own_vector(item.record))
+                vector = self._own_vector(item.record)
+                return Prepared(self._read(item.record, item), vector=vector)
             if self.texts or item.record.get("image") in (None, ""):
                 return Prepared(item.record, text=_text(item.record))
-            return _picture(item, self.model())
+            prepared = _picture(item, self.model())
+            prepared.record = self._read(prepared.record, item)
+            return prepared
         except (PictureError, ValueError) as error:
             return Failed.of(item.record, error)
+        except RequestError as error:
+            return Failed.of(item.record, error, error.remedy)
+
+    def _read(self, record: Record, item: Item) -> Record:
+        """`record` with `ocr`, read in the picture in full: what is embedded may be a fraction of it."""
+        if self.ocr is None or not lacks_text(record):
+            return record
+        source = item.locate()
+        known = source.details() if isinstance(source, Part) else {}
+        return record | {"ocr": known["ocr"] if "ocr" in known else text_of(self.ocr().read(open_picture(source)[0]))}
 
     def _own_vector(self, record: Record) -> "np.ndarray":
         vector = decode_embedding(record.get("embedding"))
@@ -113,27 +130,38 @@ def vectors(
     batch_size: int,
     workers: int,
     allow_private: bool = False,
+    ocr: OcrModel | None = None,
 ) -> "Iterator[tuple[Record, np.ndarray] | Failed]":
     """Each item's record and its unit vector (D float32), in input order; at most two batches wait.
 
     With `texts` the field `text` is embedded even where there is a picture; with `reuse` an embedding that this model
-    made is taken as it is. A `batch_size` of 0 is the one that suits the model and its device. Only with
-    `allow_private` may a URL lead to an address that is not public.
+    made is taken as it is. `ocr` reads what is written in pictures, unless their record says it. A `batch_size` of 0 is
+    the one that suits the model and its device. Only with `allow_private` may a URL lead to an address that is not
+    public.
     """
-    yield from map_ordered(stages(model, texts, reuse, batch_size, workers, allow_private), items)
+    yield from map_ordered(stages(model, texts, reuse, batch_size, workers, allow_private, ocr), items)
     model.tell_cut_texts()
 
 
 def stages(
-    model: Embedder, texts: bool, reuse: bool, batch_size: int, workers: int, allow_private: bool
+    model: Embedder,
+    texts: bool,
+    reuse: bool,
+    batch_size: int,
+    workers: int,
+    allow_private: bool,
+    ocr: OcrModel | None = None,
 ) -> list[Stage]:
     """The pipeline of `vectors`."""
     lazy = Lazy(load_embedder, *model.load_arguments, value=model)
+    reader: Lazy[OcrModel] | None = None
+    if ocr is not None:
+        reader = Lazy(load_chat_model, *ocr.load_arguments, value=ocr)  # type: ignore[arg-type]
     reused = fingerprint_of(model.identity) if reuse else None
     depth = 2 * (batch_size or model.batch.largest)
     return [
-        Fetch(allow_private, texts=texts, reuse=reused),
-        Decode(lazy, workers, depth, texts, reused),
+        Fetch(allow_private, texts=texts, reuse=reused, ocr=ocr is not None),
+        Decode(lazy, workers, depth, texts, reused, reader),
         Encode(lazy, batch_size),
     ]
 
@@ -147,6 +175,7 @@ def embed(
     workers: int,
     floats: bool = False,
     allow_private: bool = False,
+    ocr: OcrModel | None = None,
 ) -> Iterator[Record | Failed]:
     """Each item's record with `model` and `embedding`, in input order; pictures also get facts of their file.
 
@@ -162,7 +191,7 @@ def embed(
         embedding = to_float16(found[0]["embedding"]) if kept else found[1].astype(np.float16)
         return found[0] | {"model": model.identity, "embedding": embedding.tolist() if floats else embedding}
 
-    how: dict[str, Any] = {"texts": texts, "reuse": not texts, "allow_private": allow_private}
+    how: dict[str, Any] = {"texts": texts, "reuse": not texts, "allow_private": allow_private, "ocr": ocr}
     embedded = vectors(items, model, **how, batch_size=batch_size, workers=workers)
     return map(unless_failed(to_record), embedded)
 
@@ -203,6 +232,11 @@ def is_reusable(record: Record, fingerprint: str | None) -> bool:
     """Whether `record` brings a vector of the model with this fingerprint."""
     known = record.get("embedding") is not None and fingerprint is not None
     return known and fingerprint_of(str(record.get("model") or "")) == fingerprint
+
+
+def lacks_text(record: Record) -> bool:
+    """Whether `record` has a picture, and does not say what is written in it."""
+    return record.get("image") not in (None, "") and not isinstance(record.get("ocr"), str)
 
 
 def _text(record: Record) -> str:

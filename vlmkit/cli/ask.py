@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from vlmkit.cli.defaults import is_default
 from vlmkit.cli.generate import ANSWER_TOKENS, PAGE_TOKENS, ChatOptions, Delivery, Resume, check_files, tell_caution
 from vlmkit.cli.options import Records, Run, option, valid_utf8
 from vlmkit.cli.screen import for_person
@@ -45,6 +46,7 @@ Chat = Annotated[
 SCHEMA_HELP = "Answer in JSON of this JSON Schema, or of fields: 'name, age int'."
 CONSTITUTION_HELP = "Judge and revise answers by the principles in a TOML file; default: those of vlmkit."
 QUESTIONS_HELP = "Ask each line of FILE, or `question` of its JSON lines; the pictures are opened once."
+OCR_HELP = "Read what is written in the pictures, with rapidocr unless -m names a model; with --boxes also where."
 PAIRS_HELP = "With --constitution: write better and worse answers, for train prefer."
 
 
@@ -60,7 +62,12 @@ class AnswerOptions:
         bool | None, option("--stream/--no-stream", "Show a single answer as it comes; so it is on a terminal.")
     ] = None
     schema: Annotated[Text, option("--schema FILE|JSON", SCHEMA_HELP)] = None
-    ocr: Annotated[bool, option("--ocr", "Read what is written in the pictures.")] = False
+    ocr: Annotated[
+        bool,
+        option(
+            "--ocr", "Read what is written in the pictures, with rapidocr unless a model is named; --boxes: and where."
+        ),
+    ] = False
     raw: Annotated[bool, option("--raw", "Continue the text as it stands, without a chat template.")] = False
     boxes: Annotated[bool, option("--boxes", "Find what the question names, or everything: records with `boxes`.")] = (
         False
@@ -83,7 +90,9 @@ class AnswerOptions:
 
     @property
     def task(self) -> str:
-        return "ocr" if self.ocr else "boxes" if self.boxes else "raw" if self.raw else "answer"
+        if self.ocr:
+            return "ocr-boxes" if self.boxes else "ocr"
+        return "boxes" if self.boxes else "raw" if self.raw else "answer"
 
     def generate_options(self, stats: bool) -> "GenerateOptions":
         from vlmkit.generate.constitution import read_constitution
@@ -101,6 +110,7 @@ class AnswerOptions:
 
 
 def ask(
+    ctx: typer.Context,
     run: Run,
     chat_model: ChatOptions,
     answer: AnswerOptions,
@@ -123,6 +133,7 @@ def ask(
     from vlmkit.generate.question_list import read_questions
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask
     from vlmkit.io.records import dumps
+    from vlmkit.models.resolve import OCR
 
     named, question = split(arguments or [])
     valid_utf8(question)
@@ -145,8 +156,11 @@ def ask(
     _check(chat, answer, records, resume, chat_model.stats)
     sampling = chat_model.sampling(ANSWER_TOKENS if answer.task in ("answer", "raw") else PAGE_TOKENS)
     options = answer.generate_options(chat_model.stats)
+    if answer.ocr and is_default(ctx, "model"):
+        chat_model = replace(chat_model, model=OCR)
+        options = replace(options, known_text=not answer.boxes)
     if chat:
-        model = run.load_chat_model(chat_model.model, chat_model.endpoint)
+        model = chat_model.load(run)
         return _chat(run, model, named, question, sampling, answer, records.allow_private)
     asked = {"system": answer.system} if answer.system else {}
     paired = Output(answer.pairs) if answer.pairs else None
@@ -155,14 +169,14 @@ def ask(
     load = Lazy(chat_model.load, run, "attention" if answer.attention else answer.task)
     how = {"batch_size": run.batch_size, "workers": run.threads, "allow_private": records.allow_private}
 
-    each = answer.each or answer.task == "boxes"
+    each = answer.each or answer.boxes
 
     def work(records: Records, named: list[str], in_shards: bool = False) -> Failures:
         reading = records.reading(piped_picture=True)
         if not each:
             reading = replace(reading, choice=reading.choice.for_question(FRAMES))
         conversation = to_ask(named, question, reading, DEFAULT_QUESTIONS.get(answer.task), each=each, further=further)
-        model = _fitting(load, conversation, answer)
+        model = _fitting(load, conversation, answer, question)
         settled = model, sampling.max_tokens, resume, asked, form, in_shards
         delivery = Delivery(run, records, named, reading, conversation, *settled)
         plain = delivery.is_plain(answer.boxes or chat_model.stats)
@@ -172,7 +186,8 @@ def ask(
         streams = streams and not (answer.schema or answer.constitution or answer.attention or unsure_below)
 
         def results(items: "Iterable[ChatSample | Failed]", out: Output) -> "Iterator[Record | Failed]":
-            return _answers(items, model, sampling, options, how, out if streams else None, answer.drawing)
+            found = _answers(items, model, sampling, options, how, out if streams else None, answer.drawing)
+            return tell_blank(found) if answer.ocr and not run.quiet else found
 
         single_input = not in_shards and (conversation.single or resume is None)
         shown = partial(delivery.write, plain=plain, single_input=single_input, schema=options.schema)
@@ -190,7 +205,9 @@ def ask(
         return each_shard(run, records, shards, several, ".jsonl", settings, partial(work, in_shards=True))
 
 
-def _fitting(load: "Callable[[], ChatModel]", conversation: "Conversation", answer: AnswerOptions) -> "ChatModel":
+def _fitting(
+    load: "Callable[[], ChatModel]", conversation: "Conversation", answer: AnswerOptions, question: str | None
+) -> "ChatModel":
     """The model. Raises VlmkitError where the conversation does not suit it, or what is to be saved."""
     from vlmkit.io.records import name_of
     from vlmkit.models.resolve import better_chat_model
@@ -202,6 +219,9 @@ def _fitting(load: "Callable[[], ChatModel]", conversation: "Conversation", answ
     if conversation.text_only and model.needs_picture:
         what = f"{name_of(model.identity)} answers questions about pictures, and this one has none"
         raise VlmkitError(what, f"name a picture, or ask a model that needs none: {better_chat_model()}")
+    if question is not None and not conversation.text_only and "answer" not in model.tasks:
+        what = f"{name_of(model.identity)} reads what is written and answers no questions"
+        raise VlmkitError(what, "leave the question out, or name a model that answers with -m")
     return model
 
 
@@ -213,7 +233,7 @@ def _check(chat: bool, answer: AnswerOptions, records: Records, resume: str | No
     modes |= {"--ocr": answer.ocr, "--boxes": answer.boxes}
     modes |= {"--raw": answer.raw}
     modes |= {"--constitution": answer.constitution, "--attention": answer.attention}
-    chosen = [flag for flag, value in modes.items() if value]
+    chosen = [flag for flag, value in modes.items() if value and not (flag == "--boxes" and answer.ocr)]
     if len(chosen) > 1:
         raise VlmkitError(f"{chosen[0]} excludes {chosen[1]}", "leave one of them out")
     for path in filter(None, (answer.drawing, answer.attention)):
@@ -286,3 +306,16 @@ def _chat(
         if not session.take(line):
             break
     return Exit.OK
+
+
+def tell_blank(results: "Iterable[Record | Failed]") -> "Iterator[Record | Failed]":
+    """`results`, and at the end how many have no text, which is an answer, too."""
+    count = blank = 0
+    for result in results:
+        count += not isinstance(result, Failed)
+        blank += not isinstance(result, Failed) and not result.get("ocr")
+        yield result
+    if blank:
+        warn(
+            "nothing is written in the picture" if count == 1 else f"nothing is written in {blank} of {count} pictures"
+        )

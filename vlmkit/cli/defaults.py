@@ -203,6 +203,12 @@ def is_given(ctx: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def is_default(ctx: typer.Context, parameter: str) -> bool:
+    """Whether the parameter has its value from nowhere: no command line, variable or file."""
+    source = ctx.get_parameter_source(parameter)
+    return source is None or source.name == "DEFAULT"
+
+
 def set_by_file(ctx: typer.Context) -> list[Any]:
     """The options of a command line that have their values from the file."""
     found = [(param, ctx.get_parameter_source(param.name)) for param in configurable(ctx.command)]

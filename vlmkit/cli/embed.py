@@ -1,10 +1,11 @@
 """The command embed."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from vlmkit.cli.command import OPTIONS
 from vlmkit.cli.options import EmbedOptions, Format, Inputs, Records, Run, option
 from vlmkit.cli.screen import for_person
 from vlmkit.cli.shards import ShardOptions, each_shard
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from vlmkit.index.changed import Kept
     from vlmkit.io.inputs import Item
     from vlmkit.io.records import Failed, Record
+    from vlmkit.models.ocr.base import OcrModel
     from vlmkit.models.types import Embedder
 
 
 Text = Annotated[bool, option("--text", "Lines are texts; of records embed the field text.")]
 FORM_HELP = "JSONL; safetensors: smaller, and quicker to read; parquet: for other stores. Default: by the name of -o."
-Form = Annotated[Format | None, option("--format", FORM_HELP, show_default=False)]
-Floats = Annotated[bool, option("--floats", "The embedding as a list of numbers, not as base64 of float16.")]
+FLOATS_HELP = "The embedding as a list of numbers, not as base64 of float16."
+OCR_HELP = "Read what is written in pictures into the field ocr, too, with rapidocr."
 Changed = Annotated[
     str | None,
     option(
@@ -35,15 +37,24 @@ Changed = Annotated[
 DryRun = Annotated[bool, option("--dry-run", "Write only what would be embedded, to standard output; load no model.")]
 
 
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What records hold, and in which form."""
+
+    title: ClassVar[str] = OPTIONS
+    format: Annotated[Format | None, option("--format", FORM_HELP, show_default=False)] = None
+    floats: Annotated[bool, option("--floats", FLOATS_HELP)] = False
+    ocr: Annotated[bool, option("--ocr", OCR_HELP)] = False
+
+
 def embed(
     run: Run,
     embedder: EmbedOptions,
     records: Records,
     shards: ShardOptions,
+    fields: Fields,
     inputs: Inputs = None,
     text: Text = False,
-    form: Form = None,
-    floats: Floats = False,
     changed: Changed = None,
     dry_run: DryRun = False,
 ) -> Exit:
@@ -59,17 +70,22 @@ def embed(
     fetched again.
     """
     shards.check(records, changed=changed, dry_run=dry_run)
-    form = form or Format(form_of(records.output))
+    form, floats = fields.format or Format(form_of(records.output)), fields.floats
+    if fields.ocr and text:
+        raise VlmkitError("--ocr excludes --text", "texts need not be read in pictures")
     if floats and form is not Format.JSONL:
         raise VlmkitError("--floats requires the format jsonl", f"leave out --floats or --format {form.value}")
     load = Lazy(embedder.load, run)
-    work = partial(_embed, run=run, load=load, text=text, form=form, floats=floats, changed=changed, dry_run=dry_run)
+    reader = _ocr_model(run) if fields.ocr and not dry_run else None
+    how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private, "ocr": reader}
+    how |= {"batch_size": run.batch_size, "workers": run.threads}
+    work = partial(_embed, run=run, load=load, how=how, form=form, changed=changed, dry_run=dry_run)
     if shards.out_dir is None:
         return work(records, records.check(inputs)).exit_code()
 
     def settings() -> dict[str, Any]:
         made = {"command": "embed", "model": load().identity, "text": text}
-        return made | {"format": form.value, "floats": floats}
+        return made | {"format": form.value, "floats": floats} | ({"ocr": reader.identity} if reader else {})
 
     named = expand_shards(inputs or [], lists=not text)
     return each_shard(run, records, shards, named, f".{form.value}", settings, partial(work, alone=False))
@@ -81,14 +97,13 @@ def _embed(
     *,
     run: Run,
     load: "Callable[[], Embedder]",
-    text: bool,
+    how: dict[str, Any],
     form: Format,
-    floats: bool,
     changed: str | None,
     dry_run: bool,
     alone: bool = True,
 ) -> Failures:
-    """Embed what `paths` stand for; not `alone`: a failure is one of several, and the summary is told elsewhere."""
+    """Embed what `paths` stand for, as `how` says; not `alone`: a failure is one of several, told elsewhere."""
     from vlmkit.embed import embed as embedded
     from vlmkit.embed import when_needed
     from vlmkit.index import index_folder
@@ -97,6 +112,7 @@ def _embed(
     from vlmkit.index.known_parts import KnownParts
     from vlmkit.io.inputs import count_inputs, is_one_picture, read_inputs
 
+    text = how["texts"]
     reading = replace(records.reading(texts=text, one_picture=not text), puts_off_fields=changed is not None)
     contents = Contents()
     known = KnownParts(index_folder(changed), contents) if changed is not None else None
@@ -109,8 +125,7 @@ def _embed(
         items, summary.done = summary.reading(items), "would be embedded" if dry_run else summary.done
 
     def vectorised(items: "Iterable[Item | Failed]", model: "Embedder") -> "Iterator[Record | Failed]":
-        how: dict[str, Any] = {"texts": text, "floats": floats, "allow_private": records.allow_private}
-        return embedded(items, model, **how, batch_size=run.batch_size, workers=run.threads)
+        return embedded(items, model, **how)
 
     single_input = alone and (changed is None or list(map(is_one_picture, paths)) == [True])
     output, errors = (None, None) if dry_run else (records.output, records.errors)
@@ -134,6 +149,13 @@ def _embed(
             summary.counts["films and documents unchanged"] = known.unchanged
         failures.exit_code()
     return failures
+
+
+def _ocr_model(run: Run) -> "OcrModel":
+    from vlmkit.models.resolve import OCR
+    from vlmkit.models.types import EndpointOptions
+
+    return run.load_chat_model(OCR, EndpointOptions())  # type: ignore[return-value]
 
 
 def _check_terminal(records: Records, form: Format) -> None:

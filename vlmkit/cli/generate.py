@@ -132,16 +132,21 @@ class ChatOptions:
 
     def load(self, run: Run, task: str = "answer") -> "ChatModel":
         """The model. Raises VlmkitError where it cannot do the `task`."""
+        from vlmkit.models.resolve import OCR
+
         model = run.load_chat_model(self.model, self.endpoint)
         if task not in model.tasks:
             lacks = {
+                "answer": "reads what is written, with ask --ocr, and does nothing else",
                 "ocr": "cannot read text in pictures",
+                "ocr-boxes": "does not say where in the picture the text is",
                 "boxes": "cannot find boxes",
                 "attention": "has no attention maps",
                 "raw": "continues no text as it stands",
             }
             what = f"{model.identity} {lacks[task]}"
-            raise VlmkitError(what, "name a model that does, such as Qwen/Qwen2.5-VL-3B-Instruct")
+            other = OCR if task == "ocr-boxes" else "Qwen/Qwen2.5-VL-3B-Instruct"
+            raise VlmkitError(what, f"name a model that does, such as {other}")
         return model
 
     def sampling(self, max_tokens: int = ANSWER_TOKENS) -> "Sampling":

@@ -14,6 +14,7 @@ from vlmkit.generate.constitution import Constitution, answer_by_constitution
 from vlmkit.generate.gate import Gate
 from vlmkit.generate.question_list import Once
 from vlmkit.generate.questions import ChatSample
+from vlmkit.generate.reading import has_question, known_text, one_picture, some_picture
 from vlmkit.generate.remote import Completed, complete_in_order
 from vlmkit.generate.replies import with_reply
 from vlmkit.generate.schema import answer_by_schema
@@ -36,10 +37,11 @@ class GenerateOptions:
     """The options of a run of `ask` or `caption`.
 
     `prompt` is asked of every picture in place of its record's question, `start` is how each answer begins. `task`:
-    answer, raw (what follows the text), boxes (where in the picture what is asked for is) or ocr (what is written
-    there). `boxes`: find every object, too, with this sampling. `on_text` is called with each piece of text as soon as
-    it is there, `on_attention` with the attention maps of an answer, `on_pair` with the better and the worse of two
-    answers, as `train prefer` reads them.
+    answer, raw (what follows the text), boxes (where in the picture what is asked for is), ocr (what is written there)
+    or ocr-boxes (and where). `known_text`: what records and text layers say is written there is not read. `boxes`: find
+    every object, too, with this sampling. `on_text` is called with each piece of text as soon as it is there,
+    `on_attention` with the attention maps of an answer, `on_pair` with the better and the worse of two answers, as
+    `train prefer` reads them.
     """
 
     system: str = ""
@@ -50,6 +52,7 @@ class GenerateOptions:
     constitution: Constitution | None = None
     boxes: Sampling | None = None
     stats: bool = False
+    known_text: bool = False
     on_text: Callable[[str], None] | None = None
     on_attention: Callable[["AttentionMaps"], None] | None = None
     on_pair: Callable[[Record], None] | None = None
@@ -97,6 +100,8 @@ def limits(sample: ChatSample, model: ChatModel) -> Iterator[str]:
     name = name_of(model.identity)
     if sample.earlier and not model.interleaved:
         yield f"{name} answers single questions: earlier turns of conversations are left out"
+    if "answer" not in model.tasks and has_question(sample):
+        yield f"{name} reads what is written and answers no questions: those of records are not asked"
     if len(sample.pictures) > 1 and model.single_image:
         yield f"{name} was trained on single pictures: its answers about several are guesses"
     if len(sample.pictures) > 1 and not model.interleaved and MARK in _after_leading_marks(sample.prompt or ""):
@@ -176,6 +181,7 @@ class Decode(Stage):
     model: Lazy[ChatModel]
     workers: int = 1
     depth: int = 2
+    known_text: bool = False  # in place of a picture, where there is one
     _once: Any = None  # a Once, between load and close
 
     def load(self) -> None:
@@ -184,7 +190,12 @@ class Decode(Stage):
     def __call__(self, sample: ChatSample) -> ChatSample | Failed:
         if sample.declined:
             return sample
-        done = _with_pictures(sample, self._once(lambda picture: preprocessed(picture, self.model()), sample))
+
+        def decoded(picture: str | Bytes) -> tuple[Any, tuple[float, float]]:
+            text = known_text(sample, picture) if self.known_text else None
+            return (text, (1, 1)) if text else preprocessed(picture, self.model())
+
+        done = _with_pictures(sample, self._once(decoded, sample))
         if isinstance(done, Failed) or not done.pictures:
             return done
         pictures, scales = zip(*done.pictures, strict=True)
@@ -237,15 +248,16 @@ def ask(
         if options.on_pair and reply.chosen is not None:
             keys = {key: record[key] for key in ("id", "image", "images", "question") if key in record}
             options.on_pair(keys | {"chosen": reply.chosen, "rejected": reply.rejected})
-        keeps_lines = options.schema or options.task in ("ocr", "raw")
+        reads = options.task in ("ocr", "ocr-boxes")
+        keeps_lines = options.schema or reads or options.task == "raw"
         text = reply.answer.text if keeps_lines else " ".join(reply.answer.text.split())
-        made = {"answer": text, "answer_model": model.identity}
+        made = {"answer": text, "answer_model": model.identity} | ({"ocr": text} if reads else {})
         return with_reply(record, made, reply, sampling.max_tokens, options.stats)
 
-    if options.task == "boxes":
-        items = map(unless_failed(_one_picture), items)
+    if options.task in ("boxes", "ocr-boxes"):
+        items = map(unless_failed(one_picture), items)
     elif options.task == "ocr":
-        items = map(unless_failed(_some_picture), items)
+        items = map(unless_failed(some_picture), items)
     replies = replies_in_order(items, model, sampling, options, batch_size, workers, allow_private)
     return map(unless_failed(to_record), replies)
 
@@ -279,7 +291,7 @@ def caption(
         made = {"caption": text, "caption_model": model.identity}
         return with_reply(record, made, reply, sampling.max_tokens, stats)
 
-    pictures = map(unless_failed(_one_picture), items)
+    pictures = map(unless_failed(one_picture), items)
     replies = replies_in_order(pictures, model, sampling, options, batch_size, workers, allow_private)
     return map(unless_failed(to_record), replies)
 
@@ -334,7 +346,7 @@ def stages(
     depth = 2 * (batch_size or model.batch.largest)
     heads = options.constitution.heads if options.constitution else []
     gate = [Gate(heads, model.load_arguments[1])] if heads else []
-    opening = [Fetch(allow_private), Select(lazy), *gate, Decode(lazy, workers, depth)]
+    opening = [Fetch(allow_private), Select(lazy), *gate, Decode(lazy, workers, depth, options.known_text)]
     return [*opening, Respond(lazy, sampling, options, batch_size)]
 
 
@@ -368,22 +380,6 @@ def _scaled(box: Box, scale: tuple[float, float]) -> Box:
 
     outline = {"polygon": multiplied(box["polygon"])} if "polygon" in box else {}
     return box | {"box": multiplied(box["box"])} | outline  # type: ignore[return-value]
-
-
-def _one_picture(sample: ChatSample) -> ChatSample | Failed:
-    if len(sample.pictures) == 1:
-        return sample
-    return (
-        Failed.of(sample.record, "several pictures where one is required") if sample.pictures else _no_picture(sample)
-    )
-
-
-def _some_picture(sample: ChatSample) -> ChatSample | Failed:
-    return sample if sample.pictures else _no_picture(sample)
-
-
-def _no_picture(sample: ChatSample) -> Failed:
-    return Failed.of(sample.record, "no picture", "name a file or folder that is there")
 
 
 def _with_pictures(sample: ChatSample, work: Callable[[Any], Any]) -> ChatSample | Failed:

@@ -19,8 +19,9 @@ from vlmkit.io.walk import looks_like_input
 from vlmkit.models.boxes import EVERYTHING
 from vlmkit.models.types import Reply
 
+READ = "Read all that is written in this picture."
 # The questions of records without one, by task.
-DEFAULT_QUESTIONS = {"ocr": "Read all that is written in this picture.", "boxes": EVERYTHING}
+DEFAULT_QUESTIONS = {"ocr": READ, "ocr-boxes": READ, "boxes": EVERYTHING}
 # What the names of documents and records end in.
 DOCUMENT = re.compile(
     r"\.(jsonl?|safetensors|parquet|[ct]sv|txt|md|rtf|html?|xml|epub|docx?|od[tsp]|xlsx?|pptx?|tar)", re.I

@@ -5,21 +5,31 @@ A package adds one as it adds any chat model, see `vlmkit.models.types`: its cla
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlmkit.models.batching import BatchSize
 from vlmkit.models.ocr.lines import Line
 from vlmkit.models.types import Answer, Box, ChatModel, Request, RequestError, Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+BATCH = 4  # pictures, which are not reduced: twice as many wait
 Rows = list[list[Line]]
 
 
 class OcrModel(ChatModel):
-    """Reads pictures, whatever the prompt says. Several are read at once, each by one core; a single one by all."""
+    """Reads pictures, whatever the prompt says; a text in the place of a picture is what is written there.
+
+    Several are read at once, each by few cores; a single one by all.
+    """
 
     tasks = ("ocr", "ocr-boxes")
+
+    @cached_property
+    def batch(self) -> BatchSize:
+        return BatchSize(BATCH)
 
     @abstractmethod
     def read(self, image: "Image", *, alone: bool = False) -> Rows:
@@ -39,13 +49,19 @@ class OcrModel(ChatModel):
     def _answer(self, request: Request, alone: bool = False) -> Answer | RequestError:
         """The lines of one picture, or those of several with an empty line between them."""
         try:
-            pages = [self.read(picture, alone=alone) for picture in request.all_pictures()]
+            pages = [self._page(picture, alone) for picture in request.all_pictures()]
         except RequestError as error:
             return error
-        lines = [line for page in pages for row in page for line in row]
+        lines = [line for _, rows in pages for row in rows for line in row]
         boxes = list(map(box_of, lines)) if request.task == "ocr-boxes" else None
-        text = "\n\n".join(filter(None, map(text_of, pages)))
+        text = "\n\n".join(text for text, _ in pages if text)
         return Answer(text, "stop", 0, boxes, confidence=_confidence(lines))
+
+    def _page(self, picture: "Image | str", alone: bool) -> tuple[str, Rows]:
+        if isinstance(picture, str):
+            return picture, []
+        rows = self.read(picture, alone=alone)
+        return text_of(rows), rows
 
 
 def text_of(rows: Rows) -> str:

@@ -104,7 +104,8 @@ class _Networks:
             is_tall = shapes[:, 1] * TALL >= shapes[:, 0]
         quads = [np.roll(quad, -1, 0) if tall else quad for quad, tall in zip(quads, is_tall, strict=True)]
         crops = [_crop(pixels, quad) for quad in quads]
-        upside_down = np.array([label == "180" for label, _ in self._classifier(crops).cls_res])
+        labels = self._classifier(crops).cls_res or ()
+        upside_down = np.array([label == "180" for label, _ in labels])
         if lengths[upside_down].sum() > lengths.sum() / 2:  # the page is
             quads, crops = [np.roll(quad, 2, 0) for quad in quads], list(map(_half_turned, crops))
         read = self._texts(crops)
@@ -130,7 +131,7 @@ class _Networks:
             margins = (0, max(0, SMALLEST - size[1]), 0, max(0, SMALLEST - size[0]))
             reduced = cv2.copyMakeBorder(reduced[:, :, ::-1], *margins, cv2.BORDER_REPLICATE)
             boxes = self._detector(reduced).boxes
-            quads = [] if boxes is None else [np.float32(box) for box in boxes / factor]
+            quads = [] if boxes is None else list((boxes / factor).astype(np.float32))
             if factor == 1 or not quads or min(min(_shape(quad)) for quad in quads) * factor >= LOW:
                 break
         return quads
@@ -142,7 +143,7 @@ class _Networks:
         if not crops:
             return []
         result = self._recognizer(TextRecInput(img=crops))
-        return [(text.strip(), float(score)) for text, score in zip(result.txts, result.scores, strict=True)]
+        return [(text.strip(), float(score)) for text, score in zip(result.txts or (), result.scores, strict=True)]
 
 
 def _session(model: Path, threads: int) -> Any:
@@ -178,7 +179,7 @@ def _crop(pixels: "np.ndarray", quad: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
     width, height = (max(1, int(side)) for side in _shape(quad))
-    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
     matrix = cv2.getPerspectiveTransform(quad, corners)
     flags, border = cv2.INTER_CUBIC, cv2.BORDER_REPLICATE
     crop = cv2.warpPerspective(pixels, matrix, (width, height), flags=flags, borderMode=border)[:, :, ::-1]
