@@ -145,7 +145,7 @@ class ChatOptions:
                 "raw": "continues no text as it stands",
             }
             what = f"{model.identity} {lacks[task]}"
-            other = OCR if task == "ocr-boxes" else "Qwen/Qwen2.5-VL-3B-Instruct"
+            other = OCR if task in ("ocr", "ocr-boxes") else "Qwen/Qwen2.5-VL-3B-Instruct"
             raise VlmkitError(what, f"name a model that does, such as {other}")
         return model
 

@@ -191,7 +191,9 @@ def _mini(name: str, folder: Path, task: Task) -> Checkpoint:
 def _rapidocr() -> Checkpoint:
     """The detector, recogniser and classifier that the package brought. Raises VlmkitError."""
     check_installed("reading text in pictures", "vlmkit[ocr]", OCR)
-    package = importlib.metadata.distribution(OCR)
+    from importlib.metadata import distribution
+
+    package = distribution(OCR)
     files = [Path(str(package.locate_file(file))) for file in package.files or () if file.suffix == ".onnx"]
     found = [[path for path in files if f"_{kind}_" in path.name and path.is_file()] for kind in ("det", "rec", "cls")]
     if [len(paths) for paths in found] != [1, 1, 1]:
