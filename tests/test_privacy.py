@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_nothing_is_reported(home: Path, photos: Path, tmp_path: Path) -> None:
 
     run("index", stdin=run("embed", photo))
     assert run("search", "a cup of coffee", "--json")
+    if find_spec("rapidocr"):
+        assert run("ask", photos / "page.png", "--ocr").startswith(b"Region-based segmentation")
     assert run("caption", photo) and run("ask", photo, "what is in the cup?")
     assert run("classify", photo, "--labels", "cup,cat")
     written = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}

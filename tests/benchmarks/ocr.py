@@ -30,7 +30,7 @@ PHRASES = (
     "Invoice No. 2026-117|The quick brown fox jumps over|Total due: 1,249.50 EUR|Please pay within 14 days. Thank you!|"
     "Order no. 17 of 3 June 2026, p. 5|Mr. J. R. Smith, Dr. A. Lee|No. 42 - Rue de l'Eglise 7, Paris|"
     "Tel. +49 176 4419, Fax 030 / 22 11|I am at 5 p.m. in it. If I will, I fill it|vol. III, ch. 12: The Mill, p. 117"
-).split("|")
+)
 Read = Callable[[Image.Image], str]
 
 
@@ -67,7 +67,7 @@ def lost_spaces(read: Read) -> str:
     dice, spaces, lost = random.Random(1), 0, 0
     for font in sorted({*PLAIN, *MONO}):
         for size in (10, 12, 14, 18, 24, 36):
-            lines = dice.sample(PHRASES, 5)
+            lines = dice.sample(PHRASES.split("|"), 5)
             page = written(lines, font, size, dice.choice((0, 0, 0, 2, -3)), ("black", "white"))
             for line, found in zip(lines, read(page).split("\n"), strict=False):
                 if line.replace(" ", "") == found.replace(" ", ""):
