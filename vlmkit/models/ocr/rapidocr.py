@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ UNSURE = 0.9  # a line read with less is read upside down, too
 MIN_SCORE = 0.6  # with less it is no text; the package has 0.5
 SHORT = 2  # letters and digits up to which it has to be UNSURE at least: in photographs round things pass for an O
 HEIGHT = 96  # pixels of a line; higher ones are reduced
+
+_large = threading.Lock()  # memory is for one picture of the second area
 
 
 class RapidOcr(OcrModel):
@@ -130,7 +133,8 @@ class _Networks:
             reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if factor < 1 else pixels
             margins = (0, max(0, SMALLEST - size[1]), 0, max(0, SMALLEST - size[0]))
             reduced = cv2.copyMakeBorder(reduced[:, :, ::-1], *margins, cv2.BORDER_REPLICATE)
-            boxes = self._detector(reduced).boxes
+            with _large if area > AREAS[0] else nullcontext():
+                boxes = self._detector(reduced).boxes
             quads = [] if boxes is None else list((boxes / factor).astype(np.float32))
             if factor == 1 or not quads or min(min(_shape(quad)) for quad in quads) * factor >= LOW:
                 break
