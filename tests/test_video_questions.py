@@ -1,16 +1,24 @@
 """Questions about films, and their frames through the commands."""
 
+import importlib.util
+import io
 import json
 import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("av", reason="films need the extra video")
 
 from films import plainly, shown_at
 from hosted import Hosted, layout, pictures
+from serving import Served
 
 
 @pytest.fixture
@@ -104,3 +112,56 @@ def test_frames_of_films_that_are_gone_are_pruned(films: Path, tmp_path: Path, v
     (folder / "plain.avi").unlink()
     assert b"3 records pruned" in vlmkit("index", "-i", "./i", "--prune", folder).stderr
     assert len(rows(vlmkit("index", "-i", "./i", "--dump").stdout)) == 3
+
+
+def test_films_in_a_tar_bring_the_fields_of_their_sample(films: Path, tmp_path: Path, vlmkit, asked: Hosted) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as shard:
+        for name, data in {"a.json": b'{"licence": "CC0"}', "a.mp4": (films / "plain.mp4").read_bytes()}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    embedded = rows(vlmkit("embed", "x.tar", "--every", "1s").stdout)
+    assert [row["image"] for row in embedded] == [f"{tmp_path}/x.tar/a.mp4#t={time}" for time in (0, 1, 2)]
+    assert {row["licence"] for row in embedded} == {"CC0"}
+    alone = rows(vlmkit("embed", films / "plain.mp4", "--every", "1s").stdout)
+    assert [row["embedding"] for row in alone] == [row["embedding"] for row in embedded]
+    assert rows(vlmkit("embed", "x.tar/a.mp4#t=1").stdout)[0]["embedding"] == alone[1]["embedding"]
+    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "x.tar", "--every", "1s").stdout)
+    assert vlmkit("embed", "--changed", "./i", "x.tar", "--every", "1s").stdout == b""
+
+
+def test_without_pyav_films_are_counted_and_pip_is_told(films: Path, tmp_path: Path, vlmkit, monkeypatch) -> None:
+    from vlmkit.io import sources
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "av" else find(name, *of))
+    sources._missing_extra.cache_clear()
+    try:
+        folder = vlmkit("embed", films).stderr
+        named = vlmkit("embed", films / "plain.mp4", code=2).stderr
+        frame = vlmkit("embed", f"{films / 'plain.mp4'}#t=1", code=2).stderr
+    finally:
+        sources._missing_extra.cache_clear()
+    assert folder.startswith(b"vlmkit: not read: ") and folder.count(b"\n") == 1
+    assert b"video (avi, m2ts, mkv, mov, mp4, mpg, webm): pip install 'vlmkit[video]'" in folder
+    assert all(b"needs one more package: pip install 'vlmkit[video]'" in said for said in (named, frame))
+
+
+def test_the_page_of_the_service_shows_frames(films: Path, tmp_path: Path, vlmkit, environment: dict[str, str]) -> None:
+    image = f"{films / 'plain.mp4'}#t=1"
+    vlmkit("index", stdin=vlmkit("embed", image).stdout)
+    with closing_service(tmp_path, environment) as service:
+        for path in ("thumbnail", "original"):
+            found = service.get(f"/{path}?id={quote(image, safe='')}")
+            assert found.status_code == 200, found.text
+            shown = np.asarray(Image.open(io.BytesIO(found.content)).convert("RGB")).astype(int)
+            assert np.abs(shown.mean((0, 1)) - shown_at(plainly(films / "plain.mp4"), 1).mean((0, 1))).max() < 4
+
+
+@contextmanager
+def closing_service(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
+    service = Served(folder, environment)
+    try:
+        yield service
+    finally:
+        service.end()

@@ -60,9 +60,10 @@ def embed(
 ) -> Exit:
     """Turn pictures and texts into vectors.
 
-    Reads pictures, folders, webdataset shards, URLs and records, and writes one record each with its vector in
-    `embedding`. Pictures are rotated by EXIF, transparent parts become white, and of an animation it is the first
-    frame. One that cannot be read is named, left out, and makes the exit code 3. A vector of the same model is kept.
+    Reads pictures, frames of films, pages of PDF documents, folders, webdataset shards, URLs and records, and writes
+    one record each with its vector in `embedding`. Pictures are rotated by EXIF, transparent parts become white, and of
+    an animation it is the first frame. One that cannot be read is named, left out, and makes the exit code 3. A vector
+    of the same model is kept.
 
     --changed looks at the content of files whose path, time, size or change time the index does not know. A file that
     was moved, copied or touched gets a record with the fields and the vector of the same content in the index; that of
@@ -146,7 +147,7 @@ def _embed(
         shown = progress(results, quiet=run.quiet, unit="records", count=count)
         out.write_records(failures.filter_failures(shown), (Format.JSONL if dry_run else form).value)
         if summary and known and known.unchanged:
-            summary.counts["films and documents unchanged"] = known.unchanged
+            summary.counts["films unchanged"] = known.unchanged
         failures.exit_code()
     return failures
 

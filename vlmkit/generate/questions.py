@@ -171,7 +171,9 @@ def _samples(items: Iterable[Item | Failed], each: bool) -> Iterator[ChatSample 
 
 def _file_of(item: Item | Failed) -> str | None:
     """The file of which an item is a part."""
-    return item.source.path if isinstance(item, Item) and isinstance(item.source, Part) else None
+    if isinstance(item, Item) and isinstance(item.source, Part):
+        return item.record["image"].rpartition("#")[0]
+    return None
 
 
 def _joined(items: list[Item | Failed]) -> Iterator[ChatSample | Failed]:

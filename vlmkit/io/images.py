@@ -34,9 +34,9 @@ OTHER_FILES = {
     b"%PDF": "a PDF document",
     b"8BPS": "a Photoshop drawing",
     b"gimp xcf": "a GIMP drawing",
-    b"\x1aE\xdf\xa3": "a film",
     b"PK\3\4": "a ZIP archive",
 }
+MATROSKA = b"\x1aE\xdf\xa3"
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f\xff]")  # not in text
 LARGE = 50_000_000  # pixels from which on pictures are decoded one at a time: memory is for one of them, not for all
 DRAFT_MARGIN = 1.6  # below it the vectors of fine patterns change: tests/benchmarks/decode.py
@@ -213,8 +213,8 @@ def _what_it_is(data: bytes) -> str:
         return "a TIFF of a kind that is not supported (bits, colours, planes or compression): save it with 8 bits"
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "not a picture but a web page"
-    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
-        return "a film, not a picture"
+    if (data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis")) or data.startswith(MATROSKA):
+        return "a film, not a picture (a frame of it is called FILE#t=SECONDS)"
     for start, kind in OTHER_FILES.items():
         if data.startswith(start):
             return f"{kind}, not a picture that can be read"

@@ -26,6 +26,7 @@ from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
     MAX_BYTES,
     Memory,
+    MissingExtra,
     content_hash,
     exists,
     is_data,
@@ -303,7 +304,7 @@ def _expand(path: str, how: Reading) -> Iterator[Item | Failed]:
     elif (reader := reader_of(name)) is not None:
         yield from container_items(name, reader, how)
     elif (extra := missing_extra(name)) is not None:
-        yield failed(name, f"needs one more package: pip install 'vlmkit[{extra}]'", "run it again with the package")
+        yield failed(name, error := MissingExtra(extra), error.remedy)
     elif not os.path.isfile(name):
         yield failed(name, why_not_regular(name))
     elif is_compressed_tar_name(name):

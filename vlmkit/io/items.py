@@ -1,14 +1,16 @@
 """What files become in INPUT: a picture one item, a folder and a container an item for each picture in it."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vlmkit.io.parts import PARTS, Part, chosen_by, counted
 from vlmkit.io.passing import PassingSamples
 from vlmkit.io.reading import Item, Reading, Uncounted
-from vlmkit.io.records import Failed
-from vlmkit.io.samples import Sample, Unread, read_samples
+from vlmkit.io.records import Failed, Record
+from vlmkit.io.samples import Sample, Unread, is_divided_name, read_samples
 from vlmkit.io.sources import (
     Bytes,
     PictureError,
@@ -84,11 +86,30 @@ def _items_of(samples: Iterable[Sample | Unread], how: Reading) -> Iterator[Item
     for found in samples:
         if isinstance(found, Unread):
             yield failed(*found)
+        elif is_divided_name(found.path) and isinstance(found.source, Source):
+            yield from _parts_of_member(found, found.source, how)
         else:
             item = picture_item(found.path, found.source)
             if isinstance(item, Item):
                 item.fields = found.fields
             yield complete(item, how)
+
+
+def _parts_of_member(found: Sample, file: Source, how: Reading) -> Iterator[Item | Failed]:
+    """The pages or frames of a member, each with the fields of its side-cars."""
+    reader = reader_of(found.path)
+    assert reader is not None
+    try:
+        for item in _parts(found.path, reader, file, replace(how, puts_off_fields=True)):
+            if isinstance(item, Item) and isinstance(item.source, Part):
+                item.fields = partial(_with_details, item.source, found.fields)
+            yield complete(item, how)
+    except PictureError as error:
+        yield failed(found.path, error, error.remedy)
+
+
+def _with_details(part: Part, fields: Callable[[], Record]) -> Record:
+    return part.details() | fields()
 
 
 def picture_item(path: str, source: Bytes | None = None) -> Item | Failed:

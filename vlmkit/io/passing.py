@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import IO, cast
 
-from vlmkit.io.samples import Sample, Shard, Unread, is_hidden, stem_of
+from vlmkit.io.samples import Sample, Shard, Unread, is_divided_name, is_hidden, stem_of
 from vlmkit.io.sources import MAX_BYTES, Bytes, Memory, PictureError, Source, StreamReader, is_picture_name, reader_of
 from vlmkit.io.tar import MAX_DEPTH, Passing, Unreadable
 
@@ -84,7 +84,10 @@ class PassingSamples:
                 ended.add(stem)
                 sample = replace(shard, members={}, samples={})  # the counts of warnings stay those of the shard
                 for name, source in group:
-                    sample.add(name, _held(source))
+                    if is_divided_name(name):  # too large to be held in memory
+                        self.on_other(name)
+                    else:
+                        sample.add(name, _held(source))
                 for name in sample.members:
                     if is_picture_name(name):
                         yield sample.sample(name)

@@ -51,7 +51,7 @@ def read_samples(
     has_fields: bool = True,
     depth: int = 1,
 ) -> Iterator[Sample | Unread]:
-    """The pictures of a container in its order, also those of containers inside.
+    """The pictures, documents and films of a container in its order, also those of containers inside.
 
     Members of one stem are one sample, wherever they stand: their names are held in memory, no contents. Of two members
     of one name the last one counts, as when a tar is unpacked. Side-cars, or parts of them, that are left out are told
@@ -62,7 +62,7 @@ def read_samples(
     damage = shard.collect(reader, file, skips)
     for name, source in shard.members.items():
         inner = reader_of(name)
-        if is_picture_name(name):
+        if is_picture_name(name) or (is_divided_name(name) and isinstance(source, Source)):
             yield shard.sample(name)
         elif inner is None or not inner.holds_files:
             if not name.lower().endswith(SIDE_CAR_SUFFIXES):
@@ -117,13 +117,13 @@ class Shard:
     def fields_of(self, picture: str) -> Record:
         """What the side-cars of a picture say: the fields of JSON, and texts as `captions`."""
         sample = self.samples[_stem(picture)]
-        pictures = [name for name in sample if is_picture_name(name)]
+        pictures = [name for name in sample if _is_subject(name)]
         fields: Record = {}
         captions: list[str] = []
         own = os.path.splitext(picture)[0]
         for name in sorted(sample, key=lambda name: os.path.splitext(name)[0] != own):
-            owners = [] if is_picture_name(name) else _owners(name, pictures)
-            if not owners and not is_picture_name(name) and picture == pictures[0]:
+            owners = [] if _is_subject(name) else _owners(name, pictures)
+            if not owners and not _is_subject(name) and picture == pictures[0]:
                 self.warn(name, "of which picture it is cannot be told", "left out, give it the name of its picture")
             if picture not in owners:
                 continue
@@ -168,9 +168,18 @@ class Shard:
                 warn(f"{self.path}: {count - WARNINGS} more members like that: {remedy}")
 
 
+def is_divided_name(name: str) -> bool:
+    """Whether a file of this name is a document or film, whose pages and frames are pictures."""
+    return (reader := reader_of(name)) is not None and not reader.holds_files
+
+
+def _is_subject(name: str) -> bool:
+    return is_picture_name(name) or is_divided_name(name)
+
+
 def stem_of(member: str) -> str | None:
     """The name of the sample that a member is a part of; None for what is neither a picture nor a side-car."""
-    is_part = is_picture_name(member) or member.lower().endswith(SIDE_CAR_SUFFIXES)
+    is_part = _is_subject(member) or member.lower().endswith(SIDE_CAR_SUFFIXES)
     return _stem(member) if is_part else None
 
 

@@ -62,7 +62,16 @@ class UnreadContainer(PictureError):
 
     def __init__(self, path: str, error: PictureError) -> None:
         super().__init__(str(error))
-        self.path = path
+        self.path, self.remedy = path, error.remedy
+
+
+class MissingExtra(PictureError):
+    """The file is not looked at without an extra of vlmkit."""
+
+    remedy = "run it again with the package"
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(f"needs one more package: pip install 'vlmkit[{extra}]'")
 
 
 class Bytes(Protocol):
@@ -267,14 +276,28 @@ def _open_member(path: str) -> Bytes | None:
             file = open_file(container)
         except (OSError, ValueError, PictureError):
             continue
-        if (reader := reader_of(container)) is not None and reader.separator == mark[0]:
-            try:
-                return reader.open(file, path[mark.end() :])
-            except MissingMember:
-                raise
-            except PictureError as error:
-                raise UnreadContainer(container, error) from None
+        try:
+            if mark[0] == "#" and (extra := missing_extra(container)):
+                raise MissingExtra(extra)
+            if (reader := reader_of(container)) is not None and reader.separator == mark[0]:
+                return _opened(reader, file, path[mark.end() :])
+        except MissingMember:
+            raise
+        except PictureError as error:
+            raise UnreadContainer(container, error) from None
     return None
+
+
+def _opened(reader: Reader, file: Source, name: str) -> Bytes:
+    """A member, or a part of one, as in `x.tar/clip.mp4#t=3`. Raises as `Reader.open`."""
+    try:
+        return reader.open(file, name)
+    except MissingMember:
+        member, _, part = name.rpartition("#")
+        inner = reader_of(member) if reader.holds_files else None
+        if inner is None or inner.separator != "#" or not isinstance(found := reader.open(file, member), Source):
+            raise
+        return inner.open(found, part)
 
 
 def reader_of(name: str) -> Reader | None:

@@ -101,7 +101,7 @@ def _package(suffix: str) -> str:
     """What pip installs files with this suffix by; empty for what is not read at all."""
     if (kind := KIND_BY_SUFFIX.get(suffix)) is not None:
         return kind.install
-    return f"vlmkit[{extra}]" if (extra := missing_extra(f".{suffix}")) else ""
+    return f"vlmkit[{extra}]" if (extra := missing_extra(f"x.{suffix}")) else ""
 
 
 def _suffix(name: str) -> str:
