@@ -231,6 +231,13 @@ def test_half_precision_is_no_part_of_the_identity(made, views: list[Path], prec
         assert not np.array_equal(images, other_images)
 
 
+def test_half_precision_holds_for_attention(made) -> None:
+    """Weights of another type would be converted at each call, which takes longer than fp32."""
+    model = load_embedder(str(made("open_clip_quick_gelu")), Hardware("cpu", precision="bf16")).model
+    types = {value.dtype for name, value in model.named_parameters() if ".attn." in name}
+    assert types == {torch.bfloat16}
+
+
 def test_int8_is_another_model(warm, environment, made, views: list[Path], tmp_path: Path) -> None:
     folder = made("open_clip_quick_gelu")
     whole_images, whole_texts, whole = loaded(folder, views)

@@ -90,6 +90,7 @@ def main() -> None:
         ways = {
             "script": ("npy", [sys.executable, "-c", SCRIPT, str(model), str(pictures)]),
             "vlmkit": ("safetensors", [*embed, "-o"]),
+            "vlmkit bf16": ("safetensors", [*embed, "--precision", "bf16", "-o"]),
             "vlmkit int8": ("safetensors", [*embed, "--precision", "int8", "-o"]),
         }
         times: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}

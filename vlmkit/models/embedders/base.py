@@ -92,7 +92,7 @@ class TorchEmbedder(Embedder):
         torch = self._torch
         if self._dtype is not None:
             for part in model.modules():
-                if isinstance(part, torch.nn.Linear | torch.nn.Conv2d):
+                if isinstance(part, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):
                     part.to(self._dtype)
         return model.to(self.device).eval()
 
