@@ -16,6 +16,7 @@ import costs
 import dependencies
 import environment
 import pages
+import prompts
 from completions_bash import bash
 from completions_fish import fish
 from completions_zsh import zsh
@@ -30,7 +31,7 @@ from vlmkit.cli.help import default_of, placeholder
 from vlmkit.cli.options import PROGRAM, TAGLINE
 
 COMPLETIONS = Path("vlmkit/cli/completions")
-BLOCK = re.compile(r"(<!-- generated: (commands|environment|costs) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- generated: (commands|environment|costs|prompts) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 EXIT_CODES = [
     ("0", "All went well; also when the reader of standard output went away."),
@@ -159,7 +160,7 @@ def documents(root: Path) -> dict[Path, str]:
     """Every generated file of the project at `root` with its text."""
     table, variables = commands(), environment.variables(command_line().commands)
     blocks = {"commands": _readme_block(table), "environment": environment.table(variables)}
-    blocks["costs"] = costs.table()
+    blocks |= {"costs": costs.table(), "prompts": prompts.sections()}
     texts = {root / "man" / f"{PROGRAM}-{command.name}.1": _man_page(command, variables) for command in table}
     for source in [root / "README.md", *(root / "man").glob("*.md")]:
         text = BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[3], source.read_text())

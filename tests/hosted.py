@@ -123,6 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         kind = "text/event-stream" if body.startswith("data:") else "application/json"
         self.send(f"{body}\n\n".encode(), int(status), kind)
 
+    def on_says(self) -> None:
+        """says TEXT, on its first line: that."""
+        self.say(self.text.partition(" ")[2].partition("\n")[0])
+
     def on_crowds(self) -> None:
         """crowds MESSAGE: refused with it where there are more than two pictures."""
         if len(seen := pictures(self.body)) > 2:
