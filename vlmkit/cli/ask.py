@@ -125,11 +125,11 @@ def ask(
     The last argument is the question, unless it is something to read: a file or folder that is there, a URL, -, or what
     ends like the name of a picture, a film, a document or records, or in /, and then has to be there. Pictures named
     before it belong to one question, whose answer is printed alone; a folder, a shard and records have one each, and
-    come as records with `answer` and `answer_model`. A PDF document or a film is one question over all of its pages or
-    frames, up to what the model takes; --each asks about each. Records may bring a `question` of their own and several `images`;
-    a question that is named replaces theirs. In a question <image> is the place of a picture. A picture may also come
-    as bytes on standard input. An answer has at most 256 tokens, with --ocr and --boxes 1,024, unless --max-tokens says
-    otherwise.
+    come as records with `answer` and `answer_model`. A PDF document or a film is one question over all of its pages
+    or frames, up to what the model takes; --each asks about each. Records may bring a `question` of their own and
+    several `images`; a question that is named replaces theirs. In a question <image> is the place of a picture. A
+    picture may also come as bytes on standard input. An answer has at most 256 tokens, with --ocr and --boxes
+    1,024, unless --max-tokens says otherwise.
     """
     from vlmkit.generate.question_list import read_questions
     from vlmkit.generate.questions import DEFAULT_QUESTIONS, split, to_ask

@@ -220,8 +220,8 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT",
         help=(
-            "Pictures, PDF documents, http(s) URLs, folders with all below but hidden ones and links to folders, .tar shards, also by "
-            "URL, .jsonl or .json records, safetensors, - for standard input: records, or a list of names."
+            "Pictures, PDF documents, http(s) URLs, folders with all below but hidden ones and links to folders, .tar "
+            "shards, also by URL, .jsonl or .json records, safetensors, - for standard input: records, or a list of names."
         ),
         show_default=False,
     ),
