@@ -221,7 +221,8 @@ Inputs = Annotated[
         metavar="INPUT",
         help=(
             "Pictures, PDF documents, http(s) URLs, folders with all below but hidden ones and links to folders, .tar "
-            "shards, also by URL, .jsonl or .json records, safetensors, - for standard input: records, or a list of names."
+            "shards, also by URL, .jsonl or .json records, safetensors, - for standard input: records, "
+            "or a list of names."
         ),
         show_default=False,
     ),
