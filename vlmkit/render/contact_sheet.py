@@ -24,6 +24,7 @@ def contact_sheet(title: str, lists: Iterable[tuple[str, list[Record]]]) -> Iter
         name = one_line(str(shown_as or record.get("text") or record["id"]))
         numbers = [f"{record['rank']}."] if "rank" in record else []
         numbers += [f"{record[field]:.3f}" for field in ("score", "relative") if field in record]
+        numbers += [one_line(str(record["match_line"]))] if "match_line" in record else []
         if image is None:
             box = placeholder(name)
         elif shown == MOST_PICTURES:
