@@ -267,6 +267,13 @@ def test_an_update_in_the_stream_of_its_record(vlmkit) -> None:
     assert "vlmkit embed" in done.stderr.decode()
 
 
+def test_a_replaced_record_tells_what_it_loses(vlmkit) -> None:
+    row = embedded("x", [1.0, 0.0])
+    vlmkit("index", stdin=jsonl(row | {"caption": "a dog"}))
+    assert "1 record replaced others that had a caption" in vlmkit("index", stdin=jsonl(row)).stderr.decode()
+    assert not vlmkit("index", stdin=jsonl(row | {"caption": "a cat"})).stderr
+
+
 def test_many_slots_are_left_to_the_first_search(tmp_path: Path) -> None:
     folder = write(tmp_path / "i", TEXTS)
     assert not catch_up(folder, 6) and catch_up(folder, 7) and LEFT < FETCHED * 2

@@ -153,12 +153,12 @@ def search(
     --relative --min-score 3.3, nine of ten queries for what was not there found nothing, exit code 1; of those for what
     was there, six of ten found something, and fewer in an index of a few pictures.
 
-    On a terminal a query of words shows for each picture how good a `match` it is in this index. strong: were there
-    nothing like the query, the best of as many pictures would match that well for one query in 100; good: for one in
-    ten; weak: more often. A note follows the table where the best match is no better than what half of such queries
-    would find. With mini, among 31, 80 and 1,000 photographs, the best match was strong or good for 62 to 75 % of the
-    queries for what was there and for 10 to 19 % of those for what was not; the note came with 7 to 16 % of the first
-    and 48 to 63 % of the others. Other models have not been measured.
+    On a terminal a query of words shows for each picture how good a `match` it is in this index. words: it has most
+    words of the query. strong: were there nothing like the query, the best of as many pictures would match that well
+    for one query in 100; good: for one in ten; weak: more often. A note follows the table where the best match is no
+    better than what half of such queries would find. With mini, among 31, 80 and 1,000 photographs, the best match was
+    strong or good for 62 to 75 % of the queries for what was there and for 10 to 19 % of those for what was not; the
+    note came with 7 to 16 % of the first and 48 to 63 % of the others. Other models have not been measured.
 
     --duplicates compares pictures where both files are there: 1 less the difference of brightness where it is largest.
     At 0.95 a smaller, grey, turned, mirrored or newly saved copy is a copy; two letters are not, nor two photographs of

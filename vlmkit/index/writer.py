@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COMMIT_RECORDS = 10_000
 COMMIT_SECONDS = 10.0
 STATEMENT_RECORDS = 5000  # one statement writes so many, and meanwhile Python reads the next ones
+ADDED = (b'"ocr":', b'"caption":', b'"answer":')  # fields that other commands add to records
 DERIVED_FILES = ("vectors-*.f16", "ann-*.faiss")
 
 # Records as they are stored: by id the JSON line without the embedding, and the vector (D little-endian float16).
@@ -44,6 +45,7 @@ class Writer:
         self.folder = folder
         self.wanted = wanted
         self.added = 0
+        self.lost = 0  # records in place of which others without such fields were written
         self.replaced: list[str] = []  # ids under which another picture, or text, stood before
         self.state: store.State | None = None
         self._on_wait = on_wait
@@ -180,6 +182,7 @@ class Writer:
     def _note_replaced(self, key: str, before: bytes, after: bytes) -> None:
         if before != after and _subject(before) != _subject(after):
             self.replaced.append(key)
+        self.lost += any(field in before and field not in after for field in ADDED)
 
     def commit(self) -> None:
         """Write all that was added."""
