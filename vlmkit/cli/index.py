@@ -270,8 +270,10 @@ def _report_replaced(run: Common, writer: "Writer") -> None:
         what = f"{count} records replaced others of the same id that are about another picture or text, such as {first}"
         warn(f"{what}: give each one an id of its own, or none")
     if writer.lost and not run.quiet:
-        what = f"{writer.lost} {'record' if writer.lost == 1 else 'records'} replaced others that had a caption, an answer or ocr"
-        warn(f"{what}: add these again; embed --changed INDEX leaves alone what did not change")
+        what = f"{writer.lost} {'record' if writer.lost == 1 else 'records'} replaced others"
+        warn(
+            f"{what} that had a caption, an answer or ocr: add these again; embed --changed leaves what did not change"
+        )
 
 
 def _remove(writer: "Writer", ids: list[str]) -> Exit:
