@@ -272,7 +272,7 @@ def _report_replaced(run: Common, writer: "Writer") -> None:
     if writer.lost and not run.quiet:
         what = f"{writer.lost} {'record' if writer.lost == 1 else 'records'} replaced others"
         warn(
-            f"{what} that had a caption, an answer or ocr: add these again; embed --changed leaves what did not change"
+            f"{what} that had a caption, an answer or ocr: add these again, or embed only what is --changed"
         )
 
 
