@@ -271,9 +271,7 @@ def _report_replaced(run: Common, writer: "Writer") -> None:
         warn(f"{what}: give each one an id of its own, or none")
     if writer.lost and not run.quiet:
         what = f"{writer.lost} {'record' if writer.lost == 1 else 'records'} replaced others"
-        warn(
-            f"{what} that had a caption, an answer or ocr: add these again, or embed only what is --changed"
-        )
+        warn(f"{what} that had a caption, an answer or ocr: add these again, or embed only what is --changed")
 
 
 def _remove(writer: "Writer", ids: list[str]) -> Exit:
