@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pypdfium2
 import pytest
+from faults import serving
 from helpers import jsonl, picture, records, tar
 from hosted import Hosted, layout
 from pdfs import PAGE, document, hostile, one_page, stream
@@ -223,10 +224,30 @@ def test_pages_of_several_questions_are_drawn_once(
     assert sorted(drawn) == [1, 2, 3] and len(hosted.received) == 3
 
 
-def test_documents_by_url_and_in_tars_are_told(vlmkit, report: Path, tmp_path: Path) -> None:
-    tar(tmp_path / "x.tar", {"report.pdf": report.read_bytes()})
-    done = vlmkit("embed", "x.tar")
-    assert done.stdout == b"" and b"not read: 1 pdf" in done.stderr
+def test_documents_in_tars_are_read_and_those_by_url_told(
+    vlmkit, report: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    data, other = report.read_bytes(), document(tmp_path / "b.pdf", "another", "report").read_bytes()
+    shard = tar(tmp_path / "x.tar", {"a/report.pdf": data, "b.pdf": other})
+    rows = records(vlmkit("embed", "x.tar").stdout)
+    assert [row["id"] for row in rows] == [
+        *(f"{shard}/a/report.pdf#page={number}" for number in (1, 2, 3)),
+        *(f"{shard}/b.pdf#page={number}" for number in (1, 2)),
+    ]
+    assert [row["ocr"] for row in rows] == [*TEXTS, "another", "report"]
+    assert records(vlmkit("embed", rows[1]["id"]).stdout)[0]["embedding"] == rows[1]["embedding"]
+    asked = records(vlmkit("ask", shard, "what was the revenue?").stdout)
+    assert [row["id"] for row in asked] == [f"{shard}/a/report.pdf", f"{shard}/b.pdf"] and asked[0]["page"] == 2
+    for name in [name for name in environment if name.lower().endswith("_proxy")]:
+        del environment[name]
+    with serving() as server:
+        server.files["/report.pdf"] = data
+        url = f"http://127.0.0.1:{server.server_port}/report.pdf"
+        done = vlmkit("embed", url, "--allow-private", code=2)
+        assert f"{url}: a PDF document, not a picture that can be read" in done.stderr.decode()
+        (tmp_path / "urls.txt").write_text(url)
+        done = vlmkit("download", "urls.txt", "-o", "got", "--allow-private", code=2)
+        assert b"a PDF document, not a picture" in done.stderr
 
 
 @pytest.mark.slow
