@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import Exit, Stopped, VlmkitError, catch
-from vlmkit.generate.pipeline import preprocessed
+from vlmkit.generate.prepare import preprocessed
 from vlmkit.generate.replies import or_not_sure
 from vlmkit.io.files import user_folder
 from vlmkit.io.http import HttpClient

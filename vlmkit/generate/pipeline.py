@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.errors import first_line
 from vlmkit.generate.alt_text import alt_text
 from vlmkit.generate.best_match import Select
 from vlmkit.generate.constitution import Constitution, answer_by_constitution
 from vlmkit.generate.gate import Gate
+from vlmkit.generate.prepare import preprocessed, scaled, with_pictures
 from vlmkit.generate.question_list import Once
 from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.reading import has_question, known_text, one_picture, some_picture
@@ -19,14 +19,13 @@ from vlmkit.generate.remote import Completed, complete_in_order
 from vlmkit.generate.replies import with_reply
 from vlmkit.generate.schema import answer_by_schema
 from vlmkit.io.executor import BatchStage, FetchStage, Lazy, Stage, map_ordered
-from vlmkit.io.images import open_picture
 from vlmkit.io.pictures import LEADING_MARKS, MARK
 from vlmkit.io.records import Failed, Record, name_of, unless_failed
-from vlmkit.io.sources import Bytes, Fetcher, PictureError, is_url, open_source
+from vlmkit.io.sources import Bytes, is_url
 from vlmkit.io.terminal import warn
 from vlmkit.models.boxes import EVERYTHING
 from vlmkit.models.load import load_chat_model
-from vlmkit.models.types import Answer, Box, ChatModel, RemoteModel, Reply, Request, RequestError, Sampling, Turn
+from vlmkit.models.types import Answer, ChatModel, RemoteModel, Reply, Request, RequestError, Sampling, Turn
 
 if TYPE_CHECKING:
     from vlmkit.models.chat.attention import AttentionMaps
@@ -171,7 +170,7 @@ class Fetch(FetchStage):
         def fetched(picture: str | Bytes) -> str | Bytes:
             return self._web.fetch(picture) if isinstance(picture, str) and is_url(picture) else picture
 
-        return _with_pictures(sample, self._once(fetched, sample))
+        return with_pictures(sample, self._once(fetched, sample))
 
 
 @dataclass
@@ -195,7 +194,7 @@ class Decode(Stage):
             text = known_text(sample, picture) if self.known_text else None
             return (text, (1, 1)) if text else preprocessed(picture, self.model())
 
-        done = _with_pictures(sample, self._once(decoded, sample))
+        done = with_pictures(sample, self._once(decoded, sample))
         if isinstance(done, Failed) or not done.pictures:
             return done
         pictures, scales = zip(*done.pictures, strict=True)
@@ -363,47 +362,8 @@ def _result(sample: ChatSample, reply: Reply | RequestError, ms: float, task: st
     if failure is not None:
         return Failed.of(sample.record, failure, failure.remedy)
     if "boxes" in reply.fields:
-        boxes = [_scaled(box, sample.scale) for box in reply.fields["boxes"]]
+        boxes = [scaled(box, sample.scale) for box in reply.fields["boxes"]]
         reply = replace(reply, fields=reply.fields | {"boxes": boxes})
     if reply.answer.note:
         warn(f"{sample.record.get('id')}: {reply.answer.note}")
     return sample.record, replace(reply, ms=ms)
-
-
-def _scaled(box: Box, scale: tuple[float, float]) -> Box:
-    """A box in pixels of the original, of which the model may have got a part of the pixels."""
-    if scale == (1, 1):
-        return box
-
-    def multiplied(values: list[float]) -> list[float]:
-        return [round(value * factor, 1) for value, factor in zip(values, cycle(scale), strict=False)]
-
-    outline = {"polygon": multiplied(box["polygon"])} if "polygon" in box else {}
-    return box | {"box": multiplied(box["box"])} | outline  # type: ignore[return-value]
-
-
-def _with_pictures(sample: ChatSample, work: Callable[[Any], Any]) -> ChatSample | Failed:
-    """`sample` with `work` done on each picture; its failure names the picture where there are several."""
-    done = []
-    for picture in sample.pictures:
-        try:
-            done.append(work(picture))
-        except PictureError as error:
-            named = isinstance(picture, str) and len(sample.pictures) > 1
-            return Failed.of(sample.record, f"{picture}: {error}" if named else error)
-    return replace(sample, pictures=done)
-
-
-def preprocessed(picture: str | Bytes, model: ChatModel, web: Fetcher | None = None) -> tuple[Any, tuple[float, float]]:
-    """The picture at a path, or by URL from `web`, as `model` takes it. Raises PictureError.
-
-    With it what its width and height are multiplied by to give those of the original.
-    """
-    source = open_source(picture, web) if isinstance(picture, str) else picture
-    image, width, height = open_picture(source, model.size)
-    try:
-        return model.preprocess(image), (width / image.width, height / image.height)
-    except MemoryError:
-        raise PictureError("not enough memory to scale it") from None
-    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise PictureError(f"the model's processor refuses it ({first_line(error)})") from None

@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from vlmkit import __version__
 from vlmkit.errors import VlmkitError
-from vlmkit.generate.pipeline import GenerateOptions, limits, preprocessed
+from vlmkit.generate.pipeline import GenerateOptions, limits
+from vlmkit.generate.prepare import preprocessed
 from vlmkit.generate.questions import ChatSample
 from vlmkit.generate.schema import answer_by_schema, check_schema
 from vlmkit.models.types import Answer, ChatModel, Reply, Request, RequestError, Sampling
