@@ -118,3 +118,9 @@ def test_only_what_is_gone_and_the_same_is_dropped(vlmkit, tmp_path: Path) -> No
     assert not any("moved_from" in row for row in rows.values())
     assert not vlmkit("index", "-i", "./j", stdin=jsonl(*new)).stderr.count(b"followed")
     assert not vlmkit("index", "-q", "-i", "./i", stdin=jsonl(*new)).stderr
+
+
+def test_a_folder_in_place_of_the_index_is_told(vlmkit, tmp_path: Path) -> None:
+    picture(tmp_path / "photos/a.png")
+    assert b"--changed photos: there is no such index, but a folder" in vlmkit("embed", "--changed", "photos").stderr
+    assert not vlmkit("embed", "-q", "--changed", "./photos", "photos").stderr

@@ -1,5 +1,6 @@
 """The command embed."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -111,12 +112,15 @@ def _embed(
     from vlmkit.index.changed import Contents
     from vlmkit.index.changed import changed as only_changed
     from vlmkit.index.known_parts import KnownParts
+    from vlmkit.index.store import exists
     from vlmkit.io.inputs import count_inputs, is_one_picture, read_inputs
 
     text = how["texts"]
     reading = replace(records.reading(texts=text, one_picture=not text), puts_off_fields=changed is not None)
     contents = Contents()
     known = KnownParts(index_folder(changed), contents) if changed is not None else None
+    if changed and not paths and os.path.isdir(changed) and not exists(index_folder(changed)):
+        warn(f"--changed {changed}: there is no such index, but a folder: name the index, then INPUT (now stdin)")
     reading = replace(reading, known=known)
     summary = run.summary(reading.left_out, brief=not alone, skipped="unchanged")
     items = read_inputs(paths, reading)
