@@ -40,6 +40,15 @@ def test_a_search_is_a_link(page: Served, album: Path) -> None:
     assert len(names(text(page, "/", q="a rocket", least=str(found[1]["score"])))) == 2
 
 
+def test_words_of_records(page: Served) -> None:
+    found = page.ask("/v1/search", query="espresso day", by="words")["data"]
+    assert [(hit["match_line"], "score" in hit) for hit in found] == [("ESPRESSO", False)]
+    html = text(page, "/", q="espresso", by="words")
+    assert names(html) == ["coffee.png"] and "<option selected>words</option>" in html
+    both = page.ask("/v1/search", query="espresso", k=2)["data"]
+    assert both[0]["match_field"] == "ocr" and -1 < both[0]["score"] < 1 and "match_line" not in both[1]
+
+
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
