@@ -120,11 +120,15 @@ def test_heic_without_its_package_says_how_to_get_it(vlmkit, environment, tmp_pa
     pillow_heif.register_heif_opener()
     with Image.open(photos / "china.jpg") as photo:
         photo.convert("RGB").save(tmp_path / "a.heic", "HEIF")
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without/pillow_heif.py").write_text("raise ImportError('not installed')\n")
-    environment["PYTHONPATH"] = str(tmp_path / "without")
-    done = vlmkit("embed", "a.heic", code=2)
+    code = "import sys; sys.modules['pillow_heif'] = None; from vlmkit.__main__ import run; run()"
+    words = [sys.executable, "-c", code, "embed", tmp_path / "a.heic"]
+    done = subprocess.run(words, capture_output=True, env=environment)
     assert b"pip install 'vlmkit[heic]'" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/pillow_heif.py").write_text("raise ImportError('libheif.so.1 is missing')\n")
+    environment["PYTHONPATH"] = str(tmp_path / "broken")
+    assert b"cannot be imported (libheif.so.1 is missing)" in vlmkit("embed", "a.heic", code=2).stderr
 
 
 @pytest.mark.parametrize("size", [(3000, 2), (2, 3001), (999, 30), (64, 48)])

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vlmkit.errors import first_line
 from vlmkit.io.exif import ORIENTATION, Facts, facts_of
 from vlmkit.io.formats import check_integrity, eight_bit, without_metadata
 from vlmkit.io.kinds import BUILT_IN, DECODERS, Decoder, is_installed
@@ -156,6 +157,10 @@ def _picture_errors(data: bytes) -> Iterator[None]:
         raise PictureError(_what_it_is(data)) from None
     except MemoryError:
         raise PictureError("not enough memory to decode it") from None
+    except ImportError as error:
+        broken = PictureError(f"the package that decodes it cannot be imported ({first_line(error)})")
+        broken.remedy = "reinstall that package"
+        raise broken from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every kind
         raise PictureError(str(error) or repr(error)) from None
 
