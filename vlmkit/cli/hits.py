@@ -176,7 +176,7 @@ def _print_table(found: "Results", out: Output) -> None:
         out.write(b"\n")
     elif records:
         numbers = [name for name in NUMBERS if any(name in record for record in records)]
-        lines = ["line"] if any("match_line" in record for record in records) else []
+        lines = ["line"] if any(record.get("match_field", "name") != "name" for record in records) else []
         rows = [[*_numbers(record, numbers), Name.of(record), *_lines(record, lines)] for record in records]
         print_table(
             [*numbers, "picture", *lines], rows, right=NUMBERS[:-1], above=found.heading, out=out, styles=STYLES
