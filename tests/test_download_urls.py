@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+import av
 import pytest
 from conftest import SCRIPT
 from faults import Faulty, serving
@@ -20,6 +21,9 @@ from PIL import Image
 from vlmkit.io.files import lock
 
 COLORS = ["red", "green", "blue", "yellow", "black", "white", "purple", "orange"]
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><rect width="40" height="20" fill="red"/></svg>'
 
 
 def png(color: str, size: tuple[int, int]) -> bytes:
@@ -361,3 +365,34 @@ def test_usage(vlmkit, tmp_path: Path) -> None:
         assert reported in done.stderr and done.stderr.count(b"\n") == 1 and done.stdout == b""
     vlmkit("download", "urls.jsonl", "-o", "out")
     assert (tmp_path / "out/records.jsonl").read_bytes() == b""
+
+
+def test_documents_films_and_drawings_are_fetched_and_embedded_by_page(vlmkit, tmp_path: Path, server: Faulty) -> None:
+    canvas = pytest.importorskip("reportlab.pdfgen.canvas", reason="reportlab is not installed")
+    pdf = io.BytesIO()
+    pages = canvas.Canvas(pdf, pagesize=(300, 200))
+    for word in ("Rye", "Spelt"):
+        pages.drawString(20, 100, word)
+        pages.showPage()
+    pages.save()
+    film = io.BytesIO()
+    with av.open(film, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frames = (av.VideoFrame.from_image(Image.new("RGB", (64, 48), "red")) for _ in range(10))
+        container.mux([packet for frame in [*frames, None] for packet in stream.encode(frame)])
+    names = ["a", "b.mp4", "c.svg", "d.pdf"]
+    server.files |= {"/a": pdf.getvalue(), "/b.mp4": film.getvalue(), "/c.svg": SVG, "/d.pdf": pdf.getvalue()[:100]}
+    (tmp_path / "list.jsonl").write_bytes(jsonl(*({"url": f"{server.base}/{name}", "n": name} for name in names)))
+    done = vlmkit("download", "list.jsonl", "-o", "out", "--allow-private", code=3)
+    assert b"d.pdf" in done.stderr and len(done.stderr.splitlines()) <= 2
+    found = read(tmp_path / "out/records.jsonl")
+    assert [Path(row["image"]).suffix for row in found] == [".pdf", ".mp4", ".svg"]
+    assert (found[1]["width"], found[1]["height"]) == (64, 48) and found[0]["bytes"] == len(pdf.getvalue())
+    made = records(vlmkit("embed", "out/records.jsonl").stdout)
+    assert [row["n"] for row in made] == ["a", "a", "b.mp4", "c.svg"]
+    assert [row.get("ocr") for row in made] == ["Rye", "Spelt", None, None]
+    assert [row["id"].partition("#")[2] for row in made] == ["page=1", "page=2", "t=0", ""]
+    before = dict(server.hits)
+    vlmkit("download", "list.jsonl", "-o", "out", "--allow-private", code=3)
+    assert {name for name, times in server.hits.items() if times != before.get(name)} == {"/d.pdf"}

@@ -8,6 +8,7 @@ import io
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -17,8 +18,10 @@ from vlmkit.io.executor import ahead
 from vlmkit.io.files import atomic_write
 from vlmkit.io.http import FETCHERS, Headers, HttpClient
 from vlmkit.io.images import open_picture
+from vlmkit.io.pillow_plugins import HEIC_BRANDS
 from vlmkit.io.records import Failed, Record
-from vlmkit.io.sources import Memory, PictureError
+from vlmkit.io.samples import is_divided_name
+from vlmkit.io.sources import Memory, MissingExtra, PictureError, members, missing_extra
 
 # The defaults of img2dataset's --disallowed_header_directives (Beaumont, 2021).
 DISALLOWED = {"noai", "noimageai", "noindex", "noimageindex"}
@@ -31,8 +34,16 @@ SUFFIXES = {
 }
 
 
+OTHER_SUFFIXES = ("svg", "raw")  # of what Pillow does not read
+# Of documents and films: where they begin as all of a kind do, and the suffix of that kind.
+DIVIDED = ((0, b"%PDF-", "pdf"), (4, b"ftyp", "mp4"), (0, b"\x1aE\xdf\xa3", "mkv"), (8, b"AVI ", "avi"))
+
+
 class Picture(NamedTuple):
-    """A picture as it is kept: its bytes, the suffix of their format, and its size in pixels, upright."""
+    """A picture as it is kept: its bytes, the suffix of their format, and its size in pixels, upright.
+
+    Of a document or film the size of the first page or frame.
+    """
 
     data: bytes
     suffix: str
@@ -109,29 +120,59 @@ def _key_of(url: str) -> str:
 
 def _kept(folder: Path, url: str) -> tuple[Path, int, int] | None:
     """(file, width, height) of the picture at `url`, if `folder` has all of it."""
-    for suffix in dict.fromkeys(SUFFIXES.values()):
+    for suffix in dict.fromkeys([*SUFFIXES.values(), *OTHER_SUFFIXES, *(suffix for _, _, suffix in DIVIDED)]):
         path = folder / f"{_key_of(url)}.{suffix}"
         if path.exists():
             try:
-                _, width, height = open_picture(Memory(path.read_bytes()), 1)
+                divided = is_divided_name(path.name)
+                width, height = _first_size(path) if divided else open_picture(Memory(path.read_bytes()), 1)[1:]
             except PictureError:
                 return None
             return path, width, height
     return None
 
 
+def _first_size(path: Path) -> tuple[int, int]:
+    """Width and height of the first page or frame of the document or film at `path`. Raises PictureError."""
+    for _, source in members(str(path)):
+        return open_picture(source, 1)[1:]
+    raise PictureError("nothing in it can be read")
+
+
 def _resized(data: bytes, max_side: int | None) -> Picture:
     """`data` as it is, or as a smaller JPEG where a side has more than `max_side` pixels. Raises PictureError."""
     from PIL import Image
 
-    image, width, height = open_picture(Memory(data))
+    try:
+        image, width, height = open_picture(Memory(data))
+    except PictureError:
+        if (divided := _divided(data)) is None:
+            raise
+        return divided
     if max_side is not None and max(width, height) > max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         image.save(out, "JPEG", quality=JPEG_QUALITY)
         return Picture(out.getvalue(), "jpg", *image.size)
-    with Image.open(io.BytesIO(data)) as opened:
-        return Picture(data, SUFFIXES[opened.format or ""], width, height)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            suffix = SUFFIXES[opened.format or ""]
+    except (Image.UnidentifiedImageError, KeyError):  # one of another decoder's
+        suffix = OTHER_SUFFIXES[b"<svg" not in data[:4096].lower()]
+    return Picture(data, suffix, width, height)
+
+
+def _divided(data: bytes) -> Picture | None:
+    """`data` if that is a document or film; None for anything else. Raises PictureError where it cannot be read."""
+    for at, start, suffix in DIVIDED:
+        if data.startswith(start, at) and data[8:12] not in HEIC_BRANDS:
+            if (extra := missing_extra(f".{suffix}")) is not None:
+                raise MissingExtra(extra)
+            with NamedTemporaryFile(suffix=f".{suffix}") as file:
+                file.write(data)
+                file.flush()
+                return Picture(data, suffix, *_first_size(Path(file.name)))
+    return None
 
 
 def write_picture(path: Path, data: bytes) -> None:

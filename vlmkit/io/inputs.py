@@ -21,6 +21,7 @@ from vlmkit.io.items import (
 from vlmkit.io.pictures import FIELDS, is_absolute, is_complete, locate, singly, with_image
 from vlmkit.io.reading import Item, Reading, Uncounted
 from vlmkit.io.records import Failed, Record, loads, read_json, read_jsonl
+from vlmkit.io.samples import is_divided_name
 from vlmkit.io.shards import DONE, expand_braces, is_done, outputs_of
 from vlmkit.io.similar import no_such_file
 from vlmkit.io.sources import (
@@ -235,7 +236,7 @@ def _records(form: str, stream: IO[bytes], name: str, folder: str, how: Reading)
             yield row
         elif isinstance(row, Block):
             yield Item({}, block=row)
-        elif is_complete(row):
+        elif is_complete(row) and not (how.one_picture and _is_divided(row)):
             yield Item(row)
         else:
             yield from _items(row, folder, how)
@@ -249,9 +250,30 @@ def _table(head: bytes, stream: IO[bytes], name: str, folder: str, how: Reading)
             yield from _items({column: cell for column, cell in row.items() if cell is not None}, folder, how)
 
 
-def _items(row: Record, folder: str, how: Reading) -> Iterator[Item]:
+def _items(row: Record, folder: str, how: Reading) -> Iterator[Item | Failed]:
     row = with_image(row)
-    return (Item(_absolute(one, folder)) for one in (singly(row) if how.one_picture else [row]))
+    for one in singly(row) if how.one_picture else [row]:
+        record = _absolute(one, folder)
+        if how.one_picture and _is_divided(record):
+            yield from _parts_of(record, how)
+        else:
+            yield Item(record)
+
+
+def _is_divided(record: Record) -> bool:
+    """Whether a record without a vector is about a document or film as a whole."""
+    image = record.get("image")
+    return isinstance(image, str) and is_divided_name(image) and "embedding" not in record and os.path.isfile(image)
+
+
+def _parts_of(record: Record, how: Reading) -> Iterator[Item | Failed]:
+    """The pages or frames of what `record` is about, each with its other fields."""
+    reader = reader_of(record["image"])
+    assert reader is not None
+    for item in container_items(record["image"], reader, how):
+        if isinstance(item, Item):
+            item.record = record | item.record
+        yield item
 
 
 def _is_jsonl(stream: IO[bytes]) -> bool:
