@@ -23,6 +23,7 @@ from helpers import jpeg, jsonl, records
 from vlmkit.datasets import DATASETS
 from vlmkit.download.run import DownloadOptions, download
 from vlmkit.errors import VlmkitError
+from vlmkit.io import registry
 from vlmkit.io.records import Failed
 
 PHOTO = jpeg("green")
@@ -438,7 +439,7 @@ def test_the_list_says_only_what_is_known(vlmkit) -> None:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+def plugin(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package of somebody else's, with two data sets."""
     site = tmp_path / "site"
     (site / "others-1.0.dist-info").mkdir(parents=True)
@@ -459,7 +460,9 @@ def plugin(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.Monk
     )
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), environment.get("PYTHONPATH")]))
     monkeypatch.syspath_prepend(site)
-    return site
+    registry._entry_points.cache_clear()
+    yield site
+    registry._entry_points.cache_clear()
 
 
 def test_the_disk_is_looked_at_first(tmp_path: Path, server: Faulty, plugin: Path) -> None:

@@ -137,9 +137,9 @@ def test_a_killed_run_goes_on(vlmkit, environment: dict[str, str], tmp_path: Pat
     shards(tmp_path / "in", count=20, pictures=6)
     words = ["embed", "in/x-*.tar", "--out-dir", "out", "--format", "safetensors"]
     with subprocess.Popen([SCRIPT, *words], env=environment, cwd=tmp_path, stderr=subprocess.PIPE) as run:
-        while len(list(tmp_path.glob("out/*.safetensors"))) < 2:
+        while len(list(tmp_path.glob("out/*.safetensors"))) < 2 or not list(tmp_path.glob("out/_unfinished/.*")):
             assert run.poll() is None
-            time.sleep(0.005)
+            time.sleep(0.001)
         run.send_signal(number)
     assert run.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     done = len(list(tmp_path.glob("out/*.safetensors")))

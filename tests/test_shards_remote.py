@@ -33,7 +33,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
             for number in range(2):
                 members[f"{number}.jpg"] = jpeg(f"rgb({80 * shard},{90 * number},9)", (300, 200))
                 members[f"{number}.txt"] = f"picture {number} of {shard}".encode()
-            members["readme.pdf"] = b"%PDF-"
+            members["readme.psd"] = b"8BPS"
             name = f"x-{shard:02}.tar"
             running.files[f"/{name}"] = tar(tmp_path / "here" / name, members).read_bytes()
         yield running
