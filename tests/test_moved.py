@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import embedded, jsonl, picture, records, tar
+from reportlab.pdfgen import canvas
 
 AXIS = [1.0, 0.0]
 
@@ -124,3 +125,37 @@ def test_a_folder_in_place_of_the_index_is_told(vlmkit, tmp_path: Path) -> None:
     picture(tmp_path / "photos/a.png")
     assert b"--changed photos: there is no such index, but a folder" in vlmkit("embed", "--changed", "photos").stderr
     assert not vlmkit("embed", "-q", "--changed", "./photos", "photos").stderr
+
+
+def pdf(path: Path, *words: str) -> None:
+    pages = canvas.Canvas(str(path), pagesize=(300, 200))
+    for word in words:
+        pages.drawString(20, 100, word)
+        pages.showPage()
+    pages.save()
+
+
+def test_pages_that_a_document_no_longer_has_are_dropped(vlmkit, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pdf(tmp_path / "in/a.pdf", "one", "two", "three")
+    pdf(tmp_path / "in/a.pdf.pdf", "other")
+    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "in").stdout)
+    pdf(tmp_path / "in/a.pdf", "new")
+    done = vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "--changed", "./i", "in").stdout)
+    assert b"2 records dropped: pages or frames that their files no longer have" in done.stderr
+    rows = records(vlmkit("index", "-i", "./i", "--dump").stdout)
+    found = {Path(row["image"]).name: row["ocr"] for row in rows}
+    assert found == {"a.pdf.pdf#page=1": "other", "a.pdf#page=1": "new"}
+    done = vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "--pages", "1", "in").stdout)
+    assert b"dropped" not in done.stderr
+
+
+def test_what_was_embedded_without_reading_is_read(vlmkit, tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr", reason="rapidocr is not installed")
+    picture(tmp_path / "in/a.png")
+    vlmkit("index", "-i", "./i", stdin=vlmkit("embed", "in").stdout)
+    assert not vlmkit("embed", "--changed", "./i", "in").stdout
+    found = vlmkit("embed", "--changed", "./i", "--ocr", "in").stdout
+    assert [row["ocr"] for row in records(found)] == [""]
+    vlmkit("index", "-i", "./i", stdin=found)
+    assert not vlmkit("embed", "--changed", "./i", "--ocr", "in").stdout

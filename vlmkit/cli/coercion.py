@@ -1,9 +1,9 @@
 """The values of options without pydantic, which typer imports for the first one: 50 ms of every command."""
 
-from contextlib import suppress
 from enum import Enum
 from typing import Any, get_args, get_origin
 
+from typer import BadParameter
 from typer._coercion import RuntimeParam, build_runtime_param
 
 
@@ -17,8 +17,10 @@ class Coercion(RuntimeParam):
         if get_origin(kind) is list and get_args(kind) == (str,) and all(isinstance(one, str) for one in value):
             return list(value)
         if (parse := self.parameter_info.parser) is not None:
-            with suppress(ValueError):
+            try:
                 return parse(value)
+            except ValueError as error:
+                raise BadParameter(str(error), ctx=ctx, param=param) from None
         elif isinstance(value, str) and isinstance(kind, type):
             if issubclass(kind, Enum) and value in [member.value for member in kind]:
                 return kind(value)

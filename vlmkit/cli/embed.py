@@ -118,7 +118,8 @@ def _embed(
     text = how["texts"]
     reading = replace(records.reading(texts=text, one_picture=not text), puts_off_fields=changed is not None)
     contents = Contents()
-    known = KnownParts(index_folder(changed), contents) if changed is not None else None
+    needs = ("ocr",) if how["ocr"] else ()
+    known = KnownParts(index_folder(changed), contents, needs) if changed is not None else None
     if changed and not paths and os.path.isdir(changed) and not exists(index_folder(changed)):
         warn(f"--changed {changed}: there is no such index, but a folder: name the index, then INPUT (now stdin)")
     reading = replace(reading, known=known)
@@ -139,7 +140,9 @@ def _embed(
         Output(output) as out,
     ):
         new = (
-            items if changed is None else only_changed(items, index_folder(changed), partial(_tell_kept, run), contents)
+            items
+            if changed is None
+            else only_changed(items, index_folder(changed), partial(_tell_kept, run), contents, needs)
         )
         if dry_run:
             results: Iterator[Record | Failed] = map(unless_failed(_without_vector), new)

@@ -92,9 +92,7 @@ class AnswerForm(StrEnum):
     XML = "xml"
 
 
-FORM_HELP = (
-    "json: one list of records; csv, xml, text: the answers, by the fields of --schema. Default: by the name of -o."
-)
+FORM_HELP = "json: one list of records; csv, xml, text: answers, by the fields of --schema. -o X.csv, X.xml imply it."
 Form = Annotated[AnswerForm | None, option("--format", FORM_HELP, show_default=False, group=FILES)]
 
 

@@ -147,6 +147,7 @@ def index(
             _add(run, writer, files or [], failures, moves, updates)
         writer.commit()
         _report_moved(run, moves.settle(writer))
+        _report_former(run, moves.drop_former(writer))
         if updates.updated:
             _report_count(summary, len(updates.updated), "updated", "by records without a vector of their own")
         _report_replaced(run, writer)
@@ -254,6 +255,12 @@ def _add(
 def _report_moved(run: Common, count: int) -> None:
     if count and not run.quiet:
         warn(f"{count} {'record' if count == 1 else 'records'} followed files to new names")
+
+
+def _report_former(run: Common, count: int) -> None:
+    if count and not run.quiet:
+        what = f"{count} {'record' if count == 1 else 'records'} dropped"
+        warn(f"{what}: pages or frames that their files no longer have")
 
 
 def _report_count(summary: "Summary | None", count: int, what: str, why: str) -> None:

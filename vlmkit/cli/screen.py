@@ -6,9 +6,9 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote
 
 from vlmkit.errors import one_line
+from vlmkit.io.sources import file_url
 from vlmkit.io.terminal import CONTROL, Output, console
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Name:
         text = Text(shown, no_wrap=True)
         text.stylize("dim", 0, shown.rfind("/") + 1)
         if cut and os.path.isabs(self.path):
-            text.stylize(f"link file://{quote(os.fsencode(self.path))}")
+            text.stylize(f"link {file_url(self.path)}")
         return text
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ def changed(
     folder: Path,
     on_kept: Callable[[Kept], None] = lambda _: None,
     contents: Contents | None = None,
+    needs: Collection[str] = (),
 ) -> Iterator[Item | Failed]:
     """Those of `items` that the index at `folder` does not hold as they are; failures too. With no index all are new.
 
@@ -42,13 +43,13 @@ def changed(
     content by `hash`, the item has that record's fields, but for another sample's, its model and embedding, and where
     the file of that record is gone, its id as MOVED_FROM; at the end `on_kept` gets the numbers of those. Content that
     is the same under the same path and `mtime` counts as unchanged. A URL in the index is not fetched. A text counts as
-    changed where the `text` of its record differs.
+    changed where the `text` of its record differs. A picture whose record lacks a field that it `needs` counts as new.
     """
     known, counts = contents or Contents(), Counter[bool]()
     for batch in batched(items, LOOKED_UP):
         try:
             with Index(folder) as index:
-                found = [item if isinstance(item, Failed) else _look(item, index, known, counts) for item in batch]
+                found = [one if isinstance(one, Failed) else _look(one, index, known, counts, needs) for one in batch]
         except NoIndex:
             found = list(batch)
         for item in found:
@@ -59,13 +60,15 @@ def changed(
     on_kept(Kept(counts[True], counts[False], known.doubtful))
 
 
-def _look(item: Item, index: Index, known: Contents, counts: Counter[bool]) -> Item | None:
+def _look(item: Item, index: Index, known: Contents, counts: Counter[bool], needs: Collection[str]) -> Item | None:
     """`item`, with its vector where the index knows its content; None where it is unchanged."""
     record, image = index.get(str(item.record.get("id"))), item.record.get("image")
     if record is not None and record.get("image") != image:
         record = None
     if not isinstance(image, str):
         return None if record and image is None and item.record.get("text") == record.get("text") else item
+    if record is not None and any(name not in record for name in needs):
+        return item
     if is_uri(image):
         return item if record is None else None
     try:

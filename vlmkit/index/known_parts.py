@@ -1,5 +1,6 @@
 """Films that an index holds whole: one that is unchanged is not opened, and one that was moved is not decoded."""
 
+from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from vlmkit.io.sources import PictureError, Source, file_facts
 class KnownParts:
     """For `Reading.known`: the names of the parts of a file that is known by content, none where it is unchanged.
 
-    A file is known where the index has all of its parts, chosen in the same way. `unchanged` counts files.
+    A file is known where the index has all of its parts, chosen in the same way, with the fields that it `needs`.
+    `unchanged` counts files.
     """
 
-    def __init__(self, folder: Path, contents: Contents) -> None:
-        self._folder, self._contents = folder, contents
+    def __init__(self, folder: Path, contents: Contents, needs: Collection[str] = ()) -> None:
+        self._folder, self._contents, self._needs = folder, contents, needs
         self.unchanged = 0
 
     def __call__(self, path: str, file: Source, by: dict[str, Any]) -> list[tuple[str, Any]] | None:
@@ -32,6 +34,8 @@ class KnownParts:
     def _look(self, index: Index, path: str, file: Source, by: dict[str, Any]) -> list[tuple[str, Any]] | None:
         facts = file_facts(file)
         own = index.under(f"{path}#")
+        if any(name not in record for record in own for name in self._needs):
+            return None
         if _are_all(own, by) and all(same(record, facts, "mtime", "bytes", "ctime") for record in own):
             self.unchanged += 1
             return []

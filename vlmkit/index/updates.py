@@ -77,4 +77,7 @@ def _updated(before: Record, record: Record) -> Record:
 
 def _missing(record: Record) -> Failed:
     what = "the record has no embedding, and no record in the index has its id"
-    return Failed.of(record, what, "embed it first: vlmkit embed PICTURES | vlmkit index")
+    remedy = "embed it first: vlmkit embed PICTURES | vlmkit index"
+    if "page" in record or "time" in record or "images" in record:
+        remedy = "records here are of single pages and frames: ask about each with --each"
+    return Failed.of(record, what, remedy)

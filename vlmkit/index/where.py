@@ -25,6 +25,7 @@ from vlmkit.io.records import Record, dumps, loads
 FORM = re.compile(r"([^=!<>~]+)(!=|>=|<=|=|>|<|~)(.*)", re.DOTALL)
 LITERALS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
 TIMES = {"mtime", "ctime", "taken"}
+ORDERS = {"<", "<=", ">", ">="}
 DATE = re.compile(r"\d{4}($|-\d\d($|-\d\d($|[T ]\d\d($|:\d\d))))")
 KINDS = {str: "text", int: "number", float: "number", dict: "object", list: "object"}  # else literal
 LISTED = 40  # fields that an error names
@@ -69,7 +70,12 @@ def parse_condition(text: str) -> Condition:
         raise VlmkitError(f"--where {text}: not a condition", "write FIELD=VALUE, or one of != < <= > >= ~ for =")
     field, operator, value = found.groups()
     # Spaces around the operator belong to neither side, where they stand before it.
-    return Condition(field.strip(), operator, value if field == field.rstrip() else value.strip())
+    field, value = field.strip(), value if field == field.rstrip() else value.strip()
+    if field in TIMES and operator in ORDERS:
+        value = value.strip()
+        if _date(value) is None and _number(value) is None:
+            raise VlmkitError(f"--where {text}: {value} is not a time", "write a date such as 2025-12-31 or 2025-12")
+    return Condition(field, operator, value)
 
 
 def matching(db: sqlite3.Connection, conditions: Conditions) -> np.ndarray:

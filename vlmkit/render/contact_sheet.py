@@ -1,12 +1,10 @@
 """A contact sheet: the pictures of result lists on one self-contained HTML page."""
 
-import os
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote
 
 from vlmkit.errors import one_line
 from vlmkit.io.records import Record
-from vlmkit.io.sources import is_data, is_url
+from vlmkit.io.sources import file_url, is_data, is_url
 from vlmkit.render.html import picture, placeholder, render
 
 PIXELS = 400  # of the longer side: shown at half of it, full size in the large view
@@ -35,7 +33,7 @@ def contact_sheet(title: str, lists: Iterable[tuple[str, list[Record]]]) -> Iter
         shown += opens
         link = None
         if isinstance(image, str) and not is_data(image):
-            link = image if is_url(image) else f"file://{quote(os.fsencode(image))}"
+            link = image if is_url(image) else file_url(image)
         return name, link, " ".join(numbers), box, opens
 
     lists_of_figures = ((one_line(heading), map(figure, records)) for heading, records in lists)
