@@ -127,8 +127,9 @@ def test_films_that_are_none(tmp_path: Path, vlmkit, films: Path) -> None:
     make_sound(tmp_path / "sound.mp4")
     done = vlmkit("embed", ".", code=3)
     assert done.stdout == b""
-    for message in (b"empty.mp4: the file is empty", b"text.mkv: not a film", b"sound.mp4: sound without a picture"):
+    for message in (b"empty.mp4: the file is empty", b"text.mkv: not a film", b"1 video (mp4)"):
         assert message in done.stderr
+    assert b"sound.mp4: sound without a picture" in vlmkit("embed", "sound.mp4", code=2).stderr
 
 
 def test_a_film_that_is_known_is_not_decoded(films: Path, tmp_path: Path, vlmkit, monkeypatch) -> None:

@@ -13,6 +13,7 @@ from vlmkit.io.records import Failed, Record
 from vlmkit.io.samples import Sample, Unread, is_divided_name, read_samples
 from vlmkit.io.sources import (
     Bytes,
+    NoPictures,
     PictureError,
     Reader,
     Source,
@@ -35,10 +36,13 @@ def folder_items(folder: str, how: Reading) -> Iterator[Item | Failed]:
         elif getattr(reader, "belongs_to_photo", lambda _: False)(found):
             how.left_out.live += 1
         else:
-            yield from container_items(found, reader, how)
+            yield from container_items(found, reader, how, how.left_out.note)
 
 
-def container_items(path: str, reader: Reader, how: Reading) -> Iterator[Item | Failed]:
+def container_items(
+    path: str, reader: Reader, how: Reading, on_none: Callable[[str], None] | None = None
+) -> Iterator[Item | Failed]:
+    """The pictures in the file at `path`; where there are none in it `on_none` gets the path, else it fails."""
     try:
         file = open_file(path)
         if reader.holds_files:
@@ -46,7 +50,10 @@ def container_items(path: str, reader: Reader, how: Reading) -> Iterator[Item | 
         else:
             yield from _parts(path, reader, file, how)
     except PictureError as error:
-        yield failed(path, error, error.remedy)
+        if on_none is not None and isinstance(error, NoPictures):
+            on_none(path)
+        else:
+            yield failed(path, error, error.remedy)
     except OSError:
         yield failed(path, why_not_regular(path))
 

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from vlmkit.io.images import max_pixels
 from vlmkit.io.parts import OPEN_END, Choice, Part
 from vlmkit.io.records import Record
-from vlmkit.io.sources import Bytes, MissingMember, PictureError, Source
+from vlmkit.io.sources import SMALLEST, Bytes, MissingMember, NoPictures, PictureError, Source
 from vlmkit.io.terminal import warn
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class PdfReader:
         return self.chosen(file, Choice())
 
     def chosen(self, file: Source, choice: Choice) -> Iterator[tuple[str, Bytes]]:
+        if file.size < SMALLEST and file.read().startswith(b"%PDF-"):
+            raise NoPictures("the file ends behind its header")
         wanted = choice.pages or (range(1, MOST_PAGES + 1),)
         found, _ = _ask("survey", file, ranges=[(one.start, one.stop) for one in wanted])
         count, damaged = found["count"], set(found["damaged"])

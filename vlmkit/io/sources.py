@@ -36,6 +36,7 @@ PICTURE_SUFFIXES |= {".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", 
 OTHER_SUFFIXES = {".jsonl", ".json", ".safetensors", ".txt", ".csv", ".tsv", ".html", ".npy", ".md"}
 NOT_CONTAINERS = PICTURE_SUFFIXES | DECODED | OTHER_SUFFIXES
 NO_PICTURES = OTHER_SUFFIXES | {f".{suffix}" for suffix in READERS.builtin}
+SMALLEST = 64  # bytes of a document or film: fewer are a header alone
 MAX_BYTES = 1 << 30  # of one picture: it is read into memory
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # How files of pictures begin; of WebP and of HEIC and AVIF what stands first in the container.
@@ -55,6 +56,10 @@ class PictureError(Exception):
 
 class MissingMember(PictureError):
     """The container is intact and does not hold this member; the message says more where there is more to say."""
+
+
+class NoPictures(PictureError):
+    """There are no pictures in this document or film, nor can there have been: in a folder it is no INPUT."""
 
 
 class UnreadContainer(PictureError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmkit.io.images import max_pixels
 from vlmkit.io.records import Record
-from vlmkit.io.sources import PictureError, Source
+from vlmkit.io.sources import SMALLEST, NoPictures, PictureError, Source
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -43,6 +43,8 @@ class Film:
     def __init__(self, file: Source) -> None:
         if not file.size:
             raise PictureError("the file is empty")
+        if file.size < SMALLEST and file.read()[4:8] == b"ftyp":
+            raise NoPictures("the file ends behind its header")
         self._file = file
         self._start()
 
@@ -75,7 +77,7 @@ class Film:
         streams = self.container.streams.video
         films = [one for one in streams if not one.disposition & Disposition.attached_pic]
         if not films:
-            raise PictureError("there is no film in it, but a cover picture" if streams else "sound without a picture")
+            raise NoPictures("there is no film in it, but a cover picture" if streams else "sound without a picture")
         best = self.container.streams.best("video")
         self.stream = best if best in films else films[0]
         context = self.stream.codec_context
