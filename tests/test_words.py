@@ -225,6 +225,7 @@ def test_common_words_are_counted_not_fetched(tmp_path: Path, monkeypatch) -> No
         ("zebra", ["a/IMG_0002.jpg"]),
         ("a dog on a beach", []),  # no record has a dog
         ("two dogs", []),
+        ("a zebra and a cat", []),  # one of two words, the other unknown: the name of another picture tells nothing
         ("an invoice of zebra and a cat", ["a/IMG_0002.jpg"]),
         ("0001 things to do", []),
     ],

@@ -141,12 +141,12 @@ def search(
     pipe. A number and a colon before a part are its weight: "2:golden retriever", not "16:9 screen" (a digit follows).
 
     Words are looked for, too: in `ocr`, `caption`, `captions`, `text`, the name of the file and that of its folder,
-    whatever the case and the accents; ä is also ae. "in quotes" is a phrase, inv* a beginning. Records that have at
-    least two thirds of the query's words, by how rare these are (one that no record has counts half), are fused with
+    whatever the case and the accents; ä is also ae. "in quotes" is a phrase, inv* a beginning. Records that have more
+    than two thirds of the query's words, by how rare these are (one that no record has counts half), are fused with
     those that are near: by 1 / (60 + rank) in each list. They bring `match_line` and `match_field`; `score` stays the
-    cosine. --by words opens no model, ranks by that share, then by BM25, leaves out what has the words of --minus, and
-    gives no `score`; phrases are then required. --by meaning compares vectors alone, as does Qdrant. An index that
-    grew by more than 20,000 records at once, or is of an older vlmkit, reads its words at the first search.
+    cosine. --by words opens no model, ranks by that share, then by BM25, leaves out what has the words of --minus,
+    and gives no `score`; phrases are then required. --by meaning compares vectors alone, as does Qdrant. An index
+    that grew by more than 20,000 records at once, or is of an older vlmkit, reads its words at the first search.
 
     A cosine alone does not tell whether there is anything like the query. --relative adds `relative`, the number of
     standard deviations by which it exceeds the cosines of the same picture with 153 everyday texts. With mini and

@@ -1,7 +1,7 @@
 """Search by words: which records have the words of a query, and how well.
 
 A word weighs its inverse document frequency. A record stands by the share of the query's weight that its words have
-(`coverage`), then by BM25 (Robertson and Zaragoza 2009). Only where it has at least two thirds do words change the
+(`coverage`), then by BM25 (Robertson and Zaragoza 2009). Only where it has more than two thirds do words change the
 order of meaning: a word of a sentence that happens to stand in a file's name tells nothing of what is seen. A word that
 no record has weighs half, since it says that the query is not about words, or not about words alone.
 """
@@ -23,7 +23,7 @@ from vlmkit.io.records import Record
 COUNTED = 200_000  # rows of one word: more weigh as much
 FETCHED = 20_000  # rows of one word that are ranked; those of more are looked up beside other words
 MOST_TERMS = 64  # of one query
-WELL = 2 / 3  # of the weight: more than a word of two is, if no record has the other
+WELL = 2 / 3  # of the weight: as much as a word of two is, if no record has the other
 ABSENT = 0.5  # weight of a word that no record has
 LINE = 200  # characters of a line that is shown
 LEAD = 60  # of these before the first word
@@ -87,7 +87,7 @@ class WordHits(NamedTuple):
     @property
     def well_matched(self) -> "WordHits":
         """Those that have enough of the query to change the order of meaning."""
-        return self.among(self.coverage >= WELL - 1e-9)
+        return self.among(self.coverage > WELL + 1e-9)
 
     def order(self, cosines: np.ndarray | None = None) -> np.ndarray:
         """The positions of the hits, best first; equal ones by `cosines`, then by slot."""
