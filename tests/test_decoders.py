@@ -3,6 +3,7 @@
 import base64
 import gzip
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,15 @@ def test_drawings_are_drawn_on_white() -> None:
 def test_sizes_of_drawings(attributes: str, width: int, height: int) -> None:
     image, facts = _opened(f'<svg {SVG} {attributes}><rect width="5" height="5"/></svg>'.encode(), 100)
     assert facts == {"width": width, "height": height} and max(image.size) <= 4096
+
+
+@pytest.mark.skipif(shutil.which("fc-match") is None, reason="fontconfig is not installed")
+@pytest.mark.parametrize("font", ["", 'font-family="sans-serif"', 'font-family="No Such Font"'])
+def test_words_are_drawn_in_a_font_of_this_machine(font: str) -> None:
+    image, _ = _opened(
+        f'<svg {SVG} width="200" height="60"><text x="5" y="40" font-size="30" {font}>Hi</text></svg>'.encode()
+    )
+    assert min(image.convert("L").tobytes()) < 64
 
 
 def _nested(depth: int, element: str) -> str:

@@ -20,13 +20,21 @@ if TYPE_CHECKING:
 GZIP = b"\x1f\x8b"
 MOST_BYTES = 1 << 25  # of a drawing, unpacked
 SECONDS = 20  # of drawing
-# Its argument: whether fonts are needed, which takes a while.
+# Its argument: whether fonts are needed, which takes a while. resvg's own generic families are fonts of Windows.
 DRAW = """
-import resource, sys
+import resource, shutil, subprocess, sys
 from resvg_py import svg_to_bytes
+families = {}
+if sys.argv[1] == "True" and shutil.which("fc-match"):
+    for name in ("serif", "sans-serif", "monospace"):
+        words = ["fc-match", "-f", "%{family[0]}", name]
+        families[name.replace("-", "_") + "_family"] = subprocess.run(words, capture_output=True, text=True).stdout
+    families["font_family"] = families["sans_serif_family"]
 resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
 try:
-    drawn = svg_to_bytes(svg_string=sys.stdin.read(), background="white", skip_system_fonts=sys.argv[1] == "False")
+    drawn = svg_to_bytes(
+        svg_string=sys.stdin.read(), background="white", skip_system_fonts=sys.argv[1] == "False", **families
+    )
 except ValueError as error:
     sys.exit(str(error))
 sys.stdout.buffer.write(bytes(drawn))
