@@ -190,9 +190,9 @@ def _chosen(file: Source, choice: Choice) -> Iterator[tuple[str, Frame]]:
             if frame.at > last:
                 last = frame.at
                 yield f"t={_decimal(frame.at)}", frame
-        film.check()
         if last < 0:
-            raise PictureError("there is no frame in it that can be decoded")
+            raise PictureError(": ".join(["no frame of it can be decoded", *film.damage]))
+        film.check()
 
 
 def _wanted(film: "Film", step: Fraction, most: int | None) -> Callable[[Fraction], Fraction | None]:
