@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from vlmkit.errors import one_line
-from vlmkit.io.sources import file_url
+from vlmkit.io.parts import file_url
 from vlmkit.io.terminal import CONTROL, Output, console
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ def is_one_picture(path: str) -> bool:
 
 def is_divided(path: str) -> bool:
     """Whether INPUT `path` is a file whose parts are pictures: a document, a film."""
-    return os.path.isfile(path) and (reader := reader_of(path)) is not None and not reader.holds_files
+    return is_divided_name(path) and os.path.isfile(path)
 
 
 def check_outputs(inputs: list[str], output: str | None, errors: str | None, ignore: str | None = None) -> None:
@@ -263,7 +263,7 @@ def _items(row: Record, folder: str, how: Reading) -> Iterator[Item | Failed]:
 def _is_divided(record: Record) -> bool:
     """Whether a record without a vector is about a document or film as a whole."""
     image = record.get("image")
-    return isinstance(image, str) and is_divided_name(image) and "embedding" not in record and os.path.isfile(image)
+    return isinstance(image, str) and "embedding" not in record and is_divided(image)
 
 
 def _parts_of(record: Record, how: Reading) -> Iterator[Item | Failed]:

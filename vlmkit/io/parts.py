@@ -1,6 +1,7 @@
 """Pictures that are made when they are wanted: a page of a document, a frame of a film; and which of them are."""
 
 import io
+import os
 import re
 import sys
 import threading
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from vlmkit.io.records import Record
-from vlmkit.io.sources import Bytes, PictureError, Reader, Source, content_hash
+from vlmkit.io.sources import Bytes, PictureError, Reader, Source, content_hash, reader_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,6 +92,14 @@ def page_ranges(text: str) -> tuple[range, ...]:
             raise ValueError(f"{part.strip()!r} is not a page or a range such as 1-5, from 1 on")
         found.append(range(first, last + 1))
     return tuple(found)
+
+
+def file_url(path: str) -> str:
+    """The file: URL of a path; of a page or moment that of its file, with the part behind it, which browsers take."""
+    file, mark, part = path.rpartition("#")
+    if not mark or os.path.lexists(path) or reader_of(file) is None:
+        file, part = path, ""
+    return f"file://{quote(os.fsencode(file))}{mark and part and '#' + part}"
 
 
 class ChoosingReader(Reader, Protocol):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import IO, Any, NamedTuple, Protocol, cast
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from vlmkit.io.kinds import DECODED, is_decoded
 from vlmkit.io.registry import Registry
@@ -354,14 +354,6 @@ def file_path(url: str) -> str:
         return unquote(urlsplit(url).path)
     except ValueError:
         return url
-
-
-def file_url(path: str) -> str:
-    """The file: URL of a path; of a page or moment that of its file, with the part behind it, which browsers take."""
-    file, mark, part = path.rpartition("#")
-    if not mark or os.path.lexists(path) or reader_of(file) is None:
-        file, part = path, ""
-    return f"file://{quote(os.fsencode(file))}{mark and part and '#' + part}"
 
 
 def is_data(path: str) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from vlmkit.errors import one_line
+from vlmkit.io.parts import file_url
 from vlmkit.io.records import Record
-from vlmkit.io.sources import file_url, is_data, is_url
+from vlmkit.io.sources import is_data, is_url
 from vlmkit.render.html import picture, placeholder, render
 
 PIXELS = 400  # of the longer side: shown at half of it, full size in the large view
